@@ -1,0 +1,11 @@
+//! crfs: a lazy-pull filesystem for container images.
+//!
+//! Data flows one way, and so do the imports (docs/design.md has the whole picture):
+//!
+//! ```text
+//! reference -> registry -> index -> tree -> frontend                     metadata, once, at mount
+//! frontend  -> fetch -> registry -> decode -> verify -> cache -> frontend   data, at read
+//! ```
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
+pub mod blob;

@@ -1,0 +1,57 @@
+//! Data flows one way, and so do the imports: what each part of src/ may use of the others (docs/design.md, "Data flows one way").
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A part, and what it may use besides itself, `blob` (the words all share) and `sys`.
+const MAY_USE: [(&str, &[&str]); 9] = [
+    ("blob", &[]),
+    ("sys", &[]),
+    ("registry", &[]),
+    ("index", &[]),
+    ("cache", &["index"]),
+    ("fetch", &["registry", "index", "cache"]),
+    ("fs", &["index", "fetch"]),
+    ("mount", &["registry", "index", "cache", "fetch", "fs"]),
+    ("cli", &["registry", "index", "cache", "fetch", "fs", "mount"]),
+];
+
+/// The parts that a line imports: `crate::PART`. A line may have several.
+fn imported(line: &str) -> impl Iterator<Item = &str> {
+    let code = line.split("//").next().unwrap();
+    code.split("crate::").skip(1).map(|rest| rest.split(|c: char| !c.is_ascii_lowercase()).next().unwrap())
+}
+
+fn sources(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).into_iter().flatten();
+    entries.flat_map(|entry| sources(&entry.unwrap().path())).collect()
+}
+
+#[test]
+fn imports_go_one_way() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (part, allowed) in MAY_USE {
+        let files = [sources(&src.join(part)), sources(&src.join(part).with_extension("rs"))].concat();
+        assert!(!files.is_empty(), "there is no src/{part}");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for (number, line) in text.lines().enumerate() {
+                for used in imported(line).filter(|used| MAY_USE.iter().any(|(part, _)| part == used)) {
+                    let fine = used == part || ["blob", "sys"].contains(&used) || allowed.contains(&used);
+                    assert!(fine, "{}:{}: {part} may not use {used}", file.display(), number + 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn imports_are_seen() {
+    let line = "use crate::{blob}; fn f(x: crate::index::Unit, y: crate::fs::Tree) {} // crate::cli";
+    assert_eq!(imported(line).collect::<Vec<_>>(), ["", "index", "fs"]);
+    assert_eq!(imported("//! [`crate::cli`]").count(), 0);
+}
