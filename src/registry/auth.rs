@@ -1,0 +1,302 @@
+//! Authorisation: Basic, and Bearer tokens from the server that a registry's challenge names (distribution's token
+//! specification; RFC 6750, RFC 7617).
+//!
+//! A grant is what is sent in `Authorization` for one repository. When a registry refuses one, the first reader that says so
+//! renews it, and all others wait for that.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use moka::future::Cache;
+use moka::ops::compute::Op;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use serde::Deserialize;
+use tokio::time::Instant;
+use url::Url;
+
+use super::credentials::{self, Credentials, Identity, Origin, Secret};
+use super::redirect::leads_to_link_local;
+use super::throttle::{Throttle, status_error};
+use super::transport::{Connection, Transport};
+use super::{Error, Redacted};
+
+/// What a token lives without `expires_in`, by the specification.
+const DEFAULT_LIFE: u64 = 60;
+
+const LARGEST_TOKEN: usize = 1 << 20;
+
+/// A name for us in OAuth2 requests.
+const CLIENT_ID: &str = "crfs";
+
+/// A repository, as far as authorisation goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Scope {
+    pub(super) registry: String,
+    pub(super) repository: String,
+}
+
+/// How a registry wants to be convinced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    Basic,
+    Bearer { realm: Url, service: Option<String>, scope: Option<String> },
+}
+
+/// What is sent in `Authorization`, and how to get it anew.
+pub(super) struct Grant {
+    pub(super) id: u64,
+    header: HeaderValue,
+    challenge: Challenge,
+    expires: Option<Instant>,
+    pub(super) origin: Option<Origin>,
+}
+
+impl Grant {
+    pub(super) fn apply(&self, headers: &mut HeaderMap) {
+        headers.insert(AUTHORIZATION, self.header.clone());
+    }
+}
+
+/// Everything that registries have granted us.
+pub(super) struct Authority {
+    files: Vec<PathBuf>,
+    transport: Arc<Transport>,
+    throttle: Arc<Throttle>,
+    grants: Cache<Scope, Arc<Grant>>,
+    last_id: AtomicU64,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+impl Authority {
+    pub(super) fn new(files: Vec<PathBuf>, transport: Arc<Transport>, throttle: Arc<Throttle>) -> Self {
+        Self { files, transport, throttle, grants: Cache::new(10_000), last_id: AtomicU64::new(0) }
+    }
+
+    /// What was granted before, renewed where its life has ended; `None` before the registry's first challenge.
+    pub(super) async fn current(&self, scope: &Scope) -> Result<Option<Arc<Grant>>, Error> {
+        match self.grants.get(scope).await {
+            Some(grant) if grant.expires.is_some_and(|expires| expires <= Instant::now()) => {
+                self.renew(scope, grant.challenge.clone(), Some(grant.id)).await.map(Some)
+            }
+            grant => Ok(grant),
+        }
+    }
+
+    /// A grant other than the refused one. Credentials are read again.
+    pub(super) async fn renew(
+        &self,
+        scope: &Scope,
+        challenge: Challenge,
+        refused: Option<u64>,
+    ) -> Result<Arc<Grant>, Error> {
+        let drop_refused = |entry: Option<moka::Entry<Scope, Arc<Grant>>>| {
+            let matches = entry.is_some_and(|entry| Some(entry.value().id) == refused);
+            std::future::ready(if matches { Op::Remove } else { Op::Nop })
+        };
+        self.grants.entry_by_ref(scope).and_compute_with(drop_refused).await;
+        let granted = self.grants.try_get_with_by_ref(scope, Box::pin(self.obtain(scope, challenge))).await;
+        granted.map_err(Error::shared)
+    }
+
+    async fn obtain(&self, scope: &Scope, challenge: Challenge) -> Result<Arc<Grant>, Error> {
+        let found = credentials::find(&self.files, &scope.registry, &scope.repository).await?;
+        let origin = found.as_ref().map(|credentials| credentials.origin.clone());
+        let (value, life) = match &challenge {
+            Challenge::Basic => (basic(scope, found.as_ref())?, None),
+            Challenge::Bearer { realm, service, scope: asked } => {
+                let asked = asked.clone().unwrap_or_else(|| format!("repository:{}:pull", scope.repository));
+                let answer = self.token(scope, realm, service.as_deref(), &asked, found.as_ref()).await?;
+                bearer(answer, scope)?
+            }
+        };
+        let refused = |_| challenge_refused(scope, "the credentials cannot be sent in a header".to_owned());
+        let mut header = HeaderValue::from_str(value.reveal()).map_err(refused)?;
+        header.set_sensitive(true);
+        // Renewed a little early: the last of its life may pass on the way.
+        let expires = life.map(|life| Instant::now() + life.saturating_sub((life / 10).min(Duration::from_secs(10))));
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Grant { id, header, challenge, expires, origin }))
+    }
+
+    async fn token(
+        &self,
+        scope: &Scope,
+        realm: &Url,
+        service: Option<&str>,
+        asked: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<TokenAnswer, Error> {
+        let mut parameters: Vec<(&str, &str)> = service.iter().map(|service| ("service", *service)).collect();
+        parameters.push(("scope", asked));
+        let request = self.token_request(realm, &parameters, credentials.map(|credentials| &credentials.identity))?;
+        self.throttle.admit(realm).await;
+        let response =
+            request.send().await.map_err(|source| Error::transfer(realm, "the token server", Some(source)))?;
+        self.throttle.note(realm, &response);
+        match response.status().as_u16() {
+            200 => read_token(realm, response).await,
+            401 | 403 => Err(unauthorized(scope, credentials.map(|credentials| credentials.origin.clone()))),
+            300..=399 => Err(challenge_refused(scope, "its token server redirects".to_owned())),
+            _ => Err(status_error(realm, &response)),
+        }
+    }
+
+    /// An identity token is posted, a password is sent as Basic, and without either anyone's token is asked for.
+    fn token_request(
+        &self,
+        realm: &Url,
+        parameters: &[(&str, &str)],
+        identity: Option<&Identity>,
+    ) -> Result<reqwest::RequestBuilder, Error> {
+        Ok(match identity {
+            Some(Identity::Token(token)) => {
+                let grant =
+                    [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token.reveal())];
+                let mut form = url::form_urlencoded::Serializer::new(String::new());
+                form.extend_pairs(grant.iter().chain(parameters));
+                let content_type = "application/x-www-form-urlencoded";
+                self.transport.post(realm)?.header(CONTENT_TYPE, content_type).body(form.finish())
+            }
+            identity => {
+                let mut url = realm.clone();
+                url.query_pairs_mut().extend_pairs(parameters);
+                let request = self.transport.get(&url, Connection::Pooled)?;
+                match identity {
+                    Some(Identity::Password { user, password }) => request.basic_auth(user, Some(password.reveal())),
+                    _ => request,
+                }
+            }
+        })
+    }
+}
+
+pub(super) fn unauthorized(scope: &Scope, credentials: Option<Origin>) -> Error {
+    Error::Unauthorized { registry: scope.registry.clone(), repository: scope.repository.clone(), credentials }
+}
+
+fn challenge_refused(scope: &Scope, reason: String) -> Error {
+    Error::Challenge { registry: scope.registry.clone(), reason }
+}
+
+async fn read_token(realm: &Url, mut response: reqwest::Response) -> Result<TokenAnswer, Error> {
+    let mut body = Vec::new();
+    let failed = |source| Error::transfer(realm, "the token server", Some(source));
+    while let Some(bytes) = response.chunk().await.map_err(failed)? {
+        body.extend_from_slice(&bytes);
+        if body.len() > LARGEST_TOKEN {
+            return Err(Error::protocol(realm, "the token is too large"));
+        }
+    }
+    // Never the parser's own message, which could quote the token.
+    serde_json::from_slice(&body).map_err(|_| Error::protocol(realm, "the token server's answer is not a token"))
+}
+
+fn basic(scope: &Scope, credentials: Option<&Credentials>) -> Result<Secret, Error> {
+    match credentials.map(|credentials| &credentials.identity) {
+        Some(Identity::Password { user, password }) => {
+            Ok(Secret::new(format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.reveal())))))
+        }
+        _ => Err(unauthorized(scope, credentials.map(|credentials| credentials.origin.clone()))),
+    }
+}
+
+fn bearer(answer: TokenAnswer, scope: &Scope) -> Result<(Secret, Option<Duration>), Error> {
+    let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
+    let token = token.ok_or_else(|| challenge_refused(scope, "its token server gave no token".to_owned()))?;
+    let life = Duration::from_secs(answer.expires_in.filter(|life| *life > 0).unwrap_or(DEFAULT_LIFE).min(86_400));
+    Ok((Secret::new(format!("Bearer {token}")), Some(life)))
+}
+
+/// Reads a 401's challenge; a Bearer one is preferred. `base` is the registry's own URL.
+pub(super) fn challenge(scope: &Scope, base: &Url, headers: &HeaderMap) -> Result<Challenge, Error> {
+    let mut basic = false;
+    for value in headers.get_all(WWW_AUTHENTICATE) {
+        let Some(challenges) = value.to_str().ok().and_then(|value| http_auth::parse_challenges(value).ok()) else {
+            continue;
+        };
+        for challenge in challenges {
+            let parameter = |name: &str| {
+                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                found.map(|(_, value)| value.to_unescaped()).filter(|value| !value.is_empty())
+            };
+            if challenge.scheme.eq_ignore_ascii_case("bearer") {
+                let realm = realm(scope, base, parameter("realm").as_deref())?;
+                return Ok(Challenge::Bearer { realm, service: parameter("service"), scope: parameter("scope") });
+            }
+            basic |= challenge.scheme.eq_ignore_ascii_case("basic");
+        }
+    }
+    if basic {
+        Ok(Challenge::Basic)
+    } else {
+        Err(challenge_refused(scope, "it names neither Basic nor Bearer".to_owned()))
+    }
+}
+
+/// Where credentials may be sent for a token: https only, unless the registry itself is plain http.
+fn realm(scope: &Scope, base: &Url, text: Option<&str>) -> Result<Url, Error> {
+    let refused = |reason: String| challenge_refused(scope, reason);
+    let realm: Option<Url> = text.and_then(|text| text.parse().ok());
+    let mut realm = realm.ok_or_else(|| refused("it names no token server".to_owned()))?;
+    let _ = realm.set_username("");
+    let _ = realm.set_password(None);
+    let shown = Redacted::of(&realm);
+    match (base.scheme(), realm.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        _ => return Err(refused(format!("its token server {shown} is not https"))),
+    }
+    if leads_to_link_local(&realm) {
+        return Err(refused(format!("its token server {shown} is at a link-local address")));
+    }
+    Ok(realm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(base: &str, value: &str) -> Result<Challenge, Error> {
+        let scope = Scope { registry: "r".into(), repository: "a/b".into() };
+        let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap())]);
+        challenge(&scope, &base.parse().unwrap(), &headers)
+    }
+
+    #[test]
+    fn challenges_are_read() {
+        let bearer = r#"Basic realm="x", Bearer realm="https://auth/token",service="s",scope="repository:a/b:pull""#;
+        let expected = Challenge::Bearer {
+            realm: "https://auth/token".parse().unwrap(),
+            service: Some("s".into()),
+            scope: Some("repository:a/b:pull".into()),
+        };
+        assert_eq!(parse("https://r/", bearer).unwrap(), expected);
+        assert_eq!(parse("https://r/", "basic realm=x").unwrap(), Challenge::Basic);
+        assert!(matches!(parse("https://r/", "Negotiate"), Err(Error::Challenge { .. })));
+    }
+
+    #[test]
+    fn a_realm_that_would_leak_credentials_is_refused() {
+        let bearer = |base: &str, realm: &str| parse(base, &format!("Bearer realm=\"{realm}\""));
+        assert!(bearer("http://r/", "http://auth/").is_ok());
+        let refused = [
+            ("https://r/", "http://auth/"),
+            ("https://r/", "ftp://auth/"),
+            ("http://r/", "http://169.254.169.254/"),
+            ("https://r/", "https://[fe80::1]/"),
+            ("https://r/", "/token"),
+        ];
+        for (base, realm) in refused {
+            assert!(matches!(bearer(base, realm), Err(Error::Challenge { .. })), "{base} {realm}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The bytes of one layer, wherever they are: streamed for the fetch engine, read at for the formats.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use tokio::runtime::Handle;
+
+use super::layout::FileBlob;
+use super::manifest::LayerDescriptor;
+use super::ranged::{RangedBody, RemoteBlob};
+use super::remote::{Counters, Repository};
+use super::{Error, Freshness};
+use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+
+/// What is read from a file at a time.
+const FILE_PART: u64 = 1 << 20;
+
+/// Reserved at most before any byte has come.
+const LARGEST_RESERVE: u64 = 1 << 20;
+
+/// What has been asked of registries through one blob, for status and tests. Token servers are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests in all: a redirect that is followed counts for the registry and for the host that it leads to.
+    pub requests: u64,
+    /// Of these, the ones to hosts other than the registry.
+    pub elsewhere: u64,
+    /// Bytes of bodies, those included that were thrown away.
+    pub bytes: u64,
+}
+
+/// The bytes of one blob: in a registry, a file of a layout, or a part of an archive.
+#[derive(Clone)]
+pub struct Blob {
+    digest: Digest,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Remote(Arc<RemoteBlob>, Handle),
+    Local(Arc<LocalBlob>),
+}
+
+struct LocalBlob {
+    file: FileBlob,
+    counters: Counters,
+}
+
+impl LocalBlob {
+    fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
+        let bytes = self.file.read(range)?;
+        self.counters.bytes.fetch_add(range.len(), Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
+
+impl Blob {
+    pub(super) fn remote(repository: Repository, layer: &LayerDescriptor, runtime: Handle) -> Self {
+        let counters = Counters::default();
+        let remote = RemoteBlob { repository, digest: layer.digest, size: layer.size, counters };
+        Self { digest: layer.digest, place: Place::Remote(Arc::new(remote), runtime) }
+    }
+
+    pub(super) fn local(file: FileBlob, digest: Digest) -> Self {
+        Self { digest, place: Place::Local(Arc::new(LocalBlob { file, counters: Counters::default() })) }
+    }
+
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match &self.place {
+            Place::Remote(remote, _) => remote.size,
+            Place::Local(local) => local.file.size,
+        }
+    }
+
+    /// Starts reading a range. Retries and resumes by itself until the deadline.
+    ///
+    /// # Errors
+    /// Where the range passes the blob's end, the bytes are refused or not there, or nothing has moved for the deadline.
+    pub async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Body, Error> {
+        self.check(range)?;
+        Ok(Body(match &self.place {
+            Place::Remote(remote, _) => {
+                Kind::Remote(Box::new(RangedBody::open(remote.clone(), range, freshness).await?))
+            }
+            Place::Local(local) => Kind::Local { blob: local.clone(), rest: range },
+        }))
+    }
+
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let counters = match &self.place {
+            Place::Remote(remote, _) => &remote.counters,
+            Place::Local(local) => &local.counters,
+        };
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Traffic { requests: get(&counters.requests), elsewhere: get(&counters.elsewhere), bytes: get(&counters.bytes) }
+    }
+
+    /// Whether its host was lately seen to send the whole blob when asked for a part: one long read is then cheaper than many.
+    pub async fn is_sent_whole(&self) -> bool {
+        match &self.place {
+            Place::Remote(remote, _) => remote.is_rangeless().await,
+            Place::Local(_) => false,
+        }
+    }
+
+    fn check(&self, range: ByteRange) -> Result<(), Error> {
+        let size = self.size();
+        let fits = range.start <= range.end && range.end <= size;
+        if fits { Ok(()) } else { Err(Error::OutOfRange { layer: self.digest, range, size }) }
+    }
+
+    async fn collect(&self, range: ByteRange) -> Result<Bytes, Error> {
+        let mut body = self.stream(range, Freshness::Any).await?;
+        let mut bytes = BytesMut::with_capacity(usize::try_from(range.len().min(LARGEST_RESERVE)).unwrap_or(0));
+        while let Some(part) = body.next().await {
+            bytes.extend_from_slice(&part?);
+        }
+        Ok(bytes.freeze())
+    }
+}
+
+impl ByteSource for Blob {
+    fn size(&self) -> u64 {
+        Blob::size(self)
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        self.check(range)?;
+        Ok(match &self.place {
+            Place::Remote(_, runtime) => runtime.block_on(self.collect(range))?,
+            Place::Local(local) => local.read(range)?,
+        })
+    }
+}
+
+/// A body on its way: yields exactly the bytes of its range, in order, or an error.
+pub struct Body(Kind);
+
+enum Kind {
+    Remote(Box<RangedBody>),
+    Local { blob: Arc<LocalBlob>, rest: ByteRange },
+}
+
+impl Body {
+    /// The next bytes, never empty; `None` after the last, or after an error.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        match &mut self.0 {
+            Kind::Remote(body) => body.next().await,
+            Kind::Local { rest, .. } if rest.is_empty() => None,
+            Kind::Local { blob, rest } => {
+                let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(FILE_PART)) };
+                rest.start = part.end;
+                let reader = blob.clone();
+                let read = tokio::task::spawn_blocking(move || reader.read(part)).await;
+                let read = read.unwrap_or_else(|source| {
+                    let path = blob.file.path.clone();
+                    Err(Error::File { path, what: "cannot be read", source: std::io::Error::other(source) })
+                });
+                if read.is_err() {
+                    rest.start = rest.end;
+                }
+                Some(read)
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! From a reference to one image: which manifest it means, whose bytes are verified, and where its layers are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use oci_client::manifest::ImageIndexEntry;
+use tokio::sync::OnceCell;
+
+use super::archive::Archive;
+use super::blob::Blob;
+use super::layout::Layout;
+use super::manifest::{Content, LayerDescriptor, parse, place};
+use super::patience::Patience;
+use super::platform::{Offer, offer};
+use super::remote::{Document, Repository, Shared};
+use super::{Error, Freshness, Image, ImageRef, Layer, Options, Platform};
+use crate::blob::{Digest, Documents};
+
+/// Indexes may name indexes; so deep is looked.
+const DEEPEST_INDEX: usize = 4;
+
+/// So many documents are asked for to find one image: entries of an index that state no platform have to be tried.
+const MOST_DOCUMENTS: usize = 32;
+
+/// How long a registry is waited for that may be answered for by what is remembered.
+const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
+
+/// Talks to registries. Cheap to clone; needs a tokio runtime, whose handle it takes at creation for the blocking reads.
+#[derive(Clone)]
+pub struct Client {
+    options: Options,
+    documents: Arc<dyn Documents>,
+    runtime: tokio::runtime::Handle,
+    resolve_deadline: Duration,
+    /// Made when a registry is first asked: a layout on disk needs no certificates.
+    shared: Arc<OnceCell<Arc<Shared>>>,
+}
+
+/// Where an image's parts are.
+enum Source {
+    Remote(Repository),
+    Local(Layout),
+}
+
+impl Client {
+    /// # Errors
+    /// Where there is no tokio runtime here.
+    pub fn new(options: Options, documents: Arc<dyn Documents>) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|source| Error::Setup {
+            what: "a tokio runtime is needed".to_owned(),
+            source: Some(source.into()),
+        })?;
+        let resolve_deadline = options.io_deadline;
+        Ok(Self { options, documents, runtime, resolve_deadline, shared: Arc::default() })
+    }
+
+    /// Gives up resolving after this time without progress, where that is sooner than `io_deadline`: a mount has its own
+    /// deadline, and should end with what the registry said last.
+    #[must_use]
+    pub fn with_resolve_deadline(mut self, deadline: Duration) -> Self {
+        self.resolve_deadline = self.resolve_deadline.min(deadline);
+        self
+    }
+
+    /// Resolves a reference once to one image of the wanted platform, its manifest verified by digest.
+    ///
+    /// A digest whose manifest is remembered is not asked for; a tag is, and what it was last is taken where the registry cannot be reached.
+    ///
+    /// # Errors
+    /// Where the image is not there, is of other platforms only, cannot be verified or cannot be had within the deadline.
+    pub async fn resolve(&self, image: &ImageRef) -> Result<Image, Error> {
+        match image {
+            ImageRef::Registry(reference) => self.resolve_remote(image, reference).await,
+            ImageRef::Layout { dir, tag } => self.resolve_local(image, Layout::Directory(dir.clone()), tag).await,
+            ImageRef::Archive { file, tag } => {
+                let path = file.clone();
+                let archive = blocking(move || Archive::open(&path)).await?;
+                self.resolve_local(image, Layout::Archive(Arc::new(archive)), tag).await
+            }
+        }
+    }
+
+    /// Resolves the image that stands beside another under its tag with a suffix, as a TOC image does (`-esgztoc`).
+    ///
+    /// # Errors
+    /// As [`Client::resolve`]; [`Error::is_not_found`] tells where there is none.
+    pub async fn resolve_sibling(&self, image: &ImageRef, suffix: &str) -> Result<Image, Error> {
+        self.resolve(&image.sibling(suffix)?).await
+    }
+
+    async fn shared(&self) -> Result<Arc<Shared>, Error> {
+        let made = self.shared.get_or_try_init(async || Shared::new(self.options.clone()).map(Arc::new)).await?;
+        Ok(made.clone())
+    }
+
+    async fn resolve_remote(&self, image: &ImageRef, reference: &oci_client::Reference) -> Result<Image, Error> {
+        let repository = Repository::new(self.shared().await?, reference.registry(), reference.repository());
+        let top = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => {
+                let digest = digest
+                    .parse()
+                    .map_err(|source| Error::Reference { text: image.to_string(), reason: format!("{source}") })?;
+                let bytes = self.verified(&repository, image, digest).await?;
+                Document { digest, bytes }
+            }
+            (None, tag) => self.by_tag(&repository, image, tag.unwrap_or("latest")).await?,
+        };
+        self.choose(image, &Source::Remote(repository), top).await
+    }
+
+    async fn resolve_local(&self, image: &ImageRef, layout: Layout, tag: &Option<String>) -> Result<Image, Error> {
+        let (name, tag) = (image.name(), tag.clone());
+        let reader = layout.clone();
+        let top = blocking(move || {
+            let entry = reader.find(&name, tag.as_deref())?;
+            let refused = |reason| Error::Manifest { what: name, kind: "manifest", reason };
+            let (digest, size) = place(&entry.digest, entry.size).map_err(refused)?;
+            Ok(Document { digest, bytes: reader.document(&digest, Some(size))? })
+        });
+        let top = top.await?;
+        self.choose(image, &Source::Local(layout), top).await
+    }
+
+    /// What a tag means now; what it meant last where the registry cannot say.
+    async fn by_tag(&self, repository: &Repository, image: &ImageRef, tag: &str) -> Result<Document, Error> {
+        let key = format!("{image} {}", self.options.platform);
+        let remembered = self
+            .documents
+            .resolved(&key)
+            .and_then(|digest| self.documents.get(&digest).map(|bytes| Document { digest, bytes }));
+        let limit = remembered.as_ref().map_or(Duration::MAX, |_| PATIENCE_WITH_MEMORY);
+        let mut patience = Patience::new(self.resolve_deadline.min(limit));
+        match (ask_tag(repository, image, tag, &mut patience).await, remembered) {
+            (Ok(document), _) => {
+                self.documents.put(&document.digest, &document.bytes);
+                self.documents.remember(&key, &document.digest);
+                Ok(document)
+            }
+            (Err(error), Some(document)) if error.is_unreachable() => {
+                tracing::warn!(%image, digest = %document.digest, %error, "the registry cannot be reached; using what the tag meant last");
+                Ok(document)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// A document by digest, remembered or asked for; wrong bytes are asked for once more past caches.
+    async fn verified(&self, repository: &Repository, image: &ImageRef, digest: Digest) -> Result<Bytes, Error> {
+        if let Some(bytes) = self.documents.get(&digest) {
+            return Ok(bytes);
+        }
+        let mut patience = Patience::new(self.resolve_deadline);
+        let mut found = digest;
+        for freshness in [Freshness::Any, Freshness::PastCaches] {
+            let (document, _) = repository.document(&digest.to_string(), freshness, &mut patience).await?;
+            if document.digest == digest {
+                self.documents.put(&digest, &document.bytes);
+                return Ok(document.bytes);
+            }
+            found = document.digest;
+        }
+        Err(Error::WrongDigest { what: image.to_string(), expected: digest, found })
+    }
+
+    async fn child(&self, image: &ImageRef, source: &Source, entry: &ImageIndexEntry) -> Result<Document, Error> {
+        let refused = |reason| Error::Manifest { what: image.to_string(), kind: "index", reason };
+        let (digest, size) = place(&entry.digest, entry.size).map_err(refused)?;
+        let bytes = match source {
+            Source::Remote(repository) => self.verified(repository, image, digest).await?,
+            Source::Local(layout) => {
+                let layout = layout.clone();
+                blocking(move || layout.document(&digest, Some(size))).await?
+            }
+        };
+        Ok(Document { digest, bytes })
+    }
+
+    /// Goes down through indexes to the image of the wanted platform, the best entry of each first.
+    async fn choose(&self, image: &ImageRef, source: &Source, top: Document) -> Result<Image, Error> {
+        let what = image.to_string();
+        let refused = |reason| Error::Manifest { what: what.clone(), kind: "index", reason };
+        let mut available = Vec::new();
+        // What is still to be looked into, the last first.
+        let mut waiting: Vec<(ImageIndexEntry, usize)> = Vec::new();
+        let (mut document, mut platform, mut depth) = (top, None, 0);
+        for _ in 0..MOST_DOCUMENTS {
+            match parse(&what, &document.bytes)? {
+                Content::Image { layers, config } => {
+                    let (layers, config) = self.blobs(source, layers, config).await?;
+                    return Ok(Image { name: image.name(), digest: document.digest, platform, layers, config });
+                }
+                Content::Index(_) if depth == DEEPEST_INDEX => {
+                    return Err(refused(format!("indexes are nested more than {DEEPEST_INDEX} deep")));
+                }
+                Content::Index(entries) => {
+                    let Offer { fitting, available: named } = offer(&self.options.platform, &entries);
+                    available.extend(named);
+                    // An entry that states the platform is the image; those without may be indexes, each to be looked into.
+                    let stated = fitting.first().is_some_and(|entry| entry.platform.is_some());
+                    let worth = if stated { 1 } else { fitting.len() };
+                    waiting.extend(fitting.into_iter().take(worth).rev().map(|entry| (entry.clone(), depth + 1)));
+                }
+            }
+            let Some((entry, below)) = waiting.pop() else {
+                let mut seen = BTreeSet::new();
+                available.retain(|platform| seen.insert(platform.clone()));
+                return Err(Error::NoPlatform { image: what, wanted: self.options.platform.to_string(), available });
+            };
+            document = self.child(image, source, &entry).await?;
+            (platform, depth) = (entry.platform.as_ref().map(Platform::from), below);
+        }
+        Err(refused(format!("its indexes name more than {MOST_DOCUMENTS} others without a platform")))
+    }
+
+    /// Where the bytes of layers and config are. A config that is not there is missed by nobody but who asks for it.
+    async fn blobs(
+        &self,
+        source: &Source,
+        layers: Vec<LayerDescriptor>,
+        config: Option<LayerDescriptor>,
+    ) -> Result<(Vec<Layer>, Option<Layer>), Error> {
+        match source {
+            Source::Remote(repository) => {
+                let blob = |layer: LayerDescriptor| {
+                    Layer::new(Blob::remote(repository.clone(), &layer, self.runtime.clone()), layer)
+                };
+                Ok((layers.into_iter().map(blob).collect(), config.map(blob)))
+            }
+            Source::Local(layout) => {
+                let layout = layout.clone();
+                let opened = blocking(move || {
+                    let open = |layer: LayerDescriptor| {
+                        let file = layout.blob(&layer.digest, Some(layer.size))?;
+                        Ok(Layer::new(Blob::local(file, layer.digest), layer))
+                    };
+                    let config = config.and_then(|config| open(config).ok());
+                    Ok((layers.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?, config))
+                });
+                opened.await
+            }
+        }
+    }
+}
+
+impl Layer {
+    fn new(blob: Blob, layer: LayerDescriptor) -> Self {
+        let LayerDescriptor { digest, size, media_type, annotations } = layer;
+        Self { digest, size, media_type, annotations, blob }
+    }
+}
+
+/// Asks for a tag. Bytes that are not what the registry says they are may have been spoilt on the way; if they come again past
+/// caches, their own digest is what counts.
+async fn ask_tag(
+    repository: &Repository,
+    image: &ImageRef,
+    tag: &str,
+    patience: &mut Patience,
+) -> Result<Document, Error> {
+    let (document, said) = repository.document(tag, Freshness::Any, patience).await?;
+    if said.is_none_or(|said| said == document.digest) {
+        return Ok(document);
+    }
+    let (document, said) = repository.document(tag, Freshness::PastCaches, patience).await?;
+    if let Some(said) = said.filter(|said| *said != document.digest) {
+        tracing::warn!(%image, %said, digest = %document.digest, "the registry states another digest than its manifest has");
+    }
+    Ok(document)
+}
+
+/// File system work, off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|source| {
+        let source = std::io::Error::other(source);
+        Err(Error::File { path: std::path::PathBuf::new(), what: "a file task was given up", source })
+    })
+}

@@ -1,0 +1,236 @@
+//! What can go wrong between a reference and the bytes of a layer: facts as fields, a source, and whether asking again makes sense.
+//!
+//! No text here ever holds a secret: URLs are [`Redacted`] (signed URLs carry their authority in the query), and of
+//! credentials only the place they came from is named.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use super::credentials::Origin;
+use crate::blob::Digest;
+
+/// A URL without user, password, query and fragment, fit to be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redacted(String);
+
+impl Redacted {
+    pub(super) fn of(url: &Url) -> Self {
+        let mut shown = url.clone();
+        // These fail only for URLs that cannot have a user at all.
+        let _ = shown.set_username("");
+        let _ = shown.set_password(None);
+        shown.set_query(None);
+        shown.set_fragment(None);
+        Self(shown.into())
+    }
+
+    fn is_http(&self) -> bool {
+        self.0.starts_with("http://")
+    }
+
+    /// Of a text that is made of a host and a path only.
+    pub(super) const fn plain(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Whether the same request may go better next time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    Never,
+    /// A server that does not keep to the protocol: a few fresh connections, then no more.
+    AFewTimes,
+    /// Until the deadline; not before this time where the server named one.
+    After(Option<Duration>),
+}
+
+/// Why a reference, a manifest or a layer's bytes cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{text:?} is not an image reference: {reason}")]
+    Reference { text: String, reason: String },
+    #[error("transport {transport:?} of {text:?} is not supported: crfs reads docker://, oci: and oci-archive:")]
+    Transport { transport: String, text: String },
+    #[error("{text:?} is not a platform: it is written os/arch or os/arch/variant, such as linux/arm64")]
+    Platform { text: String },
+    #[error("{image} has nothing for {wanted}; it has: {}", list(available))]
+    NoPlatform { image: String, wanted: String, available: Vec<String> },
+    #[error("{image} names no tag, and holds more than one image and none called latest; its tags are: {}", list(tags))]
+    AmbiguousLayout { image: String, tags: Vec<String> },
+    #[error("{image} has no tag {tag:?}; its tags are: {}", list(tags))]
+    NoTag { image: String, tag: String, tags: Vec<String> },
+    #[error("no image stands beside {image}: a reference by digest alone has no tag to put {suffix:?} behind")]
+    NoSibling { image: String, suffix: String },
+
+    #[error("{path}: {what}", path = path.display())]
+    File { path: PathBuf, what: &'static str, source: std::io::Error },
+    #[error("{path} is not {what}", path = path.display())]
+    NotALayout { path: PathBuf, what: String },
+    #[error("{path} holds no blob {digest}", path = path.display())]
+    NoBlob { path: PathBuf, digest: Digest },
+    #[error("blob {digest} in {path} has {found} bytes, and its descriptor says {expected}", path = path.display())]
+    BlobSize { path: PathBuf, digest: Digest, expected: u64, found: u64 },
+
+    #[error("{what}: its {kind} is refused: {reason}")]
+    Manifest { what: String, kind: &'static str, reason: String },
+    #[error("{what}: expected {expected}, but the bytes received have {found}, also when asked past caches")]
+    WrongDigest { what: String, expected: Digest, found: Digest },
+    #[error("layer {layer}: {range} is outside its {size} bytes")]
+    OutOfRange { layer: Digest, range: crate::blob::ByteRange, size: u64 },
+
+    #[error("the connections cannot be set up: {what}")]
+    Setup { what: String, source: Option<Box<dyn std::error::Error + Send + Sync>> },
+    #[error(
+        "{url}: no TLS connection: {reason}; a private authority is named by --cert-dir or SSL_CERT_FILE, a registry that speaks plain http needs --tls-verify=false"
+    )]
+    Handshake { url: Redacted, reason: rustls::Error },
+    #[error("{url}: {what}{}", deepest(source.as_ref()))]
+    Transfer { url: Redacted, what: &'static str, source: Option<reqwest::Error> },
+    #[error("{url} answered {status}")]
+    Status { url: Redacted, status: u16, retry_after: Option<Duration> },
+    #[error("{url} is not there (404)")]
+    NotFound { url: Redacted },
+    #[error("{url} denies access ({status}){}", if url.is_http() { "; it was asked by http: if it speaks TLS, give --tls-verify" } else { "" })]
+    Denied { url: Redacted, status: u16 },
+    #[error("{url} does not answer a range request by the rules: {what}")]
+    Protocol { url: Redacted, what: String },
+    #[error("{url} redirects to {target}: {reason}")]
+    Redirect { url: Redacted, target: Redacted, reason: &'static str },
+    #[error("{} for repository {repository} (401): {}", refusal(registry, credentials.as_ref()), advice(registry, credentials.as_ref()))]
+    Unauthorized { registry: String, repository: String, credentials: Option<Origin> },
+    #[error("registry {registry} asks for authentication in a way that crfs refuses: {reason}")]
+    Challenge { registry: String, reason: String },
+    #[error("credentials in {path} cannot be read: {reason}", path = path.display())]
+    Credentials { path: PathBuf, reason: String },
+    #[error("{what}: nothing moved for {:.1} s and {tries} tries, the last: {source}", waited.as_secs_f64())]
+    NoProgress { what: String, url: Redacted, waited: Duration, tries: u32, source: Box<Error> },
+
+    /// One failure that several waiters share.
+    #[error(transparent)]
+    Shared(Arc<Error>),
+}
+
+impl Error {
+    /// The failure of work that was done for several at once.
+    pub(super) fn shared(error: Arc<Self>) -> Self {
+        Arc::try_unwrap(error).unwrap_or_else(Self::Shared)
+    }
+
+    /// What happened, whether it happened to one or to several at once.
+    #[must_use]
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Shared(error) => error.root(),
+            other => other,
+        }
+    }
+
+    /// Whether asking again may help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self.root() {
+            Self::Transfer { .. } => Retry::After(None),
+            Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
+            Self::Protocol { .. } => Retry::AFewTimes,
+            _ => Retry::Never,
+        }
+    }
+
+    /// Whether the registry could not be reached or was unwell, rather than having answered "no".
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self.root() {
+            Self::NoProgress { source, .. } => source.is_unreachable(),
+            error => matches!(error.retry(), Retry::After(_)),
+        }
+    }
+
+    /// Whether what was asked for does not exist, as opposed to not being had.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.root(), Self::NotFound { .. } | Self::NoTag { .. } | Self::NoSibling { .. })
+    }
+
+    /// Of a request: reqwest's own text would show the whole URL.
+    pub(super) fn transfer(url: &Url, what: &'static str, source: Option<reqwest::Error>) -> Self {
+        if let Some(reason) = source.as_ref().filter(|source| source.is_connect()).and_then(tls_failure) {
+            return Self::Handshake { url: Redacted::of(url), reason };
+        }
+        Self::Transfer { url: Redacted::of(url), what, source: source.map(reqwest::Error::without_url) }
+    }
+
+    pub(super) fn protocol(url: &Url, what: impl Into<String>) -> Self {
+        Self::Protocol { url: Redacted::of(url), what: what.into() }
+    }
+}
+
+fn sources<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| {
+        // An io::Error made of another names that one's source as its own: the error itself would be passed over.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        inner.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| error.source())
+    })
+}
+
+/// What a handshake failed of. Asking again would not mend it.
+fn tls_failure(error: &reqwest::Error) -> Option<rustls::Error> {
+    sources(error).find_map(|error| error.downcast_ref::<rustls::Error>()).cloned()
+}
+
+/// The innermost cause, which is the one that says something ("Connection refused").
+fn deepest(error: Option<&reqwest::Error>) -> String {
+    error.and_then(|error| sources(error).last()).map(|cause| format!(": {cause}")).unwrap_or_default()
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() { "(none)".to_owned() } else { items.join(", ") }
+}
+
+fn refusal(registry: &str, credentials: Option<&Origin>) -> String {
+    match credentials {
+        Some(origin) => format!("registry {registry} refused the credentials from {origin}"),
+        None => format!("registry {registry} wants credentials, and there are none,"),
+    }
+}
+
+fn advice(registry: &str, credentials: Option<&Origin>) -> String {
+    let again = if credentials.is_some() { " again" } else { "" };
+    format!("log in{again} with podman login {registry}, or check the repository's name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_their_secrets() {
+        let url = "https://user:pass@host:1/path?X-Amz-Signature=secret#part".parse().unwrap();
+        assert_eq!(Redacted::of(&url).to_string(), "https://host:1/path");
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let error =
+            Error::Unauthorized { registry: "ghcr.io".to_owned(), repository: "a/b".to_owned(), credentials: None };
+        let text = error.to_string();
+        assert!(text.contains("podman login ghcr.io") && text.contains("repository a/b (401)"), "{text}");
+    }
+}

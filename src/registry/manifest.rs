@@ -1,0 +1,159 @@
+//! Manifests and image indexes of OCI (image specification 1.1) and Docker (schema 2), read strictly.
+//!
+//! What a document is follows from its own bytes, which its digest covers, never from a header; one that could be read as
+//! both a manifest and an index is refused (CVE-2021-41190).
+
+use std::collections::BTreeMap;
+
+use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
+use serde::Deserialize;
+
+use super::Error;
+use crate::blob::Digest;
+
+/// The distribution specification's own limit for manifests.
+pub(super) const LARGEST_DOCUMENT: usize = 4 << 20;
+
+/// More layers than any storage takes; overlayfs itself ends at 500.
+const MOST_LAYERS: usize = 4096;
+
+/// All that crfs reads, as an `Accept` header.
+pub(super) const MEDIA_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// What a verified document holds.
+pub(super) enum Content {
+    Index(Vec<ImageIndexEntry>),
+    Image { layers: Vec<LayerDescriptor>, config: Option<LayerDescriptor> },
+}
+
+/// One layer, as a manifest has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LayerDescriptor {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) media_type: String,
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: u32,
+    media_type: Option<String>,
+    config: Option<OciDescriptor>,
+    layers: Option<Vec<OciDescriptor>>,
+    manifests: Option<Vec<ImageIndexEntry>>,
+}
+
+/// Schema 1 has other fields altogether, so it is looked for first.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    schema_version: Option<u32>,
+}
+
+/// Reads a document whose digest was checked; `what` names it in errors.
+pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
+    let refused = |reason: String| Error::Manifest { what: what.to_owned(), kind: "manifest", reason };
+    if bytes.len() > LARGEST_DOCUMENT {
+        return Err(refused(format!("it has more than {LARGEST_DOCUMENT} bytes")));
+    }
+    let version = serde_json::from_slice(bytes).map(|version: Version| version.schema_version);
+    if version.is_ok_and(|version| version == Some(1)) {
+        return Err(refused(
+            "it is of Docker schema 1, which no registry should serve any more; push the image again".into(),
+        ));
+    }
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|source| refused(source.to_string()))?;
+    if raw.schema_version != 2 {
+        return Err(refused(format!("schemaVersion {} is unknown", raw.schema_version)));
+    }
+    let names_index = raw.media_type.as_deref().map(|kind| kind.contains("index") || kind.contains("manifest.list"));
+    match (raw.manifests, raw.layers, raw.config) {
+        (Some(entries), None, None) if names_index != Some(false) => Ok(Content::Index(entries)),
+        (None, layers, Some(config)) if names_index != Some(true) => {
+            let layers = layers.unwrap_or_default();
+            if layers.len() > MOST_LAYERS {
+                return Err(refused(format!("it has more than {MOST_LAYERS} layers")));
+            }
+            let layers = layers.into_iter().map(|layer| layer_descriptor(what, layer)).collect::<Result<_, _>>()?;
+            // Nothing that is served depends on it.
+            Ok(Content::Image { layers, config: layer_descriptor(what, config).ok() })
+        }
+        _ => Err(refused("it is neither one image nor an index of images".to_owned())),
+    }
+}
+
+fn layer_descriptor(what: &str, layer: OciDescriptor) -> Result<LayerDescriptor, Error> {
+    let refused = |reason: String| Error::Manifest { what: what.to_owned(), kind: "layer", reason };
+    let (digest, size) = place(&layer.digest, layer.size).map_err(refused)?;
+    if layer.urls.is_some_and(|urls| !urls.is_empty()) {
+        return Err(refused(format!(
+            "{digest} is a foreign layer ({}), kept outside of the registry",
+            layer.media_type
+        )));
+    }
+    Ok(LayerDescriptor {
+        digest,
+        size,
+        media_type: layer.media_type,
+        annotations: layer.annotations.unwrap_or_default(),
+    })
+}
+
+/// A descriptor's digest and size, checked.
+pub(super) fn place(digest: &str, size: i64) -> Result<(Digest, u64), String> {
+    let digest: Digest = digest.parse().map_err(|source| format!("{source}"))?;
+    let size = u64::try_from(size).map_err(|_| format!("{digest} has the size {size}"))?;
+    Ok((digest, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn image(layer: &str) -> String {
+        let config = format!("{{\"mediaType\":\"c\",\"digest\":\"{DIGEST}\",\"size\":2}}");
+        format!("{{\"schemaVersion\":2,\"config\":{config},\"layers\":[{layer}]}}")
+    }
+
+    fn reason(text: &str) -> String {
+        parse("r/x", text.as_bytes()).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn images_and_indexes_are_told_apart() {
+        let layer =
+            format!("{{\"mediaType\":\"m\",\"digest\":\"{DIGEST}\",\"size\":7,\"annotations\":{{\"a\":\"b\"}}}}");
+        let Ok(Content::Image { layers, config }) = parse("r/x", image(&layer).as_bytes()) else { panic!("no image") };
+        assert_eq!(config.unwrap().size, 2);
+        assert_eq!((layers[0].size, layers[0].digest.to_string().as_str()), (7, DIGEST));
+        assert_eq!(layers[0].annotations["a"], "b");
+        let index = "{\"schemaVersion\":2,\"manifests\":[]}";
+        assert!(matches!(parse("r/x", index.as_bytes()), Ok(Content::Index(_))));
+        let null = image("").replace("[]", "null");
+        assert!(matches!(parse("r/x", null.as_bytes()), Ok(Content::Image { layers, .. }) if layers.is_empty()));
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_is_refused_by_name() {
+        let layer = |digest: &str, size: &str, more: &str| {
+            reason(&image(&format!("{{\"mediaType\":\"m\",\"digest\":\"{digest}\",\"size\":{size}{more}}}")))
+        };
+        assert!(layer(DIGEST, "-1", "").contains("size -1"));
+        assert!(layer("sha512:00", "1", "").contains("sha512:00"));
+        assert!(layer("sha256:../../etc", "1", "").contains("not a sha256 digest"));
+        assert!(layer(DIGEST, "1", ",\"urls\":[\"http://x\"]").contains("foreign layer"));
+        assert!(reason("{\"schemaVersion\":1,\"fsLayers\":[],\"layers\":7}").contains("schema 1"));
+        assert!(reason(&image("").replace("\"config\"", "\"manifests\":[],\"config\"")).contains("neither"));
+        let lying =
+            image("").replace("{\"schema", "{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"schema");
+        assert!(reason(&lying).contains("neither"));
+        for broken in ["", "[]", "{}", "{\"schemaVersion\":3}", "{\"schemaVersion\":2}"] {
+            assert!(!reason(broken).is_empty(), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! References, credentials, manifests and ranged reads of blobs; the same from an OCI layout or an archive on disk.
+//!
+//! ```text
+//! text -> reference -> client -+- remote -- auth, credentials, redirect, throttle   one request, by the rules
+//!                              |     `-- manifest, platform                         which image, verified
+//!                              `- layout, archive                                   the same from disk
+//! image.layers[n].blob -> ranged (or a file): exactly the bytes asked for; patience says how long it tries
+//! ```
+
+mod archive;
+mod auth;
+mod blob;
+mod client;
+mod credentials;
+mod errors;
+mod helper;
+mod layout;
+mod manifest;
+mod patience;
+mod platform;
+mod ranged;
+mod redirect;
+mod reference;
+mod remote;
+mod throttle;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use blob::{Blob, Body, Traffic};
+pub use client::Client;
+pub use credentials::{AuthPlaces, Origin, auth_files};
+pub use errors::{Error, Redacted, Retry};
+pub use platform::Platform;
+pub use reference::ImageRef;
+
+use crate::blob::Digest;
+
+/// Everything the client needs from outside; cli/ fills it from flags and the environment, nothing here reads the environment
+/// (but reqwest for proxies and rustls for certificates, see transport.rs).
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Credential files in the order they are asked, `--authfile` alone where it is given. See [`auth_files`].
+    pub auth_files: Vec<PathBuf>,
+    /// `--tls-verify`; `None`: verify, but speak http to loopback registries.
+    pub tls_verify: Option<bool>,
+    /// `--cert-dir`: *.crt are CAs, *.cert and *.key client certificates (containers-certs.d(5)).
+    pub cert_dir: Option<PathBuf>,
+    pub platform: Platform,
+    /// Longest time without progress (less than 1 KiB/s over 10 s, or over a quarter of this where that is shorter, is none).
+    pub io_deadline: Duration,
+}
+
+/// One image of one platform, resolved.
+#[derive(Clone)]
+pub struct Image {
+    /// The name without tag, for display: `docker.io/library/alpine`, `oci:/abs/dir`.
+    pub name: String,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// What its index says it is for; `None` where no index led to it.
+    pub platform: Option<Platform>,
+    pub layers: Vec<Layer>,
+    /// Its config, which says for what platform an image without an index is.
+    pub config: Option<Layer>,
+}
+
+/// One layer: its descriptor and where its bytes are.
+#[derive(Clone)]
+pub struct Layer {
+    pub digest: Digest,
+    pub size: u64,
+    pub media_type: String,
+    pub annotations: BTreeMap<String, String>,
+    pub blob: Blob,
+}
+
+/// Whether caches on the way may answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    Any,
+    /// `Cache-Control: no-cache`: what came before had the wrong digest.
+    PastCaches,
+}

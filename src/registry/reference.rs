@@ -1,0 +1,181 @@
+//! What IMAGE means: a transport, a name, and a tag or digest (containers-transports(5), as far as crfs reads them).
+//!
+//! ```text
+//! [docker://]alpine                      docker.io/library/alpine:latest
+//! ghcr.io/a/b:1@sha256:...               the digest wins, the tag is for reading only
+//! oci:DIR[:TAG]  oci-archive:FILE[:TAG]  an OCI image layout, as a directory or in a tar
+//! ```
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::Error;
+use crate::blob::Digest;
+
+/// Transports that other tools know, so that they are not taken for a host's name.
+const FOREIGN_TRANSPORTS: [&str; 9] = [
+    "atomic",
+    "containers-storage",
+    "dir",
+    "docker-archive",
+    "docker-daemon",
+    "oci-layout",
+    "ostree",
+    "sif",
+    "tarball",
+];
+
+/// What IMAGE on the command line means. Parsed from text; displayed canonically (`docker.io/library/alpine:latest`, `oci:/abs/dir:tag`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageRef {
+    Registry(oci_client::Reference),
+    Layout { dir: PathBuf, tag: Option<String> },
+    Archive { file: PathBuf, tag: Option<String> },
+}
+
+impl ImageRef {
+    /// The name alone, without tag and digest, as /proc/mounts shows it before the digest.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Registry(reference) => format!("{}/{}", reference.registry(), reference.repository()),
+            Self::Layout { dir, .. } => format!("oci:{}", dir.display()),
+            Self::Archive { file, .. } => format!("oci-archive:{}", file.display()),
+        }
+    }
+
+    /// The image that stands beside this one under a longer tag.
+    ///
+    /// stargz-snapshotter puts a TOC image's suffix behind the whole reference, which gives a name only where there is a tag.
+    pub(super) fn sibling(&self, suffix: &str) -> Result<Self, Error> {
+        match self {
+            Self::Registry(reference) => reference.tag().map(|tag| {
+                let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
+                Self::Registry(oci_client::Reference::with_tag(registry, repository, format!("{tag}{suffix}")))
+            }),
+            Self::Layout { dir, tag } => Some(Self::Layout { dir: dir.clone(), tag: Some(beside(tag, suffix)) }),
+            Self::Archive { file, tag } => Some(Self::Archive { file: file.clone(), tag: Some(beside(tag, suffix)) }),
+        }
+        .ok_or_else(|| Error::NoSibling { image: self.to_string(), suffix: suffix.to_owned() })
+    }
+}
+
+/// A layout that names no tag was read as its `latest` or its only image, which is by custom called so.
+fn beside(tag: &Option<String>, suffix: &str) -> String {
+    format!("{}{suffix}", tag.as_deref().unwrap_or("latest"))
+}
+
+impl FromStr for ImageRef {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (dir, tag) = path_and_tag(text, rest)?;
+            return Ok(Self::Layout { dir, tag });
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            let (file, tag) = path_and_tag(text, rest)?;
+            return Ok(Self::Archive { file, tag });
+        }
+        let rest = text.strip_prefix("docker://").unwrap_or(text);
+        if let Some((transport, rest)) = rest.split_once(':') {
+            let known = FOREIGN_TRANSPORTS.contains(&transport) && (rest.contains('/') || transport.contains('-'));
+            if known || rest.starts_with("//") {
+                return Err(Error::Transport { transport: transport.to_owned(), text: text.to_owned() });
+            }
+        }
+        registry_reference(text, rest)
+    }
+}
+
+fn registry_reference(text: &str, rest: &str) -> Result<ImageRef, Error> {
+    let error = |reason: String| Error::Reference { text: text.to_owned(), reason };
+    let reference: oci_client::Reference = rest.parse().map_err(|source| error(format!("{source}")))?;
+    let digest = reference.digest().map(str::parse::<Digest>).transpose();
+    digest.map_err(|source| error(source.to_string()))?;
+    Ok(ImageRef::Registry(reference))
+}
+
+/// `PATH[:TAG]`: the path ends at the first colon, as skopeo has it. It is made absolute, so that the name stays true.
+fn path_and_tag(text: &str, rest: &str) -> Result<(PathBuf, Option<String>), Error> {
+    let error = |reason: &str| Error::Reference { text: text.to_owned(), reason: reason.to_owned() };
+    let (path, tag) = match rest.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (rest, None),
+    };
+    if path.is_empty() {
+        return Err(error("the path is empty"));
+    }
+    if tag == Some("") {
+        return Err(error("the tag is empty"));
+    }
+    let absolute = std::path::absolute(Path::new(path)).map_err(|source| error(&source.to_string()))?;
+    Ok((absolute, tag.map(str::to_owned)))
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => reference.fmt(f),
+            Self::Layout { tag, .. } | Self::Archive { tag, .. } => {
+                f.write_str(&self.name())?;
+                tag.iter().try_for_each(|tag| write!(f, ":{tag}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn references_are_completed_and_shown_canonically() {
+        let cases = [
+            ("alpine", "docker.io/library/alpine:latest", "docker.io/library/alpine"),
+            ("docker://alpine:3", "docker.io/library/alpine:3", "docker.io/library/alpine"),
+            ("docker.io/library/alpine:3", "docker.io/library/alpine:3", "docker.io/library/alpine"),
+            ("index.docker.io/a/b", "docker.io/a/b:latest", "docker.io/a/b"),
+            ("localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x"),
+            ("oci:/a/b", "oci:/a/b", "oci:/a/b"),
+            ("oci:/a/b:t", "oci:/a/b:t", "oci:/a/b"),
+            ("oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar"),
+        ];
+        for (text, canonical, name) in cases {
+            let image: ImageRef = text.parse().unwrap();
+            assert_eq!((image.to_string().as_str(), image.name().as_str()), (canonical, name), "{text}");
+            assert_eq!(canonical.parse::<ImageRef>().unwrap(), image, "{text}");
+        }
+        for text in [format!("ghcr.io/a/b@{DIGEST}"), format!("ghcr.io/a/b:t@{DIGEST}")] {
+            assert_eq!(text.parse::<ImageRef>().unwrap().to_string(), text);
+        }
+        let relative: ImageRef = "oci:some/dir:t".parse().unwrap();
+        assert!(matches!(relative, ImageRef::Layout { dir, .. } if dir.is_absolute() && dir.ends_with("some/dir")));
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused_by_name() {
+        for text in ["docker-archive:/x.tar", "containers-storage:alpine", "dir:/x", "https://ghcr.io/a/b", "x://y"] {
+            let error = text.parse::<ImageRef>().unwrap_err();
+            assert!(matches!(error, Error::Transport { .. }), "{text}: {error}");
+        }
+        let sha512 = format!("a/b@sha512:{}", "0".repeat(128));
+        for text in ["", "docker://", "Alpine", "oci:", "oci:/a:", "oci-archive:", "a b", "a@sha256:12", &sha512] {
+            let error = text.parse::<ImageRef>().unwrap_err();
+            assert!(matches!(error, Error::Reference { .. }), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_sibling_needs_a_tag() {
+        let sibling = |text: &str| text.parse::<ImageRef>().unwrap().sibling("-esgztoc").map(|image| image.to_string());
+        assert_eq!(sibling("alpine:3").unwrap(), "docker.io/library/alpine:3-esgztoc");
+        assert_eq!(sibling(&format!("a/b:t@{DIGEST}")).unwrap(), "docker.io/a/b:t-esgztoc");
+        assert_eq!(sibling("oci:/d:t").unwrap(), "oci:/d:t-esgztoc");
+        assert_eq!(sibling("oci:/d").unwrap(), "oci:/d:latest-esgztoc");
+        assert!(matches!(sibling(&format!("a/b@{DIGEST}")).unwrap_err(), Error::NoSibling { .. }));
+    }
+}

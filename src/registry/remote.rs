@@ -1,0 +1,265 @@
+//! One repository of one registry (OCI distribution specification 1.1): where it is, and a request to it with authorisation
+//! and redirects, as often as the rules allow and no more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use moka::future::Cache;
+use reqwest::Response;
+use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
+use url::Url;
+
+use super::auth::{Authority, Scope, challenge, unauthorized};
+use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
+use super::patience::Patience;
+use super::ranged::Route;
+use super::redirect::{Trail, same_origin};
+use super::throttle::{SPACING, Throttle, status_error};
+use super::transport::{Connection, Transport, is_loopback};
+use super::{Error, Freshness, Options, Redacted};
+use crate::blob::Digest;
+
+/// Where Docker Hub's API is.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// What all repositories of one client share: connections, grants, and what is remembered of hosts and blobs.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) transport: Arc<Transport>,
+    pub(super) throttle: Arc<Throttle>,
+    pub(super) authority: Authority,
+    /// Where each blob's bytes are, by the URL that its registry has for it.
+    pub(super) routes: Cache<Url, Route>,
+    /// Hosts that answered a range request with the whole blob.
+    pub(super) rangeless: moka::sync::Cache<String, ()>,
+    /// Each registry's own URL, once it is known whether it speaks https.
+    bases: Cache<String, Url>,
+    last_route: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(options: Options) -> Result<Self, Error> {
+        let transport = Arc::new(Transport::new(&options)?);
+        let throttle = Arc::new(Throttle::new(options.io_deadline));
+        let authority = Authority::new(options.auth_files.clone(), transport.clone(), throttle.clone());
+        Ok(Self {
+            options,
+            transport,
+            throttle,
+            authority,
+            routes: Cache::new(100_000),
+            rangeless: moka::sync::Cache::new(1000),
+            bases: Cache::new(1000),
+            last_route: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn next_route(&self) -> u64 {
+        self.last_route.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What was asked on behalf of one blob.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) requests: AtomicU64,
+    pub(super) elsewhere: AtomicU64,
+    pub(super) bytes: AtomicU64,
+}
+
+/// How something is asked for.
+pub(super) struct Ask<'a> {
+    pub(super) headers: HeaderMap,
+    pub(super) connection: Connection,
+    pub(super) counters: &'a Counters,
+}
+
+impl Ask<'_> {
+    pub(super) fn past_caches(&mut self, freshness: Freshness) {
+        if freshness == Freshness::PastCaches {
+            self.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Repository {
+    pub(super) shared: Arc<Shared>,
+    scope: Scope,
+}
+
+/// A document with the digest of its bytes.
+pub(super) struct Document {
+    pub(super) digest: Digest,
+    pub(super) bytes: bytes::Bytes,
+}
+
+impl Repository {
+    pub(super) fn new(shared: Arc<Shared>, registry: &str, repository: &str) -> Self {
+        Self { shared, scope: Scope { registry: registry.to_owned(), repository: repository.to_owned() } }
+    }
+
+    /// The URL of something in this repository; `kind` is `blobs` or `manifests`.
+    pub(super) async fn url(&self, kind: &str, name: &str) -> Result<Url, Error> {
+        let base = self.base().await?;
+        let path = format!("/v2/{}/{kind}/{name}", self.scope.repository);
+        base.join(&path).map_err(|_| self.no_host())
+    }
+
+    /// The same for messages, which need not wait until the scheme is known.
+    pub(super) fn shown(&self, kind: &str, name: &str) -> Redacted {
+        let Scope { registry, repository } = &self.scope;
+        Redacted::plain(format!("{registry}/v2/{repository}/{kind}/{name}"))
+    }
+
+    fn no_host(&self) -> Error {
+        Error::Reference { text: self.scope.registry.clone(), reason: "not the name of a host".to_owned() }
+    }
+
+    /// The registry's own URL. With `--tls-verify=false` one that does not speak https is asked by http, as podman does;
+    /// a loopback registry is asked by http, as docker does, unless `--tls-verify` or certificates for it say otherwise.
+    async fn base(&self) -> Result<Url, Error> {
+        let registry = &self.scope.registry;
+        let host = if registry == "docker.io" { DOCKER_HUB_HOST } else { registry };
+        let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/")).map_err(|_| self.no_host());
+        let (https, http) = (parse("https")?, parse("http")?);
+        match self.shared.options.tls_verify {
+            Some(true) => Ok(https),
+            None if is_loopback(&http) && self.shared.options.cert_dir.is_none() => Ok(http),
+            None => Ok(https),
+            Some(false) => {
+                let settled = self.shared.bases.try_get_with_by_ref(registry, Box::pin(self.probe(https, http))).await;
+                settled.map_err(Error::shared)
+            }
+        }
+    }
+
+    async fn probe(&self, https: Url, http: Url) -> Result<Url, Error> {
+        let ping = async |base: &Url| {
+            let url = base.join("/v2/").map_err(|_| self.no_host())?;
+            let sent = self.shared.transport.get(&url, Connection::Pooled)?.send().await;
+            sent.map_err(|source| Error::transfer(&url, "no connection", Some(source)))
+        };
+        match ping(&https).await {
+            Ok(_) => Ok(https),
+            Err(error) => match ping(&http).await {
+                Ok(_) => Ok(http),
+                Err(_) => Err(error),
+            },
+        }
+    }
+
+    /// Asks, and follows redirects; the URL is that of the answer, whatever its status.
+    pub(super) async fn follow(&self, start: &Url, ask: &Ask<'_>) -> Result<(Url, Response), Error> {
+        let base = self.base().await?;
+        let mut url = start.clone();
+        let mut trail = Trail::new(url.clone());
+        loop {
+            let response = if same_origin(&url, &base) {
+                self.authorised(&base, &url, ask).await?
+            } else {
+                ask.counters.elsewhere.fetch_add(1, Ordering::Relaxed);
+                self.send(&url, ask.headers.clone(), ask).await?
+            };
+            match trail.next(&url, &response)? {
+                Some(target) => url = target,
+                None => return Ok((url, response)),
+            }
+        }
+    }
+
+    /// Asks the registry itself: the only host that ever sees a grant. A refused one is renewed once.
+    async fn authorised(&self, base: &Url, url: &Url, ask: &Ask<'_>) -> Result<Response, Error> {
+        let authority = &self.shared.authority;
+        let mut grant = authority.current(&self.scope).await?;
+        let mut renewed = false;
+        loop {
+            let mut headers = ask.headers.clone();
+            grant.iter().for_each(|grant| grant.apply(&mut headers));
+            let response = self.send(url, headers, ask).await?;
+            if response.status().as_u16() != 401 {
+                return Ok(response);
+            }
+            let refused = grant.as_ref().map(|grant| grant.id);
+            if renewed {
+                self.shared.throttle.restrain(url, SPACING);
+                return Err(unauthorized(&self.scope, grant.and_then(|grant| grant.origin.clone())));
+            }
+            let challenge = challenge(&self.scope, base, response.headers())?;
+            grant = Some(authority.renew(&self.scope, challenge, refused).await?);
+            renewed = true;
+        }
+    }
+
+    async fn send(&self, url: &Url, headers: HeaderMap, ask: &Ask<'_>) -> Result<Response, Error> {
+        self.shared.throttle.admit(url).await;
+        ask.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
+        let response = request.send().await.map_err(|source| Error::transfer(url, "no answer", Some(source)))?;
+        self.shared.throttle.note(url, &response);
+        tracing::trace!(url = %Redacted::of(url), status = response.status().as_u16(), "asked");
+        Ok(response)
+    }
+
+    /// A manifest or index, by tag or digest, whatever its digest turns out to be.
+    pub(super) async fn document(
+        &self,
+        name: &str,
+        freshness: Freshness,
+        patience: &mut Patience,
+    ) -> Result<(Document, Option<Digest>), Error> {
+        let what = format!("manifest {}/{}:{name}", self.scope.registry, self.scope.repository);
+        let mut connection = Connection::Pooled;
+        loop {
+            let error = match self.try_document(name, freshness, connection, patience).await {
+                Ok(document) => return Ok(document),
+                Err(error) => error,
+            };
+            connection = Connection::Fresh;
+            patience.pause(error, &what, &self.shown("manifests", name)).await?;
+        }
+    }
+
+    async fn try_document(
+        &self,
+        name: &str,
+        freshness: Freshness,
+        connection: Connection,
+        patience: &mut Patience,
+    ) -> Result<(Document, Option<Digest>), Error> {
+        let counters = Counters::default();
+        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MEDIA_TYPES))]);
+        let mut ask = Ask { headers, connection, counters: &counters };
+        ask.past_caches(freshness);
+        let asked = async {
+            let url = self.url("manifests", name).await?;
+            self.follow(&url, &ask).await
+        };
+        let answer = patience.answer(asked).await;
+        let silent =
+            || Err(Error::Transfer { url: self.shown("manifests", name), what: "no answer in time", source: None });
+        let (url, response) = answer.unwrap_or_else(silent)?;
+        if response.status().as_u16() != 200 {
+            return Err(status_error(&url, &response));
+        }
+        let said = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
+        let bytes = read_document(&url, response, patience).await?;
+        Ok((Document { digest: Digest::of(&bytes), bytes }, said))
+    }
+}
+
+async fn read_document(url: &Url, mut response: Response, patience: &mut Patience) -> Result<bytes::Bytes, Error> {
+    let mut body = Vec::new();
+    loop {
+        let chunk = patience.body(response.chunk()).await;
+        let chunk = chunk.ok_or_else(|| Error::transfer(url, "the body stalled", None))?;
+        match chunk.map_err(|source| Error::transfer(url, "the body broke off", Some(source)))? {
+            Some(bytes) => body.extend_from_slice(&bytes),
+            None => return Ok(body.into()),
+        }
+        if body.len() > LARGEST_DOCUMENT {
+            let reason = format!("it has more than {LARGEST_DOCUMENT} bytes");
+            return Err(Error::Manifest { what: Redacted::of(url).to_string(), kind: "manifest", reason });
+        }
+    }
+}

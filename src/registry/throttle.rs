@@ -1,0 +1,149 @@
+//! Restraint towards a host that asked for it: after a 429 or 503 it gets at most two requests a second from all readers
+//! together, and none before its Retry-After, until it answers well again. The same goes for a host that refuses us for good.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use moka::sync::Cache;
+use reqwest::header::RETRY_AFTER;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use url::{Position, Url};
+
+use super::patience::{retry_after, vary};
+use super::{Error, Redacted};
+
+/// Between requests to a host that asked for restraint: on average this and no less than two thirds of it.
+pub(super) const SPACING: Duration = Duration::from_millis(750);
+
+/// No Retry-After holds up others for longer.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Gate {
+    restrained: AtomicBool,
+    /// The earliest time of the next request. Locked while one waits for it, so that the others queue behind.
+    next: Mutex<Option<Instant>>,
+}
+
+pub(super) struct Throttle {
+    longest_hold: Duration,
+    gates: Cache<String, Arc<Gate>>,
+}
+
+impl Throttle {
+    /// For reads that give up after `deadline`: half of it is the longest that a host can ask for, so that it is asked again.
+    pub(super) fn new(deadline: Duration) -> Self {
+        Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), gates: Cache::new(1000) }
+    }
+
+    fn gate(&self, url: &Url) -> Arc<Gate> {
+        self.gates.get_with(host(url), Arc::default)
+    }
+
+    /// Waits until the host may be asked.
+    pub(super) async fn admit(&self, url: &Url) {
+        let gate = self.gate(url);
+        if !gate.restrained.load(Ordering::Acquire) {
+            return;
+        }
+        let mut next = gate.next.lock().await;
+        // Whoever was before in the queue may have found the host well again.
+        if !gate.restrained.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(time) = *next {
+            tokio::time::sleep_until(time).await;
+        }
+        let spacing = vary(SPACING).max(SPACING * 2 / 3);
+        *next = Some(Instant::now() + spacing);
+    }
+
+    /// Learns from an answer.
+    pub(super) fn note(&self, url: &Url, response: &reqwest::Response) {
+        self.learn(url, response.status().as_u16(), wait_asked(response));
+    }
+
+    fn learn(&self, url: &Url, status: u16, asked: Option<Duration>) {
+        match status {
+            429 | 503 => self.restrain(url, asked.unwrap_or(SPACING)),
+            ..400 | 404 | 416 => self.gate(url).restrained.store(false, Ordering::Release),
+            _ => {}
+        }
+    }
+
+    /// No request before `hold` is over, and few after it.
+    pub(super) fn restrain(&self, url: &Url, hold: Duration) {
+        let gate = self.gate(url);
+        gate.restrained.store(true, Ordering::Release);
+        let hold = hold.min(self.longest_hold);
+        // Where another is waiting at the gate it has its time already.
+        if let Ok(mut next) = gate.next.try_lock() {
+            *next = Some(Instant::now() + hold);
+        }
+    }
+}
+
+/// Scheme, host and port, as a key.
+pub(super) fn host(url: &Url) -> String {
+    url[..Position::BeforePath].to_owned()
+}
+
+fn wait_asked(response: &reqwest::Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    retry_after(value, SystemTime::now())
+}
+
+/// The error for a status that nothing else is known of.
+pub(super) fn status_error(url: &Url, response: &reqwest::Response) -> Error {
+    let (url, status) = (Redacted::of(url), response.status().as_u16());
+    match status {
+        404 => Error::NotFound { url },
+        400 | 401 | 403 | 410 => Error::Denied { url, status },
+        // Only a redirect that is none gets here, and what a good range request cannot be answered with.
+        200..=399 | 416 => Error::Protocol { url, what: format!("it answered {status}") },
+        _ => Error::Status { url, status, retry_after: wait_asked(response) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    /// Lets ten readers in at once, and says how long it took.
+    async fn ten(throttle: &Throttle, url: &Url) -> Duration {
+        let start = Instant::now();
+        futures_util::future::join_all((0..10).map(|_| throttle.admit(url))).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_asks_for_restraint_gets_two_requests_a_second_from_all() {
+        let throttle = Throttle::new(Duration::from_secs(120));
+        let (host, other) = (url("https://r/a"), url("https://s/a"));
+        assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
+        throttle.learn(&host, 429, Some(Duration::from_secs(7)));
+        let took = ten(&throttle, &url("https://r/b")).await;
+        assert!(took >= Duration::from_millis(7000 + 9 * 500), "{took:?}");
+        assert_eq!(ten(&throttle, &other).await, Duration::ZERO);
+        throttle.learn(&host, 403, None);
+        assert!(ten(&throttle, &host).await >= Duration::from_millis(9 * 500));
+        throttle.learn(&host, 206, None);
+        assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_wait_is_cut_short() {
+        let throttle = Throttle::new(Duration::from_secs(8));
+        let host = url("https://r/a");
+        throttle.learn(&host, 503, Some(Duration::MAX));
+        let start = Instant::now();
+        throttle.admit(&host).await;
+        assert_eq!(start.elapsed().as_secs(), 4);
+    }
+}

@@ -1,0 +1,120 @@
+//! Images on disk give the same as a registry: a manifest and byte sources. Against images of other people's writers.
+
+use std::path::PathBuf;
+
+use crfs::blob::Digest;
+use crfs::registry::{Error, Image, Options};
+
+use crate::registry::Registry;
+use crate::support::{client, options, range, read, resolve};
+
+/// The fixtures, or a word about why this test sees nothing.
+fn fixtures() -> Option<PathBuf> {
+    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures"));
+    let dir = std::env::var_os("CRFS_FIXTURES").map_or(beside, PathBuf::from);
+    let found = dir.join("README.md").exists();
+    if !found {
+        eprintln!("skipped: there are no fixtures in {}; set CRFS_FIXTURES", dir.display());
+    }
+    found.then_some(dir)
+}
+
+async fn layers_are_right(image: &Image) {
+    for layer in &image.layers {
+        let bytes = read(&layer.blob, range(0, layer.size)).await.unwrap();
+        assert_eq!(Digest::of(&bytes), layer.digest);
+        let middle = layer.size / 2;
+        let part = read(&layer.blob, range(middle, layer.size)).await.unwrap();
+        assert_eq!(part, bytes[usize::try_from(middle).unwrap()..]);
+    }
+}
+
+#[tokio::test]
+async fn every_layout_gives_its_layers() {
+    let Some(dir) = fixtures() else { return };
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.join("index.json").exists() {
+            let image = resolve(&client(options()), &format!("oci:{}:latest", path.display())).await.unwrap();
+            assert_eq!(image.name, format!("oci:{}", path.display()));
+            layers_are_right(&image).await;
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "only {seen}");
+}
+
+#[tokio::test]
+async fn a_registry_gives_the_same_images_as_their_layouts() {
+    let Some(dir) = fixtures() else { return };
+    let registry = Registry::start().await;
+    for name in ["sink-index", "sink-docker", "sink-soci2", "sink-estargz-ext", "late-zc-new"] {
+        registry.push_layout(name, &dir.join(name));
+        let there = resolve(&client(options()), &format!("{}/{name}", registry.host())).await.unwrap();
+        let here = resolve(&client(options()), &format!("oci:{}:latest", dir.join(name).display())).await.unwrap();
+        assert_eq!(there.digest, here.digest, "{name}");
+        assert_eq!(there.platform, here.platform, "{name}");
+        for (there, here) in there.layers.iter().zip(&here.layers) {
+            assert_eq!((there.digest, &there.annotations), (here.digest, &here.annotations), "{name}");
+        }
+        layers_are_right(&there).await;
+    }
+}
+
+#[tokio::test]
+async fn an_archive_gives_the_same_image_as_its_layout() {
+    let Some(dir) = fixtures() else { return };
+    let archive = format!("oci-archive:{}", dir.join("sink.oci-archive.tar").display());
+    let image = resolve(&client(options()), &archive).await.unwrap();
+    assert_eq!(image.layers.len(), 4);
+    layers_are_right(&image).await;
+    let docker = format!("oci-archive:{}", dir.join("sink.docker-archive.tar").display());
+    let error = resolve(&client(options()), &docker).await.err().unwrap();
+    assert!(matches!(error, Error::NotALayout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn platforms_tags_and_siblings_are_found_in_a_layout() {
+    let Some(dir) = fixtures() else { return };
+    let index = format!("oci:{}", dir.join("sink-index").display());
+    let amd64 = resolve(&client(options()), &index).await.unwrap();
+    assert_eq!(amd64.layers.len(), 4);
+    let arm = client(Options { platform: "linux/arm64".parse().unwrap(), ..options() });
+    assert_ne!(resolve(&arm, &index).await.unwrap().digest, amd64.digest);
+    let riscv = client(Options { platform: "linux/riscv64".parse().unwrap(), ..options() });
+    let error = resolve(&riscv, &index).await.err().unwrap().to_string();
+    assert!(error.contains("linux/arm64/v8, linux/amd64"), "{error}");
+
+    let external = format!("oci:{}", dir.join("sink-estargz-ext").display()).parse().unwrap();
+    let toc = client(options()).resolve_sibling(&external, "-esgztoc").await.unwrap();
+    assert!(toc.layers[0].annotations.contains_key("containerd.io/snapshot/stargz/layer.digest"));
+    let error = resolve(&client(options()), &format!("{index}:nope")).await.err().unwrap();
+    assert!(error.is_not_found() && error.to_string().contains("latest"), "{error}");
+}
+
+#[tokio::test]
+async fn a_blob_that_is_missing_or_of_another_size_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = b"0123456789";
+    let manifest = crate::registry::image_manifest(&[layer]);
+    let blobs = dir.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let reference = format!("oci:{}", dir.path().display());
+    let error = resolve(&client(options()), &reference).await.err().unwrap();
+    assert!(error.to_string().contains("no index.json"), "{error}");
+    let digest = Digest::of(&manifest);
+    let entry = serde_json::json!({"mediaType": "m", "digest": digest.to_string(), "size": manifest.len()});
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(dir.path().join("index.json"), index.to_string()).unwrap();
+    std::fs::write(blobs.join(digest.hex()), &manifest).unwrap();
+    let error = resolve(&client(options()), &reference).await.err().unwrap();
+    assert!(matches!(&error, Error::NoBlob { digest, .. } if *digest == Digest::of(layer)), "{error}");
+    std::fs::write(blobs.join(Digest::of(layer).hex()), b"012345678").unwrap();
+    let error = resolve(&client(options()), &reference).await.err().unwrap();
+    assert!(matches!(error, Error::BlobSize { expected: 10, found: 9, .. }), "{error}");
+    std::fs::write(blobs.join(Digest::of(layer).hex()), layer).unwrap();
+    layers_are_right(&resolve(&client(options()), &reference).await.unwrap()).await;
+    std::fs::write(blobs.join(digest.hex()), vec![b' '; manifest.len()]).unwrap();
+    assert!(matches!(resolve(&client(options()), &reference).await, Err(Error::WrongDigest { .. })));
+}

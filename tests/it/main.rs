@@ -1,0 +1,10 @@
+//! Tests of crfs from outside, against a registry that lies (registry/).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr)]
+
+mod auth;
+mod local;
+mod ranges;
+mod redirects;
+mod registry;
+mod resolve;
+mod support;

@@ -1,0 +1,94 @@
+//! A client with short deadlines, documents in memory, and reading a range to its end.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crfs::blob::{ByteRange, Digest, Documents};
+use crfs::registry::{Blob, Client, Error, Freshness, Image, ImageRef, Options};
+
+/// No test waits for longer, whatever is broken.
+const HANG_LIMIT: Duration = Duration::from_secs(30);
+
+/// Ends a test that hangs.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANG_LIMIT, future).await.expect("the test hangs")
+}
+
+#[derive(Default)]
+pub(crate) struct Memory {
+    documents: Mutex<HashMap<Digest, Bytes>>,
+    names: Mutex<HashMap<String, Digest>>,
+}
+
+impl Documents for Memory {
+    fn get(&self, digest: &Digest) -> Option<Bytes> {
+        self.documents.lock().unwrap().get(digest).cloned()
+    }
+
+    fn put(&self, digest: &Digest, document: &[u8]) {
+        self.documents.lock().unwrap().insert(*digest, Bytes::copy_from_slice(document));
+    }
+
+    fn resolved(&self, name: &str) -> Option<Digest> {
+        self.names.lock().unwrap().get(name).copied()
+    }
+
+    fn remember(&self, name: &str, digest: &Digest) {
+        self.names.lock().unwrap().insert(name.to_owned(), *digest);
+    }
+}
+
+/// linux/amd64, no credentials, and a deadline that no good registry comes near.
+pub(crate) fn options() -> Options {
+    Options {
+        auth_files: Vec::new(),
+        tls_verify: None,
+        cert_dir: None,
+        platform: "linux/amd64".parse().unwrap(),
+        io_deadline: Duration::from_secs(20),
+    }
+}
+
+pub(crate) fn client(options: Options) -> Client {
+    Client::new(options, Arc::new(Memory::default())).unwrap()
+}
+
+pub(crate) async fn resolve(client: &Client, reference: &str) -> Result<Image, Error> {
+    within(client.resolve(&reference.parse::<ImageRef>().unwrap())).await
+}
+
+pub(crate) fn range(start: u64, end: u64) -> ByteRange {
+    ByteRange::new(start, end).unwrap()
+}
+
+pub(crate) async fn read(blob: &Blob, range: ByteRange) -> Result<Vec<u8>, Error> {
+    read_with(blob, range, Freshness::Any).await
+}
+
+pub(crate) async fn read_with(blob: &Blob, range: ByteRange, freshness: Freshness) -> Result<Vec<u8>, Error> {
+    within(async {
+        let mut body = blob.stream(range, freshness).await?;
+        let mut bytes = Vec::new();
+        while let Some(part) = body.next().await {
+            let part = part?;
+            assert!(!part.is_empty());
+            bytes.extend(part);
+        }
+        Ok(bytes)
+    })
+    .await
+}
+
+/// The whole text of an error, its sources included.
+pub(crate) fn whole_text(error: &Error) -> String {
+    let mut text = format!("{error} {error:?}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text += &format!(" {error} {error:?}");
+        source = error.source();
+    }
+    text
+}
