@@ -9,4 +9,5 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod blob;
+pub mod index;
 pub mod registry;

@@ -1,0 +1,73 @@
+//! What the targets share: a layer around a TOC, and a look at everything that an index says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crfs::blob::{ByteRange, Digest};
+use crfs::index::{CheckKind, Child, Descriptor, Entries, Kind, LayerKey, Options, StoredIndex, open};
+
+/// Bytes before the TOC: offsets of entries may be up to here.
+pub const PAYLOAD: usize = 4096;
+
+/// Opens a blob, and looks at everything where it opens.
+pub fn open_and_look(blob: Vec<u8>) {
+    let blob = Bytes::from(blob);
+    let layer = Descriptor {
+        digest: Digest::of(&blob),
+        size: blob.len() as u64,
+        media_type: String::new(),
+        annotations: BTreeMap::new(),
+    };
+    let options = Options { whole_layer_below: 0, insecure_unverified_toc: true };
+    let Ok(opened) = open(&layer, &blob, &|_| Err("none".into()), &options) else { return };
+    let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
+    let index =
+        StoredIndex::open(Arc::new(opened.encoded), &layer.digest, key.as_ref()).expect("what was encoded just now");
+    let entries = index.entries().expect("what was encoded just now");
+    look(&index, &entries, PAYLOAD as u64).expect("what was encoded just now");
+}
+
+/// What must hold of any index that opens: the tree ends, names are valid, checks tile files, units lie in the payload.
+pub fn look(index: &StoredIndex, entries: &Entries, payload: u64) -> Result<(), crfs::index::Damaged> {
+    let mut names = 0;
+    let mut todo = vec![Entries::ROOT];
+    while let Some(dir) = todo.pop() {
+        for (name, child) in entries.children(dir) {
+            names += 1;
+            assert!(!name.is_empty() && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0));
+            let Child::Node(node) = child else { continue };
+            assert!(entries.xattrs(node).all(|(name, _)| !name.is_empty()));
+            match entries.kind(node) {
+                Kind::Dir { .. } => todo.push(node),
+                Kind::File { start, size } if payload > 0 => assert_covered(index, start, size)?,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(names, entries.names());
+    let mut at = 0;
+    for unit in 0..index.summary().units.min(4096) {
+        let unit = index.unit(unit)?;
+        if payload > 0 {
+            assert!(unit.compressed.start >= at && unit.compressed.end <= payload && !unit.compressed.is_empty());
+            at = unit.compressed.end;
+        }
+    }
+    Ok(())
+}
+
+fn assert_covered(index: &StoredIndex, start: u64, size: u64) -> Result<(), crfs::index::Damaged> {
+    let range = ByteRange::at(start, size).expect("a file in the layer file");
+    assert!(range.end <= index.summary().layer_file_len && start % 4096 == 0);
+    let mut at = start;
+    for check in index.checks_over(range)? {
+        let check = index.check(check)?;
+        assert_eq!(check.range.start, at);
+        at = check.range.end;
+        let units = index.units_over(check.range)?;
+        assert_eq!(units.is_empty(), check.kind == CheckKind::Hole);
+    }
+    assert_eq!(at, range.end);
+    Ok(())
+}

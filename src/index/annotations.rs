@@ -1,0 +1,108 @@
+//! What a layer's descriptor says of its TOC.
+
+use super::error::Error;
+use super::footer::TocPosition;
+use super::{Descriptor, Identity, limits};
+use crate::blob::{ByteRange, Digest};
+
+/// sha256 of the uncompressed TOC (stargz-snapshotter docs/estargz.md, v0.15).
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// The prefix of today, and that of podman up to 4.3 and of stargz-snapshotter (containers/storage docs/containers-storage-zstd-chunked.md).
+const ZSTD_CHUNKED: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
+/// sha256 of the compressed TOC.
+const CHECKSUM: &str = "manifest-checksum";
+/// `offset:stored length:decoded length:type`, of which the type is 1.
+const POSITION: &str = "manifest-position";
+
+/// What the manifest names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Named {
+    /// The digest of the TOC as it is stored (zstd:chunked).
+    pub(super) checksum: Option<Digest>,
+    /// The digest of the TOC's JSON.
+    pub(super) toc_digest: Option<Digest>,
+    pub(super) position: Option<TocPosition>,
+}
+
+impl Named {
+    pub(super) fn of(layer: &Descriptor) -> Result<Self, Error> {
+        let refused = |(key, value): (String, &String), wanted| {
+            let value = value.chars().take(200).collect();
+            Error::Annotation { layer: layer.digest, key, value, wanted }
+        };
+        let digest = |found: Option<(String, &String)>| {
+            let parse =
+                |(key, value): (String, &String)| value.parse().map_err(|_| refused((key, value), "a sha256 digest"));
+            found.map(parse).transpose()
+        };
+        let toc_digest = layer.annotations.get(TOC_DIGEST).map(|value| (TOC_DIGEST.to_owned(), value));
+        let position = zstd_chunked(layer, POSITION).map(|(key, value)| {
+            position(value, layer.size).ok_or_else(|| refused((key, value), "a TOC position in the blob"))
+        });
+        Ok(Self {
+            checksum: digest(zstd_chunked(layer, CHECKSUM))?,
+            toc_digest: digest(toc_digest)?,
+            position: position.transpose()?,
+        })
+    }
+
+    pub(super) fn identity(&self) -> Option<Identity> {
+        self.checksum.or(self.toc_digest).map(Identity::Toc)
+    }
+}
+
+fn zstd_chunked<'a>(layer: &'a Descriptor, name: &str) -> Option<(String, &'a String)> {
+    let mut keys = ZSTD_CHUNKED.iter().map(|prefix| format!("{prefix}{name}"));
+    keys.find_map(|key| layer.annotations.get(&key).map(|value| (key, value)))
+}
+
+fn position(text: &str, blob: u64) -> Option<TocPosition> {
+    let number = |text: &str| text.parse().ok().filter(|number| *number <= limits::OFFSET && !text.starts_with('+'));
+    let mut numbers = text.split(':').map(number);
+    let (offset, stored, decoded, kind): (u64, u64, u64, u64) =
+        (numbers.next()??, numbers.next()??, numbers.next()??, numbers.next()??);
+    let stored =
+        ByteRange::at(offset, stored).filter(|range| range.end <= blob.min(limits::OFFSET) && !range.is_empty())?;
+    (numbers.next().is_none() && kind == 1).then_some(TocPosition { stored, decoded })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(annotations: &[(&str, &str)]) -> Descriptor {
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Descriptor { digest: Digest::of(b"blob"), size: 1000, media_type: String::new(), annotations }
+    }
+
+    #[test]
+    fn both_families_name_a_digest_and_the_compressed_one_is_the_identity() {
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let (checksum, toc) = (one.to_string(), two.to_string());
+        let named = |annotations: &[(&str, &str)]| Named::of(&layer(annotations)).unwrap().identity();
+        assert_eq!(named(&[]), None);
+        assert_eq!(named(&[(TOC_DIGEST, &toc)]), Some(Identity::Toc(two)));
+        for prefix in ZSTD_CHUNKED {
+            let key = format!("{prefix}{CHECKSUM}");
+            assert_eq!(named(&[(&key, &checksum), (TOC_DIGEST, &toc)]), Some(Identity::Toc(one)));
+        }
+    }
+
+    #[test]
+    fn a_digest_that_cannot_be_checked_is_refused_not_ignored() {
+        let message = Named::of(&layer(&[(TOC_DIGEST, "sha512:abc")])).unwrap_err().to_string();
+        assert!(message.contains("sha512:abc") && message.contains(TOC_DIGEST), "{message}");
+    }
+
+    #[test]
+    fn positions_are_four_numbers_within_the_blob() {
+        let stored = ByteRange { start: 900, end: 950 };
+        assert_eq!(position("900:50:70:1", 1000), Some(TocPosition { stored, decoded: 70 }));
+        for wrong in
+            ["", "900:50:70", "900:50:70:2", "900:50:70:1:1", "960:50:70:1", "-1:50:70:1", "+900:50:70:1", "900:0:0:1"]
+        {
+            assert_eq!(position(wrong, 1000), None, "{wrong}");
+        }
+        assert_eq!(position("9223372036854775807:9223372036854775807:1:1", u64::MAX), None);
+    }
+}

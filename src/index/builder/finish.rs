@@ -1,0 +1,249 @@
+//! The last step of building a layer: hard links are resolved, whiteouts and hidden names settled, and the tree is laid out.
+
+use std::ops::Range;
+
+use super::paths::{DETACHED, Dentry, Paths, Slot};
+use super::{LateLink, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT, hidden_by};
+use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
+use crate::index::error::{Problem, Rejected};
+use crate::index::names;
+use crate::index::xattrs::XattrSets;
+
+pub(super) fn entries(
+    paths: Paths,
+    nodes: Vec<Node>,
+    links: &[LateLink],
+    xattrs: XattrSets,
+) -> Result<Entries, Rejected> {
+    let (resolved, below) = resolve(&paths, &nodes, links)?;
+    let (dentries, names) = paths.into_parts();
+    let by_dir = ByDirectory::sort(&dentries, &names);
+    let layout = Layout { dentries: &dentries, by_dir: &by_dir, resolved: &resolved, names: &names, old: &nodes };
+    let (nodes, children) = layout.walk();
+    Ok(Entries { nodes, children, names, below, xattrs })
+}
+
+/// What each late link stands for, and the paths of those that only a lower layer can have.
+fn resolve(paths: &Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec<Target>, Vec<Span>), Rejected> {
+    let mut resolver = Resolver { paths, nodes, links, states: vec![State::New; links.len()], below: Vec::new() };
+    let mut chain = Vec::new();
+    for start in 0..links.len() {
+        let target = resolver.follow(start, &mut chain)?;
+        // Each link is walked once, however long the chains are that it is part of.
+        for link in chain.drain(..) {
+            resolver.set(link, State::Done(target));
+        }
+    }
+    let done = |state| if let State::Done(target) = state { Some(target) } else { None };
+    Ok((resolver.states.into_iter().filter_map(done).collect(), resolver.below))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    New,
+    OnTheWay,
+    Done(Target),
+}
+
+struct Resolver<'a> {
+    paths: &'a Paths,
+    nodes: &'a [Node],
+    links: &'a [LateLink],
+    states: Vec<State>,
+    below: Vec<Span>,
+}
+
+impl Resolver<'_> {
+    fn set(&mut self, link: usize, state: State) {
+        if let Some(slot) = self.states.get_mut(link) {
+            *slot = state;
+        }
+    }
+
+    /// What a link leads to, by way of the links in `chain`.
+    fn follow(&mut self, start: usize, chain: &mut Vec<usize>) -> Result<Target, Rejected> {
+        let mut at = start;
+        while let Some(link) = self.links.get(at) {
+            match self.states.get(at) {
+                Some(State::Done(target)) => return Ok(*target),
+                Some(State::New) => {}
+                Some(State::OnTheWay) | None => return Err(self.refused(link, Problem::LinkCycle)),
+            }
+            self.set(at, State::OnTheWay);
+            chain.push(at);
+            let found = self.paths.walk(link.target.of(&self.paths.names)).and_then(|found| self.paths.dentry(found));
+            match found.map(|dentry| dentry.slot) {
+                Some(Slot::Link(next)) => at = next as usize,
+                Some(Slot::Node(node)) if !self.is_dir(node) => return Ok(Target::Node(node)),
+                Some(Slot::Node(_)) => return Err(self.refused(link, Problem::LinkToDirectory)),
+                Some(Slot::Whiteout) => return Err(self.refused(link, Problem::LinkToWhiteout)),
+                None => {
+                    self.below.push(link.target);
+                    return Ok(Target::Below((self.below.len() - 1) as u32));
+                }
+            }
+        }
+        // No slot holds the number of a link that there is not.
+        Ok(Target::Whiteout)
+    }
+
+    fn is_dir(&self, node: u32) -> bool {
+        !matches!(self.nodes.get(node as usize), Some(node) if !matches!(node.kind, NodeKind::Dir { .. }))
+    }
+
+    fn refused(&self, link: &LateLink, problem: impl FnOnce(String) -> Problem) -> Rejected {
+        let target = names::shown(link.target.of(&self.paths.names));
+        Rejected::entry(&self.paths.path(link.dentry), problem(target))
+    }
+}
+
+/// All dentries, ordered by directory and then by name.
+struct ByDirectory {
+    /// Where the children of each dentry start in `order`; one more than there are dentries.
+    starts: Vec<u32>,
+    order: Vec<u32>,
+}
+
+impl ByDirectory {
+    fn sort(dentries: &[Dentry], names: &[u8]) -> Self {
+        let mut order: Vec<u32> =
+            (0u32..).zip(dentries).filter(|(_, entry)| entry.parent != DETACHED).map(|(i, _)| i).collect();
+        let of = |number: u32| dentries.get(number as usize).map(|dentry| (dentry.parent, dentry.name(names)));
+        order.sort_unstable_by(|a, b| of(*a).cmp(&of(*b)));
+        let mut starts = Vec::with_capacity(dentries.len() + 1);
+        let mut at = 0;
+        for dir in 0..=dentries.len() {
+            let parent = |at: usize| {
+                order.get(at).and_then(|number| dentries.get(*number as usize)).map(|dentry| dentry.parent as usize)
+            };
+            while parent(at).is_some_and(|parent| parent < dir) {
+                at += 1;
+            }
+            starts.push(at as u32);
+        }
+        Self { starts, order }
+    }
+
+    fn children(&self, dir: u32) -> &[u32] {
+        let start = |dir: usize| self.starts.get(dir).map_or(0, |start| *start as usize);
+        let range: Range<usize> = start(dir as usize)..start(dir as usize + 1);
+        self.order.get(range).unwrap_or_default()
+    }
+}
+
+/// Lays the tree out: a breadth-first walk that numbers nodes as it meets them.
+struct Layout<'a> {
+    dentries: &'a [Dentry],
+    by_dir: &'a ByDirectory,
+    resolved: &'a [Target],
+    names: &'a [u8],
+    old: &'a [Node],
+}
+
+/// A node that no name was met for yet.
+const UNSEEN: u32 = u32::MAX;
+
+struct Walk {
+    nodes: Vec<Node>,
+    /// The dentry of each node that is a directory, in the order of the nodes.
+    dirs: Vec<(u32, u32)>,
+    /// The new number of each old node.
+    numbers: Vec<u32>,
+}
+
+impl Layout<'_> {
+    fn walk(&self) -> (Vec<Node>, Vec<ChildRecord>) {
+        let mut children = Vec::with_capacity(self.by_dir.order.len());
+        let mut walk = Walk { nodes: Vec::new(), dirs: Vec::new(), numbers: vec![UNSEEN; self.old.len()] };
+        self.visit(&mut walk, Paths::ROOT, 0);
+        let mut next = 0;
+        while let Some((node, dentry)) = walk.dirs.get(next).copied() {
+            next += 1;
+            let start = children.len();
+            let covered = self.list(&mut walk, dentry, &mut children);
+            self.settle(&mut walk, &mut children, start, &covered);
+            let range = (start as u32, (children.len() - start) as u32);
+            if let Some(NodeKind::Dir { first, count, .. }) =
+                walk.nodes.get_mut(node as usize).map(|node| &mut node.kind)
+            {
+                (*first, *count) = range;
+            }
+        }
+        (walk.nodes, children)
+    }
+
+    /// The new number of an old node, given to it at its first name.
+    fn visit(&self, walk: &mut Walk, dentry: u32, old: u32) -> u32 {
+        let Some(number) = walk.numbers.get_mut(old as usize) else { return UNSEEN };
+        if *number == UNSEEN {
+            *number = walk.nodes.len() as u32;
+            let node = self.old.get(old as usize).copied().unwrap_or_else(Node::implied_dir);
+            if let NodeKind::Dir { .. } = node.kind {
+                walk.dirs.push((*number, dentry));
+            }
+            walk.nodes.push(node);
+        }
+        *number
+    }
+
+    /// Adds what is visible in a directory. Returns what its whiteouts hide, as spans of the names.
+    fn list(&self, walk: &mut Walk, dir: u32, children: &mut Vec<ChildRecord>) -> Vec<ChildRecord> {
+        let mut covered = Vec::new();
+        for number in self.by_dir.children(dir) {
+            let Some(dentry) = self.dentries.get(*number as usize) else { continue };
+            let name = dentry.name(self.names);
+            let (name_start, name_len) = (dentry.name, dentry.name_len);
+            let target = match dentry.slot {
+                Slot::Whiteout => {
+                    let skip = name.len() - hidden_by(name).map_or(0, <[u8]>::len);
+                    let (name, name_len) = (name_start + skip as u32, name_len - skip as u8);
+                    covered.push(ChildRecord { target: Target::Whiteout, name, name_len });
+                    continue;
+                }
+                _ if is_hidden(dir, name) => continue,
+                Slot::Node(old) => Target::Node(self.visit(walk, *number, old)),
+                Slot::Link(link) => match self.resolved.get(link as usize).copied() {
+                    Some(Target::Node(old)) => Target::Node(self.visit(walk, *number, old)),
+                    Some(other) => other,
+                    None => continue,
+                },
+            };
+            children.push(ChildRecord { target, name: name_start, name_len });
+        }
+        covered
+    }
+
+    /// A whiteout beside what it names hides only what lower layers have there: a directory becomes opaque, anything else hides that
+    /// anyway. The others become children.
+    fn settle(&self, walk: &mut Walk, children: &mut Vec<ChildRecord>, start: usize, covered: &[ChildRecord]) {
+        let end = children.len();
+        for whiteout in covered {
+            let beside = children.get(start..end).unwrap_or_default();
+            let name = whiteout.name(self.names);
+            match beside.binary_search_by(|child| child.name(self.names).cmp(name)).ok().and_then(|at| beside.get(at)) {
+                None => children.push(*whiteout),
+                Some(ChildRecord { target: Target::Node(node), .. }) => {
+                    if let Some(NodeKind::Dir { opaque, implied, .. }) =
+                        walk.nodes.get_mut(*node as usize).map(|node| &mut node.kind)
+                    {
+                        // The directory below is gone with all that it was, its owner and mode included.
+                        *opaque = true;
+                        *implied = false;
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        if children.len() > end {
+            children
+                .get_mut(start..)
+                .unwrap_or_default()
+                .sort_unstable_by(|a, b| a.name(self.names).cmp(b.name(self.names)));
+        }
+    }
+}
+
+/// Names that no view shows: all that begin like whiteouts, and the landmarks at the root.
+fn is_hidden(dir: u32, name: &[u8]) -> bool {
+    name.starts_with(WHITEOUT) || (dir == Paths::ROOT && (name == PREFETCH_LANDMARK || name == NO_PREFETCH_LANDMARK))
+}

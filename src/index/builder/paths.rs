@@ -1,0 +1,176 @@
+//! Paths by name while a layer is built: which entry stands under which name of which directory.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+
+use crate::index::entries::Span;
+use crate::index::error::Problem;
+use crate::index::limits;
+
+/// What a name stands for while a layer is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    Node(u32),
+    Whiteout,
+    /// A hard link whose target had not come yet.
+    Link(u32),
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dentry {
+    /// The dentry of the directory; [`DETACHED`] once something else has taken its place.
+    pub(super) parent: u32,
+    pub(super) name: u32,
+    pub(super) name_len: u8,
+    pub(super) slot: Slot,
+}
+
+pub(super) const DETACHED: u32 = u32::MAX;
+
+impl Dentry {
+    pub(super) fn name(self, names: &[u8]) -> &[u8] {
+        Span { start: self.name, len: u16::from(self.name_len) }.of(names)
+    }
+}
+
+/// Keys are hashes already.
+#[derive(Debug, Default)]
+struct Identity(u64);
+
+impl Hasher for Identity {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Paths {
+    dentries: Vec<Dentry>,
+    pub(super) names: Vec<u8>,
+    /// Dentries by the hash of directory and name, so that names need not be kept twice. Where two hash alike, the next free number
+    /// is taken; the hash is keyed, so nobody can make many do so.
+    by_hash: HashMap<u64, u32, BuildHasherDefault<Identity>>,
+    hasher: RandomState,
+    recent: Option<(Vec<u8>, u32)>,
+}
+
+impl Paths {
+    pub(super) const ROOT: u32 = 0;
+
+    pub(super) fn new() -> Self {
+        let root = Dentry { parent: DETACHED, name: 0, name_len: 0, slot: Slot::Node(0) };
+        let (names, by_hash) = (Vec::new(), HashMap::default());
+        Self { dentries: vec![root], names, by_hash, hasher: RandomState::new(), recent: None }
+    }
+
+    pub(super) fn dentry(&self, number: u32) -> Option<&Dentry> {
+        self.dentries.get(number as usize)
+    }
+
+    pub(super) fn find(&self, dir: u32, name: &[u8]) -> Option<u32> {
+        self.probe(dir, name).1
+    }
+
+    /// The key under which `name` is or would be kept, and the dentry that is there.
+    fn probe(&self, dir: u32, name: &[u8]) -> (u64, Option<u32>) {
+        let mut key = self.hasher.hash_one((dir, name));
+        loop {
+            let Some(number) = self.by_hash.get(&key).copied() else { return (key, None) };
+            match self.dentry(number) {
+                Some(dentry) if dentry.parent == dir && dentry.name(&self.names) == name => return (key, Some(number)),
+                _ => key = key.wrapping_add(1),
+            }
+        }
+    }
+
+    /// The dentry of a cleaned path, hidden names included.
+    pub(super) fn walk(&self, path: &[u8]) -> Option<u32> {
+        let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        names.try_fold(Self::ROOT, |dir, name| self.find(dir, name))
+    }
+
+    /// The directory that was last asked for, if `path` is its path: entries of one directory follow each other.
+    pub(super) fn recent(&self, path: &[u8]) -> Option<u32> {
+        self.recent.as_ref().filter(|(recent, _)| recent == path).map(|(_, dir)| *dir)
+    }
+
+    pub(super) fn set_recent(&mut self, path: &[u8], dir: u32) {
+        let (mut recent, _) = self.recent.take().unwrap_or_default();
+        recent.clear();
+        recent.extend_from_slice(path);
+        self.recent = Some((recent, dir));
+    }
+
+    /// Adds a name that the directory does not have.
+    pub(super) fn insert(&mut self, dir: u32, name: &[u8], slot: Slot) -> Result<u32, Problem> {
+        let (key, _) = self.probe(dir, name);
+        let span = self.keep(name)?;
+        let name_len = u8::try_from(name.len()).map_err(|_| Problem::NameTooLong { len: name.len() })?;
+        let number = self.push(Dentry { parent: dir, name: span.start, name_len, slot })?;
+        self.by_hash.insert(key, number);
+        Ok(number)
+    }
+
+    /// Lets another thing stand under a name, which nothing is below.
+    pub(super) fn set_slot(&mut self, number: u32, slot: Slot) {
+        if let Some(dentry) = self.dentries.get_mut(number as usize) {
+            dentry.slot = slot;
+        }
+    }
+
+    /// Lets another thing stand under the name of a directory; what is below the directory goes with it.
+    pub(super) fn replace(&mut self, number: u32, slot: Slot) -> Result<u32, Problem> {
+        let Some(old) = self.dentry(number).copied() else { return Ok(number) };
+        let (key, _) = self.probe(old.parent, old.name(&self.names));
+        let new = self.push(Dentry { slot, ..old })?;
+        self.by_hash.insert(key, new);
+        if let Some(dentry) = self.dentries.get_mut(number as usize) {
+            dentry.parent = DETACHED;
+        }
+        self.recent = None;
+        Ok(new)
+    }
+
+    fn push(&mut self, dentry: Dentry) -> Result<u32, Problem> {
+        if self.dentries.len() > limits::ENTRIES {
+            return Err(Problem::TooMany { what: "entries", limit: limits::ENTRIES });
+        }
+        self.dentries.push(dentry);
+        Ok((self.dentries.len() - 1) as u32)
+    }
+
+    /// Keeps bytes in the names' arena.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> Result<Span, Problem> {
+        let too_many = Problem::TooMany { what: "bytes of names", limit: limits::NAMES };
+        let fits = self.names.len() + bytes.len() <= limits::NAMES;
+        let (true, Ok(start), Ok(len)) = (fits, u32::try_from(self.names.len()), u16::try_from(bytes.len())) else {
+            return Err(too_many);
+        };
+        self.names.extend_from_slice(bytes);
+        Ok(Span { start, len })
+    }
+
+    /// The dentries and the names. What found names by their hash goes: it is large.
+    pub(super) fn into_parts(self) -> (Vec<Dentry>, Vec<u8>) {
+        (self.dentries, self.names)
+    }
+
+    /// The path of a dentry, for messages.
+    pub(super) fn path(&self, number: u32) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = self.dentry(number);
+        while let Some(dentry) = at.filter(|dentry| dentry.name_len > 0) {
+            names.push(dentry.name(&self.names));
+            at = self.dentry(dentry.parent);
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}

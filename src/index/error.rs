@@ -1,0 +1,149 @@
+//! Why a layer has no index: facts as fields, and in the message what to do about it.
+
+use super::{Format, names};
+use crate::blob::{ByteRange, Digest, SourceError};
+
+/// Why a layer has no index.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("layer {layer}: {range} cannot be read")]
+    Read { layer: Digest, range: ByteRange, source: SourceError },
+    #[error("layer {layer} has {got} bytes where it is stored, but {said} by its manifest")]
+    Size { layer: Digest, said: u64, got: u64 },
+    #[error("layer {layer}: what was read has the digest {got}; the registry or something before it sends wrong bytes")]
+    BlobDigest { layer: Digest, got: Digest },
+    #[error("layer {layer}: its TOC has the digest {got}, but the manifest names {named}")]
+    TocDigest { layer: Digest, named: Digest, got: Digest },
+    #[error(
+        "layer {layer} is {what}: crfs serves stargz, eStargz and zstd:chunked layers; convert the image to one of these"
+    )]
+    Foreign { layer: Digest, what: String },
+    #[error(
+        "layer {layer} ({format}): nothing in the manifest vouches for its TOC; have the layer read whole and checked \
+         (--whole-layer-below, it has {size} bytes), or accept the risk with --insecure-unverified-toc"
+    )]
+    Unvouched { layer: Digest, format: Format, size: u64 },
+    #[error("layer {layer}: annotation {key}={value:?} is not {wanted}")]
+    Annotation { layer: Digest, key: String, value: String, wanted: &'static str },
+    #[error("layer {layer}: its TOC image cannot be used")]
+    ExternalToc { layer: Digest, source: SourceError },
+    #[error("layer {layer}: its index cannot be made")]
+    Encode { layer: Digest, source: std::io::Error },
+    #[error("layer {layer}: {}{problem}", near(.entry.as_deref()))]
+    Toc {
+        layer: Digest,
+        /// The entry that is at fault, escaped.
+        entry: Option<String>,
+        problem: Problem,
+    },
+}
+
+fn near(entry: Option<&str>) -> String {
+    entry.map_or_else(|| "TOC: ".to_owned(), |entry| format!("entry {entry}: "))
+}
+
+impl Error {
+    /// Whether other bytes than the manifest promises were received, so that another mirror may do better.
+    #[must_use]
+    pub const fn is_wrong_bytes(&self) -> bool {
+        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. })
+    }
+}
+
+/// What is wrong with a TOC or with one of its entries.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("the layer says that its TOC is at {0}, which no blob of its size can hold")]
+    Position(ByteRange),
+    #[error("a TOC of {len} bytes, more than the {limit} that crfs reads")]
+    TocTooLarge { len: u64, limit: u64 },
+    #[error("the TOC is longer or shorter than the {said} bytes that the layer declares")]
+    DecodedLength { said: u64 },
+    #[error("the TOC is not stored as a tar entry stargz.index.json")]
+    NotTheTocEntry,
+    #[error("the TOC cannot be parsed: {0}")]
+    Json(serde_json::Error),
+    #[error("TOC version {0} is not known")]
+    Version(u64),
+    #[error("the TOC has no list of entries")]
+    NoEntries,
+    #[error("the TOC has two lists of entries")]
+    TwoEntries,
+    #[error("more than {limit} {what}")]
+    TooMany { what: &'static str, limit: usize },
+
+    #[error("it has no name")]
+    NoName,
+    #[error("its name or link contains \"..\"")]
+    DotDot,
+    #[error("its name or link contains a NUL")]
+    Nul,
+    #[error("a name of {len} bytes (the limit is 255)")]
+    NameTooLong { len: usize },
+    #[error("a path of {len} bytes (the limit is 4096)")]
+    PathTooLong { len: usize },
+    #[error("a symlink target of {len} bytes (1 to 4095 are possible)")]
+    SymlinkTarget { len: usize },
+    #[error("{key} is {found}")]
+    Value { key: &'static str, found: String },
+    #[error("{key} is {value}, more than {limit}")]
+    Number { key: &'static str, value: u64, limit: u64 },
+    #[error("the type {0:?} is not known")]
+    Type(String),
+    #[error("the chunk type {0:?} is not known")]
+    ChunkType(String),
+    #[error("xattr {name}: {what}")]
+    Xattr { name: String, what: &'static str },
+    #[error("it replaces the root, which must be a directory")]
+    RootNotADirectory,
+    #[error("its parent {0} is not a directory")]
+    ParentNotADirectory(String),
+    #[error("a whiteout of {0:?}")]
+    Whiteout(String),
+    #[error("a hard link to the directory {0}")]
+    LinkToDirectory(String),
+    #[error("a hard link to the whiteout {0}")]
+    LinkToWhiteout(String),
+    #[error("a hard link that leads back to itself by way of {0}")]
+    LinkCycle(String),
+
+    #[error("a chunk that does not follow its file")]
+    StrayChunk,
+    #[error("its chunks leave a gap at byte {at}")]
+    Gap { at: u64 },
+    #[error("its chunks overlap at byte {at}")]
+    Overlap { at: u64 },
+    #[error("nothing says where its contents are in the blob")]
+    NoOffset,
+    #[error("its contents are said to be at byte {offset} of the blob, before those of the entry that precedes it")]
+    Order { offset: u64 },
+    #[error("its contents are said to be at {0}, outside of the blob's payload")]
+    OutsideBlob(ByteRange),
+    #[error("its contents overlap others in the decoded data that starts at byte {offset} of the blob")]
+    UnitOverlap { offset: u64 },
+    #[error("no digest covers byte {at} and on")]
+    NoDigest { at: u64 },
+}
+
+/// A [`Problem`] and the entry that has it, on its way to the layer's name.
+#[derive(Debug)]
+pub(crate) struct Rejected {
+    pub(crate) entry: Option<String>,
+    pub(crate) problem: Problem,
+}
+
+impl Rejected {
+    pub(crate) fn entry(raw_name: &[u8], problem: Problem) -> Self {
+        Self { entry: Some(names::shown(raw_name)), problem }
+    }
+
+    pub(crate) fn at(self, layer: Digest) -> Error {
+        Error::Toc { layer, entry: self.entry, problem: self.problem }
+    }
+}
+
+impl From<Problem> for Rejected {
+    fn from(problem: Problem) -> Self {
+        Self { entry: None, problem }
+    }
+}

@@ -1,0 +1,63 @@
+//! Every limit on what a layer's TOC may ask for, in one place.
+//!
+//! A TOC is hostile input until its digest is confirmed, and large even where it is honest. The limits are generous (podman
+//! gives up at a TOC of 50 MiB; a layer of 2,000,000 entries opens here with room to spare) and they bound memory together:
+//! what [`open`](fn@super::open) holds is at most the compressed TOC, some 200 bytes and its name for each entry, and 128 bytes for
+//! each chunk. The decoded TOC is never held, only the entry at hand.
+
+/// Directory entries of one layer, made-up parents included. At some 200 bytes each while building: 3.2 GiB at worst.
+pub(crate) const ENTRIES: usize = 16 << 20;
+
+/// Chunks of one layer: 1 TiB of contents in zstd:chunked's mean chunks of 64 KiB. 128 bytes each in the index: 2 GiB at worst.
+pub(crate) const CHUNKS: usize = 16 << 20;
+
+/// Chunks of one gzip member or zstd frame: reading one of them brings all. Writers that let files share members end one after some 50 KB.
+pub(crate) const UNIT_PIECES: u32 = 64 << 10;
+
+/// Decoded bytes of a unit that no chunk has (tar headers, padding): they are decoded to be thrown away, so this bounds what a
+/// compressed run of zeros can cost a reader.
+pub(crate) const UNIT_SKIPPED: u64 = 256 << 20;
+
+/// Bytes of one name (Linux: `NAME_MAX`).
+pub(crate) const NAME: usize = 255;
+
+/// Bytes of a cleaned path (Linux: `PATH_MAX`).
+pub(crate) const PATH: usize = 4096;
+
+/// Bytes of a symlink's target (Linux: `PATH_MAX` less its NUL).
+pub(crate) const SYMLINK: usize = 4095;
+
+/// Bytes of a TOC as the registry stores it. It is held in memory while it is parsed; an eStargz entry takes 90 to 130 bytes,
+/// so this is good for four million of them.
+pub(crate) const TOC_COMPRESSED: u64 = 512 << 20;
+
+/// Bytes of a TOC's JSON. It is streamed, so this bounds time, not memory: a compressed TOC of nothing but spaces ends here.
+pub(crate) const TOC_DECODED: u64 = 4 << 30;
+
+/// Bytes of JSON that one entry may take, its xattrs in base64 included; also the longest string, key or skipped value.
+pub(crate) const ENTRY_JSON: u64 = 4 << 20;
+
+/// Bytes of all names, link targets and paths of a layer.
+pub(crate) const NAMES: usize = 1 << 30;
+
+/// Bytes of an xattr's value (Linux: `XATTR_SIZE_MAX`).
+pub(crate) const XATTR_VALUE: usize = 64 << 10;
+
+/// Bytes of an entry's xattr names, each with its NUL (Linux: `XATTR_LIST_MAX`).
+pub(crate) const XATTR_LIST: usize = 64 << 10;
+
+/// Bytes of all different sets of xattrs of a layer, names and values.
+pub(crate) const XATTRS: usize = 1 << 30;
+
+/// The largest size and offset, in bytes: what `off_t` holds.
+pub(crate) const OFFSET: u64 = i64::MAX as u64;
+
+/// Decoded bytes of a layer that are looked at to see that it is an empty tar: tar programs pad to 10 KiB, and no further.
+pub(crate) const EMPTY_TAR: u64 = 1 << 20;
+
+/// Bytes of a layer file: 2^32 blocks of 4 KiB, so that a block number takes 32 bits.
+pub(crate) const LAYER_FILE: u64 = 16 << 40;
+
+/// The largest numbers of a device (Linux: `MAJOR` has 12 bits, `MINOR` 20).
+pub(crate) const MAJOR: u32 = (1 << 12) - 1;
+pub(crate) const MINOR: u32 = (1 << 20) - 1;

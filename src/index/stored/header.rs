@@ -1,0 +1,177 @@
+//! The first 512 bytes of an encoded index.
+//!
+//! ```text
+//!   0  "crfs index\n\0\0\0\0\0"     16   the name of the format
+//!  16  u64 version, u64 format           of the layer: 0 stargz, 1 eStargz, 2 external TOC, 3 zstd:chunked, 4 empty
+//!  32  blob digest                  32
+//!  64  u64 identity kind                 0 none, 1 TOC digest, 2 own
+//!  72  identity digest              32   of kind 1, else zeros
+//! 104  u64 layer file bytes, u64 entries, u64 TOC bytes
+//! 128  u64 prefetch start, u64 end       0, 0: no landmark
+//! 144  sections: u64 start, u64 bytes    block digests, entries, units, pieces, checks
+//! 224  sha256 of the block digests  32
+//! 256  sha256 of the entries        32
+//! 288  zeros
+//! 480  sha256 of all of the above   32
+//! ```
+
+use super::tables::{BLOCK, BLOCK_DIGEST, Check, Piece, Record, Unit, range_at, u64_at};
+use crate::blob::{ByteRange, Digest};
+use crate::index::{Format, Identity, Summary, limits};
+
+pub(super) const LEN: usize = 512;
+const SUMMED: usize = LEN - 32;
+const MAGIC: &[u8; 16] = b"crfs index\n\0\0\0\0\0";
+
+/// Raised whenever the same bytes come to mean something else; an index of another version is made again.
+const VERSION: u64 = 1;
+
+/// Where a part of the encoded index lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Section {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+impl Section {
+    pub(super) const fn range(self) -> ByteRange {
+        ByteRange { start: self.start, end: self.start.saturating_add(self.len) }
+    }
+
+    /// Bytes of a table with its padding.
+    pub(super) const fn padded(self) -> u64 {
+        self.len.next_multiple_of(BLOCK as u64)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) blob: Digest,
+    pub(super) identity: Option<Identity>,
+    pub(super) summary: Summary,
+    pub(super) digests: Section,
+    pub(super) entries: Section,
+    pub(super) units: Section,
+    pub(super) pieces: Section,
+    pub(super) checks: Section,
+    pub(super) digests_digest: Digest,
+    pub(super) entries_digest: Digest,
+}
+
+impl Header {
+    pub(super) fn put(&self) -> [u8; LEN] {
+        let (identity, identity_digest) = match self.identity {
+            None => (0, [0; 32]),
+            Some(Identity::Toc(digest)) => (1, *digest.as_bytes()),
+            Some(Identity::Own) => (2, [0; 32]),
+        };
+        let summary = &self.summary;
+        let prefetch = summary.prefetch.unwrap_or(ByteRange { start: 0, end: 0 });
+        let mut out = Vec::with_capacity(LEN);
+        let words =
+            |out: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        out.extend_from_slice(MAGIC);
+        words(&mut out, &[VERSION, format_number(summary.format)]);
+        out.extend_from_slice(self.blob.as_bytes());
+        words(&mut out, &[identity]);
+        out.extend_from_slice(&identity_digest);
+        words(&mut out, &[summary.layer_file_len, summary.entries, summary.toc_len, prefetch.start, prefetch.end]);
+        for section in [self.digests, self.entries, self.units, self.pieces, self.checks] {
+            words(&mut out, &[section.start, section.len]);
+        }
+        out.extend_from_slice(self.digests_digest.as_bytes());
+        out.extend_from_slice(self.entries_digest.as_bytes());
+        out.resize(SUMMED, 0);
+        let sum = Digest::of(&out);
+        out.extend_from_slice(sum.as_bytes());
+        let mut header = [0; LEN];
+        header.iter_mut().zip(out).for_each(|(to, from)| *to = from);
+        header
+    }
+
+    /// Checks what the header alone can tell; `size`: bytes of the whole encoded index.
+    pub(super) fn parse(bytes: &[u8], size: u64) -> Result<Self, &'static str> {
+        if !bytes.starts_with(MAGIC) {
+            return Err("it is no index");
+        }
+        if u64_at(bytes, 16) != Some(VERSION) {
+            return Err("it is of another version");
+        }
+        let summed = bytes.get(..SUMMED).map(Digest::of);
+        if summed.is_none() || summed != digest_at(bytes, SUMMED) {
+            return Err("its header is damaged");
+        }
+        let header = Self::fields(bytes).ok_or("its header makes no sense")?;
+        if header.is_sound(size) { Ok(header) } else { Err("its sections are not where its header says") }
+    }
+
+    fn fields(bytes: &[u8]) -> Option<Self> {
+        let identity = match u64_at(bytes, 64)? {
+            0 => None,
+            1 => Some(Identity::Toc(digest_at(bytes, 72)?)),
+            2 => Some(Identity::Own),
+            _ => return None,
+        };
+        let section = |at| Some(Section { start: u64_at(bytes, at)?, len: u64_at(bytes, at + 8)? });
+        let (units, checks) = (section(176)?, section(208)?);
+        let summary = Summary {
+            format: format_of(u64_at(bytes, 24)?)?,
+            layer_file_len: u64_at(bytes, 104)?,
+            entries: u64_at(bytes, 112)?,
+            units: records::<Unit>(units)?,
+            checks: records::<Check>(checks)?,
+            toc_len: u64_at(bytes, 120)?,
+            prefetch: range_at(bytes, 128).filter(|range| !range.is_empty()),
+        };
+        Some(Self {
+            blob: digest_at(bytes, 32)?,
+            identity,
+            summary,
+            digests: section(144)?,
+            entries: section(160)?,
+            units,
+            pieces: section(192)?,
+            checks,
+            digests_digest: digest_at(bytes, 224)?,
+            entries_digest: digest_at(bytes, 256)?,
+        })
+    }
+
+    /// Whether the sections lie one behind the other, as they are written, up to the end.
+    fn is_sound(&self, size: u64) -> bool {
+        let Self { digests, entries, units, pieces, checks, .. } = self;
+        let limit = limits::OFFSET / 8;
+        let small = [digests, entries, units, pieces, checks]
+            .iter()
+            .all(|section| section.start <= limit && section.len <= limit);
+        small
+            && digests.start == LEN as u64
+            && entries.start == digests.start + digests.len
+            && units.start == (entries.start + entries.len).next_multiple_of(BLOCK as u64)
+            && pieces.start == units.start + units.padded()
+            && checks.start == pieces.start + pieces.padded()
+            && size == checks.start + checks.padded()
+            && digests.len == (size - units.start) / BLOCK as u64 * BLOCK_DIGEST as u64
+            && records::<Piece>(*pieces).is_some()
+    }
+}
+
+fn records<R: Record>(table: Section) -> Option<u32> {
+    let len = R::LEN as u64;
+    u32::try_from(table.len / len).ok().filter(|_| table.len % len == 0)
+}
+
+fn digest_at(bytes: &[u8], at: usize) -> Option<Digest> {
+    bytes.get(at..)?.first_chunk().map(|digest| Digest::from_bytes(*digest))
+}
+
+const FORMATS: [Format; 5] =
+    [Format::Stargz, Format::EStargz, Format::EStargzExternalToc, Format::ZstdChunked, Format::Empty];
+
+fn format_number(format: Format) -> u64 {
+    FORMATS.iter().position(|other| *other == format).map_or(u64::MAX, |number| number as u64)
+}
+
+fn format_of(number: u64) -> Option<Format> {
+    FORMATS.get(usize::try_from(number).ok()?).copied()
+}

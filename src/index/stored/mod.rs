@@ -1,0 +1,262 @@
+//! The encoded layer index: what the cache keeps, and what the fetch engine looks units and checks up in.
+//!
+//! ```text
+//! 0         header (512 bytes), see header.rs: key, summary, where the sections are, and the root digests over them
+//! 512       block digests: of each 64 KiB block of the tables its sha256 and where the range of its first record starts
+//!           entries: the tree, zstd-compressed, see entries.rs
+//! ...       zeros up to the next multiple of 64 KiB
+//! tables    units | pieces | checks    each table padded with zeros to whole blocks, see tables.rs
+//! ```
+//!
+//! Each part is checked when it is used: the header and the block digests when the index is opened, the entries when they are decoded, a
+//! block of a table when it is read. So whatever is flipped, cut or another layer's is [`Damaged`], and never another answer.
+//! The same TOC gives the same bytes. Numbers are little endian.
+
+mod encode;
+mod entries;
+mod header;
+mod tables;
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+
+pub(crate) use self::encode::encode;
+use self::header::{Header, Section};
+pub(crate) use self::tables::Tables;
+use self::tables::{BLOCK, BLOCK_DIGEST, Record};
+pub use self::tables::{Check, CheckKind, Codec, Piece, Unit};
+use super::{Entries, LayerKey, Summary};
+use crate::blob::{ByteRange, ByteSource, Digest};
+
+/// Blocks of tables that one index keeps in memory: 1 MiB, the checks of 16,384 chunks.
+const KEPT_BLOCKS: u64 = 16;
+
+/// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
+pub struct StoredIndex {
+    /// And where the tables start in it.
+    source: RwLock<(Arc<dyn ByteSource>, u64)>,
+    header: Header,
+    /// The digest and the first key of each block of the tables, one after the other.
+    digests: Bytes,
+    blocks: Cache<u64, Bytes>,
+}
+
+/// The encoded index is not (or no longer) what was written: it is to be made again.
+#[derive(Debug, thiserror::Error)]
+#[error("index of {blob}: {what}")]
+pub struct Damaged {
+    pub blob: Digest,
+    pub what: String,
+}
+
+impl StoredIndex {
+    /// # Errors
+    /// Where it is damaged, of another version, or of another key. `key` is `None` for an index that nothing vouches for.
+    pub fn open(source: Arc<dyn ByteSource>, blob: &Digest, key: Option<&LayerKey>) -> Result<Self, Damaged> {
+        let damaged = |what: String| Damaged { blob: *blob, what };
+        let range = ByteRange { start: 0, end: header::LEN as u64 };
+        let bytes = source.read_at(range).map_err(|error| damaged(format!("its header cannot be read: {error}")))?;
+        let header = Header::parse(&bytes, source.size()).map_err(|what| damaged(what.to_owned()))?;
+        if header.blob != *blob
+            || header.identity != key.map(|key| key.identity)
+            || key.is_some_and(|key| key.blob != *blob)
+        {
+            return Err(damaged("it is the index of another layer".to_owned()));
+        }
+        let digests = header.digests.range();
+        let digests = source.read_at(digests).map_err(|error| damaged(format!("{digests} cannot be read: {error}")))?;
+        if Digest::of(&digests) != header.digests_digest {
+            return Err(damaged("the digests of its blocks are damaged".to_owned()));
+        }
+        let source = RwLock::new((source, header.units.start));
+        Ok(Self { source, header, digests, blocks: Cache::new(KEPT_BLOCKS) })
+    }
+
+    #[must_use]
+    pub fn summary(&self) -> &Summary {
+        &self.header.summary
+    }
+
+    /// Reads all of it once, so that damage on disk shows while the index can still be made again.
+    ///
+    /// # Errors
+    /// Where any part is damaged.
+    pub fn verify(&self) -> Result<(), Damaged> {
+        if Digest::of(&self.read(self.header.entries.range())?) != self.header.entries_digest {
+            return Err(self.damaged("its entries are damaged"));
+        }
+        (0..(self.digests.len() / BLOCK_DIGEST) as u64).try_for_each(|number| self.block(number).map(drop))
+    }
+
+    /// Goes on with another source of the same tables, where the one it had is damaged; says whether they are the same. (The entries are
+    /// compressed, so they may take more or less room when another version of crfs makes them again.)
+    pub fn replace(&self, source: Arc<dyn ByteSource>) -> bool {
+        let head = source.read_at(ByteRange { start: 0, end: header::LEN as u64 });
+        let header = head.ok().and_then(|head| Header::parse(&head, source.size()).ok());
+        let same = |header: &Header| {
+            header.summary == self.header.summary && header.digests_digest == self.header.digests_digest
+        };
+        let Some(header) = header.filter(same) else { return false };
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = (source, header.units.start);
+        true
+    }
+
+    /// Decodes all entries.
+    ///
+    /// # Errors
+    /// Where they are damaged.
+    pub fn entries(&self) -> Result<Entries, Damaged> {
+        let bytes = self.read(self.header.entries.range())?;
+        if Digest::of(&bytes) != self.header.entries_digest {
+            return Err(self.damaged("its entries are damaged"));
+        }
+        let entries = entries::decode(&bytes).map_err(|what| self.damaged(what))?;
+        if entries.names() as u64 != self.header.summary.entries {
+            return Err(self.damaged("its entries are not as many as it says"));
+        }
+        Ok(entries)
+    }
+
+    /// The checks that touch a range of the layer file.
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn checks_over(&self, range: ByteRange) -> Result<Range<u32>, Damaged> {
+        self.overlapping(self.header.checks, range, |check: &Check| check.range)
+    }
+
+    /// # Errors
+    /// Where there is no such check, or the table is damaged.
+    pub fn check(&self, check: u32) -> Result<Check, Damaged> {
+        self.record(self.header.checks, check)
+    }
+
+    /// The units that yield bytes of a range of the layer file.
+    ///
+    /// # Errors
+    /// Where a table is damaged.
+    pub fn units_over(&self, range: ByteRange) -> Result<Range<u32>, Damaged> {
+        let pieces = self.overlapping(self.header.pieces, range, |piece: &Piece| piece.range)?;
+        match pieces.end.checked_sub(1).filter(|last| *last >= pieces.start) {
+            Some(last) => Ok(self.piece(pieces.start)?.unit..self.piece(last)?.unit.saturating_add(1)),
+            None => Ok(0..0),
+        }
+    }
+
+    /// The units that lie in a range of the blob (whole or in part).
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn units_in_blob(&self, range: ByteRange) -> Result<Range<u32>, Damaged> {
+        self.overlapping(self.header.units, range, |unit: &Unit| unit.compressed)
+    }
+
+    /// # Errors
+    /// Where there is no such unit, or the table is damaged.
+    pub fn unit(&self, unit: u32) -> Result<Unit, Damaged> {
+        self.record(self.header.units, unit)
+    }
+
+    /// # Errors
+    /// Where there is no such piece, or the table is damaged.
+    pub fn piece(&self, piece: u32) -> Result<Piece, Damaged> {
+        self.record(self.header.pieces, piece)
+    }
+
+    /// The records of a table, sorted and apart, whose ranges share a byte with `range`.
+    fn overlapping<R: Record>(
+        &self,
+        table: Section,
+        range: ByteRange,
+        of: impl Fn(&R) -> ByteRange,
+    ) -> Result<Range<u32>, Damaged> {
+        if range.is_empty() {
+            return Ok(0..0);
+        }
+        let first = partition(self.near::<R>(table, range.start)?, |record| {
+            Ok(of(&self.record(table, record)?).end <= range.start)
+        })?;
+        let last = partition(self.near::<R>(table, range.end - 1)?, |record| {
+            Ok(of(&self.record(table, record)?).start < range.end)
+        })?;
+        Ok(first..last.max(first))
+    }
+
+    /// The records of the one block that may hold the last one that starts at or before `at`.
+    fn near<R: Record>(&self, table: Section, at: u64) -> Result<Range<u32>, Damaged> {
+        let block = |start: u64| ((start - self.header.units.start) / BLOCK as u64) as usize * BLOCK_DIGEST;
+        let keys = self.digests.get(block(table.start)..block(table.start + table.padded())).unwrap_or_default();
+        let starts_by =
+            |block: u32| tables::u64_at(keys, block as usize * BLOCK_DIGEST + 32).is_some_and(|start| start <= at);
+        let before = u64::from(partition(0..(keys.len() / BLOCK_DIGEST) as u32, |block| Ok(starts_by(block)))?);
+        let per_block = (BLOCK / R::LEN) as u64;
+        let count = table.len / R::LEN as u64;
+        let start = before.saturating_sub(1) * per_block;
+        Ok(start.min(count) as u32..(start + per_block).min(count) as u32)
+    }
+
+    fn record<R: Record>(&self, table: Section, number: u32) -> Result<R, Damaged> {
+        let at = u64::from(number) * R::LEN as u64;
+        if at >= table.len {
+            return Err(self.damaged(format!("a record {number} is asked for that it does not have")));
+        }
+        let at = table.start + at;
+        let block = self.block((at - self.header.units.start) / BLOCK as u64)?;
+        let in_block = (at % BLOCK as u64) as usize;
+        let record = block.get(in_block..in_block + R::LEN).and_then(R::get);
+        record.ok_or_else(|| self.damaged(format!("record {number} is none")))
+    }
+
+    /// A block of the tables, verified.
+    fn block(&self, number: u64) -> Result<Bytes, Damaged> {
+        if let Some(block) = self.blocks.get(&number) {
+            return Ok(block);
+        }
+        let (source, tables) = self.source();
+        let range = ByteRange::at(tables + number * BLOCK as u64, BLOCK as u64);
+        let range = range.ok_or_else(|| self.damaged(format!("it has no block {number}")))?;
+        let block = self.read_from(&*source, range)?;
+        let known = self.digests.chunks_exact(BLOCK_DIGEST).nth(number as usize);
+        if known.and_then(|known| known.get(..32)) != Some(Digest::of(&block).as_bytes().as_slice()) {
+            return Err(self.damaged(format!("block {number} of its tables is damaged")));
+        }
+        self.blocks.insert(number, block.clone());
+        Ok(block)
+    }
+
+    fn source(&self) -> (Arc<dyn ByteSource>, u64) {
+        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn read(&self, range: ByteRange) -> Result<Bytes, Damaged> {
+        self.read_from(&*self.source().0, range)
+    }
+
+    fn read_from(&self, source: &dyn ByteSource, range: ByteRange) -> Result<Bytes, Damaged> {
+        source.read_at(range).map_err(|error| self.damaged(format!("{range} cannot be read: {error}")))
+    }
+
+    fn damaged(&self, what: impl Into<String>) -> Damaged {
+        Damaged { blob: self.header.blob, what: what.into() }
+    }
+}
+
+/// The first number of a range that `before` does not hold for.
+fn partition(range: Range<u32>, before: impl Fn(u32) -> Result<bool, Damaged>) -> Result<u32, Damaged> {
+    let Range { mut start, mut end } = range;
+    while start < end {
+        let middle = start + (end - start) / 2;
+        if before(middle)? {
+            start = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
+    Ok(start)
+}
+
+#[cfg(test)]
+mod tests;

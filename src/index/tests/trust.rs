@@ -1,0 +1,176 @@
+//! Who vouches for a TOC, and what is read to find that out.
+
+use bytes::Bytes;
+
+use super::layers::{Made, PAYLOAD, described, estargz, gzip, layer, toc_tar, zstd_chunked};
+use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, no_external, stored};
+use crate::blob::{ByteRange, Digest};
+use crate::index::{Descriptor, Error, Format, Identity, Opened, Options, Trust, named_identity, open};
+
+const JSON: &[u8] = br#"{"entries":[{"name":"a","type":"dir"}]}"#;
+const CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+fn opened(layer: &Descriptor, blob: Bytes, options: &Options) -> (Result<Opened, Error>, Vec<ByteRange>) {
+    let source = Counted::new(blob);
+    (open(layer, &source, &no_external, options), source.reads())
+}
+
+fn error(layer: &Descriptor, blob: Bytes, options: &Options) -> Error {
+    opened(layer, blob, options).0.err().unwrap()
+}
+
+#[test]
+fn a_position_in_the_manifest_is_all_that_is_read() {
+    let (layer, blob) = layer(Made::ZstdChunked, JSON);
+    let (opened, reads) = opened(&layer, blob.clone(), &NEVER_WHOLE);
+    let opened = opened.unwrap();
+    assert_eq!(reads.len(), 1);
+    assert_eq!(reads[0].start, PAYLOAD as u64 + 8);
+    assert_eq!((opened.format, opened.trust), (Format::ZstdChunked, Trust::Manifest));
+    assert_eq!(opened.identity, named_identity(&layer).unwrap());
+    assert_eq!(stored(&layer, &opened).summary().toc_len, reads[0].len());
+}
+
+#[test]
+fn a_toc_before_the_tail_takes_one_more_read_of_what_is_missing() {
+    let name = |i: u32| Digest::of(&i.to_le_bytes()).hex();
+    let entries: Vec<_> = (0..2000).map(|i| format!(r#"{{"name":"{}","type":"dir"}}"#, name(i))).collect();
+    let json = format!(r#"{{"entries":[{}]}}"#, entries.join(","));
+    let (layer, blob) = layer(Made::EStargz, json.as_bytes());
+    let (opened, reads) = opened(&layer, blob, &NEVER_WHOLE);
+    assert_eq!(stored(&layer, &opened.unwrap()).summary().entries, 2000);
+    let tail = ByteRange { start: layer.size - (16 << 10), end: layer.size };
+    assert_eq!(reads, [tail, ByteRange { start: PAYLOAD as u64, end: tail.start }]);
+}
+
+#[test]
+fn both_digests_are_checked_where_both_are_named() {
+    let (mut layer, blob) = layer(Made::ZstdChunked, JSON);
+    layer.annotations.insert(TOC_DIGEST.to_owned(), Digest::of(JSON).to_string());
+    assert!(opened(&layer, blob.clone(), &NEVER_WHOLE).0.is_ok());
+    layer.annotations.insert(TOC_DIGEST.to_owned(), Digest::of(b"other").to_string());
+    for options in [&NEVER_WHOLE, &WHOLE, &INSECURE] {
+        assert!(matches!(error(&layer, blob.clone(), options), Error::TocDigest { .. }));
+    }
+}
+
+#[test]
+fn a_named_digest_is_checked_whatever_else_vouches() {
+    for (made, key) in [(Made::ZstdChunked, CHECKSUM), (Made::EStargz, TOC_DIGEST)] {
+        let (mut layer, blob) = layer(made, JSON);
+        layer.annotations.insert(key.to_owned(), Digest::of(b"other").to_string());
+        for options in [&NEVER_WHOLE, &WHOLE, &INSECURE] {
+            assert!(matches!(error(&layer, blob.clone(), options), Error::TocDigest { .. }), "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_toc_that_nothing_names_needs_the_whole_blob_or_the_users_word() {
+    let blobs = [estargz(JSON, JSON.len() as u64).0, zstd_chunked(JSON, JSON.len() as u64).0];
+    for blob in blobs.map(Bytes::from) {
+        let layer = described(&blob, &[]);
+        assert!(matches!(error(&layer, blob.clone(), &NEVER_WHOLE), Error::Unvouched { .. }));
+        let whole = opened(&layer, blob.clone(), &WHOLE).0.unwrap();
+        assert_eq!((whole.trust, whole.identity), (Trust::Blob, Some(Identity::Own)));
+        assert_eq!(whole.blob.as_ref(), Some(&blob));
+        let insecure = opened(&layer, blob.clone(), &INSECURE).0.unwrap();
+        assert_eq!((insecure.trust, insecure.identity), (Trust::Unverified, None));
+        let at_the_limit = Options { whole_layer_below: layer.size, ..NEVER_WHOLE };
+        assert!(opened(&layer, blob, &at_the_limit).0.is_err());
+    }
+}
+
+#[test]
+fn a_position_without_a_digest_does_not_vouch() {
+    let (blob, annotations) = zstd_chunked(JSON, JSON.len() as u64);
+    let layer = described(&blob, &annotations[1..]);
+    assert!(matches!(error(&layer, blob.clone().into(), &NEVER_WHOLE), Error::Unvouched { .. }));
+    assert_eq!(opened(&layer, blob.clone().into(), &INSECURE).0.unwrap().trust, Trust::Unverified);
+
+    // Nor where the blob's digest vouches: an index made so is used for every image with that blob, whatever its manifest says of the TOC.
+    let honest = opened(&described(&blob, &[]), blob.clone().into(), &WHOLE).0.unwrap();
+    let elsewhere = [(annotations[1].0, "9:20:20:1".to_owned())];
+    for options in [WHOLE, Options { insecure_unverified_toc: true, ..WHOLE }] {
+        let other = opened(&described(&blob, &elsewhere), blob.clone().into(), &options).0.unwrap();
+        assert_eq!(
+            (other.trust, other.identity, other.encoded),
+            (honest.trust, honest.identity, honest.encoded.clone())
+        );
+    }
+}
+
+#[test]
+fn wrong_bytes_of_a_blob_read_whole_are_noticed() {
+    let (layer, blob) = layer(Made::EStargz, JSON);
+    let mut damaged = blob.to_vec();
+    damaged[17] ^= 1;
+    let error = error(&layer, damaged.into(), &WHOLE);
+    assert!(matches!(error, Error::BlobDigest { .. }) && error.is_wrong_bytes());
+    let short = self::error(&layer, blob.slice(1..), &NEVER_WHOLE);
+    assert!(matches!(short, Error::Size { .. }));
+}
+
+#[test]
+fn the_blob_does_not_vouch_for_a_toc_that_is_elsewhere() {
+    let mut blob = vec![0; PAYLOAD];
+    blob.extend_from_slice(
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0",
+    );
+    let toc = gzip(&toc_tar("stargz.index.json", JSON, JSON.len() as u64));
+    let external = |_: &Descriptor| Ok(Bytes::from(toc.clone()));
+    let open = |layer: &Descriptor, options| open(layer, &Counted::new(blob.clone().into()), &external, options);
+    let bare = described(&blob, &[]);
+    assert!(matches!(open(&bare, &WHOLE), Err(Error::Unvouched { .. })));
+    assert_eq!(open(&bare, &INSECURE).unwrap().trust, Trust::Unverified);
+    let named = described(&blob, &[(TOC_DIGEST, Digest::of(JSON).to_string())]);
+    for options in [&NEVER_WHOLE, &WHOLE] {
+        let opened = open(&named, options).unwrap();
+        assert_eq!((opened.format, opened.trust), (Format::EStargzExternalToc, Trust::Manifest));
+    }
+    let missing = super::super::open(&named, &Counted::new(blob.clone().into()), &no_external, &NEVER_WHOLE);
+    assert!(matches!(missing, Err(Error::ExternalToc { .. })));
+}
+
+#[test]
+fn other_formats_are_named() {
+    let tar = |head: &[u8]| [head, &vec![b'x'; 2000 - head.len()]].concat();
+    let mut ustar = tar(b"");
+    ustar[257..262].copy_from_slice(b"ustar");
+    let oci = |suffix: &str| format!("application/vnd.oci.image.layer.v1.{suffix}");
+    let cases = [
+        (oci("tar+gzip"), tar(&[0x1f, 0x8b]), "gzip"),
+        (oci("tar"), tar(&[0x1f, 0x8b]), "gzip"),
+        (oci("tar+zstd"), tar(&[0x28, 0xb5, 0x2f, 0xfd]), "zstd"),
+        (oci("tar"), tar(b"\xfd7zXZ\0"), "xz"),
+        (oci("tar"), tar(b"BZh9"), "bzip2"),
+        (oci("tar"), ustar, "a plain tar"),
+        (oci("tar+gzip+encrypted"), tar(b"?"), "encrypted"),
+        ("application/vnd.erofs.layer.v1".to_owned(), tar(b"?"), "EROFS"),
+        ("application/vnd.cncf.model.weight.v1.raw".to_owned(), tar(b"?"), "artifact"),
+        (String::new(), tar(b"?"), "unknown"),
+    ];
+    for (media_type, blob, what) in cases {
+        let layer = Descriptor { media_type, ..described(&blob, &[]) };
+        let message = error(&layer, blob.into(), &WHOLE).to_string();
+        assert!(message.contains(what), "{message}");
+    }
+}
+
+#[test]
+fn empty_tars_are_served_however_they_are_packed() {
+    let zeros = vec![0; 10_240];
+    let zstd = zstd::encode_all(&zeros[..], 1).unwrap();
+    let twice = [gzip(&zeros), gzip(b"")].concat();
+    for blob in [zeros.clone(), gzip(&zeros), twice, zstd, zeros[..512].to_vec(), Vec::new()] {
+        let layer = described(&blob, &[]);
+        let opened = opened(&layer, blob.into(), &NEVER_WHOLE).0.unwrap();
+        assert_eq!((opened.format, opened.trust, opened.identity), (Format::Empty, Trust::Blob, Some(Identity::Own)));
+    }
+    // What is not all there, or too long to be looked at, is not empty.
+    for blob in [gzip(&zeros)[..12].to_vec(), gzip(&vec![0; 2 << 20]), vec![0; 40_000]] {
+        let layer = described(&blob, &[]);
+        assert!(matches!(error(&layer, blob.into(), &NEVER_WHOLE), Error::Foreign { .. }));
+    }
+}

@@ -1,0 +1,130 @@
+//! RFC 3339 times, as Go's `encoding/json` writes them.
+
+use super::Time;
+
+/// Parses `2020-09-13T12:26:40.5Z` and the like; `None` for anything else. Digits after the ninth of a fraction are dropped.
+pub(crate) fn parse(text: &str) -> Option<Time> {
+    let mut rest = text.as_bytes();
+    let year = number(&mut rest, 4)?;
+    let month = after(&mut rest, b"-", 1..=12)?;
+    let day = after(&mut rest, b"-", 1..=days_in(year, month))?;
+    let hour = after(&mut rest, b"Tt", 0..=23)?;
+    let minute = after(&mut rest, b":", 0..=59)?;
+    let second = after(&mut rest, b":", 0..=59)?;
+    let nanos = fraction(&mut rest)?;
+    let offset = offset(&mut rest)?;
+    let secs = days_since_1970(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset;
+    rest.is_empty().then_some(Time { secs, nanos })
+}
+
+/// Takes exactly `digits` decimal digits.
+fn number(rest: &mut &[u8], digits: usize) -> Option<i64> {
+    let (head, tail) = rest.split_at_checked(digits)?;
+    *rest = tail;
+    head.iter().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
+}
+
+/// Takes one of the separators, then two digits in the range.
+fn after(rest: &mut &[u8], separators: &[u8], range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+    let (first, tail) = rest.split_first()?;
+    *rest = tail;
+    let value = separators.contains(first).then(|| number(rest, 2))??;
+    range.contains(&value).then_some(value)
+}
+
+fn fraction(rest: &mut &[u8]) -> Option<u32> {
+    let Some(tail) = rest.strip_prefix(b".") else { return Some(0) };
+    let digits = tail.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (fraction, tail) = tail.split_at_checked(digits)?;
+    *rest = tail;
+    let padded = fraction.iter().chain(std::iter::repeat(&b'0')).take(9);
+    (digits > 0).then(|| padded.fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0')))
+}
+
+/// Seconds that local time is ahead of UTC.
+fn offset(rest: &mut &[u8]) -> Option<i64> {
+    let (sign, tail) = rest.split_first()?;
+    *rest = tail;
+    let sign = match sign {
+        b'Z' | b'z' => return Some(0),
+        b'+' => 1,
+        b'-' => -1,
+        _ => return None,
+    };
+    let hours = number(rest, 2).filter(|hours| *hours <= 23)?;
+    let minutes = after(rest, b":", 0..=59)?;
+    Some(sign * (hours * 3_600 + minutes * 60))
+}
+
+const fn is_leap(year: i64) -> bool {
+    year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
+}
+
+const fn days_in(year: i64, month: i64) -> i64 {
+    match month {
+        4 | 6 | 9 | 11 => 30,
+        2 if is_leap(year) => 29,
+        2 => 28,
+        _ => 31,
+    }
+}
+
+/// Days from 1970-01-01 in the proleptic Gregorian calendar. Years are counted from March, so that a leap day ends its year.
+const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let before_this_year = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    // 306 is the days from March to December: March of year 0 to January of year 1. 719,162 days are from there to 1970.
+    before_this_year + (month * 153 + 2) / 5 + day - 1 - 306 - 719_162
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: i64, nanos: u32) -> Option<Time> {
+        Some(Time { secs, nanos })
+    }
+
+    #[test]
+    fn times_before_and_after_1970() {
+        assert_eq!(parse("1970-01-01T00:00:00Z"), at(0, 0));
+        assert_eq!(parse("2020-09-13T12:26:40Z"), at(1_600_000_000, 0));
+        assert_eq!(parse("0001-01-01T00:00:00Z"), at(-62_135_596_800, 0));
+        assert_eq!(parse("9999-12-31T23:59:59Z"), at(253_402_300_799, 0));
+        assert_eq!(parse("0000-03-01T00:00:00Z"), at(-62_162_035_200, 0));
+        assert_eq!(parse("2000-02-29T00:00:00Z"), at(951_782_400, 0));
+    }
+
+    #[test]
+    fn fractions_and_offsets() {
+        assert_eq!(parse("1969-12-31T23:59:58.5Z"), at(-2, 500_000_000));
+        assert_eq!(parse("2020-09-13T12:26:40.000000001Z"), at(1_600_000_000, 1));
+        assert_eq!(parse("2020-09-13T12:26:40.1234567899Z"), at(1_600_000_000, 123_456_789));
+        assert_eq!(parse("2020-09-13T14:26:40+02:00"), at(1_600_000_000, 0));
+        assert_eq!(parse("2020-09-13T08:56:40.25-03:30"), at(1_600_000_000, 250_000_000));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in [
+            "",
+            "2020",
+            "2020-09-13",
+            "2020-9-13T12:26:40Z",
+            "2020-13-01T00:00:00Z",
+            "2020-02-30T00:00:00Z",
+            "2100-02-29T00:00:00Z",
+            "2020-01-01T24:00:00Z",
+            "2020-01-01T00:00:60Z",
+            "2020-01-01T00:00:00",
+            "2020-01-01T00:00:00.Z",
+            "2020-01-01T00:00:00Zx",
+            "2020-01-01T00:00:00+24:00",
+            "+020-01-01T00:00:00Z",
+            "12020-01-01T00:00:00Z",
+            "2020-01-01T00:00:0éZ",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}
