@@ -9,5 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod blob;
+pub mod cache;
+pub mod fetch;
 pub mod index;
 pub mod registry;

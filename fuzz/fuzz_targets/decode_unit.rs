@@ -1,0 +1,33 @@
+#![no_main]
+//! One unit of either codec, with pieces that the input chooses: decoding ends, and gives each piece whole and in order, or an error.
+
+use crfs::blob::ByteRange;
+use crfs::fetch::decode_unit;
+use crfs::index::{Codec, Piece};
+use libfuzzer_sys::fuzz_target;
+
+/// Bytes of input that say how to decode: the codec, and for two pieces how far each starts behind the one before and how long it is.
+const PLAN: usize = 7;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((plan, unit)) = input.split_at_checked(PLAN) else { return };
+    let codec = if plan[0] & 1 == 0 { Codec::Gzip } else { Codec::Zstd };
+    let number = |at: usize| u64::from(plan[at]) * if plan[at] > 200 { 5000 } else { 1 };
+    let (gap, len) = (number(1), 1 + number(2));
+    let first = Piece { unit: 0, in_unit: gap, range: ByteRange { start: 0, end: len } };
+    let (gap, next) = (number(3), 1 + number(4));
+    let start = len.next_multiple_of(4096);
+    let second = Piece { unit: 0, in_unit: first.in_unit + len + gap, range: ByteRange { start, end: start + next } };
+
+    let mut seen = Vec::new();
+    let decoded = decode_unit(codec, unit, &[first, second], &mut |at, bytes| {
+        seen.push(ByteRange::at(at, bytes.len() as u64).expect("within the pieces"));
+        Ok(())
+    });
+    let mut at = 0;
+    for part in &seen {
+        assert!(part.start == at || (at == len && part.start == start), "in order, without a gap");
+        at = part.end;
+    }
+    assert!(decoded.is_err() || at == start + next, "whole");
+});

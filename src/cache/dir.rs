@@ -1,0 +1,229 @@
+//! A directory that crfs owns, and the only way to a path below it: no symlink on the way is ever followed, so that nothing planted in a
+//! cache can make crfs read or write elsewhere.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+/// Owner only: what is cached may come from private registries.
+const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
+const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
+
+pub(super) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Opens the directory, making it (and what leads to it) where it is missing.
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let file = File::open(path)?;
+        let found = file.metadata()?;
+        // What others may write could change after it was verified.
+        if found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err(io::Error::other("it belongs to another user, or others may write to it"));
+        }
+        Ok(Self { fd: file.into(), path: path.to_owned() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn at(&self, path: &Path, flags: OFlag) -> io::Result<File> {
+        let mode = if flags.contains(OFlag::O_CREAT) { FILE_MODE } else { Mode::empty() };
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+            .mode(mode)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        Ok(File::from(openat2(self.fd.as_fd(), path, how)?))
+    }
+
+    /// An existing regular file, to read.
+    pub(super) fn open(&self, path: &Path) -> io::Result<File> {
+        regular(self.at(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?)
+    }
+
+    /// A regular file to read and write, made where it is missing. What stands in its place and is none (a planted symlink, a directory)
+    /// is removed.
+    pub(super) fn open_or_create(&self, path: &Path) -> io::Result<File> {
+        let open = || regular(self.at(path, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK)?);
+        self.make_parents(path)?;
+        open().or_else(|error| {
+            if !is_in_the_way(&error) {
+                return Err(error);
+            }
+            self.remove(path).map_err(|_| error)?;
+            open()
+        })
+    }
+
+    /// A file without a name on the same filesystem, gone with its last descriptor.
+    pub(super) fn unnamed(&self) -> io::Result<File> {
+        let how = OpenHow::new().flags(OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC).mode(FILE_MODE);
+        openat2(self.fd.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))
+    }
+
+    /// All of a file of at most `limit` bytes.
+    pub(super) fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            return Err(io::Error::other(format!("more than {limit} bytes")));
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a file whole: a reader sees all of it or what was there before.
+    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        self.make_parents(path)?;
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        // Processes in different containers may have the same number.
+        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
+        let temporary = path.with_extension(format!("tmp-{}-{serial}-{now}", std::process::id()));
+        let written = self
+            .at(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| self.rename(&temporary, path));
+        if written.is_err() {
+            let _ = self.remove(&temporary);
+        }
+        written
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from_dir, from_name) = self.parent(from)?;
+        let (to_dir, to_name) = self.parent(to)?;
+        match renameat(from_dir.as_fd(), &from_name, to_dir.as_fd(), &to_name) {
+            Err(Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST) => {
+                self.remove(to)?;
+                Ok(renameat(from_dir.as_fd(), &from_name, to_dir.as_fd(), &to_name)?)
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// Removes a file, a symlink or an empty directory.
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        let (dir, name) = self.parent(path)?;
+        match unlinkat(dir.as_fd(), &name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR) => Ok(unlinkat(dir.as_fd(), &name, UnlinkatFlags::RemoveDir)?),
+            removed => Ok(removed?),
+        }
+    }
+
+    fn parent(&self, path: &Path) -> io::Result<(File, PathBuf)> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((self.at(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?, PathBuf::from(name)))
+    }
+
+    fn make_parents(&self, path: &Path) -> io::Result<()> {
+        let mut ancestors: Vec<&Path> = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()).collect();
+        ancestors.reverse();
+        for dir in ancestors {
+            if self.at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY).is_ok() {
+                continue;
+            }
+            let (parent, name) = self.parent(dir)?;
+            match mkdirat(parent.as_fd(), &name, DIR_MODE) {
+                Ok(()) => {}
+                Err(Errno::EEXIST) => self.replace_by_directory(&parent, &name, dir)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Something stands where a directory of ours belongs: another process may just have made it, or it is a planted symlink.
+    fn replace_by_directory(&self, parent: &File, name: &Path, dir: &Path) -> io::Result<()> {
+        if self.at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY).is_ok() {
+            return Ok(());
+        }
+        unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir)?;
+        match mkdirat(parent.as_fd(), name, DIR_MODE) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Whether what stands at a path is the reason that no file could be opened there; everything else says nothing against the file.
+fn is_in_the_way(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    error.kind() == io::ErrorKind::InvalidInput || matches!(errno, Some(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn dir() -> (tempfile::TempDir, Dir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::create(&temp.path().join("cache")).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn files_are_written_whole_and_read_back() {
+        let (_temp, dir) = dir();
+        let path = Path::new("a/b/c");
+        dir.write(path, b"one").unwrap();
+        dir.write(path, b"two").unwrap();
+        assert_eq!(dir.read(path, 3).unwrap(), b"two");
+        assert!(dir.read(path, 2).is_err(), "more than the limit");
+        assert_eq!(std::fs::read_dir(dir.path().join("a/b")).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn planted_symlinks_are_not_followed_but_replaced() {
+        let (temp, dir) = dir();
+        let outside = temp.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("file"), b"secret").unwrap();
+
+        symlink(outside.join("file"), dir.path().join("link")).unwrap();
+        assert!(dir.read(Path::new("link"), 100).is_err());
+        dir.open_or_create(Path::new("link")).unwrap().write_all(b"mine").unwrap();
+        symlink(&outside, dir.path().join("sub")).unwrap();
+        dir.write(Path::new("sub/file"), b"mine").unwrap();
+
+        assert_eq!(std::fs::read(outside.join("file")).unwrap(), b"secret");
+        assert_eq!(dir.read(Path::new("link"), 100).unwrap(), b"mine");
+        assert_eq!(dir.read(Path::new("sub/file"), 100).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn what_is_no_file_is_replaced() {
+        let (_temp, dir) = dir();
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        assert!(dir.open(Path::new("data")).is_err());
+        dir.open_or_create(Path::new("data")).unwrap().write_all(b"x").unwrap();
+        std::fs::create_dir(dir.path().join("other")).unwrap();
+        dir.write(Path::new("other"), b"y").unwrap();
+        assert_eq!(dir.read(Path::new("other"), 9).unwrap(), b"y");
+    }
+
+    #[test]
+    fn unnamed_files_leave_nothing() {
+        let (_temp, dir) = dir();
+        dir.unnamed().unwrap().write_all(b"x").unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,124 @@
+//! One unit of a blob into the pieces of files that it holds.
+
+use std::io::{self, BufRead, Read};
+
+use crate::index::{Codec, Piece};
+
+/// Decoded bytes are handed on in parts of at most this size.
+const PART: usize = 64 << 10;
+
+/// Decodes one unit and hands each piece's bytes to `sink`, with their place in the layer file, in order.
+///
+/// Reads no further than the last piece: what else a unit decodes to (tar headers, padding) is nobody's, so a unit that would decode to
+/// more than its index says costs nothing.
+///
+/// # Errors
+/// Where the input is not of that codec or ends early, or `sink` fails.
+pub fn decode_unit(
+    codec: Codec,
+    input: impl BufRead,
+    pieces: &[Piece],
+    sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    match codec {
+        // A member, not the whole stream: what follows belongs to the next unit.
+        Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), pieces, sink),
+        // A zstd decoder of a stream would go on with the next frame.
+        Codec::Zstd => cut(zstd::stream::read::Decoder::with_buffer(input)?.single_frame(), pieces, sink),
+    }
+}
+
+fn cut(mut decoded: impl Read, pieces: &[Piece], sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut part = vec![0; PART];
+    let mut position = 0u64;
+    for piece in pieces {
+        let skip = piece.in_unit.checked_sub(position).ok_or(io::ErrorKind::InvalidInput)?;
+        let skipped = io::copy(&mut decoded.by_ref().take(skip), &mut io::sink())?;
+        if skipped != skip {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = piece.range.start;
+        while at < piece.range.end {
+            let wanted = usize::try_from(piece.range.end - at).unwrap_or(PART).min(PART);
+            let part = part.get_mut(..wanted).ok_or(io::ErrorKind::InvalidInput)?;
+            decoded.read_exact(part)?;
+            sink(at, part)?;
+            at += wanted as u64;
+        }
+        position = piece.in_unit.checked_add(piece.range.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::ByteRange;
+    use std::io::Write;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn piece(in_unit: u64, at: u64, len: u64) -> Piece {
+        Piece { unit: 0, in_unit, range: ByteRange { start: at, end: at + len } }
+    }
+
+    fn decode(codec: Codec, input: &[u8], pieces: &[Piece]) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let mut out = Vec::new();
+        decode_unit(codec, input, pieces, &mut |at, bytes| {
+            out.push((at, bytes.to_vec()));
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    #[test]
+    fn pieces_come_out_of_the_middle_of_either_codec() {
+        let content = b"header--one--padding--two--rest";
+        let pieces = [piece(8, 0, 3), piece(22, 4096, 3)];
+        let wanted = vec![(0, b"one".to_vec()), (4096, b"two".to_vec())];
+        assert_eq!(decode(Codec::Gzip, &gzip(content), &pieces).unwrap(), wanted);
+        assert_eq!(decode(Codec::Zstd, &zstd::encode_all(&content[..], 1).unwrap(), &pieces).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_unit_never_runs_into_the_next_one() {
+        for (codec, one, two) in [
+            (Codec::Gzip, gzip(b"first"), gzip(b"second")),
+            (Codec::Zstd, zstd::encode_all(&b"first"[..], 1).unwrap(), zstd::encode_all(&b"second"[..], 1).unwrap()),
+        ] {
+            let both = [one, two].concat();
+            assert_eq!(decode(codec, &both, &[piece(0, 0, 5)]).unwrap(), [(0, b"first".to_vec())]);
+            assert!(decode(codec, &both, &[piece(0, 0, 6)]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_bomb_costs_only_what_was_declared() {
+        let bomb = gzip(&vec![0; 64 << 20]);
+        let mut seen = 0;
+        decode_unit(Codec::Gzip, &bomb[..], &[piece(0, 0, 10)], &mut |_, bytes| {
+            seen += bytes.len();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, 10);
+    }
+
+    #[test]
+    fn a_cut_unit_gives_all_of_its_bytes_or_an_error() {
+        let content: Vec<u8> = (0..=255u8).cycle().take(2000).collect();
+        for (codec, unit) in [(Codec::Gzip, gzip(&content)), (Codec::Zstd, zstd::encode_all(&content[..], 3).unwrap())]
+        {
+            for cut in 0..=unit.len() {
+                match decode(codec, &unit[..cut], &[piece(0, 0, 2000)]) {
+                    Ok(parts) => assert_eq!(parts, [(0, content.clone())], "cut at {cut}"),
+                    Err(_) => assert!(cut < unit.len()),
+                }
+            }
+        }
+    }
+}

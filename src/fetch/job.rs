@@ -1,0 +1,207 @@
+//! One request: from the registry through decoding and verification to those who wait.
+//!
+//! ```text
+//! Blob::stream --async--> channel (bounded) --blocking thread--> decode units -> Assembler -> land flights
+//! ```
+//!
+//! Bytes are decoded while they arrive, so memory does not grow with the size of a unit, and a check can be read as soon as its last byte
+//! came.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+
+use super::assemble::{Assembler, Kept, Wanted};
+use super::decode::decode_unit;
+use super::flight::Duty;
+use super::plan::{self, Run};
+use super::{Error, Layer};
+use crate::index::Piece;
+use crate::registry::{self, Freshness};
+
+/// Parts of a body that wait for the decoder.
+const PARTS: usize = 16;
+
+/// The checks that a request is to bring, in the order of the layer file.
+pub(super) struct Job {
+    layer: Arc<Layer>,
+    run: Run,
+    wanted: Vec<Wanted>,
+    duties: HashMap<u32, Duty>,
+}
+
+/// What one attempt left.
+struct Attempt {
+    duties: HashMap<u32, Duty>,
+    failed: Option<Error>,
+}
+
+impl Job {
+    pub(super) fn new(layer: Arc<Layer>, run: Run, wanted: Vec<Wanted>, duties: Vec<Duty>) -> Self {
+        let duties: HashMap<u32, Duty> = duties.into_iter().map(|duty| (duty.check(), duty)).collect();
+        let wanted = wanted.into_iter().filter(|wanted| duties.contains_key(&wanted.check)).collect();
+        Self { layer, run, wanted, duties }
+    }
+
+    /// Runs to its end whoever still waits. Wrong bytes are fetched once more, past caches.
+    pub(super) async fn run(mut self) -> Result<(), Error> {
+        let layer = Arc::clone(&self.layer);
+        let permit = layer.permit().await;
+        let mut failed = permit.as_ref().err().cloned();
+        for freshness in [Freshness::Any, Freshness::PastCaches] {
+            if failed.is_some() || self.duties.is_empty() {
+                break;
+            }
+            if freshness == Freshness::PastCaches {
+                self.narrow().await;
+                tracing::warn!(layer = %self.layer.digest(), compressed = %self.run.compressed, "wrong bytes; fetching them once more");
+            }
+            let attempt = self.attempt(freshness).await;
+            self.duties = attempt.duties;
+            failed = attempt.failed;
+        }
+        if self.duties.is_empty() {
+            return Ok(());
+        }
+        let error = failed.unwrap_or_else(|| self.wrong_bytes());
+        for (_, duty) in self.duties {
+            duty.land(Err(error.clone()));
+        }
+        Err(error)
+    }
+
+    /// What came right at either end is not asked for again.
+    async fn narrow(&mut self) {
+        self.wanted.retain(|wanted| self.duties.contains_key(&wanted.check));
+        let Some((first, last)) = self.wanted.first().zip(self.wanted.last()) else { return };
+        let (layer, first, last) = (Arc::clone(&self.layer), first.range, last.range);
+        let run = tokio::task::spawn_blocking(move || plan::run_over(&layer.index, first, last)).await;
+        if let Ok(Ok(Some(run))) = run {
+            self.run = run;
+        }
+    }
+
+    fn wrong_bytes(&self) -> Error {
+        Error::WrongBytes { layer: *self.layer.digest(), compressed: self.run.compressed }
+    }
+
+    async fn attempt(&mut self, freshness: Freshness) -> Attempt {
+        let duties = std::mem::take(&mut self.duties);
+        let mut body = match self.layer.source.stream(self.run.compressed, freshness).await {
+            Ok(body) => body,
+            Err(source) => return Attempt { duties, failed: Some(self.layer.registry_error(source)) },
+        };
+        let (sender, receiver) = mpsc::channel(PARTS);
+        let decoder =
+            Decoder { layer: Arc::clone(&self.layer), run: self.run.clone(), wanted: self.wanted.clone(), duties };
+        let decoder = tokio::task::spawn_blocking(move || decoder.run(receiver));
+        while let Some(part) = body.next().await {
+            if sender.send(part).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        // A decoder that panicked dropped its duties, which told the waiters.
+        decoder.await.unwrap_or_else(|_| Attempt { duties: HashMap::new(), failed: Some(Error::Interrupted) })
+    }
+}
+
+/// The blocking half of an attempt.
+struct Decoder {
+    layer: Arc<Layer>,
+    run: Run,
+    wanted: Vec<Wanted>,
+    duties: HashMap<u32, Duty>,
+}
+
+impl Decoder {
+    fn run(self, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Attempt {
+        let Self { layer, run, wanted, mut duties } = self;
+        let mut arrival = Arrival { parts, part: Bytes::new(), position: run.compressed.start, error: None };
+        let mut outcome = |wanted: Wanted, kept: Option<Kept>| {
+            if let Some(duty) = kept.and_then(|kept| Some((kept, duties.remove(&wanted.check)?))) {
+                layer.land(duty.1, wanted, duty.0);
+            }
+        };
+        let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
+        let decoded = decode_run(&layer, &run, &mut arrival, assembler);
+        let failed = arrival.error.map(|error| layer.registry_error(error)).or(decoded.err());
+        Attempt { duties, failed }
+    }
+}
+
+fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: Assembler<'_>) -> Result<(), Error> {
+    for number in run.units.clone() {
+        let unit = layer.index.unit(number)?;
+        let pieces = unit.pieces.clone().map(|piece| layer.index.piece(piece)).collect::<Result<Vec<Piece>, _>>()?;
+        if arrival.skip_to(unit.compressed.start).is_err() {
+            break;
+        }
+        let input = arrival.by_ref().take(unit.compressed.len());
+        let decoded = decode_unit(unit.codec, input, &pieces, &mut |at, bytes| assembler.push(at, bytes));
+        if let Err(error) = decoded {
+            if arrival.error.is_some() {
+                break;
+            }
+            // The next unit can be right all the same: where it starts is known.
+            tracing::debug!(layer = %layer.digest(), unit = number, %error, "a unit cannot be decoded");
+        }
+        if let Some(last) = pieces.last() {
+            assembler.skip_to(last.range.end);
+        }
+    }
+    match assembler.finish() {
+        Some(needed) => Err(Error::NoRoom { layer: *layer.digest(), needed }),
+        None => Ok(()),
+    }
+}
+
+/// The body as it arrives, for a decoder that reads and waits.
+struct Arrival {
+    parts: mpsc::Receiver<Result<Bytes, registry::Error>>,
+    part: Bytes,
+    /// Place in the blob of the first byte not yet read.
+    position: u64,
+    error: Option<registry::Error>,
+}
+
+impl Arrival {
+    fn skip_to(&mut self, position: u64) -> io::Result<()> {
+        let skip = position.checked_sub(self.position).ok_or(io::ErrorKind::InvalidInput)?;
+        let skipped = io::copy(&mut self.by_ref().take(skip), &mut io::sink())?;
+        if skipped == skip { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+impl BufRead for Arrival {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.part.is_empty() {
+            match self.parts.blocking_recv() {
+                Some(Ok(part)) => self.part = part,
+                Some(Err(error)) => {
+                    let text = error.to_string();
+                    self.error = Some(error);
+                    return Err(io::Error::other(text));
+                }
+                None => break,
+            }
+        }
+        Ok(&self.part)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.part.advance(amount.min(self.part.len()));
+        self.position += amount as u64;
+    }
+}
+
+impl Read for Arrival {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
