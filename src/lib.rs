@@ -11,5 +11,6 @@
 pub mod blob;
 pub mod cache;
 pub mod fetch;
+pub mod fs;
 pub mod index;
 pub mod registry;

@@ -1,0 +1,210 @@
+//! The adapter's conversions, and the frontend on real mounts: as root with /dev/fuse, otherwise these say that they were skipped.
+
+mod mounted;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+
+use nix::sys::stat::{major, minor};
+use nix::unistd::Whence;
+
+use self::mounted::{Counting, Mounted, Never, mount_overlay, skipped};
+use super::*;
+use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
+use crate::fs::overlay::merge;
+use crate::fs::tree::{Builder, NewNode, Tree};
+use crate::index::Meta;
+
+fn tree(spec: &Spec) -> Tree {
+    merge(&[FakeLayer::new(spec)], None).unwrap()
+}
+
+fn view(spec: &Spec) -> View {
+    View::new(tree(spec), vec![Arc::new(Ramp::default())])
+}
+
+fn file(size: u64) -> What {
+    What::File { size }
+}
+
+#[test]
+fn times_before_1970_keep_their_fraction() {
+    let before = UNIX_EPOCH - Duration::from_millis(250);
+    assert_eq!(system_time(Time { secs: -1, nanos: 750_000_000 }), before);
+    assert_eq!(system_time(Time { secs: 7, nanos: 1 }), UNIX_EPOCH + Duration::new(7, 1));
+    assert_eq!(system_time(Time { secs: i64::MAX, nanos: 2_000_000_000 }), UNIX_EPOCH);
+}
+
+#[test]
+fn device_numbers_have_more_than_8_bits() {
+    assert_eq!(device(1, 3), 0x0103);
+    assert_eq!(device(0xabc, 0xd_efff), 0xdef_abcff);
+}
+
+#[test]
+fn a_mount_shows_everything_as_it_is() {
+    if skipped() {
+        return;
+    }
+    let at = |secs, nanos| Meta { mode: 0o4755, uid: 70_000, gid: 4_000_000_000, mtime: Time { secs, nanos } };
+    let spec = Spec::default()
+        .with("d/e/f", file(1_000_000))
+        .meta("d/e/f", at(-1, 750_000_000))
+        .with("d/again", What::Link(b"d/e/f".to_vec()))
+        .with("empty", file(0))
+        .meta("empty", at(-5_000_000_000, 999_999_999))
+        .with("char", What::Char(259, 70_000))
+        .with("block", What::Block(4095, 1))
+        .with("fifo", What::Fifo)
+        .with("link", What::Symlink(b"d/e/../again".to_vec()))
+        .meta("link", at(5_000_000_000, 1));
+    let mounted = Mounted::new(view(&spec));
+    let stat = |path: &str| fs::symlink_metadata(mounted.path(path)).unwrap();
+
+    let f = stat("d/e/f");
+    assert_eq!((f.mtime(), f.mtime_nsec(), f.mode()), (-1, 750_000_000, 0o104_755));
+    assert_eq!((f.uid(), f.gid(), f.size(), f.blocks(), f.nlink()), (70_000, 4_000_000_000, 1_000_000, 1954, 2));
+    assert_eq!(stat("d/again").ino(), f.ino());
+    assert_eq!((stat("empty").mtime(), stat("empty").mtime_nsec()), (-5_000_000_000, 999_999_999));
+    assert_eq!((stat("link").mtime(), stat("link").mtime_nsec()), (5_000_000_000, 1));
+    assert_eq!((stat("").ino(), stat("").nlink(), stat("d").nlink(), stat("d/e").nlink()), (1, 3, 3, 2));
+    assert_eq!(stat("d").mode(), 0o40755);
+    assert!(stat("fifo").file_type().is_fifo() && stat("block").file_type().is_block_device());
+    assert_eq!((major(stat("char").rdev()), minor(stat("char").rdev())), (259, 70_000));
+    assert_eq!((major(stat("block").rdev()), minor(stat("block").rdev())), (4095, 1));
+    assert_eq!(fs::read_link(mounted.path("link")).unwrap().as_os_str(), "d/e/../again");
+    let names: Vec<_> = fs::read_dir(mounted.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["block", "char", "d", "empty", "fifo", "link"]);
+    assert_eq!(fs::read(mounted.path("link")).unwrap(), ramp(4096 * 3, 1_000_000));
+    assert_eq!(fs::read(mounted.path("empty")).unwrap(), b"");
+}
+
+#[test]
+fn files_are_read_and_sought_like_any_other_and_never_written() {
+    if skipped() {
+        return;
+    }
+    let mounted = Mounted::new(view(&Spec::default().with("f", file(3_000_000))));
+    let mut f = File::open(mounted.path("f")).unwrap();
+    let mut bytes = [0; 10];
+    f.read_exact_at(&mut bytes, 2_999_990).unwrap();
+    assert_eq!(bytes, ramp(2_999_990, 10)[..]);
+    assert_eq!(f.read_at(&mut bytes, 2_999_995).unwrap(), 5);
+    assert_eq!(f.read_at(&mut bytes, 3_000_000).unwrap(), 0);
+    assert_eq!(nix::unistd::lseek(&f, 10, Whence::SeekData), Ok(10));
+    assert_eq!(nix::unistd::lseek(&f, 10, Whence::SeekHole), Ok(3_000_000));
+    assert_eq!(nix::unistd::lseek(&f, 3_000_000, Whence::SeekData), Err(nix::errno::Errno::ENXIO));
+    f.seek(SeekFrom::End(-1)).unwrap();
+    assert_eq!(f.read(&mut bytes).unwrap(), 1);
+    f.sync_all().unwrap();
+    assert_eq!(fs::write(mounted.path("new"), b"").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    let totals = nix::sys::statvfs::statvfs(&mounted.path("")).unwrap();
+    assert_eq!((totals.blocks(), totals.files(), totals.blocks_free(), totals.name_max()), (733, 2, 0, 255));
+}
+
+#[test]
+fn content_trouble_is_eio() {
+    if skipped() {
+        return;
+    }
+    let tree = tree(&Spec::default().with("f", file(9)));
+    let mounted = Mounted::new(View::new(tree, vec![Arc::new(Ramp { lost: 1 })]));
+    let error = fs::read(mounted.path("f")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
+}
+
+#[test]
+fn the_kernel_asks_nothing_twice() {
+    if skipped() {
+        return;
+    }
+    let spec = (0..20).fold(Spec::default(), |spec, n| spec.with(&format!("d/{n}"), file(5)));
+    let counts = Arc::new(std::sync::Mutex::new(BTreeMap::new()));
+    let mounted = Mounted::with(view(&spec), |frontend| Counting { frontend, counts: Arc::clone(&counts) });
+    let asked = |what: &str| counts.lock().unwrap().get(what).copied().unwrap_or(0);
+    for _ in 0..3 {
+        assert_eq!(fs::metadata(mounted.path("missing")).unwrap_err().kind(), ErrorKind::NotFound);
+        let listed = Command::new("ls").args(["-lR"]).arg(mounted.path("")).output().unwrap();
+        assert_eq!(
+            String::from_utf8(listed.stdout).unwrap().lines().filter(|line| line.starts_with("-rw-r--r--")).count(),
+            20
+        );
+        for n in 0..20 {
+            assert_eq!(fs::read(mounted.path(&format!("d/{n}"))).unwrap().len(), 5);
+        }
+    }
+    assert_eq!(asked("lookup"), 1, "only the missing name: readdirplus brought the others");
+    assert_eq!((asked("open"), asked("opendir"), asked("flush")), (1, 1, 1));
+    assert!(asked("getxattr") <= 1);
+    assert_eq!((asked("read"), asked("readdir")), (20, 0));
+    assert!(asked("getattr") <= 1, "{counts:?}");
+}
+
+#[test]
+fn a_killed_reader_is_gone_although_nothing_ever_answers() {
+    if skipped() {
+        return;
+    }
+    let never = Arc::new(Never::default());
+    let mounted = Mounted::new(View::new(tree(&Spec::default().with("f", file(1_000_000))), vec![never.clone()]));
+    let mapped = "import mmap, sys; f = open(sys.argv[1]); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[500000]";
+    let path = mounted.path("f");
+    let mut cat = Command::new("cat");
+    let mut python = Command::new("python3");
+    python.arg("-c").arg(mapped);
+    for reader in [&mut cat, &mut python] {
+        let asked = never.asked();
+        let mut child = reader.arg(&path).stdout(Stdio::null()).spawn().unwrap();
+        never.wait_for_more_than(asked);
+        child.kill().unwrap();
+        mounted::wait(&mut child);
+    }
+}
+
+#[test]
+fn a_large_directory_is_listed_whole() {
+    if skipped() {
+        return;
+    }
+    let names: Vec<String> = (0..100_000).map(|n| format!("{n:06}")).collect();
+    let mut builder = Builder::new();
+    let root = builder.dir(MADE_UP).unwrap();
+    builder.open(root).unwrap();
+    for name in &names {
+        let ino = builder.node(&NewNode::Fifo, MADE_UP).unwrap();
+        builder.link(name.as_bytes(), ino).unwrap();
+    }
+    let mounted = Mounted::new(View::new(builder.finish(), Vec::new()));
+    let listed: Vec<_> = fs::read_dir(mounted.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(listed == names);
+}
+
+#[test]
+fn overlayfs_writes_on_top() {
+    if skipped() {
+        return;
+    }
+    let spec = (0..5).fold(Spec::default(), |spec, n| {
+        spec.with(&format!("d/{n}"), file(100_000)).xattr(&format!("d/{n}"), "user.x", "1")
+    });
+    let mounted = Mounted::new(view(&spec));
+    let overlay = mount_overlay(&mounted);
+    let path = |name: &str| overlay.path(name);
+    fs::set_permissions(path("d/0"), fs::Permissions::from_mode(0o600)).unwrap();
+    File::options().append(true).open(path("d/1")).unwrap().write_all(b"more").unwrap();
+    fs::rename(path("d/2"), path("renamed")).unwrap();
+    fs::remove_file(path("d/3")).unwrap();
+    fs::create_dir(path("d/new")).unwrap();
+    let names: Vec<_> =
+        fs::read_dir(path("d")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| ["0", "1", "4", "new"].contains(&name.as_str())).count(), names.len());
+    assert_eq!(fs::metadata(path("d/0")).unwrap().mode(), 0o100_600);
+    assert_eq!(fs::read(path("d/1")).unwrap(), [ramp(4096, 100_000), b"more".to_vec()].concat());
+    assert_eq!(fs::read(path("renamed")).unwrap(), ramp(2 * 4096, 100_000));
+}

@@ -1,0 +1,16 @@
+//! The image tree (pure), the overlay rules, and the FUSE frontend.
+//!
+//! ```text
+//! index::Entries of each layer -> overlay -> tree::Tree -> view::View -> fuse::Frontend -> /dev/fuse
+//!                                                              |
+//!                                         view::Contents: a layer's bytes, from fetch
+//! ```
+
+mod errno;
+#[cfg(test)]
+mod fake;
+pub mod fuse;
+mod overlay;
+pub mod tree;
+pub mod view;
+mod xattr;

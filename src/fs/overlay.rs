@@ -1,0 +1,351 @@
+//! Layers into a tree: the overlay rules of OCI image specification 1.1, layer.md, "Representing Changes".
+//!
+//! What a name stands for is decided from the top down, over the layers that still count in its directory:
+//!
+//! | layer says | then |
+//! |---|---|
+//! | whiteout | layers below do not count for this name (what this layer itself has under it arrives as a node instead) |
+//! | anything but a directory | it is that, if nothing above was a directory; layers below do not count |
+//! | directory | its entries join those of directories above; its attributes count if no entry above gave any |
+//! | opaque directory | the same, and no entries of layers below join |
+//! | implied directory | only its entries count: the attributes are those of a lower directory, or else 0755 root |
+//!
+//! The merge walks breadth first with a queue, so that hostile depth costs no stack, and takes each directory's children in one pass over the
+//! sorted children of its layers. It keeps 4 bytes per node of each layer while it runs, for the inodes of hard links.
+//!
+//! An implied directory that is also opaque (a layer has only `d/.wh..wh..opq`) keeps the attributes of a lower `d`: what is in it is hidden, not
+//! it. Where a layer has both a whiteout of `d` and things below a new `d`, the lower `d` is gone: the index must give that one as opaque and *not*
+//! implied, with made-up attributes.
+
+mod below;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use self::below::{Below, NotAFile};
+use super::tree::{Builder, Error, Ino, NewNode, OpaqueXattr, Tree};
+use crate::index::{Child, Entries, Kind, Meta, NodeId, Time};
+
+/// A directory that a layer uses and no layer has an entry for.
+const MADE_UP: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: Time { secs: 0, nanos: 0 } };
+const WHITEOUT: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime: Time { secs: 0, nanos: 0 } };
+
+/// What the merge asks of a layer; [`Entries`], and in tests a simpler one.
+pub(super) trait LayerEntries {
+    fn len(&self) -> usize;
+    fn kind(&self, node: NodeId) -> Kind<'_>;
+    fn meta(&self, node: NodeId) -> Meta;
+    /// Sorted by the bytes of the names.
+    fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], Child<'_>)>;
+    fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])>;
+}
+
+impl LayerEntries for Entries {
+    fn len(&self) -> usize {
+        Entries::len(self)
+    }
+
+    fn kind(&self, node: NodeId) -> Kind<'_> {
+        Entries::kind(self, node)
+    }
+
+    fn meta(&self, node: NodeId) -> Meta {
+        Entries::meta(self, node)
+    }
+
+    fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], Child<'_>)> {
+        Entries::children(self, dir)
+    }
+
+    fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        Entries::xattrs(self, node)
+    }
+}
+
+impl Tree {
+    /// The layers merged, the lowest first.
+    ///
+    /// # Errors
+    /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree do not suffice.
+    pub fn merged(layers: &[Entries]) -> Result<Self, Error> {
+        merge(layers, None)
+    }
+
+    /// One layer alone, the way overlayfs wants a lower directory: whiteouts are character devices 0:0, opaque directories have an xattr
+    /// (Linux, Documentation/filesystems/overlayfs.rst). Extents say layer 0.
+    ///
+    /// # Errors
+    /// Where a hard link names a file of a lower layer, and where the numbers of a tree do not suffice.
+    pub fn single(layer: &Entries, opaque: OpaqueXattr) -> Result<Self, Error> {
+        merge(std::slice::from_ref(layer), Some(opaque))
+    }
+}
+
+/// All layers merged; with `alone`, the one layer as a lower directory.
+pub(super) fn merge<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>) -> Result<Tree, Error> {
+    if u16::try_from(layers.len()).is_err() {
+        return Err(Error::TooLarge { what: "layers", limit: u64::from(u16::MAX) });
+    }
+    let layers: Vec<_> = (0..).zip(layers).map(|(number, entries)| Numbered { number, entries }).collect();
+    let mut merge = Merge {
+        alone,
+        tree: Builder::new(),
+        inos: layers.iter().map(|layer| vec![None; layer.entries.len()]).collect(),
+        queue: VecDeque::new(),
+        below: Below::new(&layers),
+    };
+    merge.dir(root(&layers))?;
+    while let Some((dir, sources)) = merge.queue.pop_front() {
+        merge.fill(dir, &sources)?;
+    }
+    Ok(merge.tree.finish())
+}
+
+/// A layer and its number, 0 the lowest.
+struct Numbered<'a, L> {
+    number: u16,
+    entries: &'a L,
+}
+
+impl<L> Clone for Numbered<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Numbered<'_, L> {}
+
+/// A node of a layer.
+struct Source<'a, L> {
+    layer: Numbered<'a, L>,
+    node: NodeId,
+}
+
+impl<L> Clone for Source<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Source<'_, L> {}
+
+impl<'a, L: LayerEntries> Source<'a, L> {
+    fn kind(&self) -> Kind<'a> {
+        self.layer.entries.kind(self.node)
+    }
+
+    fn meta(&self) -> Meta {
+        self.layer.entries.meta(self.node)
+    }
+}
+
+/// What a name stands for once all layers have spoken.
+enum Merged<'a, L> {
+    Hidden,
+    /// Anything but a directory.
+    Leaf(Source<'a, L>),
+    LinkBelow {
+        layer: u16,
+        path: &'a [u8],
+    },
+    Dir(Dir<'a, L>),
+}
+
+/// A directory of one or more layers.
+struct Dir<'a, L> {
+    /// Who has its attributes; `None` where every layer only implies it.
+    attrs: Option<Source<'a, L>>,
+    /// The directories whose entries join, the highest first.
+    joined: Vec<Source<'a, L>>,
+}
+
+/// What a layer says of a name.
+type Said<'a, L> = (Numbered<'a, L>, Child<'a>);
+
+/// Applies the rules to what the layers say of one name, the highest first.
+fn combine<'a, L: LayerEntries>(said: impl IntoIterator<Item = Said<'a, L>>) -> Merged<'a, L> {
+    let mut dir: Option<Dir<'a, L>> = None;
+    let mut closed = false;
+    for (layer, child) in said {
+        let node = match child {
+            Child::Node(node) => node,
+            Child::LinkBelow(path) if dir.is_none() => return Merged::LinkBelow { layer: layer.number, path },
+            Child::Whiteout | Child::LinkBelow(_) => break,
+        };
+        let source = Source { layer, node };
+        let Kind::Dir { opaque, implied } = source.kind() else {
+            if dir.is_none() {
+                return Merged::Leaf(source);
+            }
+            break;
+        };
+        let dir = dir.get_or_insert(Dir { attrs: None, joined: Vec::new() });
+        if !implied {
+            dir.attrs.get_or_insert(source);
+        }
+        if !closed {
+            dir.joined.push(source);
+        }
+        closed |= opaque;
+        if closed && dir.attrs.is_some() {
+            break;
+        }
+    }
+    dir.map_or(Merged::Hidden, Merged::Dir)
+}
+
+/// The root of layers, merged; what is not a directory there is none.
+fn root<'a, L: LayerEntries>(layers: &[Numbered<'a, L>]) -> Dir<'a, L> {
+    match combine(layers.iter().rev().map(|layer| (*layer, Child::Node(Entries::ROOT)))) {
+        Merged::Dir(dir) => dir,
+        Merged::Hidden | Merged::Leaf(_) | Merged::LinkBelow { .. } => Dir { attrs: None, joined: Vec::new() },
+    }
+}
+
+/// The merge under way.
+struct Merge<'m, 'a, L> {
+    /// Set for a single-layer view.
+    alone: Option<OpaqueXattr>,
+    tree: Builder,
+    /// Of each layer's nodes, the inode number once it has one: hard links of a layer share a node, so they share this.
+    inos: Vec<Vec<Option<Ino>>>,
+    /// The numbered directories whose entries are still to be merged, and the layers' directories that join there.
+    queue: VecDeque<(Ino, Vec<Source<'a, L>>)>,
+    below: Below<'m, 'a, L>,
+}
+
+impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
+    /// Merges the entries of one directory.
+    fn fill(&mut self, dir: Ino, sources: &[Source<'a, L>]) -> Result<(), Error> {
+        self.tree.open(dir)?;
+        let mut names =
+            Names::new(sources.iter().map(|source| (source.layer, source.layer.entries.children(source.node))));
+        let mut said = Vec::new();
+        while let Some(name) = names.next(&mut said) {
+            // The index translates these; should one be left, it is no name of the image.
+            if name.starts_with(b".wh.") {
+                continue;
+            }
+            let whiteout = matches!(said.as_slice(), [(_, Child::Whiteout), ..]);
+            let ino = match self.alone {
+                Some(_) if whiteout => Some(self.tree.node(&NewNode::Char { major: 0, minor: 0 }, WHITEOUT)?),
+                _ => self.inode(name, combine(said.iter().copied()))?,
+            };
+            if let Some(ino) = ino {
+                self.tree.link(name, ino)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The inode of what a name stands for.
+    fn inode(&mut self, name: &[u8], merged: Merged<'a, L>) -> Result<Option<Ino>, Error> {
+        match merged {
+            Merged::Hidden => Ok(None),
+            Merged::Leaf(source) => self.leaf(source).map(Some),
+            Merged::Dir(dir) => self.dir(dir).map(Some),
+            Merged::LinkBelow { layer, path } => {
+                let source = self.link_below(layer, name, path)?;
+                self.leaf(source).map(Some)
+            }
+        }
+    }
+
+    fn link_below(&mut self, layer: u16, name: &[u8], path: &'a [u8]) -> Result<Source<'a, L>, Error> {
+        let (entry, target) = (|| self.tree.path_of(name), || String::from_utf8_lossy(path).into_owned());
+        if self.alone.is_some() {
+            return Err(Error::LinkOutOfLayer { entry: entry(), target: target() });
+        }
+        self.below.find(layer, path).map_err(|why| match why {
+            NotAFile::Nothing => Error::LinkToNothing { layer, entry: entry(), target: target() },
+            NotAFile::Directory => Error::LinkToDirectory { layer, entry: entry(), target: target() },
+        })
+    }
+
+    fn dir(&mut self, dir: Dir<'a, L>) -> Result<Ino, Error> {
+        let ino = self.tree.dir(dir.attrs.as_ref().map_or(MADE_UP, Source::meta))?;
+        for (name, value) in dir.attrs.iter().flat_map(|source| source.layer.entries.xattrs(source.node)) {
+            self.tree.xattr(name, value)?;
+        }
+        let opaque = || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
+        if let Some(xattr) = self.alone.filter(|_| opaque()) {
+            self.tree.xattr(xattr.name(), b"y")?;
+        }
+        self.queue.push_back((ino, dir.joined));
+        Ok(ino)
+    }
+
+    /// The inode of a node that is no directory: the one it has already, if another name was there before.
+    fn leaf(&mut self, source: Source<'a, L>) -> Result<Ino, Error> {
+        let slot =
+            self.inos.get_mut(usize::from(source.layer.number)).and_then(|inos| inos.get_mut(source.node.0 as usize));
+        if let Some(Some(ino)) = slot {
+            return Ok(*ino);
+        }
+        let ino = self.tree.node(&new_node(&source), source.meta())?;
+        if let Some(slot) = slot {
+            *slot = Some(ino);
+        }
+        for (name, value) in source.layer.entries.xattrs(source.node) {
+            self.tree.xattr(name, value)?;
+        }
+        Ok(ino)
+    }
+}
+
+fn new_node<'a, L: LayerEntries>(source: &Source<'a, L>) -> NewNode<'a> {
+    match source.kind() {
+        Kind::File { start, size } => NewNode::File { layer: source.layer.number, start, size },
+        Kind::Symlink(target) => NewNode::Symlink(target),
+        Kind::Char { major, minor } => NewNode::Char { major, minor },
+        Kind::Block { major, minor } => NewNode::Block { major, minor },
+        // A directory never gets here: `combine` makes it a `Dir`.
+        Kind::Fifo | Kind::Dir { .. } => NewNode::Fifo,
+    }
+}
+
+/// The names of several directories in one sorted pass, each with all that is said of it.
+struct Names<'a, L, I> {
+    /// Children still to come, the highest layer first, and the one that stands in `next`.
+    children: Vec<(Numbered<'a, L>, I, Option<Child<'a>>)>,
+    /// The next name of each of `children`, by its position: the smallest name on top, and of equal names the highest layer.
+    next: BinaryHeap<Reverse<(&'a [u8], usize)>>,
+}
+
+impl<'a, L, I: Iterator<Item = (&'a [u8], Child<'a>)>> Names<'a, L, I> {
+    fn new(children: impl Iterator<Item = (Numbered<'a, L>, I)>) -> Self {
+        let children: Vec<_> = children.map(|(layer, children)| (layer, children, None)).collect();
+        let mut names = Self { next: BinaryHeap::with_capacity(children.len()), children };
+        (0..names.children.len()).for_each(|position| names.step(position));
+        names
+    }
+
+    /// Takes the next child of one directory.
+    fn step(&mut self, position: usize) {
+        let Some((_, children, head)) = self.children.get_mut(position) else { return };
+        if let Some((name, child)) = children.next() {
+            *head = Some(child);
+            self.next.push(Reverse((name, position)));
+        }
+    }
+
+    /// The next name; `said` becomes what the layers say of it, the highest first.
+    fn next(&mut self, said: &mut Vec<Said<'a, L>>) -> Option<&'a [u8]> {
+        said.clear();
+        let Reverse((name, _)) = *self.next.peek()?;
+        while let Some(&Reverse((same, position))) = self.next.peek() {
+            if same != name {
+                break;
+            }
+            self.next.pop();
+            if let Some((layer, _, Some(child))) = self.children.get(position) {
+                said.push((*layer, *child));
+            }
+            self.step(position);
+        }
+        Some(name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! What the layers below a layer have at a path: the target of a hard link that leaves its layer.
+
+use std::collections::HashMap;
+
+use super::{LayerEntries, Merged, Numbered, Source, combine, root};
+use crate::index::{Child, NodeId};
+
+/// Why a path cannot be linked to.
+pub(super) enum NotAFile {
+    Nothing,
+    Directory,
+}
+
+/// A directory's children, sorted by the bytes of their names.
+type Listing<'a> = Vec<(&'a [u8], Child<'a>)>;
+
+/// Finds paths in the lower layers, merged by the rules. Such links are rare, so nothing is kept unless one is looked for.
+pub(super) struct Below<'m, 'a, L> {
+    layers: &'m [Numbered<'a, L>],
+    /// Of each directory that was on a path: its children, to be searched.
+    listings: HashMap<(u16, NodeId), Listing<'a>>,
+}
+
+impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
+    pub(super) fn new(layers: &'m [Numbered<'a, L>]) -> Self {
+        Self { layers, listings: HashMap::new() }
+    }
+
+    /// What the layers below `layer` have at `path`. Symlinks on it are not followed.
+    pub(super) fn find(&mut self, layer: u16, path: &'a [u8]) -> Result<Source<'a, L>, NotAFile> {
+        let (mut layer, mut path) = (layer, path);
+        loop {
+            match self.walk(layer, path) {
+                Merged::Leaf(source) => return Ok(source),
+                // Such a link is itself below `layer`, so this ends.
+                Merged::LinkBelow { layer: lower, path: target } => (layer, path) = (lower, target),
+                Merged::Dir(_) => return Err(NotAFile::Directory),
+                Merged::Hidden => return Err(NotAFile::Nothing),
+            }
+        }
+    }
+
+    fn walk(&mut self, layer: u16, path: &[u8]) -> Merged<'a, L> {
+        let layers = self.layers.get(..usize::from(layer)).unwrap_or_default();
+        let mut at = Merged::Dir(root(layers));
+        for name in path.split(|byte| *byte == b'/') {
+            let Merged::Dir(dir) = at else { return Merged::Hidden };
+            at = combine(dir.joined.iter().filter_map(|source| Some((source.layer, self.child(source, name)?))));
+        }
+        at
+    }
+
+    fn child(&mut self, dir: &Source<'a, L>, name: &[u8]) -> Option<Child<'a>> {
+        let entries = dir.layer.entries;
+        let listing =
+            self.listings.entry((dir.layer.number, dir.node)).or_insert_with(|| entries.children(dir.node).collect());
+        let position = listing.binary_search_by(|(other, _)| (*other).cmp(name)).ok()?;
+        listing.get(position).map(|(_, child)| *child)
+    }
+}

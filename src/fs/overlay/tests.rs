@@ -1,0 +1,205 @@
+//! Each rule by example, and all of them against a model that applies one layer after the other, as layer.md words it.
+
+mod model;
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::fs::fake::{FakeLayer, Spec, What};
+use crate::fs::tree::{Attr, Extent, Type};
+
+/// What a view shows at a path. `group` is the first of the names that share the inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shown {
+    kind: Type,
+    meta: Meta,
+    nlink: u32,
+    extent: Option<Extent>,
+    target: Option<Vec<u8>>,
+    device: (u32, u32),
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    group: Vec<u8>,
+}
+
+type Listing = BTreeMap<Vec<u8>, Shown>;
+
+fn shown(tree: &Tree, ino: Ino) -> Shown {
+    let Attr { kind, mode, uid, gid, mtime, nlink, major, minor, .. } = tree.attr(ino).unwrap();
+    Shown {
+        kind,
+        meta: Meta { mode, uid, gid, mtime },
+        nlink,
+        extent: tree.extent(ino),
+        target: tree.readlink(ino).map(<[u8]>::to_vec),
+        device: (major, minor),
+        xattrs: tree.xattrs(ino).map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
+        group: Vec::new(),
+    }
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+/// Everything in a tree by path. Holds the order of children and numbers as well.
+fn list(tree: &Tree) -> Listing {
+    let mut listing = Listing::new();
+    let mut inos = BTreeMap::new();
+    let mut todo = vec![(Vec::new(), tree.root())];
+    while let Some((path, ino)) = todo.pop() {
+        inos.insert(path.clone(), ino);
+        listing.insert(path.clone(), shown(tree, ino));
+        let children: Vec<_> = tree.children(ino, 0).collect();
+        assert!(children.is_sorted_by(|a, b| a.0 < b.0), "{path:?}");
+        for (name, child) in children {
+            assert_eq!(tree.lookup(ino, name), Some(child));
+            todo.push((join(&path, name), child));
+        }
+    }
+    for (path, shown) in &mut listing {
+        let first = inos.iter().find(|(_, ino)| *ino == &inos[path]).unwrap();
+        shown.group = first.0.clone();
+    }
+    assert_eq!(tree.totals().0, inos.values().collect::<std::collections::BTreeSet<_>>().len() as u64);
+    listing
+}
+
+fn layers(specs: &[Spec]) -> Vec<FakeLayer> {
+    specs.iter().map(FakeLayer::new).collect()
+}
+
+fn merged(specs: &[Spec]) -> Result<Listing, Error> {
+    merge(&layers(specs), None).map(|tree| list(&tree))
+}
+
+fn paths(listing: &Listing) -> String {
+    let paths: Vec<_> = listing.keys().map(|path| String::from_utf8(path.clone()).unwrap()).collect();
+    paths.join(" ").trim_start().to_owned()
+}
+
+fn file() -> What {
+    What::File { size: 7 }
+}
+
+#[test]
+fn whiteouts_hide_what_is_below_and_nothing_of_their_own_layer() {
+    let lower = Spec::default().with("d/old", file()).with("f", file()).with("g", file());
+    let upper = Spec::default()
+        .whiteout("d")
+        .with("d", What::Dir)
+        .with("d/new", file())
+        .whiteout("f")
+        .whiteout("g")
+        .with("g", What::Fifo);
+    let listing = merged(&[lower, upper]).unwrap();
+    assert_eq!(paths(&listing), "d d/new g");
+    assert_eq!(listing[&b"g"[..]].kind, Type::Fifo);
+}
+
+#[test]
+fn an_opaque_directory_hides_what_lower_ones_hold_and_keeps_what_they_said() {
+    let said = Meta { mode: 0o700, uid: 5, gid: 6, mtime: Time { secs: 9, nanos: 1 } };
+    let lower = Spec::default().with("d", What::Dir).meta("d", said).xattr("d", "user.x", "1").with("d/old", file());
+    let upper = Spec::default().opaque("d").with("d/new", file());
+    let listing = merged(&[lower, upper]).unwrap();
+    assert_eq!(paths(&listing), "d d/new");
+    assert_eq!(listing[&b"d"[..]].meta, said);
+    assert_eq!(listing[&b"d"[..]].xattrs.len(), 1);
+}
+
+#[test]
+fn an_entry_for_a_directory_replaces_all_its_attributes_an_implied_one_none() {
+    let lower = Spec::default().with("d", What::Dir).xattr("d", "user.x", "1").with("d/f", file());
+    let said = Meta { mode: 0o1777, uid: 1, gid: 1, mtime: Time { secs: 1, nanos: 0 } };
+    let middle = Spec::default().with("d", What::Dir).meta("d", said).with("", What::Dir).meta("", said);
+    let upper = Spec::default().with("d/g", file()).with("e/f", file());
+    let listing = merged(&[lower, middle, upper]).unwrap();
+    assert_eq!((listing[&b"d"[..]].meta, listing[&b""[..]].meta), (said, said));
+    assert_eq!(listing[&b"d"[..]].xattrs, []);
+    assert_eq!(listing[&b"e"[..]].meta, MADE_UP);
+    assert_eq!(paths(&listing), "d d/f d/g e e/f");
+}
+
+#[test]
+fn files_and_directories_replace_one_another() {
+    let lower = Spec::default().with("a/x", file()).with("b", file());
+    let upper = Spec::default().with("a", file()).with("b/y", file());
+    let top = Spec::default().with("a/z", file());
+    assert_eq!(paths(&merged(&[lower.clone(), upper.clone()]).unwrap()), "a b b/y");
+    assert_eq!(paths(&merged(&[lower, upper, top]).unwrap()), "a a/z b b/y");
+}
+
+#[test]
+fn hard_links_share_an_inode_and_count_the_names_that_show() {
+    let lower =
+        Spec::default().with("a", file()).with("b", What::Link(b"a".to_vec())).with("c", What::Link(b"a".to_vec()));
+    let upper = Spec::default().whiteout("a").with("d/e", What::Link(b"a".to_vec()));
+    let listing = merged(&[lower, upper]).unwrap();
+    assert_eq!(paths(&listing), "b c d d/e");
+    for path in [&b"b"[..], b"c", b"d/e"] {
+        assert_eq!((listing[path].nlink, &listing[path].group[..]), (3, &b"b"[..]));
+    }
+    assert_eq!(listing[&b"d/e"[..]].extent, Some(Extent { layer: 0, start: 0, len: 7 }));
+}
+
+#[test]
+fn a_link_into_lower_layers_sees_them_merged_and_may_be_a_chain() {
+    let lowest = Spec::default().with("d/f", file());
+    let middle = Spec::default().opaque("d").with("d/g", What::Link(b"d/f".to_vec()));
+    let upper = Spec::default().with("h", What::Link(b"d/g".to_vec()));
+    let listing = merged(&[lowest.clone(), middle.clone(), upper]).unwrap();
+    assert_eq!(paths(&listing), "d d/g h");
+    assert_eq!(listing[&b"h"[..]].nlink, 2);
+    let hidden = Spec::default().with("h", What::Link(b"d/f".to_vec()));
+    let error = merged(&[lowest, middle, hidden]).unwrap_err();
+    assert_eq!(error, Error::LinkToNothing { layer: 2, entry: "h".into(), target: "d/f".into() });
+}
+
+#[test]
+fn a_link_to_a_lower_directory_is_refused_by_name() {
+    let lower = Spec::default().with("d/f", file());
+    let upper = Spec::default().with("x/y/link", What::Link(b"d".to_vec()));
+    let error = merged(&[lower, upper]).unwrap_err();
+    assert_eq!(error, Error::LinkToDirectory { layer: 1, entry: "x/y/link".into(), target: "d".into() });
+}
+
+#[test]
+fn a_single_layer_is_shown_the_way_overlayfs_wants_it() {
+    let layer = Spec::default()
+        .whiteout("a")
+        .with("d", What::Dir)
+        .opaque("d")
+        .with("d/f", file())
+        .whiteout("e")
+        .with("e", What::Dir);
+    for (opaque, name) in [(OpaqueXattr::Trusted, "trusted.overlay.opaque"), (OpaqueXattr::User, "user.overlay.opaque")]
+    {
+        let listing = list(&merge(&[FakeLayer::new(&layer)], Some(opaque)).unwrap());
+        assert_eq!(paths(&listing), "a d d/f e");
+        assert_eq!((listing[&b"a"[..]].kind, listing[&b"a"[..]].device), (Type::Char, (0, 0)));
+        let xattrs = vec![(name.as_bytes().to_vec(), b"y".to_vec())];
+        assert_eq!((&listing[&b"d"[..]].xattrs, &listing[&b"e"[..]].xattrs), (&xattrs, &xattrs));
+        assert_eq!(listing[&b""[..]].xattrs, []);
+    }
+}
+
+#[test]
+fn a_single_layer_refuses_links_that_leave_it() {
+    let layer = Spec::default().with("d/link", What::Link(b"elsewhere".to_vec()));
+    let error = merge(&[FakeLayer::new(&layer)], Some(OpaqueXattr::Trusted)).unwrap_err();
+    assert_eq!(error, Error::LinkOutOfLayer { entry: "d/link".into(), target: "elsewhere".into() });
+}
+
+#[test]
+fn no_layer_at_all_is_an_empty_root() {
+    let listing = merged(&[]).unwrap();
+    assert_eq!((listing.len(), listing[&b""[..]].meta), (1, MADE_UP));
+}
+
+#[test]
+fn depth_costs_no_stack() {
+    let path = vec!["d"; 2000].join("/");
+    let lower = Spec::default().with(&path, What::Dir);
+    let upper = Spec::default().with(&format!("{path}/f"), file());
+    assert_eq!(merge(&layers(&[lower, upper]), None).unwrap().totals(), (2002, 7));
+}
