@@ -10,7 +10,10 @@
 
 pub mod blob;
 pub mod cache;
+pub mod cli;
 pub mod fetch;
 pub mod fs;
 pub mod index;
+pub mod mount;
 pub mod registry;
+pub mod sys;

@@ -1,0 +1,290 @@
+//! The command line, as clap reads it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use super::{help, values};
+use crate::mount::options::LayerChoice;
+use crate::registry::Platform;
+
+/// Container images, readable at once.
+///
+/// crfs shows the files of a container image without downloading it first: it reads the manifest and the layers' tables of
+/// contents, and fetches and verifies what is read when it is first read.
+#[derive(Debug, Parser)]
+#[command(name = "crfs", version, after_long_help = help::CRFS, disable_help_subcommand = true, max_term_width = 110)]
+pub(super) struct Cli {
+    /// Say more on standard error: -v what is done, -vv every request, -vvv everything. RUST_LOG wins over it.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Mount(MountArgs),
+    Umount(UmountArgs),
+    Inspect(InspectArgs),
+    Ls(LsArgs),
+    Cat(CatArgs),
+    Stat(StatArgs),
+    Status(StatusArgs),
+    /// Serves a mount whose options come on standard input. `crfs mount` starts it.
+    #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
+    Serve,
+}
+
+/// Mount an image, read-only, on a directory
+///
+/// Returns when the directory can be used, prints one line, and leaves a server in the background that ends with the mount.
+/// When it fails, nothing is mounted.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::MOUNT)]
+pub(super) struct MountArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// The directory to mount on; it must exist.
+    pub(super) dir: PathBuf,
+    /// Let other users look into the mount. Default: yes for root, no for others, who need user_allow_other in
+    /// /etc/fuse.conf for it.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) allow_other: Option<bool>,
+    /// What to fetch before anything reads it; readers who wait always come first.
+    #[arg(long, value_enum, default_value = "hints")]
+    pub(super) prefetch: PrefetchArg,
+    /// Give up where the directory cannot be used after this time.
+    #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "60s")]
+    pub(super) mount_deadline: Duration,
+    /// Serve in this process, and stay until the mount ends.
+    #[arg(long)]
+    pub(super) foreground: bool,
+    /// Who answers the kernel.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) frontend: FrontendArg,
+    /// Serve one layer alone, as a lower directory for overlayfs: its number, 0 the lowest, or its digest. Whiteouts are
+    /// character devices 0:0, opaque directories have an xattr.
+    #[arg(long, value_name = "N|DIGEST", value_parser = values::layer)]
+    pub(super) layer: Option<LayerChoice>,
+    /// With --layer: the namespace of the xattr on opaque directories. overlayfs looks at user.* where it is mounted with
+    /// userxattr. Default: trusted with CAP_SYS_ADMIN in the initial user namespace, else user.
+    #[arg(long, value_enum)]
+    pub(super) opaque_xattr: Option<OpaqueArg>,
+}
+
+/// Which image, and how to reach it.
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    /// As it was typed; parsed by registry/.
+    #[arg(
+        value_name = "IMAGE",
+        help = "The image: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+    )]
+    pub(super) reference: OsString,
+    /// The image for this platform. Default: that of this machine.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = |text: &str| text.parse::<Platform>())]
+    pub(super) platform: Option<Platform>,
+    /// The file with the credentials, instead of those that podman and docker keep.
+    #[arg(long, value_name = "FILE")]
+    pub(super) authfile: Option<PathBuf>,
+    /// Verify certificates; with =false, take any and speak http, too. Default: verify, but loopback registries may speak
+    /// http.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) tls_verify: Option<bool>,
+    /// A directory with certificates: *.crt of authorities, *.cert and *.key of this client.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cert_dir: Option<PathBuf>,
+    /// Where to keep what was fetched. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next
+    /// read tries again.
+    #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "120s")]
+    pub(super) io_deadline: Duration,
+    /// Read layers smaller than this whole, in one request: their own digest then vouches for them. 0: none.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "1MiB")]
+    pub(super) whole_layer_below: u64,
+    /// Serve a layer although nothing vouches for its table of contents. Whoever controls the registry can then show any
+    /// files; nothing of it enters the shared cache.
+    #[arg(long)]
+    pub(super) insecure_unverified_toc: bool,
+}
+
+/// Take a crfs mount from its directory
+///
+/// fusermount3 -u and umount do so, too. A mount whose server has died is taken away as well.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::UMOUNT)]
+pub(super) struct UmountArgs {
+    /// The mount point.
+    pub(super) dir: PathBuf,
+}
+
+/// Show what an image is made of, and which layers can be read lazily
+#[derive(Debug, Args)]
+#[command(after_long_help = help::INSPECT)]
+pub(super) struct InspectArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// List a directory of an image without mounting it
+#[derive(Debug, Args)]
+#[command(after_long_help = help::LS)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// The path in the image.
+    #[arg(default_value = "/")]
+    pub(super) path: OsString,
+    /// Show mode, links, owner, group, size and time (UTC), too.
+    #[arg(short)]
+    pub(super) long: bool,
+    /// List all directories below, too.
+    #[arg(short = 'R')]
+    pub(super) recursive: bool,
+    /// Print one JSON object per file and line.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Write a file of an image to standard output, without mounting the image
+#[derive(Debug, Args)]
+#[command(after_long_help = help::CAT)]
+pub(super) struct CatArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// The path in the image.
+    pub(super) path: OsString,
+}
+
+/// Show the attributes of a file of an image, without mounting the image
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STAT)]
+pub(super) struct StatArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// The path in the image; a symbolic link at its end is shown itself.
+    pub(super) path: OsString,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show this user's mounts, and what they have done
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STATUS)]
+pub(super) struct StatusArgs {
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PrefetchArg {
+    /// Nothing.
+    None,
+    /// What the image's landmarks name.
+    Hints,
+    /// The hints, then everything.
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FrontendArg {
+    /// The best that works here.
+    Auto,
+    /// FUSE: every kernel, every user.
+    Fuse,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OpaqueArg {
+    Trusted,
+    User,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("crfs").chain(words.iter().copied()))
+    }
+
+    fn mount(words: &[&str]) -> MountArgs {
+        match parse(&[&["mount"], words].concat()).unwrap().command {
+            Command::Mount(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_of_mount() {
+        let args = mount(&["alpine", "/mnt"]);
+        assert_eq!(args.mount_deadline, Duration::from_secs(60));
+        assert_eq!(args.image.io_deadline, Duration::from_secs(120));
+        assert_eq!(args.image.whole_layer_below, 1 << 20);
+        assert_eq!((args.prefetch, args.frontend), (PrefetchArg::Hints, FrontendArg::Auto));
+        assert_eq!((args.image.tls_verify, args.allow_other), (None, None));
+        assert!(!args.foreground && !args.image.insecure_unverified_toc);
+    }
+
+    #[test]
+    fn switches_take_a_value_only_after_an_equals_sign() {
+        assert_eq!(mount(&["--tls-verify", "alpine", "/mnt"]).image.tls_verify, Some(true));
+        assert_eq!(mount(&["--tls-verify=false", "alpine", "/mnt"]).image.tls_verify, Some(false));
+        assert_eq!(mount(&["--allow-other=false", "alpine", "/mnt"]).allow_other, Some(false));
+    }
+
+    #[test]
+    fn verbosity_may_stand_anywhere() {
+        for words in [["-vv", "status"], ["status", "-vv"]] {
+            assert_eq!(parse(&words).unwrap().verbose, 2);
+        }
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_2() {
+        let wrong: [&[&str]; 7] = [
+            &[],
+            &["mount", "alpine"],
+            &["mount", "--io-deadline=0", "alpine", "/mnt"],
+            &["mount", "--whole-layer-below=1T", "alpine", "/mnt"],
+            &["mount", "--platform=arm", "alpine", "/mnt"],
+            &["mount", "--prefetch=some", "alpine", "/mnt"],
+            &["umount"],
+        ];
+        for words in wrong {
+            assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_its_own_help_with_examples() {
+        let mut crfs = Cli::command();
+        for command in crfs.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            for part in ["Examples:", "Exit status:", "Usage:"] {
+                assert!(help.contains(part), "{name}: {part}");
+            }
+        }
+        assert_eq!(parse(&["mount", "--help"]).unwrap_err().kind(), ErrorKind::DisplayHelp);
+        assert!(!crfs.render_long_help().to_string().contains("serve"));
+    }
+}

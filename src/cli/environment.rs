@@ -1,0 +1,101 @@
+//! The environment, read once, and what follows from it. Nothing else in crfs reads a variable of its own.
+//!
+//! (HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are read by the HTTP and TLS libraries.)
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::fs::tree::OpaqueXattr;
+use crate::mount::state_dirs;
+
+/// CAP_SYS_ADMIN in the bit sets of /proc/PID/status (capabilities(7)).
+const SYS_ADMIN: u64 = 1 << 21;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Environment {
+    pub(super) uid: u32,
+    pub(super) auth_file: Option<PathBuf>,
+    pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) cache_home: Option<PathBuf>,
+    pub(super) config_home: Option<PathBuf>,
+    pub(super) docker_config: Option<PathBuf>,
+    pub(super) home: Option<PathBuf>,
+    pub(super) rust_log: Option<String>,
+    pub(super) notify_socket: Option<OsString>,
+    /// Whether this process may set trusted.* xattrs, and so whether its overlays look at them.
+    pub(super) is_system_admin: bool,
+}
+
+impl Environment {
+    pub(super) fn read() -> Self {
+        let value = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let path = |name| value(name).map(PathBuf::from);
+        let proc = |file| std::fs::read_to_string(Path::new("/proc/self").join(file)).unwrap_or_default();
+        Self {
+            uid: nix::unistd::geteuid().as_raw(),
+            auth_file: path("REGISTRY_AUTH_FILE"),
+            runtime_dir: path("XDG_RUNTIME_DIR"),
+            cache_home: path("XDG_CACHE_HOME"),
+            config_home: path("XDG_CONFIG_HOME"),
+            docker_config: path("DOCKER_CONFIG"),
+            home: path("HOME"),
+            rust_log: value("RUST_LOG").map(|text| text.to_string_lossy().into_owned()),
+            notify_socket: value("NOTIFY_SOCKET"),
+            is_system_admin: is_system_admin(&proc("status"), &proc("uid_map")),
+        }
+    }
+
+    /// Where the cache is kept without `--cache-dir`.
+    pub(super) fn cache_dir(&self) -> PathBuf {
+        if self.uid == 0 {
+            return PathBuf::from("/var/cache/crfs");
+        }
+        let in_home = self.home.as_ref().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
+        let base = self.cache_home.clone().filter(|dir| dir.is_absolute()).or(in_home);
+        base.map_or_else(|| PathBuf::from(format!("/var/tmp/crfs-{}", self.uid)), |base| base.join("crfs"))
+    }
+
+    pub(super) fn state_dirs(&self) -> Vec<PathBuf> {
+        state_dirs(self.uid, self.runtime_dir.as_deref())
+    }
+
+    pub(super) fn opaque_xattr(&self) -> OpaqueXattr {
+        if self.is_system_admin { OpaqueXattr::Trusted } else { OpaqueXattr::User }
+    }
+}
+
+/// CAP_SYS_ADMIN, and in the initial user namespace: the one whose uid map is the identity over all of them.
+fn is_system_admin(status: &str, uid_map: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    effective & SYS_ADMIN != 0 && uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_xdg_wants_it() {
+        let mut environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
+        assert_eq!(environment.cache_dir(), Path::new("/home/u/.cache/crfs"));
+        environment.cache_home = Some("/c".into());
+        assert_eq!(environment.cache_dir(), Path::new("/c/crfs"));
+        environment.cache_home = Some("relative".into());
+        assert_eq!(environment.cache_dir(), Path::new("/home/u/.cache/crfs"), "the XDG rules ignore relative paths");
+        environment.home = None;
+        assert_eq!(environment.cache_dir(), Path::new("/var/tmp/crfs-7"));
+        environment.uid = 0;
+        assert_eq!(environment.cache_dir(), Path::new("/var/cache/crfs"));
+    }
+
+    #[test]
+    fn only_the_administrator_of_the_machine_uses_trusted_xattrs() {
+        let (all, none) = ("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff:\t0000000000000000\n");
+        let (initial, inner) = ("         0          0 4294967295\n", "0 1000 1\n1 100000 65536\n");
+        assert!(is_system_admin(all, initial));
+        assert!(!is_system_admin(all, inner));
+        assert!(!is_system_admin(none, initial));
+        assert!(!is_system_admin("", ""));
+    }
+}

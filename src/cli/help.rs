@@ -1,0 +1,219 @@
+//! What `crfs COMMAND --help` says after the options. Lines are broken here, for 80 columns.
+
+/// The same for all commands that take an image.
+macro_rules! image_help {
+    () => {
+        "\
+Images:
+  alpine                  docker.io/library/alpine:latest
+  ghcr.io/a/b:1.2         a tag; it is resolved once
+  ghcr.io/a/b@sha256:...  a digest; it wins where there is a tag, too
+  docker://ghcr.io/a/b    the same as without docker://
+  oci:DIR[:TAG]           an OCI image layout
+  oci-archive:FILE[:TAG]  an OCI image layout in a tar file
+
+Units:
+  SIZE  bytes, or with K, M, G, KiB, MiB or GiB: powers of 1024 all of them
+  TIME  500ms, 8s, 2m; a bare number is seconds
+
+Environment:
+  REGISTRY_AUTH_FILE      like --authfile, which wins. Without both:
+                            $XDG_RUNTIME_DIR/containers/auth.json
+                            $XDG_CONFIG_HOME/containers/auth.json (~/.config)
+                            $DOCKER_CONFIG/config.json (~/.docker)
+  HTTPS_PROXY, NO_PROXY   the proxy, and the hosts that need none
+  SSL_CERT_FILE           certificate authorities, instead of the system's
+  XDG_CACHE_HOME          where the cache is without --cache-dir (~/.cache)
+  RUST_LOG                what is logged, such as crfs=debug; wins over -v
+"
+    };
+}
+
+macro_rules! exit_help {
+    () => {
+        "\n\
+Exit status:
+  0  it worked
+  1  it failed; one line on standard error says why
+  2  wrong usage"
+    };
+}
+
+pub(super) const CRFS: &str = concat!(
+    "\
+Examples:
+  crfs mount docker.io/library/python:3.13 /mnt
+  crfs status
+  crfs umount /mnt
+  crfs inspect ghcr.io/stargz-containers/alpine:3.15.3-esgz
+  crfs cat alpine /etc/os-release
+
+`crfs COMMAND --help` has the options, units and variables of each.
+",
+    exit_help!()
+);
+
+pub(super) const MOUNT: &str = concat!(
+    "\
+Examples:
+  crfs mount alpine /mnt
+  crfs mount --platform linux/arm64 ghcr.io/a/b@sha256:... /mnt
+  crfs mount --tls-verify=false localhost:5000/a /mnt
+  crfs mount --prefetch all oci:/srv/images/a:1.0 /mnt
+  crfs mount --layer 0 alpine /mnt/lower
+
+It prints one line to standard output (here broken in two):
+  docker.io/library/alpine@sha256:... on /mnt:
+  5 layers (4 lazy, 1 read whole), 1.2 MiB fetched in 0.84 s
+
+The mount is read-only, nosuid and nodev. It lives until it is unmounted
+everywhere: an overlayfs on it keeps it alive after `crfs umount`. The server
+ends on SIGTERM where nothing uses its mount; otherwise it says so and stays,
+and a second SIGTERM ends it all the same. It logs to server.log (JSON lines) in
+$XDG_RUNTIME_DIR/crfs/ID, for root in /run/crfs/ID; see `crfs status --json`.
+
+An ordinary user needs fusermount3 (package fuse3).
+
+",
+    image_help!(),
+    "  XDG_RUNTIME_DIR         where the mount's state is kept
+                            (else /run/user/UID, else /tmp/crfs-UID)
+  NOTIFY_SOCKET           told when the directory can be used (sd_notify(3))
+",
+    exit_help!()
+);
+
+pub(super) const UMOUNT: &str = concat!(
+    "\
+Examples:
+  crfs umount /mnt
+
+Where something in the mount is in use, it stays, and the exit status is 1.
+Where it was unmounted and something else still uses it, an overlayfs or another
+mount namespace, it prints \"unmounted; still in use by another mount\": the
+server goes on until that is gone.
+",
+    exit_help!()
+);
+
+pub(super) const INSPECT: &str = concat!(
+    "\
+Examples:
+  crfs inspect alpine
+  crfs inspect --json ghcr.io/a/b | jq '.layers[] | select(.lazy | not)'
+
+Fields of --json:
+  image, digest           the name, and the digest of the manifest
+  platform                null where the image does not say
+  layers                  an array, the lowest first, of
+    digest, size          of the blob, in bytes
+    media_type
+    lazy, reason          whether its contents are fetched when read, and why
+    format, entries, units, toc_size, contents_size
+                          where it can be opened; toc_size is that of the table
+                          of contents in the registry, contents_size that of
+                          all files, each rounded up to 4 KiB, in bytes
+
+A layer that crfs cannot serve is shown with the reason; that is no failure.
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+/// The fields of a file in JSON.
+macro_rules! node_help {
+    () => {
+        "  path                    path_base64, too, where it is not UTF-8
+  type                    file, directory, symlink, char-device, block-device
+                          or fifo
+  inode, nlink, uid, gid, size
+  mode                    permissions in octal, as text
+  mtime, mtime_nanos      seconds since 1970, and nanoseconds
+  device                  [major, minor], of a device
+  target                  of a symlink
+  layer                   the digest of the layer that holds a file's contents
+"
+    };
+}
+
+pub(super) const LS: &str = concat!(
+    "\
+Examples:
+  crfs ls alpine
+  crfs ls -l alpine /etc
+  crfs ls -R --json alpine / | jq -r .path
+
+Fields of --json, one object per line:
+",
+    node_help!(),
+    "
+Without --json, bytes of names that are no text, or that a terminal would obey,
+are shown as \\xNN.
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+pub(super) const CAT: &str = concat!(
+    "\
+Examples:
+  crfs cat alpine /etc/os-release
+  crfs cat alpine /bin/busybox | sha256sum
+
+Only what is needed of the image is read, and every byte is verified.
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+pub(super) const STAT: &str = concat!(
+    "\
+Examples:
+  crfs stat alpine /bin/sh
+  crfs stat --json alpine /usr/bin/ping | jq .xattrs
+
+Fields of --json:
+",
+    node_help!(),
+    "  xattrs                  names, and values in base64
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+pub(super) const STATUS: &str = concat!(
+    "\
+Examples:
+  crfs status
+  crfs status --json | jq '.[] | select(.state != \"serving\")'
+
+Fields of --json, an array in the order in which they were mounted:
+  id                      the name of the directory of its state
+  state                   serving; silent: its server lives and does not answer;
+                          dead: its server is gone, `crfs umount` takes it away
+  pid, image, digest, frontend, dir
+  started                 seconds since 1970
+  served                  bytes given to readers
+  fetched, requests       bytes and requests asked of the registry
+  cached                  bytes given to readers that were on local disk
+  errors, last_error      reads that failed, and why the last one did
+",
+    exit_help!()
+);
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lines_fit_a_terminal() {
+        use super::*;
+        for text in [CRFS, MOUNT, UMOUNT, INSPECT, LS, CAT, STAT, STATUS] {
+            for line in text.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What the user typed, turned once into plain option structs; the commands, and what they print.
+//!
+//! Only this folder uses clap, the environment, standard output and standard error.
+
+mod args;
+mod environment;
+mod format;
+mod help;
+mod mount;
+mod options;
+mod show;
+mod values;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::mount::{self as engine, Error};
+use args::{Cli, Command};
+use environment::Environment;
+use options::UsageError;
+
+/// Runs the command that this process was started with. 0: it worked; 1: it failed; 2: wrong usage.
+#[must_use]
+pub fn run() -> ExitCode {
+    // A write past RLIMIT_FSIZE is to fail with EFBIG, as on a full disk, not to end the server.
+    let _cannot_fail = SigSet::from(Signal::SIGXFSZ).thread_block();
+    // Help and wrong usage end the process here, with clap's own exit status.
+    let Cli { verbose, command } = Cli::parse();
+    let environment = Environment::read();
+    match dispatch(command, verbose, &environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => {
+            Cli::command().error(ErrorKind::ValueValidation, format::printable(&causes(&error))).exit()
+        }
+        // Whoever read our output has had enough of it.
+        Err(Failure::Failed(Error::Output { source })) if source.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Reported) => ExitCode::FAILURE,
+        Err(Failure::Failed(error)) => {
+            complain(&error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command did not work.
+enum Failure {
+    Usage(UsageError),
+    Failed(Error),
+    /// Whoever waits has been told already.
+    Reported,
+}
+
+impl From<UsageError> for Failure {
+    fn from(error: UsageError) -> Self {
+        Self::Usage(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<(), Failure> {
+    let log = options::log(verbose, environment);
+    // A server starts its log itself, when it has a directory for it.
+    if !matches!(command, Command::Serve) && !matches!(&command, Command::Mount(args) if args.foreground) {
+        engine::log::start(&log, None);
+    }
+    match command {
+        Command::Mount(args) => mount::mount(args, verbose, environment),
+        Command::Umount(args) => mount::umount(&args, environment),
+        Command::Serve => engine::background::serve().map_err(|_| Failure::Reported),
+        Command::Inspect(args) => show::inspect(args, environment),
+        Command::Ls(args) => show::ls(args, environment),
+        Command::Cat(args) => show::cat(args, environment),
+        Command::Stat(args) => show::stat(args, environment),
+        Command::Status(args) => show::status(&args, environment),
+    }
+}
+
+/// Writes the result of a command to standard output.
+fn print(text: &str) -> Result<(), Error> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(|source| Error::Output { source })
+}
+
+/// Says on standard error what went wrong.
+fn complain(message: &str) {
+    // Where standard error is closed, the exit status has to do.
+    let _heard = writeln!(io::stderr().lock(), "crfs: {}", format::printable(message));
+}
+
+/// An error and its causes on one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}

@@ -1,0 +1,160 @@
+//! `crfs mount` and `crfs umount`.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::args::{MountArgs, UmountArgs};
+use super::environment::Environment;
+use super::{Failure, complain, format, options, print};
+use crate::mount::unmount::{Outcome, unmount};
+use crate::mount::{self as engine, Event, Ready, Report, background, server};
+
+pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
+    let foreground = args.foreground;
+    let options = options::mount(args, verbose, environment)?;
+    let start = Instant::now();
+    let dir = options.dir.clone();
+    let notify = environment.notify_socket.clone();
+    let said = move |ready: &Ready| {
+        print(&ready_line(ready, &dir, start.elapsed()))?;
+        if let Some(Err(error)) = notify.as_deref().map(|socket| engine::notify(socket, ready.pid)) {
+            complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
+        }
+        Ok::<_, engine::Error>(())
+    };
+    if foreground {
+        server::run(&options, &report(said), std::future::pending())?;
+    } else {
+        let mut progress = Progress::new();
+        let ready = background::mount(&options, &mut |event| progress.show(event));
+        progress.clear();
+        // It is mounted, whether or not anybody could be told.
+        if let Err(error) = said(&ready?) {
+            tracing::warn!(error = error.chain(), "mounted all the same");
+        }
+    }
+    Ok(())
+}
+
+/// Takes the events of a server in this process.
+fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'static) -> Report {
+    let progress = Mutex::new(Progress::new());
+    Arc::new(move |event| {
+        let mut progress = progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            Event::Ready(ready) => {
+                progress.clear();
+                // A closed standard output is no reason to take the mount away.
+                said(ready).or(Ok(()))
+            }
+            event => {
+                progress.show(event);
+                Ok(())
+            }
+        }
+    })
+}
+
+pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(), Failure> {
+    match unmount(&args.dir, &environment.state_dirs())? {
+        Outcome::Gone => Ok(()),
+        Outcome::StillInUse => Ok(print("unmounted; still in use by another mount\n")?),
+    }
+}
+
+fn ready_line(ready: &Ready, dir: &Path, elapsed: Duration) -> String {
+    let Ready { name, digest, layers, lazy, fetched, .. } = ready;
+    let layers = match (layers, layers.saturating_sub(*lazy)) {
+        (1, 0) => "1 layer (lazy)".to_owned(),
+        (1, _) => "1 layer (read whole)".to_owned(),
+        (_, 0) => format!("{layers} layers (all lazy)"),
+        (_, whole) => format!("{layers} layers ({lazy} lazy, {whole} read whole)"),
+    };
+    let line = format!(
+        "{name}@{digest} on {}: {layers}, {} fetched in {:.2} s",
+        dir.display(),
+        format::bytes(*fetched),
+        elapsed.as_secs_f64()
+    );
+    format::printable(&line) + "\n"
+}
+
+/// The line on a terminal while layers are opened; nothing anywhere else.
+pub(super) struct Progress {
+    visible: bool,
+    shown: bool,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { visible: io::stderr().is_terminal(), shown: false }
+    }
+
+    pub(super) fn show(&mut self, event: &Event) {
+        let Some(text) = progress_text(event).filter(|_| self.visible) else { return };
+        self.shown = true;
+        write(&format!("\r\x1b[K{}", format::printable(&text)));
+    }
+
+    pub(super) fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            write("\r\x1b[K");
+        }
+    }
+}
+
+fn write(text: &str) {
+    let mut terminal = io::stderr().lock();
+    // A terminal that is gone needs no progress.
+    let _shown = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
+}
+
+fn progress_text(event: &Event) -> Option<String> {
+    match event {
+        Event::Resolved { name, layers, .. } => Some(format!("{name}: 0/{layers} layers open")),
+        Event::Opened { layers, of, fetched } => {
+            Some(format!("{layers}/{of} layers open, {} fetched", format::bytes(*fetched)))
+        }
+        Event::Ready(_) | Event::Failed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::Digest;
+
+    fn line(layers: usize, lazy: usize) -> String {
+        let ready = Ready {
+            name: "docker.io/library/a".into(),
+            digest: Digest::of(b""),
+            layers,
+            lazy,
+            fetched: 1 << 20,
+            pid: 1,
+        };
+        ready_line(&ready, Path::new("/m\x1b"), Duration::from_millis(840))
+    }
+
+    #[test]
+    fn the_line_says_what_layers_bytes_and_time() {
+        let digest = Digest::of(b"");
+        let expected = format!(
+            "docker.io/library/a@{digest} on /m\\u{{1b}}: 5 layers (4 lazy, 1 read whole), 1.0 MiB fetched in 0.84 s\n"
+        );
+        assert_eq!(line(5, 4), expected);
+        assert!(line(5, 5).contains(": 5 layers (all lazy),"));
+        assert!(line(1, 1).contains(": 1 layer (lazy),"));
+        assert!(line(1, 0).contains(": 1 layer (read whole),"));
+    }
+
+    #[test]
+    fn only_what_happens_before_it_is_ready_is_progress() {
+        let opened = Event::Opened { layers: 1, of: 3, fetched: 2048 };
+        assert_eq!(progress_text(&opened).as_deref(), Some("1/3 layers open, 2.0 KiB fetched"));
+        assert_eq!(progress_text(&Event::Failed { message: "x".into() }), None);
+    }
+}

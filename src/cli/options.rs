@@ -1,0 +1,143 @@
+//! What was typed, with the environment, becomes what is meant.
+
+use std::path::{Path, PathBuf, absolute};
+
+use super::args::{FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg};
+use super::environment::Environment;
+use crate::fs::tree::OpaqueXattr;
+use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
+use crate::registry::{self, AuthPlaces, ImageRef, Platform};
+
+/// Why what was typed has no meaning.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UsageError {
+    #[error("IMAGE is not UTF-8")]
+    NotUtf8,
+    #[error("{0}")]
+    Image(#[from] crate::registry::Error),
+    #[error("--opaque-xattr goes with --layer")]
+    OpaqueWithoutLayer,
+    #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]
+    AuthFile { path: PathBuf, source: std::io::Error },
+    #[error("the path {path:?} has no meaning here: {source}")]
+    Path { path: PathBuf, source: std::io::Error },
+}
+
+pub(super) fn log(verbose: u8, environment: &Environment) -> LogOptions {
+    LogOptions { filter: environment.rust_log.clone(), verbosity: verbose }
+}
+
+pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<MountOptions, UsageError> {
+    if args.opaque_xattr.is_some() && args.layer.is_none() {
+        return Err(UsageError::OpaqueWithoutLayer);
+    }
+    Ok(MountOptions {
+        source: image(args.image, environment)?,
+        dir: rooted(&args.dir)?,
+        allow_other: args.allow_other.unwrap_or(environment.uid == 0),
+        prefetch: match args.prefetch {
+            PrefetchArg::None => Prefetch::None,
+            PrefetchArg::Hints => Prefetch::Hints,
+            PrefetchArg::All => Prefetch::All,
+        },
+        mount_deadline: args.mount_deadline,
+        frontend: match args.frontend {
+            FrontendArg::Auto => Frontend::Auto,
+            FrontendArg::Fuse => Frontend::Fuse,
+        },
+        layer: args.layer,
+        opaque_xattr: match args.opaque_xattr {
+            Some(OpaqueArg::Trusted) => OpaqueXattr::Trusted,
+            Some(OpaqueArg::User) => OpaqueXattr::User,
+            None => environment.opaque_xattr(),
+        },
+        system_admin: environment.is_system_admin,
+        state_dirs: environment.state_dirs(),
+        log: log(verbose, environment),
+    })
+}
+
+pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageOptions, UsageError> {
+    let reference = args.reference.to_str().ok_or(UsageError::NotUtf8)?.parse()?;
+    let own_cache = || Ok(environment.cache_dir());
+    Ok(ImageOptions {
+        image: rooted_image(reference)?,
+        platform: args.platform.unwrap_or_else(Platform::of_this_machine),
+        auth_files: auth_files(args.authfile, environment)?,
+        tls_verify: args.tls_verify,
+        cert_dir: args.cert_dir.as_deref().map(rooted).transpose()?,
+        cache_dir: args.cache_dir.as_deref().map_or_else(own_cache, rooted)?,
+        io_deadline: args.io_deadline,
+        whole_layer_below: args.whole_layer_below,
+        insecure_unverified_toc: args.insecure_unverified_toc,
+    })
+}
+
+/// The server leaves the directory in which all this was typed.
+fn rooted(path: &Path) -> Result<PathBuf, UsageError> {
+    absolute(path).map_err(|source| UsageError::Path { path: path.to_owned(), source })
+}
+
+fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
+    Ok(match image {
+        ImageRef::Registry(reference) => ImageRef::Registry(reference),
+        ImageRef::Layout { dir, tag } => ImageRef::Layout { dir: rooted(&dir)?, tag },
+        ImageRef::Archive { file, tag } => ImageRef::Archive { file: rooted(&file)?, tag },
+    })
+}
+
+/// The credential files, as absolute paths.
+fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<PathBuf>, UsageError> {
+    // The default places may be empty, one that was named may not.
+    if let Some(path) = named.as_ref().or(environment.auth_file.as_ref()) {
+        std::fs::metadata(path).map_err(|source| UsageError::AuthFile { path: path.clone(), source })?;
+    }
+    let places = AuthPlaces {
+        authfile: named,
+        registry_auth_file: environment.auth_file.clone(),
+        xdg_runtime_dir: environment.runtime_dir.clone(),
+        xdg_config_home: environment.config_home.clone(),
+        docker_config: environment.docker_config.clone(),
+        home: environment.home.clone(),
+        uid: environment.uid,
+    };
+    registry::auth_files(&places).iter().map(|path| rooted(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment() -> Environment {
+        Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() }
+    }
+
+    fn paths(named: Option<&str>, environment: &Environment) -> Vec<String> {
+        let files = auth_files(named.map(PathBuf::from), environment).unwrap();
+        files.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    #[test]
+    fn credentials_are_looked_for_where_podman_does() {
+        let mut environment = environment();
+        let usual = ["/home/u/.config/containers/auth.json", "/home/u/.docker/config.json"];
+        assert_eq!(paths(None, &environment)[1..], usual);
+        environment.runtime_dir = Some("/run/user/7".into());
+        environment.config_home = Some("/c".into());
+        let all = ["/run/user/7/containers/auth.json", "/c/containers/auth.json", "/home/u/.docker/config.json"];
+        assert_eq!(paths(None, &environment), all);
+        environment.auth_file = Some("/etc/hosts".into());
+        assert_eq!(paths(None, &environment), ["/etc/hosts"]);
+        assert_eq!(paths(Some("/etc/passwd"), &environment), ["/etc/passwd"]);
+        let missing = auth_files(Some("/nowhere/auth.json".into()), &environment);
+        assert!(matches!(missing, Err(UsageError::AuthFile { .. })), "one that was named must be there");
+    }
+
+    #[test]
+    fn paths_do_not_depend_on_where_the_server_is() {
+        let layout = ImageRef::Layout { dir: "a/b".into(), tag: None };
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(rooted_image(layout).unwrap(), ImageRef::Layout { dir: here.join("a/b"), tag: None });
+        assert!(matches!(rooted(Path::new("")), Err(UsageError::Path { .. })));
+    }
+}

@@ -1,0 +1,325 @@
+//! What `inspect`, `ls`, `cat`, `stat` and `status` print.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::args::{CatArgs, ImageArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
+use super::environment::Environment;
+use super::format::{self, Side, printable, table};
+use super::{Failure, options, print};
+use crate::fs::view::LastSymlink;
+use crate::mount::inspect::{self as inspection, Inspection, LayerInspection};
+use crate::mount::look::{Listing, Look, Node};
+use crate::mount::status::{self as mounts, State, Status};
+use crate::mount::{Error, Event, Report, escape};
+
+pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
+    let inspection = inspection::inspect(&options::image(args.image, environment)?)?;
+    Ok(print(&if args.json { json(&inspection)? } else { inspection_text(&inspection) })?)
+}
+
+pub(super) fn ls(args: LsArgs, environment: &Environment) -> Result<(), Failure> {
+    // As ls(1) does: a link that is named is shown itself in a long listing.
+    let last = if args.long { LastSymlink::Keep } else { LastSymlink::Follow };
+    let listings = look(args.image, environment)?.list(args.path.as_bytes(), args.recursive, last)?;
+    let text = match args.json {
+        true => listings.iter().flat_map(|listing| &listing.rows).map(json).collect::<Result<String, _>>()?,
+        false => listings_text(&listings, args.long, args.recursive),
+    };
+    Ok(print(&text)?)
+}
+
+pub(super) fn cat(args: CatArgs, environment: &Environment) -> Result<(), Failure> {
+    Ok(look(args.image, environment)?.cat(args.path.as_bytes(), &mut io::stdout().lock())?)
+}
+
+pub(super) fn stat(args: StatArgs, environment: &Environment) -> Result<(), Failure> {
+    let node = look(args.image, environment)?.stat(args.path.as_bytes())?;
+    Ok(print(&if args.json { json(&node)? } else { node_text(&node) })?)
+}
+
+pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
+    let mounts = mounts::status(&environment.state_dirs());
+    Ok(print(&if args.json { json(&mounts)? } else { status_text(&mounts) })?)
+}
+
+fn look(args: ImageArgs, environment: &Environment) -> Result<Look, Failure> {
+    // No progress: these commands are for pipes.
+    let silent: Report = Arc::new(|_: &Event| Ok(()));
+    Ok(Look::open(&options::image(args, environment)?, &silent)?)
+}
+
+fn json(value: &impl Serialize) -> Result<String, Error> {
+    let text = serde_json::to_string(value).map_err(|error| Error::Output { source: error.into() })?;
+    Ok(text + "\n")
+}
+
+fn inspection_text(inspection: &Inspection) -> String {
+    let head = [
+        vec!["image".to_owned(), printable(&inspection.image)],
+        vec!["digest".to_owned(), inspection.digest.to_string()],
+        vec!["platform".to_owned(), printable(inspection.platform.as_deref().unwrap_or("not said"))],
+    ];
+    let titles = ["LAYER", "DIGEST", "SIZE", "FORMAT", "LAZY", "ENTRIES", "UNITS", "TOC", "WHY"].map(str::to_owned);
+    let rows = inspection.layers.iter().enumerate().map(|(number, layer)| layer_row(number, layer));
+    let rows: Vec<_> = std::iter::once(titles.to_vec()).chain(rows).collect();
+    use Side::{Left, Right};
+    let sides = [Right, Left, Right, Left, Left, Right, Right, Right, Left];
+    format!("{}\n{}", table(&[Left, Left], &head), table(&sides, &rows))
+}
+
+fn layer_row(number: usize, layer: &LayerInspection) -> Vec<String> {
+    let index = layer.index.as_ref();
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    vec![
+        number.to_string(),
+        layer.digest.to_string(),
+        format::bytes(layer.size),
+        or_none(index.map(|index| index.format.clone())),
+        if layer.lazy { "yes" } else { "no" }.to_owned(),
+        or_none(index.map(|index| index.entries.to_string())),
+        or_none(index.map(|index| index.units.to_string())),
+        or_none(index.map(|index| format::bytes(index.toc_size))),
+        printable(&layer.reason),
+    ]
+}
+
+fn listings_text(listings: &[Listing], long: bool, recursive: bool) -> String {
+    use Side::{Left, Right};
+    let sides: &[Side] = if long { &[Left, Right, Right, Right, Right, Left, Left] } else { &[Left] };
+    let texts = listings.iter().map(|listing| {
+        let heading = listing.dir.as_ref().filter(|_| recursive).map(|dir| format!("{}:\n", escape(dir)));
+        let rows: Vec<_> = listing.rows.iter().map(|node| row(node, listing.dir.is_some(), long)).collect();
+        heading.unwrap_or_default() + &table(sides, &rows)
+    });
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+fn row(node: &Node, in_dir: bool, long: bool) -> Vec<String> {
+    let last = node.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let name = escape(if in_dir { last } else { &node.path });
+    if !long {
+        return vec![name];
+    }
+    let size = match node.device {
+        Some((major, minor)) => format!("{major}, {minor}"),
+        None => node.size.to_string(),
+    };
+    vec![
+        format::mode(kind_letter(node.kind), node.mode),
+        node.nlink.to_string(),
+        node.uid.to_string(),
+        node.gid.to_string(),
+        size,
+        format::time(node.mtime),
+        with_target(name, node),
+    ]
+}
+
+fn with_target(name: String, node: &Node) -> String {
+    match &node.target {
+        Some(target) => format!("{name} -> {}", escape(target)),
+        None => name,
+    }
+}
+
+fn kind_letter(kind: &str) -> char {
+    match kind {
+        "file" => '-',
+        "symlink" => 'l',
+        "fifo" => 'p',
+        // directory, char-device, block-device
+        other => other.chars().next().unwrap_or('?'),
+    }
+}
+
+fn node_text(node: &Node) -> String {
+    let device = node.device.map(|(major, minor)| format!("  Device type: {major},{minor}")).unwrap_or_default();
+    let mut lines = vec![
+        format!("    File: {}", with_target(escape(&node.path), node)),
+        format!("    Size: {}  {}{device}", node.size, node.kind),
+        format!("   Inode: {}  Links: {}", node.inode, node.nlink),
+        format!(
+            "  Access: ({:04o}/{})  Uid: {}  Gid: {}",
+            node.mode,
+            format::mode(kind_letter(node.kind), node.mode),
+            node.uid,
+            node.gid
+        ),
+        format!("  Modify: {}.{:09} +0000", format::time(node.mtime), node.mtime_nanos),
+    ];
+    lines.extend(node.layer.map(|layer| format!("   Layer: {layer}")));
+    lines.extend(node.xattrs.iter().map(|(name, value)| format!("   Xattr: {name} = {value} (base64)")));
+    lines.join("\n") + "\n"
+}
+
+fn status_text(mounts: &[Status]) -> String {
+    if mounts.is_empty() {
+        return "nothing is mounted\n".to_owned();
+    }
+    let titles = ["STATE", "IMAGE", "DIGEST", "FRONTEND", "SERVED", "FETCHED", "CACHED", "REQUESTS", "ERRORS", "DIR"];
+    let rows: Vec<_> =
+        std::iter::once(titles.map(str::to_owned).to_vec()).chain(mounts.iter().map(status_row)).collect();
+    use Side::{Left, Right};
+    let mut text = table(&[Left, Left, Left, Left, Right, Right, Right, Right, Right, Left], &rows);
+    for mount in mounts {
+        if let Some(error) = &mount.activity.last_error {
+            // Writing to a string does not fail.
+            let _written = writeln!(text, "\nlast error of {}: {}", shown(mount.dir.as_os_str()), printable(error));
+        }
+    }
+    text
+}
+
+fn status_row(mount: &Status) -> Vec<String> {
+    let stats = mount.activity.stats;
+    let known = |text: String| if mount.state == State::Serving { text } else { "-".to_owned() };
+    vec![
+        state_name(mount.state).to_owned(),
+        printable(&mount.image),
+        mount.digest.hex().chars().take(12).collect(),
+        mount.frontend.clone(),
+        known(format::bytes(stats.served)),
+        known(format::bytes(stats.fetched)),
+        known(format::bytes(stats.cached)),
+        known(stats.requests.to_string()),
+        known(stats.errors.to_string()),
+        shown(mount.dir.as_os_str()),
+    ]
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Serving => "serving",
+        State::Silent => "silent",
+        State::Dead => "dead",
+    }
+}
+
+fn shown(path: &OsStr) -> String {
+    escape(path.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::blob::Digest;
+    use crate::fetch::Stats;
+    use crate::mount::inspect::IndexInspection;
+
+    fn node(path: &[u8]) -> Node {
+        Node {
+            path: path.to_vec(),
+            path_base64: None,
+            kind: "file",
+            inode: 7,
+            mode: 0o4755,
+            nlink: 2,
+            uid: 0,
+            gid: 5,
+            size: 1234,
+            mtime: -1,
+            mtime_nanos: 5,
+            device: None,
+            target: None,
+            layer: Some(Digest::of(b"")),
+            xattrs: BTreeMap::new(),
+        }
+    }
+
+    fn symlink(path: &[u8]) -> Node {
+        Node { kind: "symlink", mode: 0o777, target: Some(b"to\x1b".to_vec()), layer: None, size: 3, ..node(path) }
+    }
+
+    #[test]
+    fn listings_are_those_of_ls() {
+        let device = Node { kind: "char-device", mode: 0o666, device: Some((1, 3)), layer: None, ..node(b"/d/null") };
+        let listing = |dir: &[u8], rows| Listing { dir: Some(dir.to_vec()), rows };
+        let listings = [listing(b"/d", vec![node(b"/d/f"), symlink(b"/d/s\xff"), device]), listing(b"/d/e", vec![])];
+        let long = "/d:\n\
+            -rwsr-xr-x  2  0  5  1234  1969-12-31 23:59:59  f\n\
+            lrwxrwxrwx  2  0  5     3  1969-12-31 23:59:59  s\\xff -> to\\x1b\n\
+            crw-rw-rw-  2  0  5  1, 3  1969-12-31 23:59:59  null\n\
+            \n/d/e:\n";
+        assert_eq!(listings_text(&listings, true, true), long);
+        assert_eq!(listings_text(&listings[..1], false, false), "f\ns\\xff\nnull\n");
+        let alone = Listing { dir: None, rows: vec![node(b"/d/f")] };
+        assert_eq!(listings_text(&[alone], false, false), "/d/f\n");
+    }
+
+    #[test]
+    fn a_file_has_the_essentials_of_stat() {
+        let text = node_text(&symlink(b"/l"));
+        for part in ["File: /l -> to\\x1b\n", "Inode: 7  Links: 2\n", "(0777/lrwxrwxrwx)", "23:59:59.000000005 +0000"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(node_text(&node(b"/f")).contains("Layer: sha256:"));
+    }
+
+    #[test]
+    fn a_file_in_json_has_the_fields_that_the_help_names() {
+        let mut odd = node(b"/f\xff");
+        odd.path_base64 = Some("L2b/".into());
+        let digest = Digest::of(b"");
+        let expected = format!(
+            "{{\"path\":\"/f\u{fffd}\",\"path_base64\":\"L2b/\",\"type\":\"file\",\"inode\":7,\"mode\":\"4755\",\
+             \"nlink\":2,\"uid\":0,\"gid\":5,\"size\":1234,\"mtime\":-1,\"mtime_nanos\":5,\"layer\":\"{digest}\"}}\n"
+        );
+        assert_eq!(json(&odd).unwrap(), expected);
+    }
+
+    #[test]
+    fn layers_that_cannot_be_opened_are_shown_with_the_reason() {
+        let digest = Digest::of(b"");
+        let index =
+            IndexInspection { format: "estargz".into(), entries: 5, units: 4, toc_size: 300, contents_size: 4096 };
+        let layer = |index: Option<IndexInspection>, reason: &str| LayerInspection {
+            digest,
+            size: 2048,
+            media_type: "m".into(),
+            lazy: index.is_some(),
+            reason: reason.into(),
+            index,
+        };
+        let layers = vec![layer(Some(index), "named"), layer(None, "plain\n gzip")];
+        let inspection = Inspection { image: "i".into(), digest, platform: None, layers };
+        let text = inspection_text(&inspection);
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let digest = digest.to_string();
+        assert_eq!(rows[2], ["platform", "not", "said"]);
+        assert_eq!(rows[5], ["0", &digest, "2.0", "KiB", "estargz", "yes", "5", "4", "300", "B", "named"]);
+        assert_eq!(rows[6], ["1", &digest, "2.0", "KiB", "-", "no", "-", "-", "-", "plain\\n", "gzip"]);
+        let value: serde_json::Value = serde_json::from_str(&json(&inspection).unwrap()).unwrap();
+        assert_eq!((&value["layers"][0]["toc_size"], &value["layers"][1].get("format")), (&300.into(), &None));
+    }
+
+    #[test]
+    fn a_dead_mount_has_no_figures() {
+        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1 };
+        let mut mount = Status {
+            id: "i".into(),
+            state: State::Serving,
+            pid: 1,
+            image: "docker.io/library/a".into(),
+            digest: Digest::of(b""),
+            frontend: "fuse".into(),
+            dir: "/m".into(),
+            started: 0,
+            activity: crate::mount::Activity { stats, last_error: Some("gone\n".into()) },
+        };
+        let text = status_text(std::slice::from_ref(&mount));
+        assert!(text.contains("  2.0 KiB  1.0 KiB  1.0 KiB         3       1  /m\n"), "{text}");
+        assert!(text.ends_with("\nlast error of /m: gone\\n\n"), "{text}");
+        mount.state = State::Dead;
+        let row = status_row(&mount).join(" ");
+        assert!(row.starts_with("dead ") && row.ends_with(" - - - - - /m"), "{row}");
+        assert_eq!(status_text(&[]), "nothing is mounted\n");
+    }
+}

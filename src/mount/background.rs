@@ -1,0 +1,194 @@
+//! `crfs mount` and the server that it leaves behind.
+//!
+//! ```text
+//! parent                                        child: /proc/self/exe serve, a session of its own
+//!   options, one line of JSON  ──> stdin ──>
+//!   (kept open: its end means               <── stdout <── events, a JSON line each; the last is "ready" or "failed"
+//!    that nobody waits any more)
+//! ```
+//!
+//! Until it is ready, the child has the parent's standard error and ends as soon as its standard input does. Then it lets go
+//! of all three, so that nobody who waits for the end of the parent's output waits for the server.
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io::{self, BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::oneshot;
+
+use super::event::{Event, Ready, Report};
+use super::fusedev::{self, Detach};
+use super::options::MountOptions;
+use super::signals::EndSignals;
+use super::{Error, mounts, server, state};
+
+/// The hidden subcommand that becomes the server.
+pub const SUBCOMMAND: &str = "serve";
+
+/// How much longer than the mount deadline a child may take to say that it has passed, and to end when it is told to.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Starts a server, and comes back when its mount can be used. `on_event` hears of all that happens before.
+///
+/// # Errors
+/// Where it does not come to that; nothing is mounted, then.
+pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, Error> {
+    let dir = mounts::usable_point(&options.dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Error::Runtime { source })?;
+    let outcome = runtime.block_on(launch(options, on_event));
+    if outcome.is_err() {
+        clear_away(&dir, &options.state_dirs);
+    }
+    outcome
+}
+
+/// Unmounts what a child left that did not end by itself: a mount that no server says is its own.
+fn clear_away(dir: &Path, state_dirs: &[PathBuf]) {
+    let Ok(Some(mount)) = mounts::at(dir) else { return };
+    let served = |state: &state::FoundState| state.record.describes(&mount) && state.is_served();
+    if !mount.is_ours() || state::find_all(state_dirs).iter().any(served) {
+        return;
+    }
+    match fusedev::unmount(dir, Detach::Lazily) {
+        // Its state goes with it.
+        Ok(()) => drop(state::find_all(state_dirs)),
+        Err(error) => tracing::error!(error = error.chain(), "a mount stays behind"),
+    }
+}
+
+async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, Error> {
+    let failed = |source| Error::Spawn { source };
+    let mut signals = EndSignals::listen().map_err(failed)?;
+    let mut child = spawn().map_err(failed)?;
+    let mut input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    let deadline = options.mount_deadline;
+    let outcome = tokio::select! {
+        outcome = converse(&mut child, &mut input, options, on_event) => outcome,
+        () = signals.next() => Err(Error::Interrupted),
+        () = tokio::time::sleep(deadline.saturating_add(GRACE)) => Err(Error::Deadline { limit: deadline }),
+    };
+    if outcome.is_err() {
+        end(child, input).await;
+    }
+    outcome
+}
+
+fn spawn() -> io::Result<Child> {
+    crate::sys::close_inherited_on_exec();
+    let mut command = Command::new("/proc/self/exe");
+    // The parent tells the service manager, whose main process it is.
+    command.arg0("crfs").arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+}
+
+/// Hands the options over and listens until the child is ready or failed.
+async fn converse(
+    child: &mut Child,
+    input: &mut ChildStdin,
+    options: &MountOptions,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<Ready, Error> {
+    let failed = |source| Error::Spawn { source };
+    let mut line = serde_json::to_vec(options).map_err(|source| Error::Handover { source })?;
+    line.push(b'\n');
+    // A child that ended already says why below.
+    let _unread = input.write_all(&line).await;
+    let output = child.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    let mut lines = BufReader::new(output).lines();
+    while let Some(line) = lines.next_line().await.map_err(failed)? {
+        match serde_json::from_str(&line) {
+            Ok(Event::Ready(ready)) => return Ok(ready),
+            Ok(Event::Failed { message }) => return Err(Error::Reported { message }),
+            Ok(event) => on_event(&event),
+            Err(error) => tracing::warn!(%error, "the server said something unknown"),
+        }
+    }
+    let status = child.wait().await.map_err(failed)?.to_string();
+    Err(Error::Silent { status })
+}
+
+/// Lets a child end by itself, which it does when its input ends, and kills it where it does not.
+async fn end(mut child: Child, input: ChildStdin) {
+    drop(input);
+    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+        // An error says that it has just ended.
+        let _ended = child.kill().await;
+    }
+}
+
+/// The child's side: serves what it is told on standard input.
+///
+/// # Errors
+/// Where it cannot be mounted (the parent has been told, then), or serving fails later.
+pub fn serve() -> Result<(), Error> {
+    // Fails only for the leader of a process group, which has its own already.
+    let _own_session = nix::unistd::setsid();
+    let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line).map_err(|source| Error::Runtime { source })?;
+    let options = serde_json::from_str(line.get(..read).unwrap_or_default());
+    let outcome = options.map_err(|source| Error::Handover { source }).and_then(|options| {
+        let ready = Arc::new(AtomicBool::new(false));
+        server::run(&options, &reporter(ready.clone()), parent_gone(ready))
+    });
+    if let Err(error) = &outcome {
+        // After it was ready there is nobody to hear it: standard output is /dev/null.
+        let _heard = tell(&Event::Failed { message: error.chain() });
+    }
+    outcome
+}
+
+/// Writes events to standard output. Once one said that the mount is ready, the standard descriptors are let go of.
+fn reporter(ready: Arc<AtomicBool>) -> Report {
+    Arc::new(move |event| {
+        let is_ready = matches!(event, Event::Ready(_));
+        if is_ready {
+            ready.store(true, Ordering::SeqCst);
+        }
+        tell(event)?;
+        if is_ready { let_go() } else { Ok(()) }
+    })
+}
+
+fn tell(event: &Event) -> io::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    let mut output = io::stdout().lock();
+    output.write_all(&line)?;
+    output.flush()
+}
+
+fn let_go() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// Comes true when standard input ends before the mount was ready.
+fn parent_gone(ready: Arc<AtomicBool>) -> impl Future<Output = ()> {
+    let (gone, is_gone) = oneshot::channel();
+    let watch = move || {
+        // Nothing more is ever written; an error is an end, too.
+        let _end = io::stdin().lock().read(&mut [0]);
+        if !ready.load(Ordering::SeqCst) {
+            let _heard = gone.send(());
+        }
+    };
+    let watching = std::thread::Builder::new().name("parent-watch".to_owned()).spawn(watch);
+    async move {
+        match (watching, is_gone.await) {
+            (Ok(_), Ok(())) => {}
+            _ => std::future::pending().await,
+        }
+    }
+}

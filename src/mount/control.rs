@@ -1,0 +1,128 @@
+//! The control socket: every connection is answered with the server's status, one JSON document.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use crate::fetch::Stats;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// More than any answer has.
+const ANSWER_LIMIT: u64 = 1 << 20;
+
+/// What a server says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    #[serde(flatten)]
+    pub stats: Stats,
+    pub last_error: Option<String>,
+}
+
+impl Activity {
+    /// Both together; of two last errors, the other's.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let (a, b) = (self.stats, other.stats);
+        let stats = Stats {
+            served: a.served.saturating_add(b.served),
+            fetched: a.fetched.saturating_add(b.fetched),
+            cached: a.cached.saturating_add(b.cached),
+            requests: a.requests.saturating_add(b.requests),
+            errors: a.errors.saturating_add(b.errors),
+        };
+        Self { stats, last_error: other.last_error.or(self.last_error) }
+    }
+}
+
+/// Asks the view for its figures.
+pub(crate) type Figures = Arc<dyn Fn() -> Activity + Send + Sync>;
+
+/// Makes the socket, for its owner alone. Its directory is private, so nobody reaches it before its mode is set.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Answers until the task is dropped. Needs a tokio runtime.
+pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
+    let listener = match tokio::net::UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::warn!(%error, "the control socket cannot be served"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(PATIENCE, tell(stream, figures.clone())))),
+            Err(error) => {
+                // No descriptors, most likely: what is open has to close first.
+                tracing::warn!(%error, "control connection refused");
+                tokio::time::sleep(PATIENCE).await;
+            }
+        }
+    }
+}
+
+async fn tell(mut stream: tokio::net::UnixStream, figures: Figures) -> io::Result<()> {
+    let answer = serde_json::to_vec(&figures())?;
+    stream.write_all(&answer).await?;
+    stream.shutdown().await
+}
+
+/// Asks the server behind a socket.
+pub(crate) fn ask(path: &Path) -> io::Result<Activity> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_LIMIT).read_to_end(&mut answer)?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn whoever_connects_is_told_the_figures_of_that_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let listener = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let stats = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: 5 };
+        let expected = Activity { stats, last_error: Some("gone".into()) };
+        let told = expected.clone();
+        runtime.spawn(answer(listener, Arc::new(move || told.clone())));
+        for _ in 0..3 {
+            assert_eq!(ask(&path).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn layers_add_up() {
+        let one = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: u64::MAX };
+        let with_error = Activity { stats: one, last_error: Some("e".into()) };
+        let without = Activity { stats: one, last_error: None };
+        let sum = with_error.and(without);
+        assert_eq!(sum.stats, Stats { served: 2, fetched: 4, cached: 6, requests: 8, errors: u64::MAX });
+        assert_eq!(sum.last_error.as_deref(), Some("e"));
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        drop(bind(&path).unwrap());
+        assert_eq!(ask(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -1,0 +1,128 @@
+//! Why something about a mount failed, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::blob::Digest;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", dir.display())]
+    Directory { dir: PathBuf, source: io::Error },
+    #[error("{} is not a directory", dir.display())]
+    NotADirectory { dir: PathBuf },
+    #[error("{} is already a crfs mount, of {image}: `crfs umount` it first", dir.display())]
+    AlreadyMounted { dir: PathBuf, image: String },
+    #[error("there is no /dev/fuse: load the kernel module fuse (modprobe fuse), or give the container that device")]
+    NoDevice,
+    #[error("cannot open /dev/fuse")]
+    Device { source: io::Error },
+    #[error("cannot mount on {}", dir.display())]
+    Mount { dir: PathBuf, source: io::Error },
+    #[error("an ordinary user mounts by fusermount3, which is not installed: install the package fuse3")]
+    NoHelper,
+    #[error("cannot mount on {}: {message}", dir.display())]
+    Helper { dir: PathBuf, message: String },
+    #[error("cannot talk to fusermount3")]
+    HelperTalk { source: io::Error },
+    #[error("the state of the mount cannot be kept in {}", path.display())]
+    State { path: PathBuf, source: io::Error },
+    #[error("no directory for the state of the mount; tried {tried}")]
+    NoStateDirectory { tried: String },
+    #[error("not mounted within {} s (--mount-deadline)", limit.as_secs_f64())]
+    Deadline { limit: Duration },
+    #[error("interrupted; nothing is mounted")]
+    Interrupted,
+    #[error("serving {} failed", dir.display())]
+    Session { dir: PathBuf, source: io::Error },
+    #[error("the first lookup in {} failed", dir.display())]
+    NotReady { dir: PathBuf, source: io::Error },
+
+    #[error("{} is not a mount point", dir.display())]
+    NotMounted { dir: PathBuf },
+    #[error("{} is not a crfs mount but one of type {kind}", dir.display())]
+    NotCrfs { dir: PathBuf, kind: String },
+    #[error("{} is in use; see by whom with `fuser -vm {0}` or `lsof +f -- {0}`", dir.display())]
+    Busy { dir: PathBuf },
+    #[error("cannot unmount {}", dir.display())]
+    Unmount { dir: PathBuf, source: io::Error },
+    #[error("cannot unmount {}: {message}", dir.display())]
+    HelperUnmount { dir: PathBuf, message: String },
+
+    #[error("the background server cannot be started")]
+    Spawn { source: io::Error },
+    #[error("{message}")]
+    Reported { message: String },
+    #[error("the background server ended without a word ({status}); `--foreground -v` shows what it does")]
+    Silent { status: String },
+    #[error("the options on standard input are not those of this version of crfs")]
+    Handover { source: serde_json::Error },
+    #[error("the runtime cannot be started")]
+    Runtime { source: io::Error },
+
+    #[error(transparent)]
+    Registry(#[from] crate::registry::Error),
+    #[error(transparent)]
+    Index(#[from] crate::index::Error),
+    #[error(transparent)]
+    Damaged(#[from] crate::index::Damaged),
+    #[error(transparent)]
+    Tree(#[from] crate::fs::tree::Error),
+    #[error("the image has no layer {wanted}; it has {count}, the lowest is 0")]
+    NoSuchLayer { wanted: String, count: usize },
+    #[error("layer {layer} was given up")]
+    LayerTask { layer: Digest, source: tokio::task::JoinError },
+    #[error("the layers were not merged")]
+    Merge { source: tokio::task::JoinError },
+    #[error(transparent)]
+    Path(#[from] crate::fs::view::ResolveError),
+    #[error("{path}: there is no such file in the image")]
+    NoSuchPath { path: String },
+    #[error("{path} is a directory")]
+    IsADirectory { path: String },
+    #[error("{path} is not a regular file")]
+    NotAFile { path: String },
+    #[error(transparent)]
+    Read(#[from] crate::fetch::Error),
+    #[error("cannot write the output")]
+    Output { source: io::Error },
+}
+
+impl Error {
+    /// The message and its causes, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let message = error.to_string();
+            // A cause that the messages above it already hold would be said twice.
+            if !text.contains(&message) {
+                text.push_str(": ");
+                text.push_str(&message);
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_the_message_and_are_not_repeated() {
+        let source = io::Error::from_raw_os_error(nix::libc::EACCES);
+        let error = Error::Mount { dir: PathBuf::from("/mnt"), source };
+        assert_eq!(error.chain(), "cannot mount on /mnt: Permission denied (os error 13)");
+        assert_eq!(Error::Reported { message: "no".into() }.chain(), "no");
+    }
+
+    #[test]
+    fn a_busy_mount_says_what_to_look_with() {
+        let text = Error::Busy { dir: PathBuf::from("/mnt/a") }.to_string();
+        assert!(text.contains("fuser -vm /mnt/a") && text.contains("lsof +f -- /mnt/a"), "{text}");
+    }
+}

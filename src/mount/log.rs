@@ -1,0 +1,135 @@
+//! Where logs go: to standard error for whoever typed the command, and, for a server, as JSON lines to a file of bounded size.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::options::LogOptions;
+
+/// Bytes after which a log is put aside (`.1`, the one before it is dropped).
+const LIMIT: u64 = 10 << 20;
+
+/// Starts logging for the life of the process; a second call changes nothing.
+pub fn start(options: &LogOptions, file: Option<RotatingLog>) {
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .with_filter(filter(options, terminal_level(options.verbosity)));
+    let file = file.map(|file| {
+        let level = if options.verbosity > 1 { terminal_level(options.verbosity) } else { "info,fuser=off" };
+        let json = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(Mutex::new(file));
+        json.with_filter(filter(options, level))
+    });
+    // An error says that logging has been started before, which is as good.
+    let _started_before = tracing_subscriber::registry().with(terminal).with(file).try_init();
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "panicked: this is a bug in crfs");
+        // For the log, not for the terminal.
+        tracing::info!(backtrace = %std::backtrace::Backtrace::force_capture(), "where it panicked");
+    }));
+}
+
+fn filter(options: &LogOptions, level: &str) -> EnvFilter {
+    match &options.filter {
+        Some(directives) => EnvFilter::builder().parse_lossy(directives),
+        None => EnvFilter::new(level),
+    }
+}
+
+/// Other crates stay one step quieter: their talk is for those who ask for all of it.
+///
+/// fuser calls it an error when the kernel no longer wants a reply, which is what happens when a reader is killed; of a certificate that is
+/// refused, crfs says more itself.
+fn terminal_level(verbosity: u8) -> &'static str {
+    match verbosity {
+        0 => "warn,fuser=off,rustls_platform_verifier=off",
+        1 => "warn,fuser=off,rustls_platform_verifier=off,crfs=info",
+        2 => "info,crfs=debug",
+        _ => "trace",
+    }
+}
+
+/// A log file that is put aside once when it is full, so that both together never pass twice the limit.
+pub struct RotatingLog {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    limit: u64,
+}
+
+impl RotatingLog {
+    /// # Errors
+    /// Where the file cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::with_limit(path, LIMIT)
+    }
+
+    fn with_limit(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = open(path)?;
+        let len = file.metadata()?.len();
+        Ok(Self { path: path.to_owned(), file, len, limit })
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        fs::rename(&self.path, self.path.with_extension("log.1"))?;
+        self.file = open(&self.path)?;
+        self.len = 0;
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+impl Write for RotatingLog {
+    /// The subscriber writes a line at a time, so lines are never torn between the two files.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.len > 0 && self.len.saturating_add(line.len() as u64) > self.limit {
+            self.rotate()?;
+        }
+        self.file.write_all(line)?;
+        self.len = self.len.saturating_add(line.len() as u64);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_is_put_aside_once_and_lines_stay_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.log");
+        let mut log = RotatingLog::with_limit(&path, 10).unwrap();
+        for line in ["one\n", "two\n", "three\n", "four\n"] {
+            log.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "four\n");
+        assert_eq!(fs::read_to_string(dir.path().join("server.log.1")).unwrap(), "three\n");
+    }
+
+    #[test]
+    fn an_old_log_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.log");
+        fs::write(&path, "12345678\n").unwrap();
+        let mut log = RotatingLog::with_limit(&path, 10).unwrap();
+        log.write_all(b"x\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "x\n");
+        assert_eq!(fs::read_to_string(dir.path().join("server.log.1")).unwrap(), "12345678\n");
+    }
+}

@@ -1,0 +1,188 @@
+//! The mount table of this process: /proc/self/mountinfo (proc_pid_mountinfo(5)).
+//!
+//! Reading it asks no filesystem anything, so that it works for a mount whose server is gone.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Error;
+
+/// The filesystem type of everything that crfs mounts.
+pub(crate) const TYPE: &str = "fuse.crfs";
+
+/// The number of a superblock: st_dev of everything on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Device {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let numbers = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        numbers.map(|(major, minor)| Self { major, minor }).ok_or("not a device number (major:minor)")
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Device {
+    /// Whether the superblock exists: its backing device is listed for as long as anything, in any mount namespace, uses it.
+    pub(crate) fn exists(self) -> bool {
+        self.backing_device().exists()
+    }
+
+    /// Sets how far the kernel reads ahead: at most 128 KiB by FUSE_INIT, more only here, and only for root. For anybody else it stays.
+    pub(crate) fn set_read_ahead(self, kib: u32) {
+        if let Err(error) = fs::write(self.backing_device().join("read_ahead_kb"), kib.to_string()) {
+            tracing::debug!(%error, "the kernel's read-ahead stays as it is");
+        }
+    }
+
+    fn backing_device(self) -> PathBuf {
+        Path::new("/sys/class/bdi").join(self.to_string())
+    }
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) device: Device,
+    pub(crate) point: PathBuf,
+    pub(crate) kind: OsString,
+    pub(crate) source: OsString,
+}
+
+impl Mount {
+    pub(crate) fn is_ours(&self) -> bool {
+        self.kind.as_bytes() == TYPE.as_bytes()
+    }
+}
+
+/// All mounts that this process sees, a later one over an earlier one.
+pub(crate) fn all() -> io::Result<Vec<Mount>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
+/// What is mounted at exactly this path: the topmost, which is the one that the path leads to.
+pub(crate) fn at(point: &Path) -> io::Result<Option<Mount>> {
+    Ok(all()?.into_iter().rfind(|mount| mount.point == point))
+}
+
+/// Where a new mount may go: `dir` without symbolic links. An image over an image would hide a server that nobody sees any
+/// more, so that is refused, although the kernel would do it.
+pub(crate) fn usable_point(dir: &Path) -> Result<PathBuf, Error> {
+    let unusable = |source| Error::Directory { dir: dir.to_owned(), source };
+    let point = dir.canonicalize().map_err(unusable)?;
+    // Before anything is asked of it: its server may be gone.
+    if let Some(mount) = at(&point).map_err(unusable)?.filter(Mount::is_ours) {
+        return Err(Error::AlreadyMounted { dir: point, image: mount.source.to_string_lossy().into_owned() });
+    }
+    match point.metadata().map_err(unusable)?.is_dir() {
+        true => Ok(point),
+        false => Err(Error::NotADirectory { dir: dir.to_owned() }),
+    }
+}
+
+/// `36 35 98:0 /root /point options optional... - type source superoptions`; `None` for a line that is not of that form.
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?.parse().ok()?;
+    let point = PathBuf::from(unescape(fields.nth(1)?));
+    let kind = unescape(fields.by_ref().skip_while(|field| *field != b"-").nth(1)?);
+    let source = unescape(fields.next()?);
+    Some(Mount { device, point, kind, source })
+}
+
+/// Space, tab, newline and backslash stand as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = if first == b'\\' { after.get(..3).and_then(octal) } else { None };
+        bytes.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { after.get(3..).unwrap_or_default() } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    std::str::from_utf8(digits).ok().and_then(|text| u8::from_str_radix(text, 8).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel_are_understood() {
+        let line = b"97 31 0:52 / /mnt/a\\040b\\134c ro,nosuid,nodev shared:7 master:3 - fuse.crfs docker.io/x@sha256:00 ro,user_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.device, Device { major: 0, minor: 52 });
+        assert_eq!(mount.point, Path::new("/mnt/a b\\c"));
+        assert!(mount.is_ours());
+        assert_eq!(mount.source, "docker.io/x@sha256:00");
+        let plain = parse(b"22 1 8:1 / / rw - ext4 /dev/sda1 rw").unwrap();
+        assert!(!plain.is_ours());
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(b"22 1 8:1 / / rw ext4 /dev/sda1 rw"), None);
+    }
+
+    #[test]
+    fn a_backslash_that_escapes_nothing_stays() {
+        assert_eq!(unescape(b"a\\04"), "a\\04");
+        assert_eq!(unescape(b"\\999\\"), "\\999\\");
+        assert_eq!(unescape(b"\\777"), "\\777");
+    }
+
+    #[test]
+    fn this_process_sees_its_mounts() {
+        let proc = at(Path::new("/proc")).unwrap().unwrap();
+        assert_eq!(proc.kind, "proc");
+        assert_eq!(at(Path::new("/proc/self")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_mount_goes_on_a_directory_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert_eq!(usable_point(&link).unwrap(), dir.path().canonicalize().unwrap());
+        assert!(matches!(usable_point(&file), Err(Error::NotADirectory { .. })));
+        assert!(matches!(usable_point(&dir.path().join("missing")), Err(Error::Directory { .. })));
+    }
+
+    #[test]
+    fn device_numbers_are_read_as_they_are_written() {
+        let device = Device { major: 0, minor: 52 };
+        assert_eq!(device.to_string().parse(), Ok(device));
+        assert!("0".parse::<Device>().is_err() && "0:x".parse::<Device>().is_err());
+    }
+}

@@ -1,0 +1,50 @@
+//! Tells a service manager that the mount is ready: one datagram to $NOTIFY_SOCKET (sd_notify(3)).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// Says that the service is ready and that `server` is its main process. A name that starts with `@` is an abstract socket.
+///
+/// # Errors
+/// Where the socket's name is unusable or nobody listens there.
+pub fn notify(socket: &OsStr, server: u32) -> io::Result<()> {
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    let message = format!("MAINPID={server}\nREADY=1\n");
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 64];
+        let len = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..len].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_manager_hears_of_it_by_path_and_by_abstract_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        notify(path.as_os_str(), 42).unwrap();
+        assert_eq!(received(&manager), "MAINPID=42\nREADY=1\n");
+
+        let name = format!("crfs-test-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        notify(OsStr::new(&format!("@{name}")), 43).unwrap();
+        assert_eq!(received(&manager), "MAINPID=43\nREADY=1\n");
+    }
+
+    #[test]
+    fn nobody_listening_is_an_error() {
+        assert!(notify(OsStr::new("/nonexistent/notify"), 1).is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! What a mount is asked to be: plain structs, made by cli/, handed to the background server as JSON.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::wire;
+use crate::blob::Digest;
+pub use crate::fetch::Prefetch;
+use crate::fs::tree::OpaqueXattr;
+use crate::registry::{ImageRef, Platform};
+
+/// Which image, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOptions {
+    /// Paths in it are absolute: the server leaves the directory it was started in.
+    #[serde(with = "wire::image")]
+    pub image: ImageRef,
+    #[serde(with = "wire::WirePlatform")]
+    pub platform: Platform,
+    /// Credential files in the order they are asked.
+    #[serde(with = "wire::paths")]
+    pub auth_files: Vec<PathBuf>,
+    /// `None`: verify, but speak http to loopback registries.
+    pub tls_verify: Option<bool>,
+    #[serde(with = "wire::optional_path")]
+    pub cert_dir: Option<PathBuf>,
+    #[serde(with = "wire::path")]
+    pub cache_dir: PathBuf,
+    /// Longest time without progress.
+    pub io_deadline: Duration,
+    /// Blobs smaller than this many bytes are read whole, in one request.
+    pub whole_layer_below: u64,
+    pub insecure_unverified_toc: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOptions {
+    pub source: ImageOptions,
+    /// Absolute.
+    #[serde(with = "wire::path")]
+    pub dir: PathBuf,
+    pub allow_other: bool,
+    pub prefetch: Prefetch,
+    /// From the start until the mount point can be used.
+    pub mount_deadline: Duration,
+    pub frontend: Frontend,
+    /// `None`: all layers, merged.
+    pub layer: Option<LayerChoice>,
+    #[serde(with = "wire::WireOpaque")]
+    pub opaque_xattr: OpaqueXattr,
+    /// Whether the server has CAP_SYS_ADMIN in the initial user namespace, and so may list trusted.* xattrs.
+    pub system_admin: bool,
+    /// Where the state of the mount may be kept, the best first.
+    #[serde(with = "wire::paths")]
+    pub state_dirs: Vec<PathBuf>,
+    pub log: LogOptions,
+}
+
+/// `--frontend`: who answers the kernel's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Frontend {
+    Auto,
+    Fuse,
+}
+
+/// `--layer`: the one layer that is served, unmerged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerChoice {
+    /// 0 is the lowest.
+    Number(u32),
+    Digest(Digest),
+}
+
+impl fmt::Display for LayerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// What is logged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogOptions {
+    /// `RUST_LOG`; wins over the verbosity.
+    pub filter: Option<String>,
+    /// How often `-v` was given.
+    pub verbosity: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn options_survive_the_way_to_the_server_whatever_their_bytes() {
+        let odd = PathBuf::from(OsString::from_vec(b"/a\xff:b\n".to_vec()));
+        let source = ImageOptions {
+            image: ImageRef::Layout { dir: odd.clone(), tag: Some("1:2".into()) },
+            platform: Platform { os: "linux".into(), architecture: "arm".into(), variant: Some("v7".into()) },
+            auth_files: vec![odd.clone(), "/plain".into()],
+            tls_verify: Some(false),
+            cert_dir: Some(odd.clone()),
+            cache_dir: odd.clone(),
+            io_deadline: Duration::from_millis(1500),
+            whole_layer_below: u64::MAX,
+            insecure_unverified_toc: true,
+        };
+        let options = MountOptions {
+            source,
+            dir: odd.clone(),
+            allow_other: true,
+            prefetch: Prefetch::All,
+            mount_deadline: Duration::from_secs(60),
+            frontend: Frontend::Fuse,
+            layer: Some(LayerChoice::Digest(Digest::of(b""))),
+            opaque_xattr: OpaqueXattr::User,
+            system_admin: true,
+            state_dirs: vec![odd],
+            log: LogOptions { filter: Some("crfs=debug".into()), verbosity: 2 },
+        };
+        let text = serde_json::to_string(&options).unwrap();
+        assert!(!text.contains('\n'), "{text}");
+        assert_eq!(serde_json::from_str::<MountOptions>(&text).unwrap(), options);
+    }
+}

@@ -1,0 +1,118 @@
+//! How option structs that JSON has no word for travel to the background server: paths of any bytes, references, platforms.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::fs::tree::OpaqueXattr;
+use crate::registry::{ImageRef, Platform};
+
+/// A path as text where it is UTF-8, else as its bytes.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WirePath {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<&Path> for WirePath {
+    fn from(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+impl From<WirePath> for PathBuf {
+    fn from(path: WirePath) -> Self {
+        match path {
+            WirePath::Text(text) => text.into(),
+            WirePath::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        }
+    }
+}
+
+pub(super) mod path {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        WirePath::from(path).serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Ok(WirePath::deserialize(deserializer)?.into())
+    }
+}
+
+pub(super) mod paths {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(paths.iter().map(|path| WirePath::from(path.as_path())))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+        Ok(Vec::<WirePath>::deserialize(deserializer)?.into_iter().map(Into::into).collect())
+    }
+}
+
+pub(super) mod optional_path {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_deref().map(WirePath::from).serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
+        Ok(Option::<WirePath>::deserialize(deserializer)?.map(Into::into))
+    }
+}
+
+pub(super) mod image {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum WireImage {
+        Registry(String),
+        Layout { dir: WirePath, tag: Option<String> },
+        Archive { file: WirePath, tag: Option<String> },
+    }
+
+    pub(in super::super) fn serialize<S: Serializer>(image: &ImageRef, serializer: S) -> Result<S::Ok, S::Error> {
+        let wire = match image {
+            ImageRef::Registry(reference) => WireImage::Registry(reference.whole()),
+            ImageRef::Layout { dir, tag } => WireImage::Layout { dir: dir.as_path().into(), tag: tag.clone() },
+            ImageRef::Archive { file, tag } => WireImage::Archive { file: file.as_path().into(), tag: tag.clone() },
+        };
+        wire.serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ImageRef, D::Error> {
+        Ok(match WireImage::deserialize(deserializer)? {
+            WireImage::Registry(text) => ImageRef::Registry(text.parse().map_err(serde::de::Error::custom)?),
+            WireImage::Layout { dir, tag } => ImageRef::Layout { dir: dir.into(), tag },
+            WireImage::Archive { file, tag } => ImageRef::Archive { file: file.into(), tag },
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Platform")]
+pub(super) struct WirePlatform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "OpaqueXattr", rename_all = "kebab-case")]
+pub(super) enum WireOpaque {
+    Trusted,
+    User,
+}

@@ -1,0 +1,26 @@
+//! The only unsafe code of crfs: descriptors that are bare numbers.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+
+/// Takes over the descriptors of a received SCM_RIGHTS message (unix(7)), so that each is closed when it is dropped.
+///
+/// To be called with the numbers of one message, once: they are nobody's until then.
+#[allow(unsafe_code)]
+pub(crate) fn own_received(descriptors: Vec<RawFd>) -> Vec<OwnedFd> {
+    let open = descriptors.into_iter().filter(|number| *number >= 0);
+    // SAFETY: the kernel opened each of these descriptors for this process while it received the message; nothing else in the
+    // process knows their numbers, and `descriptors` was consumed, so that each gets exactly one owner.
+    open.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}
+
+/// Lets no program that this process starts inherit a descriptor but the standard three: what whoever started us left open (a lock, a pipe)
+/// would stay open for as long as a server lives.
+#[allow(unsafe_code)]
+pub(crate) fn close_inherited_on_exec() {
+    let first: libc::c_uint = 3;
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing and touches no memory; it sets a flag of descriptors. Where the kernel
+    // does not know it (before Linux 5.11) it does nothing.
+    let _unknown = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
