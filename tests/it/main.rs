@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr)]
 
 mod auth;
+mod contents;
+mod hostile;
+mod image;
 mod local;
 mod ranges;
 mod redirects;

@@ -61,6 +61,8 @@ pub(crate) enum Lie {
     Header(&'static str, String),
     /// The right number of wrong bytes.
     WrongBytes,
+    /// The same, but for requests that want them past caches.
+    WrongBytesInCaches,
     Cut(usize),
     Reset(usize),
     Stall(usize),

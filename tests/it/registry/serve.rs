@@ -259,7 +259,8 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
             answer.headers.insert("Content-Type".to_owned(), "multipart/byteranges; boundary=x".to_owned());
         }
         Some(Lie::Header(name, value)) => drop(answer.headers.insert(name.to_owned(), value)),
-        Some(Lie::WrongBytes) => answer.body.iter_mut().for_each(|byte| *byte = !*byte),
+        Some(Lie::WrongBytesInCaches) if request.header("cache-control") == Some("no-cache") => {}
+        Some(Lie::WrongBytes | Lie::WrongBytesInCaches) => answer.body.iter_mut().for_each(|byte| *byte = !*byte),
         Some(Lie::Cut(bytes)) => return keep(answer, bytes, End::Close),
         Some(Lie::Reset(bytes)) => return keep(answer, bytes, End::Reset),
         Some(Lie::Stall(bytes)) => return keep(answer, bytes, End::Stall),

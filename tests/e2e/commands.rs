@@ -1,0 +1,186 @@
+//! The commands that look without mounting: inspect, ls, cat, stat; and status.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::lab::CRFS;
+use crate::support::registry::Access;
+use crate::support::{Lab, Proxy, Registry, run};
+
+/// `crfs COMMAND` with a cache of its own.
+#[track_caller]
+fn crfs(lab: &Lab, command: &str, options: &[&str], arguments: &[&str]) -> String {
+    let mut crfs = Command::new(CRFS);
+    crfs.arg(command).arg("--cache-dir").arg(lab.fresh("cache")).args(options).args(arguments);
+    run(&mut crfs).ok()
+}
+
+/// `crfs inspect --json`, and its layers beside the digests and sizes that they must have.
+fn inspect(lab: &Lab, fixture: &str, options: &[&str]) -> (Value, Vec<Value>) {
+    let text = crfs(lab, "inspect", &[&["--json"], options].concat(), &[&lab.layout(fixture)]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let layers = json["layers"].as_array().unwrap().clone();
+    let named = |layer: &Value| (layer["digest"].as_str().unwrap().to_owned(), layer["size"].as_u64().unwrap());
+    assert_eq!(layers.iter().map(named).collect::<Vec<_>>(), lab.layers(fixture));
+    (json, layers)
+}
+
+#[test]
+fn inspect_says_what_each_layer_is() {
+    let Some(lab) = Lab::new() else { return };
+    for (fixture, format) in [
+        ("sink-stargz", "stargz"),
+        ("sink-estargz", "estargz"),
+        ("sink-estargz-ext", "estargz (external TOC)"),
+        ("sink-zc-new", "zstd:chunked"),
+    ] {
+        let (json, layers) = inspect(&lab, fixture, &[]);
+        assert!(json["digest"].as_str().unwrap().starts_with("sha256:"), "{json}");
+        // The fourth has no entries.
+        for layer in &layers[..3] {
+            assert_eq!(layer["format"], format, "{fixture}: {layer}");
+            assert_eq!(layer["lazy"], false, "below 1 MiB: {layer}");
+        }
+        let text = crfs(&lab, "inspect", &[], &[&lab.layout(fixture)]);
+        assert!(layers.iter().all(|layer| text.contains(layer["digest"].as_str().unwrap())), "{text}");
+    }
+}
+
+#[test]
+fn inspect_says_why_a_layer_is_lazy_or_not() {
+    let Some(lab) = Lab::new() else { return };
+    let reasons = |fixture, options: &[&str]| -> Vec<_> {
+        let (_, layers) = inspect(&lab, fixture, options);
+        layers
+            .iter()
+            .map(|layer| (layer["lazy"].as_bool().unwrap(), layer["reason"].as_str().unwrap().to_owned()))
+            .collect()
+    };
+    let (lazy, why) = &reasons("big-zc-new", &["--whole-layer-below", "0"])[0];
+    assert!(*lazy && why.contains("manifest"), "{why}");
+    let (lazy, why) = &reasons("big-zc-new", &[])[0];
+    assert!(!lazy && why.contains("--whole-layer-below"), "{why}");
+    let (lazy, why) = &reasons("big-stargz", &["--whole-layer-below", "0"])[0];
+    assert!(!lazy && why.contains("--insecure-unverified-toc"), "{why}");
+    let (lazy, why) = &reasons("sink-mixed", &[])[2];
+    assert!(!lazy && why.contains("tar"), "{why}");
+}
+
+#[test]
+fn inspect_counts() {
+    let Some(lab) = Lab::new() else { return };
+    let (_, layers) = inspect(&lab, "big-zc-new", &["--whole-layer-below", "0"]);
+    let number = |name: &str| layers[0][name].as_u64().unwrap();
+    // /big and its five files; with or without the root, which has no entry.
+    assert!((6..=7).contains(&number("entries")), "{layers:?}");
+    let contents = 4_194_304 + 4_194_305 + 8_400_953 + 4_500_000 + 18;
+    assert!(number("contents_size") >= contents && number("contents_size") < contents + 5 * 4096, "{layers:?}");
+    assert!(number("units") > 4 && number("toc_size") > 0, "{layers:?}");
+}
+
+#[test]
+fn ls_cat_and_stat_agree_with_the_listing() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for image in [lab.layout("big-estargz"), registry.push(&lab, "big-estargz")] {
+        let names = crfs(&lab, "ls", &[], &[&image, "/big"]);
+        assert_eq!(
+            names.lines().collect::<Vec<_>>(),
+            ["after", "ramp-4194304", "ramp-4194305", "ramp-8400953", "zeros"]
+        );
+        let all = crfs(&lab, "ls", &["-R"], &[&image, "/"]);
+        assert!(all.contains("ramp-8400953"), "{all}");
+        let long = crfs(&lab, "ls", &["-l"], &[&image, "/big/ramp-4194305"]);
+        assert!(long.contains("4194305") && long.contains("-rw-r--r--"), "{long}");
+        let stat = crfs(&lab, "stat", &[], &[&image, "/big/ramp-4194305"]);
+        assert!(stat.contains("4194305") && stat.contains("0644"), "{stat}");
+        let mount = lab.mount(&image, &[]);
+        assert_eq!(
+            crfs(&lab, "cat", &[], &[&image, "/big/after"]),
+            fs::read_to_string(mount.path("big/after")).unwrap()
+        );
+    }
+}
+
+#[test]
+fn links_are_followed_inside_the_image_only() {
+    let Some(lab) = Lab::new() else { return };
+    let image = lab.layout("sink-zc-new");
+    let mount = lab.mount(&image, &[]);
+    let sh = fs::read_link(mount.path("bin/sh")).unwrap();
+    assert_eq!(sh.to_str(), Some("dash"));
+    let long = crfs(&lab, "ls", &["-l"], &[&image, "/bin/sh"]);
+    assert!(long.contains("dash"), "{long}");
+    let passwd = crfs(&lab, "cat", &[], &[&image, "/etc/../../../etc/passwd"]);
+    assert_eq!(passwd, fs::read_to_string(mount.path("etc/passwd")).unwrap());
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let Some(lab) = Lab::new() else { return };
+    let image = lab.layout("late-zc-new");
+    for command in ["ls", "cat", "stat"] {
+        let cache = lab.fresh("cache");
+        let message = lab.crfs(&[command, "--cache-dir", cache.to_str().unwrap(), &image, "/no/such"]).refused();
+        assert!(message.contains("/no/such"), "{message}");
+    }
+}
+
+#[test]
+fn cat_reads_only_what_it_needs() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for (fixture, path, bytes) in
+        [("big-estargz", "/big/after", 18), ("big-zc-new", "/big/after", 18), ("big-zc-stargz", "/big/after", 18)]
+    {
+        let proxy = Proxy::new(registry.port());
+        let image = proxy.through(&registry.push(&lab, fixture));
+        let text = crfs(&lab, "cat", &["--whole-layer-below", "0"], &[&image, path]);
+        assert_eq!(text.len(), bytes);
+        let sent: u64 = proxy.blobs().iter().map(|asked| asked.sent).sum();
+        assert!(sent < lab.layers(fixture)[0].1, "{fixture}: {sent} bytes sent");
+    }
+}
+
+#[test]
+fn status_tells_what_a_mount_does() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "big-zc-new");
+    let mount = lab.mount(&image, &["--whole-layer-below", "0", "--prefetch", "none"]);
+    let fetched = mount.counter("fetched");
+    lab.assert_equal(mount.dir(), "big", &[]);
+    let status = mount.status().unwrap();
+    assert!(status["image"].as_str().unwrap().contains("big-zc-new"), "{status}");
+    assert!(status["digest"].as_str().unwrap().starts_with("sha256:"), "{status}");
+    assert_eq!(status["frontend"], "fuse", "{status}");
+    assert!(mount.counter("fetched") > fetched, "{status}");
+    let contents = 4_194_304 + 4_194_305 + 8_400_953 + 18;
+    assert!(mount.counter("served") >= contents, "{status}");
+    assert!(mount.counter("requests") >= 2, "{status}");
+    assert_eq!(mount.counter("errors"), 0, "{status}");
+    assert!(status["last_error"].is_null(), "{status}");
+    let text = lab.crfs(&["status"]).ok();
+    assert!(text.contains(mount.dir().to_str().unwrap()), "{text}");
+}
+
+/// Nothing but the result goes to a pipe, and no control character out of an image reaches a terminal.
+#[test]
+fn names_of_an_image_cannot_talk_to_the_terminal() {
+    let Some(lab) = Lab::new() else { return };
+    let all = crfs(&lab, "ls", &["-R"], &[&lab.layout("sink-zc-new"), "/"]);
+    assert!(!all.chars().any(|c| c.is_control() && c != '\n'), "a control character in the listing");
+    let expected = fs::read_to_string(lab.fixtures().join("sink.expected.jsonl")).unwrap().lines().count();
+    assert!(all.lines().count() >= expected - 1, "{} lines", all.lines().count());
+}
+
+/// What the README leads with.
+#[test]
+fn the_demo_runs() {
+    let Some(_lab) = Lab::new() else { return };
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo");
+    let said = run(Command::new(demo).env("CRFS", CRFS)).ok();
+    assert!(said.contains("$ crfs mount") && said.contains("as it should be"), "{said}");
+}

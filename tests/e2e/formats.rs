@@ -1,0 +1,160 @@
+//! Every fixture with a table of contents, from every source, looks exactly like its expected listing.
+
+use crate::support::registry::{Access, PASSWORD, USER};
+use crate::support::{Fixture, LAZY, Lab, Mount, Registry, run};
+
+use std::path::Path;
+use std::process::Command;
+
+/// Nothing is read whole, and the default, by which small layers are.
+const WHOLE: [&[&str]; 2] = [&["--whole-layer-below", "0"], &[]];
+
+/// Mounts every fixture, lazily and by default, and compares. `reference` says where it is.
+fn all_equal(lab: &Lab, options: &[&str], mut reference: impl FnMut(&'static str) -> String) {
+    let mut failures = Vec::new();
+    for &fixture in LAZY {
+        let image = reference(fixture.name);
+        for whole in WHOLE {
+            if let Err(failure) = equal(lab, &image, fixture, &[options, whole].concat()) {
+                failures.push(format!("{} {whole:?}: {failure}", fixture.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), LAZY.len() * WHOLE.len(), failures.join("\n"));
+}
+
+fn equal(lab: &Lab, image: &str, fixture: Fixture, options: &[&str]) -> Result<(), String> {
+    let lazy = options.contains(&"0");
+    let trust = if lazy { fixture.trust() } else { &[] };
+    let options = [options, trust, platform(fixture)].concat();
+    let mount = lab.try_mount(image, &lab.fresh("cache"), &options).map_err(|finished| finished.to_string())?;
+    lab.differences(mount.dir(), fixture.tree(), &[])
+}
+
+/// An index is asked for the platform of its listing, whatever machine this is.
+fn platform(fixture: Fixture) -> &'static [&'static str] {
+    if fixture.name == "sink-index" { &["--platform", "linux/amd64"] } else { &[] }
+}
+
+#[test]
+fn every_fixture_from_its_oci_layout() {
+    let Some(lab) = Lab::new() else { return };
+    all_equal(&lab, &[], |name| lab.layout(name));
+}
+
+#[test]
+fn every_fixture_from_a_registry() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    all_equal(&lab, &[], |name| registry.push(&lab, name));
+}
+
+#[test]
+fn every_fixture_from_a_registry_with_a_password() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Password);
+    let authfile = lab.path("auth.json");
+    log_in(&registry, &authfile);
+    all_equal(&lab, &["--authfile", authfile.to_str().unwrap()], |name| registry.push(&lab, name));
+}
+
+/// As a user does it.
+fn log_in(registry: &Registry, authfile: &Path) {
+    let mut command = Command::new("skopeo");
+    command.args(["login", "--tls-verify=false", "-u", USER, "-p", PASSWORD, "--authfile"]);
+    run(command.arg(authfile).arg(registry.host())).ok();
+}
+
+#[test]
+fn a_wrong_password_is_said_and_not_shown() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Password);
+    let image = registry.push(&lab, "late-zc-new");
+    let cache = lab.fresh("cache");
+    let message = lab.try_mount(&image, &cache, &[]).err().expect("mounted without a password").refused();
+    assert!(message.contains("401") || message.to_lowercase().contains("credentials"), "{message}");
+
+    let authfile = lab.path("auth.json");
+    let wrong = r#"{"auths": {"HOST": {"auth": "Y3JmczpiYWQgaG9yc2U="}}}"#.replace("HOST", &registry.host());
+    std::fs::write(&authfile, wrong).unwrap();
+    let options = ["--authfile", authfile.to_str().unwrap(), "-v"];
+    let message = lab.try_mount(&image, &cache, &options).err().expect("mounted with a wrong password").refused();
+    for secret in ["bad horse", "Y3JmczpiYWQgaG9yc2U"] {
+        assert!(!message.contains(secret), "{message}");
+    }
+}
+
+#[test]
+fn what_skopeo_pushed_is_mounted() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let to = format!("docker://{}/pushed/by-skopeo:v1", registry.host());
+    let mut command = Command::new("skopeo");
+    command.args(["copy", "--quiet", "--insecure-policy", "--preserve-digests", "--dest-tls-verify=false"]);
+    run(command.arg(lab.layout("big-zc-new")).arg(&to)).ok();
+    let mount = lab.mount(&to, &["--whole-layer-below", "0"]);
+    lab.assert_equal(mount.dir(), "big", &[]);
+}
+
+#[test]
+fn an_oci_archive_is_mounted() {
+    let Some(lab) = Lab::new() else { return };
+    let archive = lab.path("image.tar");
+    // skopeo 1.9 would decompress and compress again what it copies into an archive: GNU tar does not.
+    run(Command::new("tar").arg("-C").arg(lab.fixtures().join("late-zc-new")).arg("-cf").arg(&archive).arg(".")).ok();
+    for tag in ["", ":latest"] {
+        for whole in WHOLE {
+            let mount = lab.mount(&format!("oci-archive:{}{tag}", archive.display()), whole);
+            lab.assert_equal(mount.dir(), "late", &[]);
+        }
+    }
+}
+
+#[test]
+fn an_index_gives_the_platform_that_is_asked_for() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for image in [lab.layout("sink-index"), registry.push(&lab, "sink-index")] {
+        let arm = lab.mount(&image, &["--platform", "linux/arm64"]);
+        assert_eq!(std::fs::read_to_string(arm.path("etc/arch")).unwrap().trim(), "arm64");
+        assert!(!arm.path("bin").exists());
+        let message = lab.try_mount(&image, &lab.fresh("cache"), &["--platform", "linux/s390x"]);
+        let message = message.err().expect("mounted a platform that is not there").refused();
+        assert!(message.contains("s390x") && message.contains("arm64"), "{message}");
+    }
+    default_platform(&lab);
+}
+
+/// This machine's own, where the fixture has it.
+fn default_platform(lab: &Lab) {
+    let mount = lab.mount(&lab.layout("sink-index"), &[]);
+    match std::env::consts::ARCH {
+        "x86_64" => lab.assert_equal(mount.dir(), "sink", &[]),
+        _ => assert!(mount.path("etc/arch").exists()),
+    }
+}
+
+#[test]
+fn the_digest_wins_over_the_tag_and_is_the_source_of_the_mount() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "late-estargz");
+    let digest = manifest_digest(&lab.mount(&image, &[]));
+    let by_digest = image.replace(":latest", &format!(":no-such-tag@{digest}"));
+    let mount = lab.mount(&by_digest, &[]);
+    lab.assert_equal(mount.dir(), "late", &[]);
+    assert_eq!(manifest_digest(&mount), digest);
+}
+
+/// From /proc/mounts, where the source is `name@sha256:...`, the type fuse.crfs, and the options those of every mount of crfs.
+fn manifest_digest(mount: &Mount) -> String {
+    let line = mount.proc_line().unwrap();
+    let words: Vec<_> = line.split(' ').collect();
+    assert_eq!(words[2], "fuse.crfs", "{line}");
+    for option in ["ro", "nosuid", "nodev", "default_permissions"] {
+        assert!(words[3].split(',').any(|have| have == option), "{option} is missing in {line}");
+    }
+    let (name, digest) = words[0].split_once('@').expect(&line);
+    assert!(name.ends_with("/late-estargz") && digest.starts_with("sha256:"), "{line}");
+    digest.to_owned()
+}

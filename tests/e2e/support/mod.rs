@@ -1,0 +1,15 @@
+//! What the tests stand on: a place of their own, commands that cannot hang, mounts and registries that end with their test.
+
+pub(crate) mod command;
+pub(crate) mod fixtures;
+pub(crate) mod lab;
+pub(crate) mod mount;
+pub(crate) mod proxy;
+pub(crate) mod registry;
+
+pub(crate) use command::{run, until};
+pub(crate) use fixtures::{Fixture, LAZY};
+pub(crate) use lab::Lab;
+pub(crate) use mount::{Mount, Overlay};
+pub(crate) use proxy::Proxy;
+pub(crate) use registry::Registry;

@@ -1,0 +1,112 @@
+//! A real registry (Debian's docker-registry) on loopback, with a real client's view of it.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::command::{ends, run, send, start, until};
+use super::lab::Lab;
+
+/// Who may pull from the registries with [`Access::Password`]: as `htpasswd -B` wrote it.
+pub(crate) const USER: &str = "crfs";
+pub(crate) const PASSWORD: &str = "right horse";
+const HTPASSWD: &str = "crfs:$2y$05$qLydprHAsor8pF7O4kGPMOMZkWjvHxyxlav7wLuFvfwdfo85RReca\n";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Open,
+    Password,
+}
+
+/// A running docker-registry; killed when dropped.
+pub(crate) struct Registry {
+    access: Access,
+    port: u16,
+    config: PathBuf,
+    server: Option<Child>,
+}
+
+impl Registry {
+    #[track_caller]
+    pub(crate) fn new(lab: &Lab, access: Access) -> Self {
+        let dir = lab.fresh("registry");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
+        let auth = match access {
+            Access::Open => String::new(),
+            Access::Password => format!("auth: {{htpasswd: {{realm: crfs, path: {}/htpasswd}}}}\n", dir.display()),
+        };
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}/data}}}}\n\
+             http: {{addr: \"127.0.0.1:{port}\"}}\n{auth}",
+            dir.display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut registry = Self { access, port, config, server: None };
+        registry.start();
+        registry
+    }
+
+    /// Starts it, or starts it again at the same port, and waits until it answers.
+    #[track_caller]
+    pub(crate) fn start(&mut self) {
+        let log = fs::File::create(self.config.with_extension("log")).unwrap();
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&self.config).stdout(Stdio::null()).stderr(log);
+        let mut server = start(&mut command);
+        until("an answer from docker-registry", || {
+            assert!(server.try_wait().unwrap().is_none(), "docker-registry ended: see {}", self.config.display());
+            TcpStream::connect(("127.0.0.1", self.port)).ok()
+        });
+        self.server = Some(server);
+    }
+
+    /// Kills it: connections are refused from now on.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            send(server.id(), Signal::SIGKILL);
+            ends("the end of docker-registry", &mut server);
+        }
+    }
+
+    /// Stops its process where it is: connections are taken, but nothing answers.
+    pub(crate) fn freeze(&self) {
+        send(self.server.as_ref().unwrap().id(), Signal::SIGSTOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        send(self.server.as_ref().unwrap().id(), Signal::SIGCONT);
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Pushes a fixture, byte for byte as it is, and gives its reference there.
+    #[track_caller]
+    pub(crate) fn push(&self, lab: &Lab, fixture: &str) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/push.py");
+        let name = fixture.to_lowercase();
+        let mut command = Command::new("python3");
+        command.arg(script).arg(lab.fixtures().join(fixture)).arg(self.host()).arg(&name);
+        if self.access == Access::Password {
+            command.args([USER, PASSWORD]);
+        }
+        run(&mut command).ok();
+        format!("{}/{name}:latest", self.host())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
