@@ -43,7 +43,13 @@ fn near(entry: Option<&str>) -> String {
 }
 
 impl Error {
-    /// Whether other bytes than the manifest promises were received, so that another mirror may do better.
+    /// Whether the layer looks like one of a format that crfs does not read.
+    #[must_use]
+    pub const fn is_foreign(&self) -> bool {
+        matches!(self, Self::Foreign { .. })
+    }
+
+    /// Whether other bytes came than the manifest has digests of, so that a read past caches may mend it.
     #[must_use]
     pub const fn is_wrong_bytes(&self) -> bool {
         matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. })

@@ -10,7 +10,7 @@ use crate::blob::{ByteSource, SourceError};
 use crate::cache::Cache;
 use crate::fetch::{self, Reindex};
 use crate::index::{self, Descriptor, Identity, LayerKey, Opened, StoredIndex, Summary, Trust};
-use crate::registry::{self, Client, ImageRef};
+use crate::registry::{self, Client, ImageRef, PastCaches};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
 const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -84,7 +84,15 @@ impl Opener {
     /// Makes the index from the layer's TOC, and keeps it where it may be kept.
     fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<(Option<LayerKey>, Opened), Error> {
         let external = |layer: &Descriptor| self.external_toc(layer);
-        let opened = index::open(descriptor, &layer.blob, &external, &self.options)?;
+        let open = |source: &dyn ByteSource| index::open(descriptor, source, &external, &self.options);
+        let opened = match open(&layer.blob) {
+            // Where the manifest names a TOC, a layer that shows none has wrong bytes as well.
+            Err(error) if error.is_wrong_bytes() || (is_named(descriptor) && error.is_foreign()) => {
+                tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
+                open(&PastCaches(&layer.blob))?
+            }
+            opened => opened?,
+        };
         let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
         if let Some(key) = &key {
             self.cache.put_index(key, &opened.encoded);
@@ -152,6 +160,10 @@ impl Opener {
         let bytes = toc.blob.read_at(crate::blob::ByteRange { start: 0, end: toc.size })?;
         Ok(bytes)
     }
+}
+
+fn is_named(layer: &Descriptor) -> bool {
+    matches!(index::named_identity(layer), Ok(Some(_)))
 }
 
 fn descriptor(layer: &registry::Layer) -> Descriptor {

@@ -113,13 +113,21 @@ impl Blob {
         if fits { Ok(()) } else { Err(Error::OutOfRange { layer: self.digest, range, size }) }
     }
 
-    async fn collect(&self, range: ByteRange) -> Result<Bytes, Error> {
-        let mut body = self.stream(range, Freshness::Any).await?;
+    async fn collect(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, Error> {
+        let mut body = self.stream(range, freshness).await?;
         let mut bytes = BytesMut::with_capacity(usize::try_from(range.len().min(LARGEST_RESERVE)).unwrap_or(0));
         while let Some(part) = body.next().await {
             bytes.extend_from_slice(&part?);
         }
         Ok(bytes.freeze())
+    }
+
+    fn read_blocking(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, SourceError> {
+        self.check(range)?;
+        Ok(match &self.place {
+            Place::Remote(_, runtime) => runtime.block_on(self.collect(range, freshness))?,
+            Place::Local(local) => local.read(range)?,
+        })
     }
 }
 
@@ -129,11 +137,20 @@ impl ByteSource for Blob {
     }
 
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.check(range)?;
-        Ok(match &self.place {
-            Place::Remote(_, runtime) => runtime.block_on(self.collect(range))?,
-            Place::Local(local) => local.read(range)?,
-        })
+        self.read_blocking(range, Freshness::Any)
+    }
+}
+
+/// A blob of which caches on the way gave wrong bytes: read past them.
+pub struct PastCaches<'a>(pub &'a Blob);
+
+impl ByteSource for PastCaches<'_> {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        self.0.read_blocking(range, Freshness::PastCaches)
     }
 }
 

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use blob::{Blob, Body, Traffic};
+pub use blob::{Blob, Body, PastCaches, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};
 pub use errors::{Error, Redacted, Retry};

@@ -254,6 +254,20 @@ async fn a_cache_on_the_way_that_is_wrong_is_passed_by() {
 }
 
 #[tokio::test]
+async fn a_toc_that_is_wrong_in_a_cache_on_the_way_is_read_past_it() {
+    for (write, whole) in [(zstd_chunked as Writer, 0), (estargz, 0), (zstd_chunked, u64::MAX), (stargz, u64::MAX)] {
+        let lab = Lab::new(write).await;
+        let options = ImageOptions { whole_layer_below: whole, insecure_unverified_toc: false, ..lab.options() };
+        lab.registry.fault(Fault::always(On::Blobs, Lie::WrongBytesInCaches));
+        lab.assert_right(&open(&options).await.unwrap()).await;
+        lab.registry.clear_faults();
+        lab.registry.fault(Fault::always(On::Blobs, Lie::WrongBytes));
+        std::fs::remove_dir_all(lab.cache()).unwrap();
+        assert!(open(&options).await.is_err(), "wrong everywhere");
+    }
+}
+
+#[tokio::test]
 async fn what_is_cached_needs_no_registry_and_the_rest_comes_back_with_it() {
     for (format, write) in FORMATS {
         let lab = Lab::new(write).await;
