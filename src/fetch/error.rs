@@ -34,6 +34,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the registry would not give the bytes, rather than gave wrong ones: it may another time.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::Interrupted)
+    }
+
     /// Whether nothing came within the deadline, so that trying again at once would only wait once more.
     pub(super) fn is_deadline(&self) -> bool {
         match self {

@@ -14,9 +14,12 @@ use crate::blob::ByteRange;
 /// Compressed bytes that prefetch asks for at a time (more where one check needs more): what a reader that comes meanwhile shares the link with.
 const STEP: u64 = 1 << 20;
 
-/// Prefetch of a layer pauses after a failed request and gives the layer up after this many in a row.
-const TRIES: u32 = 10;
+/// Prefetch of a layer pauses after a failed request, longer each time.
 const PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// After so many requests in a row that brought wrong bytes it gives the layer up.
+const TRIES: u32 = 10;
 
 /// What to fetch before it is asked for (`--prefetch`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -90,19 +93,23 @@ impl Layer {
             Ok(Err(error)) => return tracing::warn!(%error, "nothing is prefetched"),
             Err(_) => return,
         };
-        let (mut next, mut failures) = (units.start, 0);
-        while next < units.end && failures < TRIES {
+        let (mut next, mut failures, mut wrong) = (units.start, 0u32, 0);
+        while next < units.end && wrong < TRIES {
             self.gate.idle().await;
             let (end, fetched) = self.prefetch_step(next..units.end).await;
             let Err(error) = fetched else {
-                (next, failures) = (end, 0);
+                (next, failures, wrong) = (end, 0, 0);
                 continue;
             };
-            tracing::warn!(layer = %self.digest(), %error, "prefetch failed");
-            failures += 1;
-            // Once more; then what is behind it, which may be good.
-            next = if failures % 2 == 0 { end } else { next };
-            tokio::time::sleep(PAUSE * failures).await;
+            tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
+            failures = failures.saturating_add(1);
+            // What cannot be had now can be had later, however long that takes. What is wrong is asked for once more; then comes what is
+            // behind it, which may be good.
+            if !error.may_pass() {
+                wrong += 1;
+                next = if wrong % 2 == 0 { end } else { next };
+            }
+            tokio::time::sleep(PAUSE.saturating_mul(failures).min(LONGEST_PAUSE)).await;
         }
     }
 
