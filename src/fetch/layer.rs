@@ -493,6 +493,7 @@ impl Layer {
 
     /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile.
     fn job(self: &Arc<Self>, run: Run) -> Result<(Option<Job>, Vec<Waiter>), Error> {
+        let run = self.or_whole(run)?;
         let wanted = plan::checks_in(&self.index, &run)?;
         let (mut duties, mut waiters) = (Vec::new(), Vec::new());
         for wanted in &wanted {
@@ -510,6 +511,14 @@ impl Layer {
         }
         let job = if duties.is_empty() { None } else { Some(Job::new(Arc::clone(self), run, wanted, duties)) };
         Ok((job, waiters))
+    }
+
+    /// Everything at once where the blob's host sends all of it anyway, so that it does so once and not for each run.
+    fn or_whole(&self, run: Run) -> Result<Run, Error> {
+        if !self.source.is_sent_whole() {
+            return Ok(run);
+        }
+        Ok(plan::whole(&self.index)?.unwrap_or(run))
     }
 
     /// A check is there: kept where the next reader looks before the flight is over.

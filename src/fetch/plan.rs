@@ -90,6 +90,11 @@ pub(super) fn run_over(index: &StoredIndex, first: ByteRange, last: ByteRange) -
     Run::new(index, index.units_over(first)?.start..index.units_over(last)?.end)
 }
 
+/// The run of all units that hold something.
+pub(super) fn whole(index: &StoredIndex) -> Result<Option<Run>, Damaged> {
+    Run::new(index, index.units_over(ByteRange { start: 0, end: index.summary().layer_file_len })?)
+}
+
 /// The checks that a unit has a part of, holes left out.
 pub(super) fn checks_of_unit(index: &StoredIndex, unit: u32) -> Result<Vec<u32>, Damaged> {
     let Some(run) = Run::new(index, unit..unit.saturating_add(1))? else { return Ok(Vec::new()) };

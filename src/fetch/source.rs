@@ -32,6 +32,14 @@ impl Source {
         }
     }
 
+    /// Whether a request for a part brings all that is before it as well.
+    pub(super) fn is_sent_whole(&self) -> bool {
+        match self {
+            Self::Blob(blob) => blob.is_sent_whole(),
+            Self::Memory { .. } => false,
+        }
+    }
+
     pub(super) fn traffic(&self) -> Traffic {
         match self {
             Self::Blob(blob) | Self::Memory { blob, .. } => blob.traffic(),

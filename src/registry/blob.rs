@@ -99,10 +99,11 @@ impl Blob {
         Traffic { requests: get(&counters.requests), elsewhere: get(&counters.elsewhere), bytes: get(&counters.bytes) }
     }
 
-    /// Whether its host was lately seen to send the whole blob when asked for a part: one long read is then cheaper than many.
-    pub async fn is_sent_whole(&self) -> bool {
+    /// Whether its host sent the whole blob when it was last asked for a part: one long read is then cheaper than many.
+    #[must_use]
+    pub fn is_sent_whole(&self) -> bool {
         match &self.place {
-            Place::Remote(remote, _) => remote.is_rangeless().await,
+            Place::Remote(remote, _) => remote.counters.sent_whole.load(Ordering::Relaxed),
             Place::Local(_) => false,
         }
     }

@@ -19,7 +19,7 @@ use url::Url;
 use super::errors::Retry;
 use super::patience::Patience;
 use super::remote::{Ask, Counters, Repository};
-use super::throttle::{SPACING, host, status_error};
+use super::throttle::{SPACING, status_error};
 use super::transport::Connection;
 use super::{Error, Freshness, Redacted};
 use crate::blob::{ByteRange, Digest};
@@ -50,14 +50,6 @@ struct Answer {
 }
 
 impl RemoteBlob {
-    /// Whether its host was seen to send whole blobs for ranges.
-    pub(super) async fn is_rangeless(&self) -> bool {
-        let shared = &self.repository.shared;
-        let Ok(url) = self.repository.url("blobs", &self.digest.to_string()).await else { return false };
-        let target = shared.routes.get(&url).await.and_then(|route| route.target);
-        shared.rangeless.contains_key(&host(target.as_ref().unwrap_or(&url)))
-    }
-
     async fn open(&self, range: ByteRange, freshness: Freshness, connection: Connection) -> Result<Answer, Error> {
         let url = self.repository.url("blobs", &self.digest.to_string()).await?;
         let mut ask = Ask { headers: range_header(range), connection, counters: &self.counters };
@@ -130,15 +122,16 @@ impl RemoteBlob {
             return breach("a multipart body was not asked for".to_owned());
         }
         if response.status().as_u16() == 206 {
+            self.counters.sent_whole.store(false, Ordering::Relaxed);
             let mut ranges = response.headers().get_all(CONTENT_RANGE).iter();
             let said = ranges.next().and_then(|value| value.to_str().ok());
             if ranges.next().is_some() || !said.is_some_and(|said| is_range(said, range, self.size)) {
-                return breach(format!("asked for {range}, it sends {said:?}"));
+                return breach(format!("asked for {range}, its Content-Range is {:?}", said.unwrap_or_default()));
             }
             return Ok(Answer { url, response, skip: 0 });
         }
         if range.len() != self.size {
-            self.repository.shared.rangeless.insert(host(&url), ());
+            self.counters.sent_whole.store(true, Ordering::Relaxed);
         }
         match response.content_length() {
             Some(length) if length != self.size => {

@@ -2,7 +2,7 @@
 //! and redirects, as often as the rules allow and no more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use moka::future::Cache;
 use reqwest::Response;
@@ -30,8 +30,6 @@ pub(super) struct Shared {
     pub(super) authority: Authority,
     /// Where each blob's bytes are, by the URL that its registry has for it.
     pub(super) routes: Cache<Url, Route>,
-    /// Hosts that answered a range request with the whole blob.
-    pub(super) rangeless: moka::sync::Cache<String, ()>,
     /// Each registry's own URL, once it is known whether it speaks https.
     bases: Cache<String, Url>,
     last_route: AtomicU64,
@@ -48,7 +46,6 @@ impl Shared {
             throttle,
             authority,
             routes: Cache::new(100_000),
-            rangeless: moka::sync::Cache::new(1000),
             bases: Cache::new(1000),
             last_route: AtomicU64::new(0),
         })
@@ -65,6 +62,8 @@ pub(super) struct Counters {
     pub(super) requests: AtomicU64,
     pub(super) elsewhere: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Its host lately sent the whole blob when it was asked for a part.
+    pub(super) sent_whole: AtomicBool,
 }
 
 /// How something is asked for.

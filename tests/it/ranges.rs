@@ -160,10 +160,10 @@ async fn a_whole_body_is_used_as_a_stream_and_remembered() {
     let registry = Registry::start().await;
     let bytes = ramp(200_000);
     let blob = blob_of(&registry, options(), &bytes).await;
-    assert!(!blob.is_sent_whole().await);
+    assert!(!blob.is_sent_whole());
     registry.fault(Fault::always(On::Blobs, Lie::Whole));
     assert_eq!(read(&blob, range(150_000, 150_100)).await.unwrap(), bytes[150_000..150_100]);
-    assert!(blob.is_sent_whole().await);
+    assert!(blob.is_sent_whole());
     assert_eq!(registry.requests_to("/blobs/").len(), 1);
     registry.fault(Fault::times(1, On::Blobs, Lie::Cut(10)));
     assert_eq!(read(&blob, range(0, 200_000)).await.unwrap(), bytes);
@@ -200,7 +200,7 @@ async fn past_caches_says_so_and_finds_the_way_anew() {
     let bytes = ramp(1000);
     let blob = blob_of(&registry, options(), &bytes).await;
     registry.redirect_blobs_to(&storage);
-    storage.fault(Fault { on: On::Storage, lasting: Lasting::UntilNoCache, lie: Lie::WrongBytes });
+    storage.fault(Fault::new(On::Storage, Lasting::UntilNoCache, Lie::WrongBytes));
     assert_ne!(read(&blob, range(0, 1000)).await.unwrap(), bytes);
     assert_eq!(read_with(&blob, range(0, 1000), Freshness::PastCaches).await.unwrap(), bytes);
     assert_eq!(registry.requests_to("/blobs/").len(), 2);

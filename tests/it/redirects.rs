@@ -2,7 +2,7 @@
 
 use crfs::registry::{Blob, Options};
 
-use crate::registry::{Auth, Fault, Lasting, Lie, On, Registry, ramp};
+use crate::registry::{Auth, Fault, Lie, On, Registry, ramp};
 use crate::support::{client, options, range, read, resolve, whole_text, within};
 
 async fn blob_of(registry: &Registry, options: Options, bytes: &[u8]) -> Blob {
@@ -143,7 +143,7 @@ async fn credentials_stay_at_their_host() {
     registry.clear_faults();
     registry.expire_signatures(403);
     let by_name = format!("http://localhost:{port}/storage/{{digest}}?sig={{sig}}");
-    registry.fault(Fault { on: On::Blobs, lasting: Lasting::Always, lie: Lie::Redirect(by_name) });
+    registry.fault(Fault::always(On::Blobs, Lie::Redirect(by_name)));
     assert_eq!(within(read(&blob, range(0, 1000))).await.unwrap(), bytes);
     let stored = registry.requests_to("/storage/").into_iter().chain(storage.requests());
     let stored: Vec<_> = stored.collect();

@@ -52,7 +52,7 @@ async fn wrong_bytes_are_asked_for_past_caches_and_then_refused() {
     let registry = Registry::start().await;
     let digest = registry.push_image("a", "1", &[b"x"]);
     let reference = format!("{}/a@{digest}", registry.host());
-    registry.fault(Fault { on: On::Manifests, lasting: Lasting::UntilNoCache, lie: Lie::WrongBytes });
+    registry.fault(Fault::new(On::Manifests, Lasting::UntilNoCache, Lie::WrongBytes));
     assert_eq!(resolve(&client(options()), &reference).await.unwrap().digest, digest);
     registry.clear_faults();
     registry.fault(Fault::always(On::Manifests, Lie::WrongBytes));

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crfs::blob::Digest;
 use tokio::net::{TcpListener, TcpSocket};
@@ -68,6 +69,8 @@ pub(crate) enum Lie {
     Stall(usize),
     /// Takes the request and says nothing.
     Silence,
+    /// So many bytes of the body at a time, with a pause before each but the first.
+    Slow(usize, Duration),
 }
 
 #[derive(Debug, Clone)]
@@ -75,15 +78,26 @@ pub(crate) struct Fault {
     pub(crate) on: On,
     pub(crate) lasting: Lasting,
     pub(crate) lie: Lie,
+    /// The only paths that it is about are those that hold this.
+    pub(crate) about: String,
 }
 
 impl Fault {
+    pub(crate) fn new(on: On, lasting: Lasting, lie: Lie) -> Self {
+        Self { on, lasting, lie, about: String::new() }
+    }
+
     pub(crate) fn always(on: On, lie: Lie) -> Self {
-        Self { on, lasting: Lasting::Always, lie }
+        Self::new(on, Lasting::Always, lie)
     }
 
     pub(crate) fn times(times: u32, on: On, lie: Lie) -> Self {
-        Self { on, lasting: Lasting::Times(times), lie }
+        Self::new(on, Lasting::Times(times), lie)
+    }
+
+    /// Only for paths that hold a text.
+    pub(crate) fn about(self, part: &str) -> Self {
+        Self { about: part.to_owned(), ..self }
     }
 }
 
@@ -249,6 +263,11 @@ impl Registry {
                 contents.documents.insert((repository.to_owned(), tag.to_owned()), document);
             }
         }
+    }
+
+    /// Other bytes under the same digest.
+    pub(crate) fn replace_blob(&self, digest: &Digest, bytes: &[u8]) {
+        self.state.contents().blobs.insert(*digest, bytes.to_vec());
     }
 
     pub(crate) fn set_auth(&self, auth: Auth) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,11 +21,13 @@ struct Answer {
     headers: BTreeMap<String, String>,
     body: Vec<u8>,
     blob: Option<Digest>,
+    /// How many bytes of the body go out at a time, and the pause between.
+    pace: (usize, Duration),
 }
 
 impl Answer {
     fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: BTreeMap::new(), body: body.into(), blob: None }
+        Self { status, headers: BTreeMap::new(), body: body.into(), blob: None, pace: (64 << 10, Duration::ZERO) }
     }
 
     fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -46,6 +49,8 @@ pub(super) async fn accept(state: Arc<State>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
+        // Head and body are written one after the other: the second is not to wait until the first is acknowledged.
+        let _ = stream.set_nodelay(true);
         let number = state.connections.fetch_add(1, Ordering::SeqCst);
         let state = state.clone();
         connections.spawn(async move {
@@ -111,8 +116,10 @@ fn kind(request: &Request) -> Option<On> {
 fn take_fault(state: &State, request: &Request) -> Option<Lie> {
     let no_cache = request.header("cache-control").is_some_and(|value| value.contains("no-cache"));
     let mut faults = state.faults.lock().unwrap();
-    let applies =
-        |fault: &Fault| Some(fault.on) == kind(request) && !(fault.lasting == Lasting::UntilNoCache && no_cache);
+    let applies = |fault: &Fault| {
+        let over = fault.lasting == Lasting::UntilNoCache && no_cache;
+        Some(fault.on) == kind(request) && request.path.contains(&fault.about) && !over
+    };
     let index = faults.iter().position(applies)?;
     let lie = faults[index].lie.clone();
     match &mut faults[index].lasting {
@@ -261,6 +268,7 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
         Some(Lie::Header(name, value)) => drop(answer.headers.insert(name.to_owned(), value)),
         Some(Lie::WrongBytesInCaches) if request.header("cache-control") == Some("no-cache") => {}
         Some(Lie::WrongBytes | Lie::WrongBytesInCaches) => answer.body.iter_mut().for_each(|byte| *byte = !*byte),
+        Some(Lie::Slow(bytes, pause)) => answer.pace = (bytes, pause),
         Some(Lie::Cut(bytes)) => return keep(answer, bytes, End::Close),
         Some(Lie::Reset(bytes)) => return keep(answer, bytes, End::Reset),
         Some(Lie::Stall(bytes)) => return keep(answer, bytes, End::Stall),
@@ -287,7 +295,10 @@ async fn write_answer(state: &State, stream: &mut TcpStream, answer: Answer, end
     }
     head += "\r\n";
     stream.write_all(head.as_bytes()).await?;
-    for part in answer.body.chunks(64 << 10) {
+    for (number, part) in answer.body.chunks(answer.pace.0).enumerate() {
+        if number > 0 && !answer.pace.1.is_zero() {
+            tokio::time::sleep(answer.pace.1).await;
+        }
         if let Some(digest) = answer.blob {
             *state.sent.lock().unwrap().entry(digest).or_default() += part.len() as u64;
         }
