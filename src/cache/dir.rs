@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
@@ -18,9 +19,20 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
 const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
 
+/// Descriptors that the cache leaves to others, where it could take them all.
+const KEPT_DESCRIPTORS: u64 = 256;
+
 pub(super) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
+}
+
+/// Whether this descriptor is one of the last that the process may have. The kernel gives the lowest number that is free, and connections
+/// cannot be done without: the cache can.
+fn is_scarce(descriptor: RawFd) -> bool {
+    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return false };
+    let kept = (limit / 2).min(KEPT_DESCRIPTORS);
+    u64::try_from(descriptor).is_ok_and(|number| number >= limit - kept)
 }
 
 impl Dir {
@@ -46,7 +58,8 @@ impl Dir {
             .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
             .mode(mode)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        Ok(File::from(openat2(self.fd.as_fd(), path, how)?))
+        let file = File::from(openat2(self.fd.as_fd(), path, how)?);
+        if is_scarce(file.as_raw_fd()) { Err(Errno::EMFILE.into()) } else { Ok(file) }
     }
 
     /// An existing regular file, to read.

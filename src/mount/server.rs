@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
 use super::Error;
@@ -28,7 +29,7 @@ use super::image;
 use super::log::{self, RotatingLog};
 use super::mounts::{self, Device};
 use super::options::MountOptions;
-use super::signals::EndSignals;
+use super::signals::{self, EndSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
 
@@ -63,6 +64,7 @@ pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Outpu
     log::start(&options.log, RotatingLog::open(&state.log()).ok());
     // A working directory on a mount would keep that one busy, its own for ever.
     nix::unistd::chdir("/").map_err(|errno| Error::Runtime { source: errno.into() })?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Error::Runtime { source })?;
     let outcome = runtime.block_on(mount_and_serve(options, dir, state, report, abandoned));
@@ -74,6 +76,15 @@ pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Outpu
     outcome
 }
 
+/// As many descriptors as may be had without asking anyone: a layer takes two in the cache, a request one.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::debug!(%errno, "the limit of open files stays as it is");
+    }
+}
+
 async fn mount_and_serve(
     options: &MountOptions,
     dir: PathBuf,
@@ -82,6 +93,7 @@ async fn mount_and_serve(
     abandoned: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let mut signals = EndSignals::listen().map_err(|source| Error::Runtime { source })?;
+    signals::survive_file_size_limit().map_err(|source| Error::Runtime { source })?;
     let limit = options.mount_deadline;
     let becoming_ready = tokio::time::timeout(limit, async {
         let served = image::served(options, report).await?;

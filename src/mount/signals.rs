@@ -4,6 +4,13 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Makes a write past the limit of a file's size (RLIMIT_FSIZE) fail, instead of ending the process: the cache can be done without. For
+/// good. Needs a tokio runtime.
+pub(crate) fn survive_file_size_limit() -> io::Result<()> {
+    // A handler stays when its stream is dropped.
+    signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map(drop)
+}
+
 pub(crate) struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
