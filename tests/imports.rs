@@ -49,6 +49,25 @@ fn imports_go_one_way() {
     }
 }
 
+/// Deadlines are monotonic: a jump of the wall clock ends no read and evicts nothing. So it is asked only for what is none.
+#[test]
+fn the_wall_clock_decides_nothing() {
+    // An image's times; names of temporary files; a Retry-After that is a date; when a mount was made.
+    let may = [
+        "src/fs/fuse.rs",
+        "src/cache/dir.rs",
+        "src/registry/patience.rs",
+        "src/registry/throttle.rs",
+        "src/mount/server.rs",
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in sources(&root.join("src")) {
+        let asks = fs::read_to_string(&file).unwrap().contains("SystemTime");
+        let name = file.strip_prefix(root).unwrap().to_str().unwrap();
+        assert!(!asks || may.contains(&name) || name.contains("test"), "{name} asks for the time of day");
+    }
+}
+
 #[test]
 fn imports_are_seen() {
     let line = "use crate::{blob}; fn f(x: crate::index::Unit, y: crate::fs::Tree) {} // crate::cli";

@@ -7,10 +7,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod commands;
+mod faults;
 mod formats;
 mod idmap;
+#[path = "../it/image.rs"]
+#[allow(dead_code)]
+mod image;
 mod lazy;
 mod life;
+#[path = "../it/registry/mod.rs"]
+#[allow(dead_code)]
+mod lying;
 mod offline;
 mod ordinary_user;
 mod overlay;

@@ -18,9 +18,10 @@ const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CHUNK: usize = 10_000;
 
 /// A layer format's writer.
-type Writer = fn(&[File], usize) -> Layer;
+pub(crate) type Writer = fn(&[File], usize) -> Layer;
 
-const FORMATS: [(&str, Writer); 3] = [("estargz", estargz), ("zstd:chunked", zstd_chunked), ("stargz", stargz)];
+pub(crate) const FORMATS: [(&str, Writer); 3] =
+    [("estargz", estargz), ("zstd:chunked", zstd_chunked), ("stargz", stargz)];
 
 /// Files of one chunk and of many, that do and do not compress, and an empty one.
 fn files() -> Vec<File> {
@@ -36,14 +37,14 @@ fn files() -> Vec<File> {
 
 /// A registry with one image of one layer, and a cache directory.
 pub(crate) struct Lab {
-    registry: Registry,
-    layer: Layer,
-    files: Vec<File>,
+    pub(crate) registry: Registry,
+    pub(crate) layer: Layer,
+    pub(crate) files: Vec<File>,
     temp: tempfile::TempDir,
 }
 
 impl Lab {
-    async fn new(write: Writer) -> Self {
+    pub(crate) async fn new(write: Writer) -> Self {
         Self::with(write, files()).await
     }
 
@@ -69,50 +70,60 @@ impl Lab {
     }
 
     pub(crate) fn options(&self) -> ImageOptions {
-        ImageOptions {
-            image: format!("{}/a:1", self.registry.host()).parse().unwrap(),
-            platform: "linux/amd64".parse().unwrap(),
-            auth_files: Vec::new(),
-            tls_verify: None,
-            cert_dir: None,
-            cache_dir: self.cache(),
-            io_deadline: Duration::from_secs(20),
-            whole_layer_below: 0,
-            insecure_unverified_toc: true,
-        }
+        image_options(&self.registry, self.cache())
     }
 
-    async fn open(&self) -> Opened {
+    pub(crate) async fn open(&self) -> Opened {
         open(&self.options()).await.unwrap()
     }
 
     /// Every file equals what was written.
-    async fn assert_right(&self, opened: &Opened) {
+    pub(crate) async fn assert_right(&self, opened: &Opened) {
         for file in &self.files {
             let read = opened.read(file.name, 0, u64::MAX).await.unwrap();
             assert!(read == file.content, "{} differs", file.name);
         }
     }
 
-    fn content(&self, name: &str) -> &[u8] {
+    pub(crate) fn content(&self, name: &str) -> &[u8] {
         &self.files.iter().find(|file| file.name == name).unwrap().content
     }
 
     /// Requests for the blob, and its bytes that were sent.
-    fn sent(&self) -> (usize, u64) {
+    pub(crate) fn sent(&self) -> (usize, u64) {
         let digest = self.layer.digest();
         (self.registry.requests_to(&digest.to_string()).len(), self.registry.sent(&digest))
     }
 }
 
+/// For the image that the registry has as `a:1`.
+pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOptions {
+    ImageOptions {
+        image: format!("{}/a:1", registry.host()).parse().unwrap(),
+        platform: "linux/amd64".parse().unwrap(),
+        auth_files: Vec::new(),
+        tls_verify: None,
+        cert_dir: None,
+        cache_dir,
+        io_deadline: Duration::from_secs(20),
+        whole_layer_below: 0,
+        insecure_unverified_toc: true,
+    }
+}
+
 pub(crate) struct Opened {
-    image: OpenImage,
+    pub(crate) image: OpenImage,
     view: Arc<View>,
 }
 
 pub(crate) async fn open(options: &ImageOptions) -> Result<Opened, Error> {
+    open_within(options, Duration::from_millis(500)).await
+}
+
+/// Gives up a registry that gives no sign of life for `resolve_within`.
+pub(crate) async fn open_within(options: &ImageOptions, resolve_within: Duration) -> Result<Opened, Error> {
     within(async {
-        let engine = Arc::new(Engine::new(options, Duration::from_millis(500))?);
+        let engine = Arc::new(Engine::new(options, resolve_within)?);
         let image = engine.open(engine.resolve().await?, &(Arc::new(|_: &Event| Ok(())) as Report)).await?;
         let (image, view) =
             tokio::task::spawn_blocking(move || image.view(None).map(|view| (image, view))).await.unwrap()?;
@@ -122,7 +133,7 @@ pub(crate) async fn open(options: &ImageOptions) -> Result<Opened, Error> {
 }
 
 impl Opened {
-    async fn read(&self, name: &str, offset: u64, len: u64) -> Result<Bytes, ReadError> {
+    pub(crate) async fn read(&self, name: &str, offset: u64, len: u64) -> Result<Bytes, ReadError> {
         let ino = self.view.resolve(name.as_bytes(), LastSymlink::Keep).unwrap();
         within(self.view.read(ino, offset, len)).await
     }

@@ -3,6 +3,8 @@
 
 mod auth;
 mod contents;
+mod crowds;
+mod faults;
 mod hostile;
 mod image;
 mod local;

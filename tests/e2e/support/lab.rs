@@ -110,7 +110,7 @@ pub(crate) fn skip<T>(why: &str) -> Option<T> {
 }
 
 /// Said past the test harness, which keeps what a passing test prints to itself.
-fn say_skipped(why: &str) {
+pub(crate) fn say_skipped(why: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
 }

@@ -3,6 +3,7 @@
 pub(crate) mod command;
 pub(crate) mod fixtures;
 pub(crate) mod lab;
+pub(crate) mod lies;
 pub(crate) mod mount;
 pub(crate) mod proxy;
 pub(crate) mod registry;

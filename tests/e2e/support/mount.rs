@@ -157,6 +157,39 @@ impl Drop for ReadOnly {
     }
 }
 
+/// A filesystem of the kernel's own at a directory of its own.
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// A disk of that size.
+    #[track_caller]
+    pub(crate) fn new(lab: &Lab, size: &str) -> Self {
+        Self::of_type(lab, "tmpfs", Some(&format!("mode=0700,size={size}")))
+    }
+
+    #[track_caller]
+    pub(crate) fn of_type(lab: &Lab, kind: &str, options: Option<&str>) -> Self {
+        let dir = lab.fresh(kind);
+        mount(Some(kind), &dir, Some(kind), MsFlags::empty(), options).unwrap();
+        Self(dir)
+    }
+
+    /// What is mounted there already.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
 /// Waits until a process is gone (or is a zombie that nobody has waited for yet).
 #[track_caller]
 pub(crate) fn until_gone(pid: u32) {

@@ -1,0 +1,41 @@
+//! The lying registry of the integration tests, for real mounts: images made here, and faults.
+
+use crate::image::{Layer, manifest};
+use crate::lying::{OCI_MANIFEST, Registry};
+
+/// A registry on threads of its own.
+pub(crate) struct Liar {
+    runtime: tokio::runtime::Runtime,
+    registry: Registry,
+}
+
+impl Liar {
+    pub(crate) fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let registry = runtime.block_on(Registry::start());
+        Self { runtime, registry }
+    }
+
+    /// Pushes an image of these layers, and gives its reference.
+    pub(crate) fn push(&self, layers: &[&Layer]) -> String {
+        let blobs: Vec<_> = layers.iter().map(|layer| layer.blob.as_slice()).collect();
+        self.registry.push("a", "1", OCI_MANIFEST, &manifest(layers), &blobs);
+        format!("{}/a:1", self.registry.host())
+    }
+
+    /// Ends all connections, those among them that were left waiting.
+    pub(crate) fn restart(&self) {
+        self.runtime.block_on(async {
+            self.registry.go_down().await;
+            self.registry.come_up();
+        });
+    }
+}
+
+impl std::ops::Deref for Liar {
+    type Target = Registry;
+
+    fn deref(&self) -> &Registry {
+        &self.registry
+    }
+}
