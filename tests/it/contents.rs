@@ -426,6 +426,24 @@ async fn a_bad_chunk_does_not_make_prefetch_fail_readers_of_good_ones() {
     prefetch.abort();
 }
 
+/// The clock is a paused one, which goes on by itself while everybody sleeps.
+#[tokio::test]
+async fn prefetch_outlasts_a_registry_that_is_down_for_an_hour() {
+    let lab = Lab::new(zstd_chunked).await;
+    let opened = lab.open().await;
+    lab.registry.go_down().await;
+    let contents = Arc::clone(&opened.image.layers[0].contents);
+    let prefetch = tokio::spawn(crfs::fetch::prefetch(vec![contents], crfs::fetch::Prefetch::All));
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!prefetch.is_finished());
+    lab.registry.come_up();
+    tokio::time::timeout(Duration::from_secs(3600), prefetch).await.unwrap().unwrap();
+    tokio::time::resume();
+    lab.registry.go_down().await;
+    lab.assert_right(&opened).await;
+}
+
 /// A warm cache, a new mount, and many who read at once: each check is verified once, and nobody waits for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_readers_of_a_warm_cache_all_get_through() {
