@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use stage::Stage;
 use table::{PHASES, Phase, Row, Span, rows};
 
-/// Cells that run at a time. Most of them wait.
+/// Cells that run at a time, where there are descriptors for them. Most of them wait.
 const AT_ONCE: usize = 48;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reliability.md");
@@ -70,12 +70,13 @@ fn see(row: &Row, span: Span, phase: Phase) -> Seen {
 }
 
 fn see_all(rows: &[Row]) -> BTreeMap<(usize, bool, usize), Seen> {
-    // A cell has some twenty descriptors: hosts, connections, cache.
+    // A cell has some twenty descriptors: hosts, connections, cache. The last 256 are not for the cache.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let at_once = AT_ONCE.min(usize::try_from(hard / 64).unwrap_or(AT_ONCE)).max(1);
     let (cells, next, seen) = (cells(rows), AtomicUsize::new(0), Mutex::default());
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(&(number, span, phase)) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let key = (number, span == Span::Stays, phase as usize);
