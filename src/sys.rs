@@ -24,3 +24,28 @@ pub(crate) fn close_inherited_on_exec() {
     // does not know it (before Linux 5.11) it does nothing.
     let _unknown = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
+
+/// Keeps the heap of a server that lives for long as small as what is in use. glibc otherwise has up to eight arenas a CPU, each of which keeps
+/// what its threads gave back, and after the first large block that is freed it takes all such blocks from arenas, too.
+///
+/// To be called before the process has threads.
+#[allow(unsafe_code)]
+pub(crate) fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, HEAP_ARENAS),
+        (libc::M_MMAP_THRESHOLD, HEAP_LARGE_BLOCK),
+        (libc::M_TRIM_THRESHOLD, HEAP_LARGE_BLOCK),
+    ] {
+        // SAFETY: mallopt(3) takes two numbers, and changes nothing but settings of the allocator, which it does under the allocator's lock.
+        let _unchanged = unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Arenas of the heap: threads that allocate at the same time without waiting for each other.
+#[cfg(target_env = "gnu")]
+const HEAP_ARENAS: libc::c_int = 2;
+
+/// Bytes of a block that is given back to the kernel as soon as it is freed.
+#[cfg(target_env = "gnu")]
+const HEAP_LARGE_BLOCK: libc::c_int = 128 << 10;

@@ -55,7 +55,8 @@ fn the_wall_clock_decides_nothing() {
     // An image's times; names of temporary files; a Retry-After that is a date; when a mount was made.
     let may = [
         "src/fs/fuse.rs",
-        "src/cache/dir.rs",
+        "src/fs/fuse/attr.rs",
+        "src/cache/dir/mod.rs",
         "src/registry/patience.rs",
         "src/registry/throttle.rs",
         "src/mount/server.rs",

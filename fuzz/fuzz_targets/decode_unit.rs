@@ -2,7 +2,7 @@
 //! One unit of either codec, with pieces that the input chooses: decoding ends, and gives each piece whole and in order, or an error.
 
 use crfs::blob::ByteRange;
-use crfs::fetch::decode_unit;
+use crfs::fetch::Units;
 use crfs::index::{Codec, Piece};
 use libfuzzer_sys::fuzz_target;
 
@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     let second = Piece { unit: 0, in_unit: first.in_unit + len + gap, range: ByteRange { start, end: start + next } };
 
     let mut seen = Vec::new();
-    let decoded = decode_unit(codec, unit, &[first, second], &mut |at, bytes| {
+    let decoded = Units::new().expect("memory").decode(codec, unit, &[first, second], &mut |at, bytes| {
         seen.push(ByteRange::at(at, bytes.len() as u64).expect("within the pieces"));
         Ok(())
     });

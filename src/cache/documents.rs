@@ -1,18 +1,25 @@
 //! Manifests and image indexes by digest, and what names were resolved to.
+//!
+//! A name's file is one line: `SHA256-OF-THE-REST DIGEST NAME`, so that a flipped bit shows.
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::Cache;
+use super::dir::Dir;
 use crate::blob::{Digest, Documents};
 
 /// No document of a registry is larger; the distribution specification asks for 4 MiB of manifest at least.
 const MAX_DOCUMENT: u64 = 16 << 20;
+const MAX_NAME: u64 = 8 << 10;
+
+pub(super) const DOCUMENTS: &str = "documents";
+pub(super) const NAMES: &str = "names";
 
 impl Documents for Cache {
     fn get(&self, digest: &Digest) -> Option<Bytes> {
-        let dir = self.dir.as_ref()?;
+        let dir = &self.store.as_ref()?.dir;
         let path = document_path(digest);
         let bytes = dir.read(&path, MAX_DOCUMENT).ok()?;
         if Digest::of(&bytes) == *digest {
@@ -28,32 +35,76 @@ impl Documents for Cache {
     }
 
     fn resolved(&self, name: &str) -> Option<Digest> {
-        let line = self.dir.as_ref()?.read(&name_path(name), 4096).ok()?;
-        let (digest, kept_name) = std::str::from_utf8(&line).ok()?.split_once(' ')?;
-        (kept_name == name).then(|| digest.parse().ok())?
+        let bytes = self.store.as_ref()?.dir.read(&name_path(name), MAX_NAME).ok()?;
+        let (digest, kept_name) = parse_name(&bytes)?;
+        (kept_name == name).then_some(digest)
     }
 
     fn remember(&self, name: &str, digest: &Digest) {
-        self.keep(&name_path(name), format!("{digest} {name}").as_bytes());
+        let rest = format!("{digest} {name}");
+        let line = format!("{} {rest}", Digest::of(rest.as_bytes()).hex());
+        let path = name_path(name);
+        // What a mount says anew each time is written when it is news.
+        if self.store.as_ref().is_some_and(|store| store.dir.read(&path, MAX_NAME).ok() != Some(line.as_bytes().into()))
+        {
+            self.keep(&path, line.as_bytes());
+        }
     }
 }
 
 impl Cache {
     fn keep(&self, path: &Path, bytes: &[u8]) {
-        let Some(dir) = &self.dir else { return };
-        if let Err(error) = dir.write(path, bytes) {
-            tracing::warn!(path = %dir.path().join(path).display(), %error, "cannot write to the cache");
+        let Some(store) = &self.store else { return };
+        if let Err(error) = store.write(path, bytes) {
+            tracing::warn!(path = %store.dir.path().join(path).display(), %error, "cannot write to the cache");
         }
     }
 }
 
+fn parse_name(bytes: &[u8]) -> Option<(Digest, &str)> {
+    let (checksum, rest) = std::str::from_utf8(bytes).ok()?.split_once(' ')?;
+    let (digest, name) = rest.split_once(' ')?;
+    (Digest::of(rest.as_bytes()).hex() == checksum).then_some((digest.parse().ok()?, name))
+}
+
+/// Whether a file of [`DOCUMENTS`] or [`NAMES`] is what its name says; `None` where it is gone.
+pub(super) fn is_sound(dir: &Dir, folder: &str, name: &str) -> Option<bool> {
+    let path = Path::new(folder).join(name);
+    let bytes = match dir.read(&path, MAX_DOCUMENT) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        read => read.unwrap_or_default(),
+    };
+    Some(match folder {
+        NAMES => parse_name(&bytes).is_some_and(|(_, kept)| name_path(kept) == path),
+        _ => Digest::of(&bytes).hex() == name,
+    })
+}
+
+/// Makes room: the oldest documents go first, then the names. Gives the bytes that are free now.
+pub(super) fn free(dir: &Dir, goal: u64) -> u64 {
+    let mut freed = 0;
+    for folder in [DOCUMENTS, NAMES] {
+        let mut entries = dir.list(Path::new(folder));
+        entries.sort_by_key(|entry| entry.modified);
+        for entry in entries {
+            if freed >= goal {
+                return freed;
+            }
+            if dir.remove(&Path::new(folder).join(&entry.name)).is_ok() {
+                freed += entry.allocated;
+            }
+        }
+    }
+    freed
+}
+
 fn document_path(digest: &Digest) -> PathBuf {
-    Path::new("documents").join(digest.hex())
+    Path::new(DOCUMENTS).join(digest.hex())
 }
 
 /// By digest, since a name may hold any character.
 fn name_path(name: &str) -> PathBuf {
-    Path::new("names").join(Digest::of(name.as_bytes()).hex())
+    Path::new(NAMES).join(Digest::of(name.as_bytes()).hex())
 }
 
 #[cfg(test)]
@@ -63,7 +114,7 @@ mod tests {
     #[test]
     fn documents_are_checked_when_they_are_read() {
         let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
+        let cache = Cache::of_any_size(temp.path());
         let digest = Digest::of(b"{}");
         assert_eq!(cache.get(&digest), None);
         cache.put(&digest, b"{}");
@@ -77,18 +128,25 @@ mod tests {
     #[test]
     fn names_remember_their_last_digest() {
         let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
+        let cache = Cache::of_any_size(temp.path());
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
         assert_eq!(cache.resolved("a:b"), None);
         cache.remember("a:b", &one);
         cache.remember("a:b", &two);
         assert_eq!(cache.resolved("a:b"), Some(two));
         assert_eq!(cache.resolved("a:c"), None);
+        let dir = &cache.store.as_ref().unwrap().dir;
+        let file = name_path("a:b").file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(is_sound(dir, NAMES, &file), Some(true));
+        let mut line = dir.read(&name_path("a:b"), MAX_NAME).unwrap();
+        line[80] ^= 1;
+        dir.write(&name_path("a:b"), &line).unwrap();
+        assert_eq!((cache.resolved("a:b"), is_sound(dir, NAMES, &file)), (None, Some(false)), "flipped");
     }
 
     #[test]
     fn a_cache_that_cannot_be_had_forgets_everything() {
-        let cache = Cache::open(Path::new("/proc/nowhere"));
+        let cache = Cache::of_any_size(Path::new("/proc/nowhere"));
         cache.put(&Digest::of(b"x"), b"x");
         assert_eq!(cache.get(&Digest::of(b"x")), None);
     }

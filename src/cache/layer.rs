@@ -1,229 +1,369 @@
-//! One layer file and which of its checks are there.
+//! One layer file and which of its checks are there, shared by processes that store and evict at any time.
 //!
-//! A check is written only after it was found right, data before presence, one byte of presence for each check: writers need no lock,
-//! since whoever writes a range writes the same bytes. What an earlier process left is verified once before it is used.
+//! A check is written only after it was found right, data before presence; what another process left is verified once before it is used.
+//! What was verified counts for one generation of the check's group (presence.rs), and the generation is looked at again after every read:
+//!
+//! ```text
+//! store    room taken . lock { generation, if there is none; last use; data; presence }
+//! evict                 lock { generation; presence; hole; no last use }
+//! read     generation: verified at it? . data . generation again: still the same? then these are the verified bytes
+//! ```
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use super::dir::Dir;
-use crate::blob::ByteRange;
+use rustix::io::{ReadWriteFlags, preadv2};
+use sha2::{Digest as _, Sha256};
+
+use super::groups::Groups;
+use super::presence::{self, Present};
+use super::store::{PAGE, Store};
+use super::stored;
+use super::verified::{Found, Verified};
+use crate::blob::{ByteRange, Digest};
+
+/// How long the lock of a layer is waited for. Who stores or evicts has it for the time of a write; one that is stopped has it for ever.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A check whose group changes each time it is verified is taken for missing.
+const TRIES: u32 = 3;
+
+/// Bytes read at once to verify.
+const PART: u64 = 256 << 10;
 
 /// What is known of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Verified by this process; can be read.
+    /// Verified by this process, and there the moment before.
     Ready,
     /// Left by some process; to be verified first.
     Unverified,
     Missing,
 }
 
+/// How long a read of local disk may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Not at all: what is not in memory is not had. (Reading it from disk begins.)
+    InMemory,
+    /// As long as the disk needs.
+    MayWait,
+}
+
 /// The decoded contents of one layer on local disk, as far as they were read.
 pub struct LayerFile {
-    data: Option<File>,
-    /// `None` for a private file: what is there is what this process verified.
-    present: Option<File>,
-    verified: Bits,
-    /// Found wrong by this process: whatever `present` says, where it could not be written.
-    wrong: Bits,
+    contents: Contents,
+    groups: Groups,
+    verified: Verified,
     /// Set by the first failed write, so that it is told once.
     failing: AtomicBool,
 }
 
+enum Contents {
+    Nowhere,
+    /// Without a name: nobody else sees it, and it ends with the process.
+    Private {
+        data: File,
+        store: Arc<Store>,
+        /// Bytes of room that it has.
+        taken: AtomicU64,
+    },
+    Shared(Shared),
+}
+
+struct Shared {
+    data: File,
+    present: Present,
+    store: Arc<Store>,
+    /// OFD locks do not exclude threads.
+    change: Mutex<()>,
+    /// Another process had the lock for long the last time, so that it is not waited for.
+    is_held_up: AtomicBool,
+    /// The last use of each group, as this process has told it.
+    last_uses: Vec<AtomicU64>,
+}
+
+/// The generation of all groups that nobody else can evict.
+const ONLY: u64 = 1;
+
 impl LayerFile {
-    pub(super) fn shared(dir: &Dir, data: &Path, present: &Path, len: u64, checks: u32) -> io::Result<Self> {
+    pub(super) fn shared(store: Arc<Store>, layer: &Path, groups: Groups) -> io::Result<Self> {
+        let (dir, path, present) = (&store.dir, layer.join("data"), layer.join("present"));
         // What is there can be read also where nothing can be written.
-        let open = |path| dir.open_or_create(path).or_else(|error| dir.open(path).map_err(|_| error));
-        let (data, present) = (open(data)?, open(present)?);
-        grow(&data, len)?;
-        grow(&present, u64::from(checks))?;
-        Ok(Self::new(Some(data), Some(present), checks))
+        let open = |path: &Path| dir.open_or_create(path).or_else(|error| dir.open(path).map_err(|_| error));
+        let mut data = stored::open_in_use(|| open(&path))?;
+        // Its presence was taken away. Whoever has both open sees no generation but of the old one, so what it reads from must not be
+        // evicted from by those who have a new one.
+        if stored::has_data(&data, 0, groups.len()) && dir.lacks(&present) {
+            if stored::is_linked(&data) {
+                dir.remove(&path)?;
+            }
+            data = stored::open_in_use(|| open(&path))?;
+        }
+        let is_new = data.metadata()?.len() < groups.len() || dir.open(&present).is_err();
+        // With the names of the two and of their directories.
+        let needed = presence::len(&groups).next_multiple_of(PAGE) + 4 * PAGE;
+        if is_new && needed > store.limits.limit {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        // Without it as well: that there is none now must not keep the layer out of the cache for as long as it is mounted.
+        let room = if is_new { store.room(needed) } else { None };
+        grow(&data, groups.len())?;
+        let present = Present::open(open(&present)?, groups.clone(), PATIENCE)?;
+        stored::tell_of_untold(&data, &present);
+        drop(room);
+        let last_uses = (0..groups.count()).map(|_| AtomicU64::new(0)).collect();
+        let (change, is_held_up) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self::new(Contents::Shared(Shared { data, present, store, change, is_held_up, last_uses }), groups))
     }
 
-    pub(super) fn private(dir: &Dir, len: u64, checks: u32) -> io::Result<Self> {
-        let data = dir.unnamed()?;
-        grow(&data, len)?;
-        Ok(Self::new(Some(data), None, checks))
+    pub(super) fn private(store: Arc<Store>, groups: Groups) -> io::Result<Self> {
+        let data = store.dir.unnamed()?;
+        grow(&data, groups.len())?;
+        Ok(Self::new(Contents::Private { data, store, taken: AtomicU64::new(0) }, groups))
     }
 
     /// Keeps nothing.
-    pub(super) fn nowhere(checks: u32) -> Self {
-        Self::new(None, None, checks)
+    pub(super) fn nowhere(groups: Groups) -> Self {
+        Self::new(Contents::Nowhere, groups)
     }
 
-    fn new(data: Option<File>, present: Option<File>, checks: u32) -> Self {
-        let (verified, wrong) = (Bits::new(checks), Bits::new(checks));
-        Self { data, present, verified, wrong, failing: AtomicBool::new(false) }
+    fn new(contents: Contents, groups: Groups) -> Self {
+        let verified = Verified::new(&groups);
+        Self { contents, groups, verified, failing: AtomicBool::new(false) }
     }
 
+    fn data(&self) -> Option<&File> {
+        match &self.contents {
+            Contents::Nowhere => None,
+            Contents::Private { data, .. } | Contents::Shared(Shared { data, .. }) => Some(data),
+        }
+    }
+
+    /// 0: nothing is there.
+    fn generation(&self, group: usize) -> u64 {
+        match &self.contents {
+            Contents::Nowhere => 0,
+            Contents::Private { .. } => ONLY,
+            Contents::Shared(shared) => shared.present.generation(group),
+        }
+    }
+
+    /// What is known of a check now; another process may evict it the next moment.
     #[must_use]
     pub fn state(&self, check: u32) -> State {
-        if self.verified.get(check) {
-            return State::Ready;
+        let group = self.groups.of_check(check);
+        self.state_at(group, self.generation(group), check)
+    }
+
+    fn state_at(&self, group: usize, generation: u64, check: u32) -> State {
+        match (self.verified.found(group, generation, check), &self.contents) {
+            (Some(Found::Right), _) => State::Ready,
+            (None, Contents::Shared(shared)) if generation != 0 && shared.present.is_there(check) => State::Unverified,
+            _ => State::Missing,
         }
-        if self.wrong.get(check) {
+    }
+
+    /// Reads a part of a check, if it is [`State::Ready`]; what else it gives is what is to be done first.
+    ///
+    /// Where the disk fails, or the check was evicted meanwhile, it is missing.
+    pub fn read(&self, check: u32, part: ByteRange, buffer: &mut [u8]) -> State {
+        let group = self.groups.of_check(check);
+        let generation = self.generation(group);
+        let state = self.state_at(group, generation, check);
+        let Some(data) = self.data().filter(|_| state == State::Ready) else { return state };
+        let read = data.read_exact_at(buffer, part.start);
+        if self.generation(group) != generation {
             return State::Missing;
         }
-        let mut byte = [0];
-        let left = self.present.as_ref().is_some_and(|file| file.read_exact_at(&mut byte, check.into()).is_ok());
-        if left && byte == [1] { State::Unverified } else { State::Missing }
+        if read.is_err() {
+            self.forget(group, generation, check);
+            return State::Missing;
+        }
+        self.touch_group(group);
+        State::Ready
     }
 
-    /// What was left by another process was found right.
-    pub fn set_verified(&self, check: u32) {
-        self.verified.set(check, true);
+    /// Fills `buffer` from `start` on with a part of a check that is [`State::Ready`], where that takes no more than `disk`. Says whether
+    /// it did; [`LayerFile::read`] finds out why not. Without disk it is left to the caller to [`touch`](LayerFile::touch) the check.
+    pub fn read_within(&self, check: u32, start: u64, buffer: &mut [u8], disk: Disk) -> bool {
+        let group = self.groups.of_check(check);
+        let generation = self.generation(group);
+        let is_ready = self.state_at(group, generation, check) == State::Ready;
+        let Some(data) = self.data().filter(|_| is_ready) else { return false };
+        let flags = match disk {
+            Disk::InMemory => ReadWriteFlags::NOWAIT,
+            Disk::MayWait => ReadWriteFlags::empty(),
+        };
+        let len = buffer.len();
+        let is_whole = preadv2(data, &mut [IoSliceMut::new(buffer)], start, flags) == Ok(len);
+        if !is_whole || self.generation(group) != generation {
+            return false;
+        }
+        if disk == Disk::MayWait {
+            self.touch_group(group);
+        }
+        true
     }
 
-    /// The check's bytes on disk are wrong or cannot be read: they are missing from now on.
-    pub fn forget(&self, check: u32) {
-        self.wrong.set(check, true);
-        self.verified.set(check, false);
-        if let Some(file) = &self.present {
-            let _ = file.write_all_at(&[0], check.into());
+    /// Verifies a check that is [`State::Unverified`]. One whose bytes are wrong, or cannot be read, is missing from now on.
+    pub fn verify(&self, check: u32, range: ByteRange, digest: &Digest) -> State {
+        let group = self.groups.of_check(check);
+        for _ in 0..TRIES {
+            let generation = self.generation(group);
+            let state = self.state_at(group, generation, check);
+            let Some(data) = self.data().filter(|_| state == State::Unverified) else { return state };
+            let found = hash(data, range);
+            if self.generation(group) != generation {
+                continue;
+            }
+            if found.is_ok_and(|found| found == *digest) {
+                self.verified.note(&self.groups, group, generation, check, Found::Right);
+                return State::Ready;
+            }
+            tracing::warn!(contents = %range, "cached contents are damaged; they are fetched again");
+            self.forget(group, generation, check);
+            return State::Missing;
+        }
+        State::Missing
+    }
+
+    /// The check's bytes on disk are wrong or cannot be read.
+    fn forget(&self, group: usize, generation: u64, check: u32) {
+        self.verified.note(&self.groups, group, generation, check, Found::Wrong);
+        if let Contents::Shared(shared) = &self.contents {
+            // Another process may have stored it anew this moment: then it is stored once more.
+            let _ = shared.present.set(check, false);
         }
     }
 
     /// Keeps the bytes of a check that was found right. `write` puts them into the layer file.
     ///
-    /// Returns whether they are kept; failures are logged here, once.
-    pub fn publish(&self, check: u32, write: impl FnOnce(&File) -> io::Result<()>) -> bool {
-        let Some(data) = &self.data else { return false };
-        let kept = write(data).and_then(|()| match &self.present {
-            Some(file) => file.write_all_at(&[1], check.into()),
-            None => Ok(()),
-        });
+    /// Returns whether they are kept: not where there is no room, or another process holds things up. Failures are logged here, once.
+    pub fn publish(&self, check: u32, range: ByteRange, write: impl FnOnce(&File) -> io::Result<()>) -> bool {
+        let room = range.end.next_multiple_of(PAGE) - range.start / PAGE * PAGE;
+        let group = self.groups.of_check(check);
+        let kept = match &self.contents {
+            Contents::Nowhere => Ok(None),
+            Contents::Private { data, store, taken } => keep_private(data, store, taken, room, write),
+            // Before the lock: making room takes the locks of layers.
+            Contents::Shared(shared) => match shared.store.room(room) {
+                Some(_room) => shared.keep(group, check, write),
+                None => Ok(None),
+            },
+        };
         match kept {
-            Ok(()) => self.verified.set(check, true),
+            Ok(Some(generation)) => {
+                self.verified.note(&self.groups, group, generation, check, Found::Right);
+                true
+            }
+            Ok(None) => false,
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "the cache cannot be written; contents are served without it");
                 }
-                return false;
+                false
             }
         }
-        true
     }
 
-    /// Reads from the layer file. The caller has seen every check of the range [`State::Ready`] (or verifies what it reads).
-    ///
-    /// # Errors
-    /// Where the disk fails or the file was truncated; the checks concerned are to be forgotten.
-    pub fn read(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
-        match &self.data {
-            Some(file) => file.read_exact_at(buffer, range.start),
-            None => Err(io::ErrorKind::NotFound.into()),
+    /// Whether it is news that a check is in use: then somebody is to [`touch`](LayerFile::touch) it.
+    #[must_use]
+    pub fn is_use_news(&self, check: u32) -> bool {
+        self.news(self.groups.of_check(check)).is_some()
+    }
+
+    /// Tells other processes that a check is in use, where that is news. A write, which may wait for the disk.
+    pub fn touch(&self, check: u32) {
+        self.touch_group(self.groups.of_check(check));
+    }
+
+    fn touch_group(&self, group: usize) {
+        if let Some((shared, now)) = self.news(group) {
+            shared.tell_use(group, now);
         }
     }
+
+    /// The time to be told of, where it is news that a group is in use.
+    fn news(&self, group: usize) -> Option<(&Shared, u64)> {
+        let Contents::Shared(shared) = &self.contents else { return None };
+        let told = shared.last_uses.get(group)?.load(Ordering::Relaxed);
+        let now = shared.store.clock();
+        (now.saturating_sub(told) >= shared.store.stamp_step()).then_some((shared, now))
+    }
+}
+
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        if let Contents::Private { store, taken, .. } = &self.contents {
+            store.give_back(taken.load(Ordering::Relaxed));
+        }
+    }
+}
+
+impl Shared {
+    /// Gives the generation that the check is kept at; `None`: another process holds it up.
+    fn keep(&self, group: usize, check: u32, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<Option<u64>> {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = if self.is_held_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        let held = self.present.lock(disk);
+        self.is_held_up.store(held.is_none(), Ordering::Relaxed);
+        if held.is_none() {
+            return Ok(None);
+        }
+        let generation = match self.present.generation(group) {
+            0 => self.present.next_generation(group)?,
+            generation => generation,
+        };
+        // Before the data, so that whatever takes room is found by who evicts.
+        self.tell_use(group, self.store.clock());
+        write(&self.data)?;
+        self.present.set(check, true)?;
+        Ok(Some(generation))
+    }
+
+    fn tell_use(&self, group: usize, now: u64) {
+        if let Some(told) = self.last_uses.get(group) {
+            let _ = self.present.set_last_use(group, now);
+            told.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
+fn keep_private(
+    data: &File,
+    store: &Store,
+    taken: &AtomicU64,
+    room: u64,
+    write: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<Option<u64>> {
+    if !store.take_unnamed(room) {
+        return Ok(None);
+    }
+    taken.fetch_add(room, Ordering::Relaxed);
+    write(data).map(|()| Some(ONLY))
+}
+
+pub(super) fn hash(data: &File, range: ByteRange) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut part = vec![0; usize::try_from(range.len().min(PART)).map_err(io::Error::other)?];
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from((range.end - at).min(PART)).map_err(io::Error::other)?;
+        let buffer = part.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+        data.read_exact_at(buffer, at)?;
+        hash.update(&*buffer);
+        at += len as u64;
+    }
+    Ok(Digest::from_bytes(hash.finalize().into()))
 }
 
 /// Sets the length of a sparse file that is shorter; never shortens what another process has open.
 fn grow(file: &File, len: u64) -> io::Result<()> {
     if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
-}
-
-/// A fixed number of bits that threads share.
-struct Bits(Vec<AtomicU64>);
-
-impl Bits {
-    fn new(len: u32) -> Self {
-        Self((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn get(&self, bit: u32) -> bool {
-        self.0.get(bit as usize / 64).is_some_and(|word| word.load(Ordering::Acquire) & (1 << (bit % 64)) != 0)
-    }
-
-    fn set(&self, bit: u32, value: bool) {
-        let Some(word) = self.0.get(bit as usize / 64) else { return };
-        let mask = 1 << (bit % 64);
-        if value {
-            word.fetch_or(mask, Ordering::AcqRel);
-        } else {
-            word.fetch_and(!mask, Ordering::AcqRel);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Cache;
-    use super::*;
-    use crate::blob::Digest;
-    use crate::index::{Identity, LayerKey};
-
-    fn key() -> LayerKey {
-        LayerKey { blob: Digest::of(b"blob"), identity: Identity::Toc(Digest::of(b"toc")) }
-    }
-
-    fn put(layer: &LayerFile, check: u32, start: u64, bytes: &[u8]) -> bool {
-        layer.publish(check, |file| file.write_all_at(bytes, start))
-    }
-
-    #[test]
-    fn what_was_published_is_ready_here_and_unverified_elsewhere() {
-        let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
-        let layer = cache.layer_file(Some(&key()), 8192, 70);
-        assert_eq!(layer.state(65), State::Missing);
-        assert!(put(&layer, 65, 4096, b"abc"));
-        assert_eq!(layer.state(65), State::Ready);
-
-        let other = cache.layer_file(Some(&key()), 8192, 70);
-        assert_eq!(other.state(65), State::Unverified);
-        assert_eq!(other.state(64), State::Missing);
-        let mut buffer = [0; 3];
-        other.read(ByteRange { start: 4096, end: 4099 }, &mut buffer).unwrap();
-        assert_eq!(&buffer, b"abc");
-        other.set_verified(65);
-        assert_eq!(other.state(65), State::Ready);
-        other.forget(65);
-        assert_eq!(other.state(65), State::Missing);
-        assert_eq!(cache.layer_file(Some(&key()), 8192, 70).state(65), State::Missing);
-    }
-
-    #[test]
-    fn private_layers_are_seen_by_nobody_else() {
-        let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
-        let layer = cache.layer_file(None, 10, 1);
-        assert!(put(&layer, 0, 0, b"0123456789"));
-        assert_eq!(layer.state(0), State::Ready);
-        assert_eq!(cache.layer_file(None, 10, 1).state(0), State::Missing);
-        let named = std::fs::read_dir(temp.path().join(super::super::LAYOUT)).unwrap().count();
-        assert_eq!(named, 0, "nothing has a name");
-    }
-
-    #[test]
-    fn identities_do_not_share_contents() {
-        let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
-        assert!(put(&cache.layer_file(Some(&key()), 10, 1), 0, 0, b"x"));
-        let own = LayerKey { identity: Identity::Own, ..key() };
-        assert_eq!(cache.layer_file(Some(&own), 10, 1).state(0), State::Missing);
-    }
-
-    #[test]
-    fn what_was_found_wrong_stays_wrong_where_nothing_can_be_written() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("present");
-        std::fs::write(&path, [1, 1]).unwrap();
-        let read_only = || File::open(&path).unwrap();
-        let layer = LayerFile::new(Some(read_only()), Some(read_only()), 2);
-        assert_eq!(layer.state(0), State::Unverified);
-        layer.forget(0);
-        assert_eq!((layer.state(0), layer.state(1)), (State::Missing, State::Unverified));
-        assert!(!put(&layer, 0, 0, b"x"));
-        assert_eq!(layer.state(0), State::Missing);
-    }
-
-    #[test]
-    fn without_a_disk_nothing_is_kept_and_nothing_fails() {
-        let layer = LayerFile::nowhere(3);
-        assert!(!put(&layer, 0, 0, b"x"));
-        assert_eq!(layer.state(0), State::Missing);
-    }
 }

@@ -1,13 +1,15 @@
-//! The on-disk store: documents of registries, layer indexes, layer files and their presence. One directory for all mounts of a user.
+//! The on-disk store: documents of registries, layer indexes, layer files and their presence. One directory for all mounts of a user,
+//! used by many processes at once, within one limit for everything in it.
 //!
-//! Below the directory, in `v1` (one for each layout of what follows, so that two versions of crfs can share the directory):
+//! Below the directory, in `v2` (one for each layout of what follows, so that two versions of crfs can share the directory):
 //!
 //! ```text
+//! space                                    how much room is taken, and the logical clock (space.rs)
 //! documents/<hex>                          a manifest or image index, by its sha256
-//! names/<sha256 of name and platform>      the digest that a reference was last resolved to
+//! names/<sha256 of name and platform>      the digest that a reference was last resolved to (documents.rs)
 //! layers/<blob>/<toc-<hex> | own>/index    the encoded layer index (index/stored)
-//!                                 data     the layer file, sparse
-//!                                 present  one byte for each check: 1 where its range of `data` was verified and written
+//!                                 data     the layer file, sparse; whoever uses it holds a shared lock of it
+//!                                 present  which checks of `data` are there, in groups that are evicted at once (presence.rs)
 //! ```
 //!
 //! Nothing here is trusted when it is read back: documents are checked by digest, indexes by their own digests, data by the checks of
@@ -16,102 +18,160 @@
 
 mod dir;
 mod documents;
+mod evict;
+mod groups;
 mod layer;
+mod lock;
+mod presence;
+mod report;
+mod sealed;
+mod space;
+mod spool;
+mod store;
+mod stored;
+mod verified;
 
-pub use layer::{LayerFile, State};
+#[cfg(test)]
+mod tests;
+
+pub use layer::{Disk, LayerFile, State};
+pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
+pub use space::Limits;
+pub(crate) use spool::Spool;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{ByteRange, ByteSource, SourceError};
-use crate::index::{Identity, LayerKey};
+use crate::index::{LayerKey, StoredIndex};
 use dir::Dir;
+use groups::Groups;
+use store::Store;
+use stored::layer_dir;
 
 /// The version of everything below the directory: of the paths, of the files, and of where the bytes of a layer lie in its layer file.
-const LAYOUT: &str = "v1";
+pub const LAYOUT: &str = "v2";
 
 /// A cache directory, or none where it could not be had. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache {
-    dir: Option<Arc<Dir>>,
+    store: Option<Arc<Store>>,
 }
 
 impl Cache {
     /// Opens the cache, making its directory where it is missing. Where that fails a warning is logged and nothing will be kept.
+    ///
+    /// `size`: bytes for everything below the directory; `None`: the smaller of 10 GiB and a tenth of the filesystem.
     #[must_use]
-    pub fn open(path: &Path) -> Self {
+    pub fn open(path: &Path, size: Option<u64>) -> Self {
+        Self::with(path, |dir| store::limits(dir, size))
+    }
+
+    fn with(path: &Path, limits: impl FnOnce(&Dir) -> Limits) -> Self {
         match Dir::create(&path.join(LAYOUT)) {
-            Ok(dir) => Self { dir: Some(Arc::new(dir)) },
+            Ok(dir) => {
+                if !dir.is_coherent() {
+                    tracing::warn!(
+                        path = %path.display(),
+                        "the cache is on a network filesystem: contents stay in it only while they are mounted; give crfs a local --cache-dir"
+                    );
+                }
+                let limits = limits(&dir);
+                Self { store: Some(Arc::new(Store::open(dir, limits))) }
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "the cache directory cannot be used; going on without a cache");
-                Self { dir: None }
+                Self { store: None }
             }
         }
+    }
+
+    /// For tests, which must not depend on how full the disk is.
+    #[cfg(test)]
+    pub(crate) fn of_size(path: &Path, limit: u64) -> Self {
+        Self::with(path, |_| Limits { limit, floor: 0 })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_any_size(path: &Path) -> Self {
+        Self::of_size(path, 1 << 40)
     }
 
     /// The encoded index kept under `key`; not checked yet.
     #[must_use]
     pub fn index(&self, key: &LayerKey) -> Option<Arc<dyn ByteSource>> {
-        let file = self.dir.as_ref()?.open(&layer_path(key, "index")).ok()?;
-        let size = file.metadata().ok()?.len();
-        Some(Arc::new(FileSource { file, size }))
+        Some(Arc::new(FileSource::open(&self.store.as_ref()?.dir, &layer_dir(key))?))
     }
 
     pub fn put_index(&self, key: &LayerKey, encoded: &[u8]) {
-        let Some(dir) = &self.dir else { return };
-        if let Err(error) = dir.write(&layer_path(key, "index"), encoded) {
+        let Some(store) = &self.store else { return };
+        if let Err(error) = store.write(&layer_dir(key).join("index"), encoded) {
             tracing::warn!(blob = %key.blob, %error, "the layer's index cannot be cached");
         }
     }
 
     /// Removes an index that turned out to be damaged.
     pub fn drop_index(&self, key: &LayerKey) {
-        if let Some(dir) = &self.dir {
-            let _ = dir.remove(&layer_path(key, "index"));
+        if let Some(store) = &self.store {
+            let _ = store.dir.remove(&layer_dir(key).join("index"));
         }
     }
 
-    /// The layer file of `key`, shared with every process that has it; without a key (nothing vouches for the index) one of its own that
-    /// nobody else sees and that ends with the process.
+    /// The layer file that belongs to an index: that of `key`, shared with every process that has it; without a key (nothing vouches for
+    /// the index) one of its own that nobody else sees and that ends with the process.
     #[must_use]
-    pub fn layer_file(&self, key: Option<&LayerKey>, len: u64, checks: u32) -> LayerFile {
-        let Some(dir) = &self.dir else { return LayerFile::nowhere(checks) };
-        let opened = match key {
-            Some(key) => LayerFile::shared(dir, &layer_path(key, "data"), &layer_path(key, "present"), len, checks),
-            None => LayerFile::private(dir, len, checks),
+    pub fn layer_file(&self, key: Option<&LayerKey>, index: &StoredIndex) -> LayerFile {
+        match Groups::of(index) {
+            Ok(groups) => self.layer_file_of(key, groups),
+            Err(error) => {
+                tracing::warn!(%error, "the layer's contents cannot be cached");
+                LayerFile::nowhere(Groups::none())
+            }
+        }
+    }
+
+    fn layer_file_of(&self, key: Option<&LayerKey>, groups: Groups) -> LayerFile {
+        let Some(store) = self.store.clone() else { return LayerFile::nowhere(groups) };
+        let opened = match key.filter(|_| store.dir.is_coherent()) {
+            Some(key) => LayerFile::shared(store, &layer_dir(key), groups.clone()),
+            None => LayerFile::private(store, groups.clone()),
         };
         opened.unwrap_or_else(|error| {
             tracing::warn!(%error, "the layer's contents cannot be cached");
-            LayerFile::nowhere(checks)
+            LayerFile::nowhere(groups)
         })
     }
 
-    /// A file without a name for contents that are too large to wait in memory for their check.
-    pub(crate) fn spool(&self) -> io::Result<File> {
-        match &self.dir {
-            Some(dir) => dir.unnamed(),
-            None => tempfile::tempfile(),
-        }
+    /// A private layer file with checks that start at these places.
+    #[cfg(test)]
+    pub(crate) fn private_layer_file(&self, len: u64, starts: &[u64]) -> LayerFile {
+        self.layer_file_of(None, Groups::new(len, starts))
     }
-}
 
-fn layer_path(key: &LayerKey, file: &str) -> PathBuf {
-    let identity = match key.identity {
-        Identity::Toc(digest) => format!("toc-{}", digest.hex()),
-        Identity::Own => "own".to_owned(),
-    };
-    Path::new("layers").join(key.blob.hex()).join(identity).join(file)
+    /// A file without a name for contents that are too large to wait in memory for their check.
+    pub(crate) fn spool(&self) -> io::Result<Spool> {
+        Spool::new(self.store.as_ref())
+    }
 }
 
 /// A file of the cache as "read bytes at".
 struct FileSource {
     file: File,
     size: u64,
+}
+
+impl FileSource {
+    /// The index of a layer.
+    fn open(dir: &Dir, layer: &Path) -> Option<Self> {
+        let file = dir.open(&layer.join("index")).ok()?;
+        let size = file.metadata().ok()?.len();
+        Some(Self { file, size })
+    }
 }
 
 impl ByteSource for FileSource {

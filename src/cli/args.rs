@@ -33,6 +33,7 @@ pub(super) enum Command {
     Cat(CatArgs),
     Stat(StatArgs),
     Status(StatusArgs),
+    Cache(CacheArgs),
     /// Serves a mount whose options come on standard input. `crfs mount` starts it.
     #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
     Serve,
@@ -53,7 +54,8 @@ pub(super) struct MountArgs {
     /// /etc/fuse.conf for it.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) allow_other: Option<bool>,
-    /// What to fetch before anything reads it; readers who wait always come first.
+    /// What to fetch before anything reads it; readers who wait always come first. What is read brings its surroundings as
+    /// well, but with none.
     #[arg(long, value_enum, default_value = "hints")]
     pub(super) prefetch: PrefetchArg,
     /// Give up where the directory cannot be used after this time.
@@ -97,9 +99,15 @@ pub(super) struct ImageArgs {
     /// A directory with certificates: *.crt of authorities, *.cert and *.key of this client.
     #[arg(long, value_name = "DIR")]
     pub(super) cert_dir: Option<PathBuf>,
-    /// Where to keep what was fetched. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
+    /// they are mounted. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
+    /// The most that the cache may take on the disk, all in all; what was not used for the longest time goes first. Give all
+    /// mounts the same, since each keeps to its own. Default: 10 GiB, or a tenth of the filesystem where that is less. Nothing
+    /// is stored where less than 5 % of the filesystem would stay free, or less than 1 GiB (a quarter, where that is less).
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(super) cache_size: Option<u64>,
     /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next
     /// read tries again.
     #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "120s")]
@@ -186,11 +194,73 @@ pub(super) struct StatusArgs {
     pub(super) json: bool,
 }
 
+/// Show, clear or verify what was fetched and is kept on disk
+///
+/// All mounts of a user share one cache. It may be shown, cleared and verified while they are in use.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::CACHE, disable_help_subcommand = true)]
+pub(super) struct CacheArgs {
+    #[command(subcommand)]
+    pub(super) command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CacheCommand {
+    Show(CacheShowArgs),
+    Clear(CacheClearArgs),
+    Verify(CacheVerifyArgs),
+}
+
+/// Where the cache is.
+#[derive(Debug, Args)]
+pub(super) struct CacheDirArgs {
+    /// The cache directory. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show what is cached of each layer, and the limit
+#[derive(Debug, Args)]
+#[command(after_long_help = help::CACHE_SHOW)]
+pub(super) struct CacheShowArgs {
+    #[command(flatten)]
+    pub(super) dir: CacheDirArgs,
+    /// The limit that mounts are given, if they are.
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(super) cache_size: Option<u64>,
+}
+
+/// Remove what is cached
+///
+/// Mounts go on: what they need again they fetch again. Of a layer that is in use the index stays.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::CACHE_CLEAR)]
+pub(super) struct CacheClearArgs {
+    #[command(flatten)]
+    pub(super) dir: CacheDirArgs,
+    /// Only files' contents: indexes and manifests stay, so that mounting stays as quick as it was.
+    #[arg(long)]
+    pub(super) contents: bool,
+}
+
+/// Check every cached byte against its digest
+///
+/// Says what is wrong, and changes nothing. A mount would notice by itself, at its first use, and fetch it again.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::CACHE_VERIFY)]
+pub(super) struct CacheVerifyArgs {
+    #[command(flatten)]
+    pub(super) dir: CacheDirArgs,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum PrefetchArg {
-    /// Nothing.
+    /// Nothing but what is read.
     None,
-    /// What the image's landmarks name.
+    /// What the image's landmarks name, and the program that its config starts.
     Hints,
     /// The hints, then everything.
     All,
@@ -240,7 +310,7 @@ mod tests {
         assert_eq!(args.image.io_deadline, Duration::from_secs(120));
         assert_eq!(args.image.whole_layer_below, 1 << 20);
         assert_eq!((args.prefetch, args.frontend), (PrefetchArg::Hints, FrontendArg::Auto));
-        assert_eq!((args.image.tls_verify, args.allow_other), (None, None));
+        assert_eq!((args.image.tls_verify, args.allow_other, args.image.cache_size), (None, None, None));
         assert!(!args.foreground && !args.image.insecure_unverified_toc);
     }
 
@@ -260,7 +330,7 @@ mod tests {
 
     #[test]
     fn wrong_usage_ends_with_2() {
-        let wrong: [&[&str]; 7] = [
+        let wrong: [&[&str]; 9] = [
             &[],
             &["mount", "alpine"],
             &["mount", "--io-deadline=0", "alpine", "/mnt"],
@@ -268,6 +338,8 @@ mod tests {
             &["mount", "--platform=arm", "alpine", "/mnt"],
             &["mount", "--prefetch=some", "alpine", "/mnt"],
             &["umount"],
+            &["cache"],
+            &["mount", "--cache-size=most", "alpine", "/mnt"],
         ];
         for words in wrong {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");
@@ -276,14 +348,16 @@ mod tests {
 
     #[test]
     fn every_command_has_its_own_help_with_examples() {
-        let mut crfs = Cli::command();
-        for command in crfs.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
+        fn check(command: &mut clap::Command) {
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
             for part in ["Examples:", "Exit status:", "Usage:"] {
                 assert!(help.contains(part), "{name}: {part}");
             }
+            command.get_subcommands_mut().for_each(check);
         }
+        let mut crfs = Cli::command();
+        crfs.get_subcommands_mut().filter(|command| !command.is_hide_set()).for_each(check);
         assert_eq!(parse(&["mount", "--help"]).unwrap_err().kind(), ErrorKind::DisplayHelp);
         assert!(!crfs.render_long_help().to_string().contains("serve"));
     }

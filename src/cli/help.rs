@@ -205,12 +205,97 @@ Fields of --json, an array in the order in which they were mounted:
     exit_help!()
 );
 
+macro_rules! cache_environment_help {
+    () => {
+        "
+Environment:
+  XDG_CACHE_HOME  where the cache is without --cache-dir (~/.cache)
+"
+    };
+}
+
+pub(super) const CACHE: &str = concat!(
+    "\
+Examples:
+  crfs cache show
+  crfs cache clear --contents
+  crfs cache verify
+
+`crfs cache COMMAND --help` has the options and fields of each. How large the
+cache may become is said where it is filled: `crfs mount --cache-size 2G ...`.
+",
+    exit_help!()
+);
+
+pub(super) const CACHE_SHOW: &str = concat!(
+    "\
+Examples:
+  crfs cache show
+  crfs cache show --json | jq '.layers[] | select(.in_use | not) | .blob'
+  crfs cache show --cache-dir /srv/cache --cache-size 2G
+
+Fields of --json; sizes are bytes on the disk, as du(1) counts them:
+  dir, total, limit       the directory, what it takes, what it may take
+  floor                   what stays free on the filesystem in any case
+  documents               manifests, and what tags were resolved to
+  layers                  an array of
+    blob, toc             the digests of the layer and of its table of contents;
+                          toc is null where the blob's own digest vouches for it
+    contents, index       what is cached of it
+    contents_size         bytes of all contents, cached or not
+    in_use                by a mount or another command
+",
+    cache_environment_help!(),
+    exit_help!()
+);
+
+pub(super) const CACHE_CLEAR: &str = concat!(
+    "\
+Examples:
+  crfs cache clear
+  crfs cache clear --contents
+  crfs cache clear --json | jq .freed
+
+Fields of --json:
+  freed, total            bytes that are free now, and that are left
+  in_use                  layers in use, whose indexes stay
+  held_up                 those of them whose contents stay as well, because a
+                          process has them locked and does not go on
+",
+    cache_environment_help!(),
+    exit_help!()
+);
+
+pub(super) const CACHE_VERIFY: &str = concat!(
+    "\
+Examples:
+  crfs cache verify
+  crfs cache verify --json | jq -r '.wrong[] | \"\\(.path): \\(.what)\"'
+
+What is evicted or removed meanwhile is not wrong.
+
+Fields of --json:
+  documents, indexes      how many were checked
+  checks, bytes           parts of files' contents, and their bytes
+  without_index           layers that cannot be checked, nor used, without one
+  wrong                   an array of path and what
+",
+    cache_environment_help!(),
+    "\n\
+Exit status:
+  0  all is right
+  1  something is wrong: it is named on standard output; or it failed, and one
+     line on standard error says why
+  2  wrong usage"
+);
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn lines_fit_a_terminal() {
         use super::*;
-        for text in [CRFS, MOUNT, UMOUNT, INSPECT, LS, CAT, STAT, STATUS] {
+        let cache = [CACHE, CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY];
+        for text in [CRFS, MOUNT, UMOUNT, INSPECT, LS, CAT, STAT, STATUS].into_iter().chain(cache) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }

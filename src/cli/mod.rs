@@ -3,6 +3,7 @@
 //! Only this folder uses clap, the environment, standard output and standard error.
 
 mod args;
+mod cache;
 mod environment;
 mod format;
 mod help;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
 
 use crate::mount::{self as engine, Error};
 use args::{Cli, Command};
@@ -83,7 +85,14 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Cat(args) => show::cat(args, environment),
         Command::Stat(args) => show::stat(args, environment),
         Command::Status(args) => show::status(&args, environment),
+        Command::Cache(args) => cache::cache(args.command, environment),
     }
+}
+
+/// One line of JSON.
+fn json(value: &impl Serialize) -> Result<String, Error> {
+    let text = serde_json::to_string(value).map_err(|error| Error::Output { source: error.into() })?;
+    Ok(text + "\n")
 }
 
 /// Writes the result of a command to standard output.

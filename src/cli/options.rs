@@ -59,18 +59,22 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
 
 pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageOptions, UsageError> {
     let reference = args.reference.to_str().ok_or(UsageError::NotUtf8)?.parse()?;
-    let own_cache = || Ok(environment.cache_dir());
     Ok(ImageOptions {
         image: rooted_image(reference)?,
         platform: args.platform.unwrap_or_else(Platform::of_this_machine),
         auth_files: auth_files(args.authfile, environment)?,
         tls_verify: args.tls_verify,
         cert_dir: args.cert_dir.as_deref().map(rooted).transpose()?,
-        cache_dir: args.cache_dir.as_deref().map_or_else(own_cache, rooted)?,
+        cache_dir: cache_dir(args.cache_dir.as_deref(), environment)?,
+        cache_size: args.cache_size,
         io_deadline: args.io_deadline,
         whole_layer_below: args.whole_layer_below,
         insecure_unverified_toc: args.insecure_unverified_toc,
     })
+}
+
+pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Result<PathBuf, UsageError> {
+    named.map_or_else(|| Ok(environment.cache_dir()), rooted)
 }
 
 /// The server leaves the directory in which all this was typed.

@@ -6,17 +6,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::args::{CatArgs, ImageArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
-use super::{Failure, options, print};
+use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::mount::inspect::{self as inspection, Inspection, LayerInspection};
 use crate::mount::look::{Listing, Look, Node};
 use crate::mount::status::{self as mounts, State, Status};
-use crate::mount::{Error, Event, Report, escape};
+use crate::mount::{Event, Report, escape};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
     let inspection = inspection::inspect(&options::image(args.image, environment)?)?;
@@ -52,11 +50,6 @@ fn look(args: ImageArgs, environment: &Environment) -> Result<Look, Failure> {
     // No progress: these commands are for pipes.
     let silent: Report = Arc::new(|_: &Event| Ok(()));
     Ok(Look::open(&options::image(args, environment)?, &silent)?)
-}
-
-fn json(value: &impl Serialize) -> Result<String, Error> {
-    let text = serde_json::to_string(value).map_err(|error| Error::Output { source: error.into() })?;
-    Ok(text + "\n")
 }
 
 fn inspection_text(inspection: &Inspection) -> String {

@@ -1,18 +1,19 @@
 //! Decoded bytes into checks: collected, hashed, and passed on only when they are right.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use moka::sync::Cache as Memory;
 use sha2::{Digest as _, Sha256};
 
 use crate::blob::{ByteRange, Digest};
-use crate::cache::{Cache, LayerFile};
+use crate::cache::{Cache, LayerFile, Spool};
 
 /// A check larger than this waits for its verdict in a file of the cache; where that cannot be written, in memory.
-const MEMORY_PER_CHECK: u64 = 16 << 20;
+pub(super) const MEMORY_PER_CHECK: u64 = 16 << 20;
 
 /// A check larger than this is given up where no file can be written.
 const MEMORY_WITHOUT_FILE: u64 = 128 << 20;
@@ -32,13 +33,21 @@ pub(super) struct Wanted {
 }
 
 /// Where the verified bytes of a check are.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) enum Kept {
+    /// Where another process may evict them.
     LayerFile,
-    /// The cache would not have them.
     Memory(Bytes),
-    /// Nor would the cache have these, and they are many.
-    File(Arc<File>),
+    /// They are many.
+    File(Arc<Spool>),
+}
+
+/// A check that was found right.
+pub(super) struct Brought {
+    /// For those who wait for it: nothing can take it from them before they have read it.
+    pub(super) kept: Kept,
+    /// Whether it is in the layer file as well.
+    pub(super) is_stored: bool,
 }
 
 impl Kept {
@@ -65,6 +74,14 @@ impl Kept {
     }
 }
 
+/// Lets go of the files that checks are kept in because the cache would not have them: they take the room that the next needs.
+pub(super) fn drop_files(memory: &Memory<u32, Kept>) {
+    for (check, _) in memory.iter().filter(|(_, kept)| matches!(kept, Kept::File(_))) {
+        memory.invalidate(&*check);
+    }
+    memory.run_pending_tasks();
+}
+
 /// Takes the decoded bytes of a run of units in the order of the layer file and tells each check's outcome as soon as its last byte came.
 pub(super) struct Assembler<'a> {
     cache: &'a Cache,
@@ -74,7 +91,7 @@ pub(super) struct Assembler<'a> {
     /// The size of a check that there was no room for.
     no_room: Option<u64>,
     /// Told the verified bytes' place; `None` where the bytes do not have the check's digest or did not all come.
-    outcome: &'a mut dyn FnMut(Wanted, Option<Kept>),
+    outcome: &'a mut dyn FnMut(Wanted, Option<Brought>),
 }
 
 /// The check whose bytes are coming in.
@@ -87,7 +104,7 @@ struct Open {
 
 enum Buffer {
     Memory(Vec<u8>),
-    File(File),
+    File(Spool),
 }
 
 impl<'a> Assembler<'a> {
@@ -96,7 +113,7 @@ impl<'a> Assembler<'a> {
         cache: &'a Cache,
         file: &'a LayerFile,
         wanted: Vec<Wanted>,
-        outcome: &'a mut dyn FnMut(Wanted, Option<Kept>),
+        outcome: &'a mut dyn FnMut(Wanted, Option<Brought>),
     ) -> Self {
         Self { cache, file, wanted: wanted.into_iter(), open: None, no_room: None, outcome }
     }
@@ -180,8 +197,8 @@ impl<'a> Assembler<'a> {
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
         let right = Digest::from_bytes(open.hash.finalize().into()) == open.wanted.digest;
-        let kept = if right { Some(keep(self.file, open.wanted, open.buffer)) } else { None };
-        (self.outcome)(open.wanted, kept);
+        let brought = if right { Some(keep(self.file, open.wanted, open.buffer)) } else { None };
+        (self.outcome)(open.wanted, brought);
     }
 }
 
@@ -206,7 +223,7 @@ impl Open {
                 buffer.extend_from_slice(bytes);
             }
             Buffer::File(file) => {
-                if file.write_all(bytes).is_err() {
+                if file.append(bytes).is_err() {
                     self.buffer = Buffer::Memory(self.back_in_memory(bytes)?);
                 }
             }
@@ -231,26 +248,21 @@ impl Open {
     }
 }
 
-fn keep(file: &LayerFile, wanted: Wanted, buffer: Buffer) -> Kept {
+fn keep(file: &LayerFile, wanted: Wanted, buffer: Buffer) -> Brought {
     match buffer {
         Buffer::Memory(bytes) => {
-            if file.publish(wanted.check, |data| data.write_all_at(&bytes, wanted.range.start)) {
-                Kept::LayerFile
-            } else {
-                Kept::Memory(bytes.into())
-            }
+            let write = |data: &File| data.write_all_at(&bytes, wanted.range.start);
+            let is_stored = file.publish(wanted.check, wanted.range, write);
+            Brought { kept: Kept::Memory(bytes.into()), is_stored }
         }
         Buffer::File(spooled) => {
-            if file.publish(wanted.check, |data| copy(&spooled, data, wanted.range)) {
-                Kept::LayerFile
-            } else {
-                Kept::File(Arc::new(spooled))
-            }
+            let is_stored = file.publish(wanted.check, wanted.range, |data| copy(&spooled, data, wanted.range));
+            Brought { kept: Kept::File(Arc::new(spooled)), is_stored }
         }
     }
 }
 
-fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+fn copy(from: &Spool, to: &File, range: ByteRange) -> io::Result<()> {
     let mut part = vec![0; 1 << 20];
     let mut done = 0;
     while done < range.len() {
@@ -275,11 +287,11 @@ mod tests {
     /// What came of each check: `Some(kept in the layer file?)`.
     fn run(wanted: Vec<Wanted>, parts: &[(u64, &[u8])]) -> Vec<(u32, Option<bool>)> {
         let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
-        let file = cache.layer_file(None, 100_000, 10);
+        let cache = Cache::of_any_size(temp.path());
+        let file = cache.private_layer_file(100_000, &[0, 3]);
         let mut outcomes = Vec::new();
-        let mut outcome = |wanted: Wanted, kept: Option<Kept>| {
-            outcomes.push((wanted.check, kept.map(|kept| matches!(kept, Kept::LayerFile))));
+        let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
+            outcomes.push((wanted.check, brought.map(|brought| brought.is_stored)));
         };
         let mut assembler = Assembler::new(&cache, &file, wanted, &mut outcome);
         for (at, bytes) in parts {
@@ -313,10 +325,10 @@ mod tests {
     #[test]
     fn skipping_gives_up_only_what_lies_before() {
         let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(temp.path());
-        let file = cache.layer_file(None, 100, 10);
+        let cache = Cache::of_any_size(temp.path());
+        let file = cache.private_layer_file(100, &[0, 3, 6]);
         let mut outcomes = Vec::new();
-        let mut outcome = |wanted: Wanted, kept: Option<Kept>| outcomes.push((wanted.check, kept.is_some()));
+        let mut outcome = |wanted: Wanted, brought: Option<Brought>| outcomes.push((wanted.check, brought.is_some()));
         let list = vec![wanted(0, 0, b"abc"), wanted(1, 3, b"def"), wanted(2, 6, b"ghi")];
         let mut assembler = Assembler::new(&cache, &file, list, &mut outcome);
         assembler.push(0, b"a").unwrap();
@@ -327,12 +339,28 @@ mod tests {
     }
 
     #[test]
+    fn files_make_room_for_the_next() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = Cache::of_size(temp.path(), 4 << 20);
+        let spooled = || {
+            let mut spool = cache.spool().unwrap();
+            spool.append(&vec![1; 3 << 20]).map(|()| Kept::File(Arc::new(spool)))
+        };
+        let memory = Memory::new(9);
+        memory.insert(1, Kept::Memory(Bytes::from_static(b"x")));
+        memory.insert(2, spooled().unwrap());
+        assert!(spooled().is_err());
+        drop_files(&memory);
+        assert!(spooled().is_ok() && memory.contains_key(&1));
+    }
+
+    #[test]
     fn large_checks_go_through_a_file() {
         let content: Vec<u8> = (0..MEMORY_PER_CHECK + 5).map(|i| (i % 251) as u8).collect();
-        let cache = Cache::open(std::path::Path::new("/proc/nowhere"));
-        let file = cache.layer_file(None, 0, 1);
+        let cache = Cache::of_any_size(std::path::Path::new("/proc/nowhere"));
+        let file = cache.private_layer_file(0, &[0]);
         let mut kept = None;
-        let mut outcome = |_, outcome: Option<Kept>| kept = outcome;
+        let mut outcome = |_, brought: Option<Brought>| kept = brought.map(|brought| brought.kept);
         let mut assembler = Assembler::new(&cache, &file, vec![wanted(0, 0, &content)], &mut outcome);
         assembler.push(0, &content).unwrap();
         assembler.finish();

@@ -2,34 +2,84 @@
 
 use std::io::{self, BufRead, Read};
 
+use zstd::stream::raw::{self, Operation as _};
+
 use crate::index::{Codec, Piece};
 
 /// Decoded bytes are handed on in parts of at most this size.
 const PART: usize = 64 << 10;
 
-/// Decodes one unit and hands each piece's bytes to `sink`, with their place in the layer file, in order.
-///
-/// Reads no further than the last piece: what else a unit decodes to (tar headers, padding) is nobody's, so a unit that would decode to
-/// more than its index says costs nothing.
-///
-/// # Errors
-/// Where the input is not of that codec or ends early, or `sink` fails.
-pub fn decode_unit(
-    codec: Codec,
-    input: impl BufRead,
-    pieces: &[Piece],
-    sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    match codec {
-        // A member, not the whole stream: what follows belongs to the next unit.
-        Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), pieces, sink),
-        // A zstd decoder of a stream would go on with the next frame.
-        Codec::Zstd => cut(zstd::stream::read::Decoder::with_buffer(input)?.single_frame(), pieces, sink),
+/// Decodes units one after the other; what a decoder needs is made once for all of them.
+pub struct Units {
+    part: Vec<u8>,
+    zstd: raw::Decoder<'static>,
+}
+
+impl Units {
+    /// # Errors
+    /// Where there is no memory for a decoder.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { part: vec![0; PART], zstd: raw::Decoder::new()? })
+    }
+
+    /// Decodes one unit and hands each piece's bytes to `sink`, with their place in the layer file, in order.
+    ///
+    /// Reads no further than the last piece: what else a unit decodes to (tar headers, padding) is nobody's, so a unit that would decode to
+    /// more than its index says costs nothing.
+    ///
+    /// # Errors
+    /// Where the input is not of that codec or ends early, or `sink` fails.
+    pub fn decode(
+        &mut self,
+        codec: Codec,
+        input: impl BufRead,
+        pieces: &[Piece],
+        sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match codec {
+            // A member, not the whole stream: what follows belongs to the next unit.
+            Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), &mut self.part, pieces, sink),
+            Codec::Zstd => {
+                self.zstd.reinit()?;
+                let frame = Frame { input, decoder: &mut self.zstd, is_over: false };
+                cut(frame, &mut self.part, pieces, sink)
+            }
+        }
     }
 }
 
-fn cut(mut decoded: impl Read, pieces: &[Piece], sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut part = vec![0; PART];
+/// One zstd frame (RFC 8878), decoded; what follows it is left.
+struct Frame<'a, R> {
+    input: R,
+    decoder: &'a mut raw::Decoder<'static>,
+    is_over: bool,
+}
+
+impl<R: BufRead> Read for Frame<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !self.is_over && !buffer.is_empty() {
+            let input = self.input.fill_buf()?;
+            let is_cut = input.is_empty();
+            let status = self.decoder.run_on_buffers(input, buffer)?;
+            self.input.consume(status.bytes_read);
+            self.is_over = status.remaining == 0;
+            if status.bytes_written > 0 {
+                return Ok(status.bytes_written);
+            }
+            if is_cut {
+                break;
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn cut(
+    mut decoded: impl Read,
+    part: &mut [u8],
+    pieces: &[Piece],
+    sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut position = 0u64;
     for piece in pieces {
         let skip = piece.in_unit.checked_sub(position).ok_or(io::ErrorKind::InvalidInput)?;
@@ -68,7 +118,7 @@ mod tests {
 
     fn decode(codec: Codec, input: &[u8], pieces: &[Piece]) -> io::Result<Vec<(u64, Vec<u8>)>> {
         let mut out = Vec::new();
-        decode_unit(codec, input, pieces, &mut |at, bytes| {
+        Units::new()?.decode(codec, input, pieces, &mut |at, bytes| {
             out.push((at, bytes.to_vec()));
             Ok(())
         })?;
@@ -97,14 +147,31 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_unit_does_not_spoil_the_next_one() {
+        let good = zstd::encode_all(&b"good"[..], 1).unwrap();
+        let mut units = Units::new().unwrap();
+        for broken in [&good[..good.len() - 1], b"no frame", b""] {
+            assert!(units.decode(Codec::Zstd, broken, &[piece(0, 0, 4)], &mut |_, _| Ok(())).is_err());
+            let mut seen = Vec::new();
+            let keep = &mut |_, bytes: &[u8]| {
+                seen.extend_from_slice(bytes);
+                Ok(())
+            };
+            units.decode(Codec::Zstd, &good[..], &[piece(0, 0, 4)], keep).unwrap();
+            assert_eq!(seen, b"good");
+        }
+    }
+
+    #[test]
     fn a_bomb_costs_only_what_was_declared() {
         let bomb = gzip(&vec![0; 64 << 20]);
         let mut seen = 0;
-        decode_unit(Codec::Gzip, &bomb[..], &[piece(0, 0, 10)], &mut |_, bytes| {
+        let mut units = Units::new().unwrap();
+        let count = &mut |_, bytes: &[u8]| {
             seen += bytes.len();
             Ok(())
-        })
-        .unwrap();
+        };
+        units.decode(Codec::Gzip, &bomb[..], &[piece(0, 0, 10)], count).unwrap();
         assert_eq!(seen, 10);
     }
 

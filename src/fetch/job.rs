@@ -14,8 +14,9 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
-use super::assemble::{Assembler, Kept, Wanted};
-use super::decode::decode_unit;
+use super::around::Guess;
+use super::assemble::{self, Assembler, Brought, MEMORY_PER_CHECK, Wanted};
+use super::decode::Units;
 use super::flight::Duty;
 use super::plan::{self, Run};
 use super::{Error, Layer};
@@ -31,6 +32,8 @@ pub(super) struct Job {
     run: Run,
     wanted: Vec<Wanted>,
     duties: HashMap<u32, Duty>,
+    /// Nobody waits for it.
+    guess: Option<Guess>,
 }
 
 /// What one attempt left.
@@ -43,14 +46,19 @@ impl Job {
     pub(super) fn new(layer: Arc<Layer>, run: Run, wanted: Vec<Wanted>, duties: Vec<Duty>) -> Self {
         let duties: HashMap<u32, Duty> = duties.into_iter().map(|duty| (duty.check(), duty)).collect();
         let wanted = wanted.into_iter().filter(|wanted| duties.contains_key(&wanted.check)).collect();
-        Self { layer, run, wanted, duties }
+        Self { layer, run, wanted, duties, guess: None }
+    }
+
+    /// The same for nobody in particular: not counted with the requests of readers.
+    pub(super) fn for_nobody(self, guess: Guess) -> Self {
+        Self { guess: Some(guess), ..self }
     }
 
     /// Runs to its end whoever still waits. Wrong bytes are fetched once more, past caches.
     pub(super) async fn run(mut self) -> Result<(), Error> {
         let layer = Arc::clone(&self.layer);
-        let permit = layer.permit().await;
-        let mut failed = permit.as_ref().err().cloned();
+        let permit = if self.guess.is_some() { None } else { Some(layer.permit().await) };
+        let mut failed = permit.as_ref().and_then(|permit| permit.as_ref().err().cloned());
         for freshness in [Freshness::Any, Freshness::PastCaches] {
             if failed.is_some() || self.duties.is_empty() {
                 break;
@@ -67,8 +75,10 @@ impl Job {
             return Ok(());
         }
         let error = failed.unwrap_or_else(|| self.wrong_bytes());
+        // Whoever has come to wait for a guess tries for itself.
+        let told = if self.guess.is_some() { Error::Interrupted } else { error.clone() };
         for (_, duty) in self.duties {
-            duty.land(Err(error.clone()));
+            duty.land(Err(told.clone()));
         }
         Err(error)
     }
@@ -90,6 +100,7 @@ impl Job {
 
     async fn attempt(&mut self, freshness: Freshness) -> Attempt {
         let duties = std::mem::take(&mut self.duties);
+        tracing::trace!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
         let mut body = match self.layer.source.stream(self.run.compressed, freshness).await {
             Ok(body) => body,
             Err(source) => return Attempt { duties, failed: Some(self.layer.registry_error(source)) },
@@ -99,6 +110,9 @@ impl Job {
             Decoder { layer: Arc::clone(&self.layer), run: self.run.clone(), wanted: self.wanted.clone(), duties };
         let decoder = tokio::task::spawn_blocking(move || decoder.run(receiver));
         while let Some(part) = body.next().await {
+            if let (Some(guess), Ok(part)) = (&self.guess, &part) {
+                guess.arrived(part.len() as u64);
+            }
             if sender.send(part).await.is_err() {
                 break;
             }
@@ -121,11 +135,14 @@ impl Decoder {
     fn run(self, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Attempt {
         let Self { layer, run, wanted, mut duties } = self;
         let mut arrival = Arrival { parts, part: Bytes::new(), position: run.compressed.start, error: None };
-        let mut outcome = |wanted: Wanted, kept: Option<Kept>| {
-            if let Some(duty) = kept.and_then(|kept| Some((kept, duties.remove(&wanted.check)?))) {
-                layer.land(duty.1, wanted, duty.0);
+        let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
+            if let Some((brought, duty)) = brought.and_then(|brought| Some((brought, duties.remove(&wanted.check)?))) {
+                layer.land(duty, wanted, brought);
             }
         };
+        if wanted.iter().any(|wanted| wanted.range.len() > MEMORY_PER_CHECK) {
+            assemble::drop_files(&layer.memory);
+        }
         let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
         let decoded = decode_run(&layer, &run, &mut arrival, assembler);
         let failed = arrival.error.map(|error| layer.registry_error(error)).or(decoded.err());
@@ -134,6 +151,7 @@ impl Decoder {
 }
 
 fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: Assembler<'_>) -> Result<(), Error> {
+    let mut units = Units::new().map_err(|_| Error::Interrupted)?;
     for number in run.units.clone() {
         let unit = layer.index.unit(number)?;
         let pieces = unit.pieces.clone().map(|piece| layer.index.piece(piece)).collect::<Result<Vec<Piece>, _>>()?;
@@ -141,7 +159,7 @@ fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: As
             break;
         }
         let input = arrival.by_ref().take(unit.compressed.len());
-        let decoded = decode_unit(unit.codec, input, &pieces, &mut |at, bytes| assembler.push(at, bytes));
+        let decoded = units.decode(unit.codec, input, &pieces, &mut |at, bytes| assembler.push(at, bytes));
         if let Err(error) = decoded {
             if arrival.error.is_some() {
                 break;

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use moka::sync::Cache as Memory;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit};
 
-use super::assemble::{Kept, Wanted};
+use super::around::Reading;
+use super::assemble::{Brought, Kept, Wanted};
 use super::flight::{Duty, Flights, Waiter};
 use super::job::Job;
-use super::plan::{self, Run, Streams};
 use super::prefetch::{Gate, Waiting};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
@@ -40,8 +39,8 @@ pub(super) const MEMORY: u64 = 32 << 20;
 /// Failed reads of a layer are logged this often at most.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// A read looks again this often when what it waited for was gone before it could be copied.
-const ROUNDS: usize = 4;
+/// A read looks again this often when nothing was brought for it: what it needs was there, and evicted before it could be copied.
+const ROUNDS: usize = 8;
 
 /// Checks found on disk are verified one by one in each of this many groups, so that a check is not verified by all of its readers.
 const VERIFIERS: usize = 16;
@@ -64,7 +63,7 @@ struct Repair {
     reindex: Reindex,
     /// Since then it is served from memory, which nothing damages.
     done: bool,
-    failed: Option<Instant>,
+    pub(super) failed: Option<Instant>,
 }
 
 /// The right to verify the checks of one group.
@@ -88,9 +87,9 @@ pub struct Stats {
 }
 
 #[derive(Default)]
-struct Counters {
-    served: AtomicU64,
-    cached: AtomicU64,
+pub(super) struct Counters {
+    pub(super) served: AtomicU64,
+    pub(super) cached: AtomicU64,
     errors: AtomicU64,
     last_error: Mutex<Option<String>>,
     warned: Mutex<Option<Instant>>,
@@ -103,26 +102,26 @@ pub struct Layer {
     pub(super) source: Source,
     pub(super) cache: Cache,
     pub(super) file: LayerFile,
-    flights: Arc<Flights>,
+    pub(super) flights: Arc<Flights>,
     /// Verified bytes that the cache would not have.
-    memory: Memory<u32, Kept>,
+    pub(super) memory: Memory<u32, Kept>,
     /// Checks for which nothing came within the deadline, for the length of [`REPEAT`].
-    failed: Memory<u32, Error>,
-    streams: Mutex<Streams>,
+    pub(super) failed: Memory<u32, Error>,
+    pub(super) planning: Mutex<()>,
     requests: Semaphore,
     all_requests: Arc<Semaphore>,
     verifiers: [Arc<AsyncMutex<()>>; VERIFIERS],
     reindex: AsyncMutex<Repair>,
     pub(super) gate: Arc<Gate>,
     io_deadline: Duration,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 /// Verified bytes that a reader holds itself, by check, so that nothing can take them away while it waits for others.
 type Held = HashMap<u32, Kept>;
 
 /// What a look at the layer file gave.
-enum Look {
+pub(super) enum Look {
     Bytes(Bytes),
     /// Somebody is verifying a check of this group.
     Verifying(usize),
@@ -166,7 +165,7 @@ impl Engine {
             flights: Arc::default(),
             memory: Memory::builder().max_capacity(MEMORY).weigher(|_, kept: &Kept| kept.weight()).build(),
             failed: Memory::builder().max_capacity(4096).time_to_live(REPEAT).build(),
-            streams: Mutex::default(),
+            planning: Mutex::default(),
             requests: Semaphore::new(REQUESTS),
             all_requests: Arc::clone(&self.requests),
             verifiers: std::array::from_fn(|_| Arc::default()),
@@ -194,7 +193,12 @@ impl Layer {
     /// # Errors
     /// Where they cannot be had within the deadline, or are wrong. Nothing is remembered: the next read tries again.
     pub async fn read(self: &Arc<Self>, range: ByteRange) -> Result<Bytes, Error> {
-        let read = self.read_or_fetch(range).await;
+        self.read_for(range, None).await
+    }
+
+    /// The same for `reading`, which says what else to fetch.
+    pub(super) async fn read_for(self: &Arc<Self>, range: ByteRange, reading: Option<Reading>) -> Result<Bytes, Error> {
+        let read = self.read_or_fetch(range, reading).await;
         match &read {
             Ok(bytes) => self.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed),
             Err(error) => {
@@ -233,19 +237,23 @@ impl Layer {
         self.counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn read_or_fetch(self: &Arc<Self>, range: ByteRange) -> Result<Bytes, Error> {
+    async fn read_or_fetch(self: &Arc<Self>, range: ByteRange, reading: Option<Reading>) -> Result<Bytes, Error> {
         let mut held = Held::new();
-        let mut rounds = 0;
+        let mut is_first = true;
+        let mut fruitless = 0;
         let mut verifier = None;
-        while rounds < ROUNDS {
+        while fruitless < ROUNDS {
             let layer = Arc::clone(self);
             let right = verifier.take();
-            let looked = tokio::task::spawn_blocking(move || (layer.look(range, &held, right.as_ref()), held)).await;
+            let who = reading.clone().filter(|_| is_first);
+            let looked =
+                tokio::task::spawn_blocking(move || (layer.look(range, &held, right.as_ref(), who.as_ref()), held));
+            let looked = looked.await;
             let (look, looked_held) = looked.map_err(|_| Error::Interrupted)?;
             held = looked_held;
             let waited = match look {
                 Ok(Look::Bytes(bytes)) => {
-                    if rounds == 0 {
+                    if is_first {
                         self.counters.cached.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     }
                     return Ok(bytes);
@@ -256,20 +264,26 @@ impl Layer {
                     continue;
                 }
                 Ok(Look::Wait { waiters, jobs, waiting }) => {
+                    let before = held.len();
                     let waited = self.wait(waiters, jobs, &mut held).await;
                     drop(waiting);
+                    // What was brought is held, so that the rounds in which something is come to an end, too.
+                    fruitless += usize::from(held.len() == before);
                     waited
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    fruitless += 1;
+                    Err(error)
+                }
             };
             match waited {
                 Ok(()) => {}
                 // Whoever was to bring it was stopped by something else; nobody has tried yet.
                 Err(Error::Interrupted) => {}
-                Err(Error::Index(damaged)) if rounds == 0 => self.reindex(damaged).await?,
+                Err(Error::Index(damaged)) if is_first => self.reindex(damaged).await?,
                 Err(error) => return Err(error),
             }
-            rounds += 1;
+            is_first = false;
         }
         Err(Error::Interrupted)
     }
@@ -296,7 +310,11 @@ impl Layer {
                     rest.for_each(|check| self.failed.insert(*check, error.clone()));
                 }
             }
-            held.insert(check, outcome?);
+            match outcome? {
+                // To be looked for there.
+                Kept::LayerFile => {}
+                kept => drop(held.insert(check, kept)),
+            }
         }
         Ok(())
     }
@@ -344,11 +362,18 @@ impl Layer {
     }
 
     /// The bytes, where all of them are there (or `held` by the reader itself), else who will bring what is missing.
-    fn look(self: &Arc<Self>, range: ByteRange, held: &Held, right: Option<&Verifier>) -> Result<Look, Error> {
+    fn look(
+        self: &Arc<Self>,
+        range: ByteRange,
+        held: &Held,
+        right: Option<&Verifier>,
+        reading: Option<&Reading>,
+    ) -> Result<Look, Error> {
         let mut bytes = BytesMut::zeroed(usize::try_from(range.len()).unwrap_or(usize::MAX));
         let mut missing = Vec::new();
         let mut covered = range.start;
-        for number in self.index.checks_over(range)? {
+        let checks = self.index.checks_over(range)?;
+        for number in checks.clone() {
             let check = self.index.check(number)?;
             let part = check.range.intersection(&range);
             let start = usize::try_from(part.start.saturating_sub(range.start)).unwrap_or(usize::MAX);
@@ -365,7 +390,9 @@ impl Layer {
         if covered != range.end {
             return Err(Error::NotInIndex { layer: self.digest, range });
         }
-        if missing.is_empty() { Ok(Look::Bytes(bytes.freeze())) } else { self.wait_for(&missing) }
+        let look = if missing.is_empty() { Look::Bytes(bytes.freeze()) } else { self.wait_for(&missing, reading)? };
+        reading.iter().for_each(|reading| reading.noticed(range, checks.clone(), !missing.is_empty()));
+        Ok(look)
     }
 
     /// Copies a part of a check that is there.
@@ -379,151 +406,39 @@ impl Layer {
     ) -> Verdict {
         let CheckKind::Digest(digest) = check.kind else { return Verdict::There };
         let offset = part.start - check.range.start;
-        let in_memory =
-            held.cloned().filter(|kept| !matches!(kept, Kept::LayerFile)).or_else(|| self.memory.get(&number));
+        let in_memory = held.cloned().or_else(|| self.memory.get(&number));
         if let Some(read) = in_memory.and_then(|kept| kept.read(offset, buffer)) {
             return if read.is_ok() { Verdict::There } else { Verdict::Missing };
         }
-        match self.verdict(Wanted { check: number, range: check.range, digest }, right) {
-            Verdict::There if self.file.read(part, buffer).is_err() => {
-                self.file.forget(number);
-                Verdict::Missing
+        match self.file.read(number, part, buffer) {
+            State::Ready => Verdict::There,
+            State::Missing => Verdict::Missing,
+            State::Unverified => {
+                self.copy_verified(Wanted { check: number, range: check.range, digest }, part, right, buffer)
             }
-            verdict => verdict,
         }
     }
 
-    /// Whether a check is there; what an earlier process left is verified first, and forgotten where it is wrong.
-    fn verdict(&self, wanted: Wanted, right: Option<&Verifier>) -> Verdict {
-        let known = |state| match state {
-            State::Ready => Some(Verdict::There),
-            State::Missing => Some(Verdict::Missing),
-            State::Unverified => None,
-        };
-        if let Some(verdict) = known(self.file.state(wanted.check)) {
-            return verdict;
-        }
+    /// Copies a part of a check that another process left: it is verified first, by one reader at a time, and forgotten where it is wrong.
+    fn copy_verified(&self, wanted: Wanted, part: ByteRange, right: Option<&Verifier>, buffer: &mut [u8]) -> Verdict {
         let group = wanted.check as usize % VERIFIERS;
-        let lock = match right.filter(|right| right.group == group) {
+        let _lock = match right.filter(|right| right.group == group) {
             Some(_) => None,
             None => match self.verifiers.get(group).map(|lock| lock.try_lock()) {
                 Some(Ok(lock)) => Some(lock),
                 _ => return Verdict::Busy(group),
             },
         };
-        // It may have been verified between the look and the lock.
-        if let Some(verdict) = known(self.file.state(wanted.check)) {
-            return verdict;
+        match self.file.verify(wanted.check, wanted.range, &wanted.digest) {
+            State::Ready if self.file.read(wanted.check, part, buffer) == State::Ready => Verdict::There,
+            _ => Verdict::Missing,
         }
-        if self.hash(wanted.range).is_some_and(|digest| digest == wanted.digest) {
-            self.file.set_verified(wanted.check);
-            drop(lock);
-            return Verdict::There;
-        }
-        tracing::warn!(layer = %self.digest, contents = %wanted.range, "cached contents are damaged; they are fetched again");
-        self.file.forget(wanted.check);
-        Verdict::Missing
     }
 
-    fn hash(&self, range: ByteRange) -> Option<Digest> {
-        let mut hash = Sha256::new();
-        let mut part = vec![0; 256 << 10];
-        let mut at = range.start;
-        while at < range.end {
-            let len = usize::try_from(range.end - at).unwrap_or(part.len()).min(part.len());
-            let buffer = part.get_mut(..len)?;
-            self.file.read(ByteRange::at(at, len as u64)?, buffer).ok()?;
-            hash.update(&*buffer);
-            at += len as u64;
-        }
-        Some(Digest::from_bytes(hash.finalize().into()))
-    }
-
-    /// Joins the flights that bring `missing` (ascending) and plans requests for what nobody brings yet.
-    fn wait_for(self: &Arc<Self>, missing: &[u32]) -> Result<Look, Error> {
-        let waiting = self.gate.reader();
-        // One reader plans at a time: what it finds brought by nobody it then takes, so that no two requests have a unit in common.
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut waiters, mut nobody) = (Vec::new(), Vec::new());
-        for &check in missing {
-            if let Some(error) = self.failed.get(&check) {
-                return Err(error);
-            }
-            match self.flights.join(check) {
-                Some(waiter) => waiters.push(waiter),
-                // It may have come since it was looked for; then there is nobody to wait for either.
-                None if self.is_missing(check) => nobody.push(check),
-                None => {}
-            }
-        }
-        let mut jobs = Vec::new();
-        if let Some(&first) = nobody.first() {
-            let runs = plan::runs(&self.index, &nobody, streams.ahead(first), |check| self.is_missing(check))?;
-            let bytes = runs.iter().map(|run| run.compressed.len()).sum();
-            let mut next = first;
-            for run in runs {
-                let (job, brought) = self.job(run)?;
-                next = brought.last().map_or(next, |waiter| waiter.check + 1);
-                waiters.extend(brought.into_iter().filter(|waiter| missing.binary_search(&waiter.check).is_ok()));
-                jobs.extend(job);
-            }
-            streams.advance(first, next, bytes);
-        }
-        Ok(Look::Wait { waiters, jobs, waiting })
-    }
-
-    /// Takes the duty for what of the first run is still missing; also gives back what is to be done after it.
-    pub(super) fn take_first(self: &Arc<Self>, runs: Vec<Run>) -> Result<(Option<Job>, Vec<Run>), Error> {
-        let _planning = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut runs = runs.into_iter();
-        let Some(run) = runs.next() else { return Ok((None, Vec::new())) };
-        let wanted = plan::checks_in(&self.index, &run)?;
-        let missing: Vec<u32> =
-            wanted.iter().map(|wanted| wanted.check).filter(|check| self.is_missing(*check)).collect();
-        let mut left = plan::runs(&self.index, &missing, 0, |_| false)?.into_iter();
-        let job = left.next().map(|run| self.job(run)).transpose()?.and_then(|(job, _)| job);
-        Ok((job, left.chain(runs).collect()))
-    }
-
-    pub(super) fn is_missing(&self, check: u32) -> bool {
-        self.file.state(check) == State::Missing
-            && !self.memory.contains_key(&check)
-            && self.flights.join(check).is_none()
-    }
-
-    /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile.
-    fn job(self: &Arc<Self>, run: Run) -> Result<(Option<Job>, Vec<Waiter>), Error> {
-        let run = self.or_whole(run)?;
-        let wanted = plan::checks_in(&self.index, &run)?;
-        let (mut duties, mut waiters) = (Vec::new(), Vec::new());
-        for wanted in &wanted {
-            match self.flights.take(wanted.check) {
-                Ok((duty, waiter)) => {
-                    waiters.push(waiter);
-                    match (self.file.state(wanted.check), self.memory.get(&wanted.check)) {
-                        (State::Ready, _) => duty.land(Ok(Kept::LayerFile)),
-                        (_, Some(kept)) => duty.land(Ok(kept)),
-                        _ => duties.push(duty),
-                    }
-                }
-                Err(waiter) => waiters.push(waiter),
-            }
-        }
-        let job = if duties.is_empty() { None } else { Some(Job::new(Arc::clone(self), run, wanted, duties)) };
-        Ok((job, waiters))
-    }
-
-    /// Everything at once where the blob's host sends all of it anyway, so that it does so once and not for each run.
-    fn or_whole(&self, run: Run) -> Result<Run, Error> {
-        if !self.source.is_sent_whole() {
-            return Ok(run);
-        }
-        Ok(plan::whole(&self.index)?.unwrap_or(run))
-    }
-
-    /// A check is there: kept where the next reader looks before the flight is over.
-    pub(super) fn land(&self, duty: Duty, wanted: Wanted, kept: Kept) {
-        if !matches!(kept, Kept::LayerFile) && u64::from(kept.weight()) <= MEMORY {
+    /// A check is there: kept where the next reader looks before the flight is over, and handed to those who wait.
+    pub(super) fn land(&self, duty: Duty, wanted: Wanted, brought: Brought) {
+        let Brought { kept, is_stored } = brought;
+        if !is_stored && u64::from(kept.weight()) <= MEMORY {
             self.memory.insert(wanted.check, kept.clone());
             self.memory.run_pending_tasks();
         }

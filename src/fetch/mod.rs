@@ -3,19 +3,25 @@
 //! ```text
 //! Layer::read -> checks over the range -> there? -> bytes from the layer file
 //!                                      -> not there -> plan (runs of units) -> Job -> Assembler -> there
+//! Around::read: the same for a file of an image, and guesses what is read next
 //! ```
 
+mod around;
 mod assemble;
+mod cached;
 mod decode;
 mod error;
 mod flight;
 mod job;
 mod layer;
 mod plan;
+mod planning;
 mod prefetch;
 mod source;
 
-pub use decode::decode_unit;
+pub use crate::cache::Disk;
+pub use around::{Around, Files, Node, Place};
+pub use decode::Units;
 pub use error::Error;
 pub use layer::{Engine, Layer, Reindex, Stats};
 pub use prefetch::{Prefetch, prefetch};

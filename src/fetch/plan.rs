@@ -1,9 +1,7 @@
 //! Which units to ask for, and in which requests.
 //!
-//! What a reader misses is asked for with its neighbours: units that touch become one request, up to [`MAX_REQUEST`]. A reader that goes on
-//! where the last miss ended is sequential, and gets ahead of itself what it has read so far, up to [`MAX_AHEAD`].
+//! What a reader misses is asked for with its neighbours: units that touch become one request, up to [`MAX_REQUEST`].
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::assemble::Wanted;
@@ -13,14 +11,20 @@ use crate::index::{CheckKind, Damaged, StoredIndex};
 /// Compressed bytes of one request, except where one check alone needs more.
 pub(super) const MAX_REQUEST: u64 = 4 << 20;
 
-/// Compressed bytes asked for ahead of a sequential reader.
-const MAX_AHEAD: u64 = 8 << 20;
+/// Checks looked at behind a miss: holes cost no bytes, and a file may be full of them.
+const MAX_CHECKS_BEHIND: u32 = 4096;
 
-/// Checks looked at ahead of a sequential reader: holes cost no bytes, and a file may be full of them.
-const MAX_CHECKS_AHEAD: u32 = 4096;
+/// Runs with no more than this between them become one, where a request more would cost more than bytes that are there already.
+const GAP: u64 = 8 << 10;
 
-/// Sequential readers of one layer that are told apart.
-const STREAMS: usize = 16;
+/// How far to go on behind a miss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tail {
+    /// Compressed bytes.
+    pub(super) bytes: u64,
+    /// Place in the layer file.
+    pub(super) until: u64,
+}
 
 /// Units that lie next to each other in the blob, for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,52 +41,100 @@ impl Run {
         Ok(ByteRange::new(start, end).map(|compressed| Self { units, compressed }))
     }
 
-    /// The two as one request, where they touch and it is not too large. Runs that share a unit always go together.
-    fn join(&self, next: &Self) -> Option<Self> {
+    /// The two as one request, where they are no more than `gap` bytes apart and it is not too large. Runs that share a unit always go together.
+    fn join(&self, next: &Self, gap: u64) -> Option<Self> {
         let joined = Self {
             units: self.units.start..next.units.end.max(self.units.end),
             compressed: ByteRange { start: self.compressed.start, end: next.compressed.end.max(self.compressed.end) },
         };
         let shared = next.units.start < self.units.end;
-        let touching = next.units.start == self.units.end && joined.compressed.len() <= MAX_REQUEST;
-        (shared || touching).then_some(joined)
+        let between = next.compressed.start.saturating_sub(self.compressed.end);
+        let touching = next.units.start == self.units.end || (gap > 0 && between <= gap);
+        (shared || (touching && joined.compressed.len() <= MAX_REQUEST)).then_some(joined)
     }
 }
 
-/// The runs that bring `checks` (ascending), and behind the last of them about `ahead` compressed bytes of further checks that `missing`
-/// says are not there.
-pub(super) fn runs(
-    index: &StoredIndex,
-    checks: &[u32],
-    ahead: u64,
-    missing: impl Fn(u32) -> bool,
-) -> Result<Vec<Run>, Damaged> {
+/// The runs that bring `checks` (ascending), each of them whole.
+pub(super) fn runs(index: &StoredIndex, checks: &[u32]) -> Result<Vec<Run>, Damaged> {
     let mut runs: Vec<Run> = Vec::new();
     for &check in checks {
         add(index, &mut runs, check)?;
     }
-    let Some(&last) = checks.last() else { return Ok(runs) };
-    let limit = runs.last().map_or(0, |run| run.compressed.end.saturating_add(ahead));
-    let end = last.saturating_add(MAX_CHECKS_AHEAD).min(index.summary().checks);
-    let mut next = last + 1;
-    while ahead > 0 && next < end && missing(next) {
-        if runs.last().is_some_and(|run| run.compressed.end >= limit) {
+    Ok(runs)
+}
+
+/// Runs that are but little apart as one.
+pub(super) fn joined(runs: Vec<Run>) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut().and_then(|last| Some((last.join(&run, GAP)?, last))) {
+            Some((both, last)) => *last = both,
+            None => joined.push(run),
+        }
+    }
+    joined
+}
+
+/// Lets the last of `runs`, which brings the check `last`, go on over further checks that `missing` says are not there.
+pub(super) fn extend(
+    index: &StoredIndex,
+    runs: &mut Vec<Run>,
+    last: u32,
+    tail: Tail,
+    missing: impl Fn(u32) -> bool,
+) -> Result<(), Damaged> {
+    let limit = runs.last().map_or(0, |run| run.compressed.end.saturating_add(tail.bytes));
+    let end = last.saturating_add(MAX_CHECKS_BEHIND).min(index.summary().checks);
+    for next in last.saturating_add(1)..end {
+        let is_far = runs.last().is_some_and(|run| run.compressed.end >= limit);
+        if is_far || !missing(next) || index.check(next)?.range.start >= tail.until {
             break;
         }
-        add(index, &mut runs, next)?;
-        next += 1;
+        add(index, runs, next)?;
     }
-    Ok(runs)
+    Ok(())
 }
 
 fn add(index: &StoredIndex, runs: &mut Vec<Run>, check: u32) -> Result<(), Damaged> {
     let units = index.units_over(index.check(check)?.range)?;
     let Some(run) = Run::new(index, units)? else { return Ok(()) };
-    match runs.last_mut().and_then(|last| Some((last.join(&run)?, last))) {
+    match runs.last_mut().and_then(|last| Some((last.join(&run, 0)?, last))) {
         Some((joined, last)) => *last = joined,
         None => runs.push(run),
     }
     Ok(())
+}
+
+/// Compressed bytes from the first to the last of some units.
+pub(super) fn compressed(index: &StoredIndex, units: &Range<u32>) -> Result<u64, Damaged> {
+    Ok(Run::new(index, units.clone())?.map_or(0, |run| run.compressed.len()))
+}
+
+/// The last unit before `end` that ends within `bytes` from the start of `unit`; itself at least.
+pub(super) fn forward(index: &StoredIndex, unit: u32, bytes: u64, end: u32) -> Result<u32, Damaged> {
+    let limit = index.unit(unit)?.compressed.start.saturating_add(bytes);
+    last_before(unit..end, |at| Ok(index.unit(at)?.compressed.end <= limit))
+}
+
+/// The first unit from `start` on that starts within `bytes` before the end of `unit`; itself at most.
+pub(super) fn backward(index: &StoredIndex, unit: u32, bytes: u64, start: u32) -> Result<u32, Damaged> {
+    let limit = index.unit(unit)?.compressed.end.saturating_sub(bytes);
+    let (mut low, mut high) = (start.min(unit), unit);
+    while low < high {
+        let middle = low.midpoint(high);
+        if index.unit(middle)?.compressed.start >= limit { high = middle } else { low = middle + 1 }
+    }
+    Ok(high)
+}
+
+/// The last of a range that `fits`, all before it doing so as well; the first at least.
+fn last_before(range: Range<u32>, fits: impl Fn(u32) -> Result<bool, Damaged>) -> Result<u32, Damaged> {
+    let (mut low, mut high) = (range.start, range.end.saturating_sub(1).max(range.start));
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle)? { low = middle } else { high = middle - 1 }
+    }
+    Ok(low)
 }
 
 /// The run that brings two checks and all between them.
@@ -132,32 +184,6 @@ fn span(index: &StoredIndex, run: &Run) -> Result<Option<ByteRange>, Damaged> {
     Ok(ByteRange::new(start, end))
 }
 
-/// Tells sequential readers by where their misses are.
-#[derive(Default)]
-pub(super) struct Streams(VecDeque<Stream>);
-
-struct Stream {
-    /// The check at which this reader misses next if it is sequential.
-    next: u32,
-    /// Compressed bytes that it has had.
-    read: u64,
-}
-
-impl Streams {
-    /// How many compressed bytes to ask for ahead of a reader that misses at `first`.
-    pub(super) fn ahead(&self, first: u32) -> u64 {
-        self.0.iter().find(|stream| stream.next == first).map_or(0, |stream| stream.read.min(MAX_AHEAD))
-    }
-
-    /// What was asked for after a miss at `first`: up to but not including `next`, `bytes` in all.
-    pub(super) fn advance(&mut self, first: u32, next: u32, bytes: u64) {
-        let known = self.0.iter().position(|stream| stream.next == first).and_then(|at| self.0.remove(at));
-        let read = known.map_or(0, |stream| stream.read).saturating_add(bytes);
-        self.0.push_front(Stream { next, read });
-        self.0.truncate(STREAMS);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,31 +194,23 @@ mod tests {
 
     #[test]
     fn neighbours_share_a_request_until_it_is_large() {
-        assert_eq!(run(0..2, 0, 10).join(&run(2..3, 10, 20)), Some(run(0..3, 0, 20)));
-        assert_eq!(run(0..2, 0, 10).join(&run(3..4, 20, 30)), None, "not neighbours");
-        assert_eq!(run(0..2, 0, MAX_REQUEST).join(&run(2..3, MAX_REQUEST, MAX_REQUEST + 1)), None, "too large");
+        assert_eq!(run(0..2, 0, 10).join(&run(2..3, 10, 20), 0), Some(run(0..3, 0, 20)));
+        assert_eq!(run(0..2, 0, 10).join(&run(3..4, 20, 30), 0), None, "not neighbours");
+        assert_eq!(run(0..2, 0, 10).join(&run(3..4, 20, 30), 10), Some(run(0..4, 0, 30)), "near enough");
+        assert_eq!(run(0..2, 0, 10).join(&run(3..4, 21, 30), 10), None, "too far");
+        assert_eq!(run(0..2, 0, MAX_REQUEST).join(&run(2..3, MAX_REQUEST, MAX_REQUEST + 1), 0), None, "too large");
         assert_eq!(
-            run(0..2, 0, MAX_REQUEST).join(&run(1..3, 9, MAX_REQUEST + 1)),
+            run(0..2, 0, MAX_REQUEST).join(&run(1..3, 9, MAX_REQUEST + 1), 0),
             Some(run(0..3, 0, MAX_REQUEST + 1)),
             "a unit is never asked for twice"
         );
-        assert_eq!(run(0..2, 0, 10).join(&run(1..2, 5, 10)), Some(run(0..2, 0, 10)));
+        assert_eq!(run(0..2, 0, 10).join(&run(1..2, 5, 10), 0), Some(run(0..2, 0, 10)));
     }
 
     #[test]
-    fn only_sequential_readers_get_something_ahead() {
-        let mut streams = Streams::default();
-        assert_eq!(streams.ahead(5), 0);
-        streams.advance(5, 6, 100);
-        assert_eq!(streams.ahead(9), 0, "elsewhere");
-        assert_eq!(streams.ahead(6), 100);
-        streams.advance(6, 9, 300);
-        assert_eq!(streams.ahead(9), 400);
-        streams.advance(9, 10, u64::MAX);
-        assert_eq!(streams.ahead(10), MAX_AHEAD);
-        for other in 0..STREAMS as u32 {
-            streams.advance(1000 + 10 * other, 1001 + 10 * other, 1);
-        }
-        assert_eq!(streams.ahead(10), 0, "forgotten for others");
+    fn the_last_that_fits() {
+        let up_to = |limit: u32| last_before(3..9, |at| Ok(at <= limit)).unwrap();
+        assert_eq!([0, 3, 4, 7, 8, 99].map(up_to), [3, 3, 4, 7, 8, 8]);
+        assert_eq!(last_before(3..3, |_| Ok(true)).unwrap(), 3);
     }
 }

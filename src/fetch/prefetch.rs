@@ -1,42 +1,62 @@
-//! What is fetched for nobody in particular, always behind those who wait.
+//! What is fetched for nobody in particular, always behind those who wait: on the link as well, by asking for little at a time and only
+//! while nobody has waited for a while.
 
+use std::future::Future;
 use std::ops::Range;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::plan::{self, Run};
+use super::plan;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
 
-/// Compressed bytes that prefetch asks for at a time (more where one check needs more): what a reader that comes meanwhile shares the link with.
-const STEP: u64 = 1 << 20;
+/// Requests under way at a time: enough that the link is never idle between them.
+const REQUESTS: usize = 3;
 
-/// Prefetch of a layer pauses after a failed request, longer each time.
+/// Compressed bytes of one request: what the link carries in a round trip, within these limits (more where one check needs more).
+const STEP: Range<u64> = 128 << 10..1 << 20;
+
+/// Nobody has waited for so many round trips, and for so long: a program that starts has stopped asking.
+const QUIET_ROUND_TRIPS: u32 = 4;
+const QUIET: Duration = Duration::from_millis(50);
+
+/// After a failed request there is a pause, longer after each in a row up to a limit.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// After so many requests in a row that brought wrong bytes it gives the layer up.
-const TRIES: u32 = 10;
+/// Tries of a part that the registry answers for, but badly. While it cannot be reached there is no end of them.
+const TRIES: u32 = 2;
 
 /// What to fetch before it is asked for (`--prefetch`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prefetch {
     None,
-    /// What the image's landmarks name.
+    /// What the landmarks of the image name, and the command in its config.
     Hints,
     /// The hints, then everything.
     All,
 }
 
 /// Counts the readers that wait; prefetch goes on when there are none.
-#[derive(Default)]
 pub(super) struct Gate {
     readers: AtomicUsize,
     idle: Notify,
+    /// When the last of them was served.
+    last: Mutex<Instant>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { readers: AtomicUsize::new(0), idle: Notify::new(), last: Mutex::new(Instant::now()) }
+    }
 }
 
 /// A reader that waits; dropped when it does no more.
@@ -48,13 +68,20 @@ impl Gate {
         Waiting(Arc::clone(self))
     }
 
-    async fn idle(&self) {
+    /// Returns when no reader has waited for `quiet`.
+    async fn idle(&self, quiet: Duration) {
         loop {
-            let notified = self.idle.notified();
-            if self.readers.load(Ordering::Acquire) == 0 {
+            let mut notified = pin!(self.idle.notified());
+            notified.as_mut().enable();
+            if self.readers.load(Ordering::Acquire) > 0 {
+                notified.await;
+                continue;
+            }
+            let since = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if since.elapsed() >= quiet {
                 return;
             }
-            notified.await;
+            tokio::time::sleep_until(since + quiet).await;
         }
     }
 }
@@ -62,6 +89,7 @@ impl Gate {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if self.0.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             self.0.idle.notify_waiters();
         }
     }
@@ -74,89 +102,110 @@ pub async fn prefetch(layers: Vec<Arc<Layer>>, prefetch: Prefetch) {
     }
     for layer in &layers {
         if let Some(hint) = layer.index().summary().prefetch {
-            layer.prefetch(hint).await;
+            // Recorded from a start of this very image: it is wanted at once.
+            layer.prefetch(hint, Duration::ZERO).await;
         }
     }
     if prefetch == Prefetch::All {
         for layer in &layers {
-            layer.prefetch(ByteRange { start: 0, end: u64::MAX }).await;
+            let quiet = (layer.source.round_trip() * QUIET_ROUND_TRIPS).max(QUIET);
+            layer.prefetch(ByteRange { start: 0, end: u64::MAX }, quiet).await;
         }
     }
 }
 
 impl Layer {
-    /// Fetches all units in a range of the blob.
-    async fn prefetch(self: &Arc<Self>, blob: ByteRange) {
+    /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`.
+    async fn prefetch(self: &Arc<Self>, blob: ByteRange, quiet: Duration) {
         let layer = Arc::clone(self);
         let units = match tokio::task::spawn_blocking(move || layer.index().units_in_blob(blob)).await {
             Ok(Ok(units)) => units,
             Ok(Err(error)) => return tracing::warn!(%error, "nothing is prefetched"),
             Err(_) => return,
         };
-        let (mut next, mut failures, mut wrong) = (units.start, 0u32, 0);
-        while next < units.end && wrong < TRIES {
-            self.gate.idle().await;
-            let (end, fetched) = self.prefetch_step(next..units.end).await;
-            let Err(error) = fetched else {
-                (next, failures, wrong) = (end, 0, 0);
-                continue;
-            };
-            tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
-            failures = failures.saturating_add(1);
-            // What cannot be had now can be had later, however long that takes. What is wrong is asked for once more; then comes what is
-            // behind it, which may be good.
-            if !error.may_pass() {
-                wrong += 1;
-                next = if wrong % 2 == 0 { end } else { next };
+        stream::unfold(units, |units| self.next_step(units))
+            .for_each_concurrent(REQUESTS, |step| self.prefetch_step(step, quiet))
+            .await;
+    }
+
+    /// The units of the next step, and what is left after it.
+    fn next_step(
+        self: &Arc<Self>,
+        units: Range<u32>,
+    ) -> impl Future<Output = Option<(Range<u32>, Range<u32>)>> + use<> {
+        let layer = Arc::clone(self);
+        async move {
+            let size = layer.source.per_round_trip().clamp(STEP.start, STEP.end);
+            let end =
+                move || plan::forward(&layer.index, units.start, size, units.end).map(|last| last.saturating_add(1));
+            if units.is_empty() {
+                return None;
             }
+            match tokio::task::spawn_blocking(end).await {
+                Ok(Ok(end)) => Some((units.start..end, end..units.end)),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the rest is not prefetched");
+                    None
+                }
+                Err(_) => None,
+            }
+        }
+    }
+
+    /// Fetches some units, as far as they are missing.
+    async fn prefetch_step(self: &Arc<Self>, units: Range<u32>, quiet: Duration) {
+        let (mut tries, mut failures) = (0, 0u32);
+        loop {
+            let Err(error) = self.fetch_quietly(units.clone(), quiet).await else { return };
+            tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
+            tries += u32::from(!error.may_pass());
+            if tries >= TRIES {
+                // What is behind it may be good.
+                return;
+            }
+            failures = failures.saturating_add(1);
             tokio::time::sleep(PAUSE.saturating_mul(failures).min(LONGEST_PAUSE)).await;
         }
     }
 
-    /// Fetches about [`STEP`] of the units, as far as they are missing; also tells the first unit behind it.
-    async fn prefetch_step(self: &Arc<Self>, units: Range<u32>) -> (u32, Result<(), Error>) {
+    async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Error> {
         let layer = Arc::clone(self);
-        let first = units.start;
-        let planned = tokio::task::spawn_blocking(move || layer.plan_step(units)).await;
-        let (end, mut runs) = match planned.map_err(|_| Error::Interrupted).and_then(|planned| planned) {
-            Ok(planned) => planned,
-            Err(error) => return (first.saturating_add(1), Err(error)),
-        };
+        let planned = tokio::task::spawn_blocking(move || layer.missing_runs(units)).await;
+        let mut runs = planned.map_err(|_| Error::Interrupted)??;
         while !runs.is_empty() {
-            self.gate.idle().await;
+            self.gate.idle(quiet).await;
             // The duty is taken when its request is about to be sent, so that no reader waits for one that is not.
             let layer = Arc::clone(self);
             let taken = tokio::task::spawn_blocking(move || layer.take_first(runs)).await;
-            let (job, rest) = match taken.map_err(|_| Error::Interrupted).and_then(|taken| taken) {
-                Ok(taken) => taken,
-                Err(error) => return (end, Err(error)),
-            };
+            let (job, rest) = taken.map_err(|_| Error::Interrupted)??;
             runs = rest;
-            let fetched = match job {
-                Some(job) => job.run().await,
-                None => Ok(()),
-            };
-            if fetched.is_err() {
-                return (end, fetched);
+            if let Some(job) = job {
+                job.run().await?;
             }
         }
-        (end, Ok(()))
+        Ok(())
     }
+}
 
-    fn plan_step(self: &Arc<Self>, units: Range<u32>) -> Result<(u32, Vec<Run>), Error> {
-        let (mut next, mut bytes, mut checks) = (units.start, 0u64, Vec::new());
-        while next < units.end && bytes < STEP {
-            let before = checks.len();
-            for check in plan::checks_of_unit(&self.index, next)? {
-                if self.is_missing(check) && checks.last() != Some(&check) {
-                    checks.push(check);
-                }
-            }
-            if checks.len() > before {
-                bytes = bytes.saturating_add(self.index.unit(next)?.compressed.len());
-            }
-            next += 1;
-        }
-        Ok((next, plan::runs(&self.index, &checks, 0, |_| false)?))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn prefetch_waits_until_readers_have_been_quiet() {
+        let gate = Arc::new(Gate::default());
+        let (one, two) = (gate.reader(), gate.reader());
+        let start = Instant::now();
+        let idle = gate.idle(QUIET);
+        let readers = async {
+            tokio::time::sleep(QUIET * 3).await;
+            drop(one);
+            tokio::time::sleep(QUIET).await;
+            drop(two);
+        };
+        tokio::join!(idle, readers);
+        assert_eq!(start.elapsed(), QUIET * 5);
+        gate.idle(Duration::ZERO).await;
+        assert_eq!(start.elapsed(), QUIET * 5);
     }
 }

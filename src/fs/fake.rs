@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::overlay::LayerEntries;
+use super::tree::Ino;
 use super::view::Contents;
 use crate::blob::ByteRange;
 use crate::fetch;
@@ -243,10 +244,21 @@ pub(super) fn ramp(start: u64, len: usize) -> Vec<u8> {
 pub(super) struct Ramp {
     /// Bytes that are missing from the end of each answer.
     pub(super) lost: usize,
+    /// There are no layers.
+    pub(super) none: bool,
 }
 
 impl Contents for Ramp {
-    fn read(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
+    fn layers(&self) -> usize {
+        if self.none { 0 } else { usize::MAX }
+    }
+
+    fn read(
+        self: Arc<Self>,
+        _layer: usize,
+        _ino: Ino,
+        range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
         let len = usize::try_from(range.len()).unwrap().saturating_sub(self.lost);
         Box::pin(std::future::ready(Ok(ramp(range.start, len).into())))
     }

@@ -1,9 +1,9 @@
-//! The FUSE frontend: a thin adapter, the only file that knows fuser.
+//! The FUSE frontend: a thin adapter; nothing outside of this file and its folder knows fuser.
 //!
 //! | request | answer |
 //! |---|---|
 //! | LOOKUP, GETATTR, READLINK, READDIR(PLUS), GET/LISTXATTR, STATFS | from memory, at once, on the FUSE thread: a process killed while it waits for one of these would stay |
-//! | READ | from a task on the runtime: it may wait for the network, and a reader that waits for a page can be killed |
+//! | READ | what is in memory: at once; else by another thread, which may wait for the disk, or by a task, which may wait for the network: a reader that waits for a page can be killed |
 //! | a name that is missing | an entry with inode 0: the kernel remembers that, too |
 //! | OPEN, OPENDIR | ENOSYS: never sent again, the page cache is kept, and open() works even while nobody answers |
 //! | FLUSH, FSYNC, ACCESS, LSEEK, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
@@ -28,22 +28,26 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
+use self::attr::{file_attr, no_entry};
+use self::read::{Buffers, Read};
 use super::errno::Refused;
-use super::tree::{Attr, Ino, Type};
+use super::tree::Ino;
 use super::view::{BLOCK_SIZE, View};
 use super::xattr;
-use crate::index::Time;
+
+mod attr;
+mod read;
 
 /// How long the kernel may remember entries and attributes: for ever (136 years).
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -87,15 +91,16 @@ pub struct Options {
 /// Answers the kernel's requests from a view.
 pub struct Frontend {
     view: Arc<View>,
-    /// Where reads run.
+    /// Where reads run that have to wait.
     runtime: Handle,
+    buffers: Arc<Buffers>,
     options: Options,
 }
 
 impl Frontend {
     #[must_use]
     pub fn new(view: Arc<View>, runtime: Handle, options: Options) -> Self {
-        Self { view, runtime, options }
+        Self { view, runtime, buffers: Arc::default(), options }
     }
 }
 
@@ -132,67 +137,6 @@ fn session<F: Filesystem>(filesystem: F, fd: OwnedFd) -> io::Result<Session<F>> 
 
 fn errno(refused: &Refused) -> Errno {
     Errno::from_i32(refused.errno() as i32)
-}
-
-/// Seconds count from the floor, also before 1970.
-fn system_time(time: Time) -> SystemTime {
-    let seconds = Duration::from_secs(time.secs.unsigned_abs());
-    let floor = if time.secs < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
-    floor.and_then(|floor| floor.checked_add(Duration::from_nanos(time.nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
-/// A device number the way FUSE has it (Linux `new_encode_dev`): 12 bits of major, 20 bits of minor, which is all that the kernel has.
-fn device(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
-fn file_type(kind: Type) -> FileType {
-    match kind {
-        Type::Dir => FileType::Directory,
-        Type::File => FileType::RegularFile,
-        Type::Symlink => FileType::Symlink,
-        Type::Char => FileType::CharDevice,
-        Type::Block => FileType::BlockDevice,
-        Type::Fifo => FileType::NamedPipe,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let time = system_time(attr.mtime);
-    FileAttr {
-        ino: INodeNo(attr.ino.get()),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attr.kind),
-        perm: attr.mode,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: device(attr.major, attr.minor),
-        blksize: BLOCK_SIZE,
-        flags: 0,
-    }
-}
-
-/// The entry for a name that does not exist: only its inode number, 0, counts.
-fn no_entry() -> FileAttr {
-    let nothing = Attr {
-        ino: Ino::ROOT,
-        kind: Type::File,
-        mode: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        mtime: Time::default(),
-        major: 0,
-        minor: 0,
-    };
-    FileAttr { ino: INodeNo(0), ..file_attr(&nothing) }
 }
 
 impl Frontend {
@@ -316,23 +260,12 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let (view, ino) = (Arc::clone(&self.view), self.ino(number));
-        self.runtime.spawn(async move {
-            let read = async { view.read(ino?, offset, size.into()).await.map_err(Refused::from) };
-            match read.await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(refused) => {
-                    tracing::debug!(
-                        ino = number.0,
-                        offset,
-                        size,
-                        error = &refused as &dyn std::error::Error,
-                        "a read failed"
-                    );
-                    reply.error(errno(&refused));
-                }
-            }
-        });
+        let ino = match self.ino(number) {
+            Ok(ino) => ino,
+            Err(refused) => return reply.error(errno(&refused)),
+        };
+        let read = Read { ino, offset, size, reply };
+        read.answer(&self.runtime, &self.view, &self.buffers);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

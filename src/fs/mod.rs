@@ -3,7 +3,7 @@
 //! ```text
 //! index::Entries of each layer -> overlay -> tree::Tree -> view::View -> fuse::Frontend -> /dev/fuse
 //!                                                              |
-//!                                         view::Contents: a layer's bytes, from fetch
+//!                                         view::Contents: the layers' bytes, from fetch
 //! ```
 
 mod errno;
@@ -11,6 +11,7 @@ mod errno;
 mod fake;
 pub mod fuse;
 mod overlay;
+mod paths;
 pub mod tree;
 pub mod view;
 mod xattr;

@@ -5,19 +5,56 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::paths::resolve;
+pub use super::paths::{LastSymlink, ResolveError};
 use super::tree::{Ino, Tree, Type};
 use crate::blob::ByteRange;
-use crate::fetch;
+use crate::fetch::Disk;
+use crate::fetch::{self, Around};
 
-/// The contents of one layer's files: its layer file, of which every byte handed out was verified.
+/// The contents of the layers' files: their layer files, of which every byte handed out was verified.
 pub trait Contents: Send + Sync {
-    /// Exactly the bytes of a range of the layer file.
-    fn read(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Bytes, fetch::Error>>;
+    /// How many layers there are.
+    fn layers(&self) -> usize;
+
+    /// Exactly the bytes of a range of a layer file, which is a part of the file `ino`.
+    fn read(
+        self: Arc<Self>,
+        layer: usize,
+        ino: Ino,
+        range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>>;
+
+    /// Fills `buffer` with such bytes, which are as many, where all of them are on local disk and were verified, and that takes no more than
+    /// `disk`. Says whether it did.
+    fn read_cached(
+        self: Arc<Self>,
+        _layer: usize,
+        _ino: Ino,
+        _range: ByteRange,
+        _buffer: &mut [u8],
+        _disk: Disk,
+    ) -> bool {
+        false
+    }
 }
 
-impl Contents for fetch::Layer {
-    fn read(self: Arc<Self>, range: ByteRange) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
-        Box::pin(async move { fetch::Layer::read(&self, range).await })
+impl Contents for Around {
+    fn layers(&self) -> usize {
+        self.layers()
+    }
+
+    fn read(
+        self: Arc<Self>,
+        layer: usize,
+        ino: Ino,
+        range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
+        Box::pin(async move { Around::read(&self, layer, ino.get(), range).await })
+    }
+
+    fn read_cached(self: Arc<Self>, layer: usize, ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
+        Around::read_cached(&self, layer, ino.get(), range, (buffer, disk))
     }
 }
 
@@ -35,27 +72,6 @@ pub enum ReadError {
     WrongLength { ino: u64, layer: usize, range: ByteRange, got: usize },
 }
 
-/// Why a path leads nowhere. Paths are as the caller gave them.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ResolveError {
-    #[error("{path:?}: there is no {name:?} in the image")]
-    NotFound { path: String, name: String },
-    #[error("{path:?}: {name:?} is not a directory")]
-    NotADirectory { path: String, name: String },
-    #[error("{path:?}: more than {MAX_SYMLINKS} symlinks on the way, most likely a loop")]
-    TooManySymlinks { path: String },
-}
-
-/// What `resolve` does with a symlink at the end of a path; those before it are always followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LastSymlink {
-    Follow,
-    Keep,
-}
-
-/// How many symlinks one path may lead over, as in Linux (path_resolution(7)).
-const MAX_SYMLINKS: usize = 40;
-
 /// What statfs says of a view: everything is used, nothing is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
@@ -69,15 +85,14 @@ pub const BLOCK_SIZE: u32 = 4096;
 
 /// A tree that can be served.
 pub struct View {
-    tree: Tree,
-    /// Of each layer, the lowest first, as the tree's extents number them.
-    layers: Vec<Arc<dyn Contents>>,
+    tree: Arc<Tree>,
+    contents: Arc<dyn Contents>,
 }
 
 impl View {
     #[must_use]
-    pub fn new(tree: Tree, layers: Vec<Arc<dyn Contents>>) -> Self {
-        Self { tree, layers }
+    pub fn new(tree: impl Into<Arc<Tree>>, contents: Arc<dyn Contents>) -> Self {
+        Self { tree: tree.into(), contents }
     }
 
     #[must_use]
@@ -97,10 +112,12 @@ impl View {
             return Ok(Bytes::new());
         }
         let layer = extent.layer;
-        let no_layer = ReadError::NoSuchLayer { ino: number, layer, layers: self.layers.len() };
+        let layers = self.contents.layers();
         let range = extent.start.checked_add(offset).and_then(|start| ByteRange::at(start, len));
-        let (Some(contents), Some(range)) = (self.layers.get(layer), range) else { return Err(no_layer) };
-        let read = Arc::clone(contents).read(range).await;
+        let Some(range) = range.filter(|_| layer < layers) else {
+            return Err(ReadError::NoSuchLayer { ino: number, layer, layers });
+        };
+        let read = Arc::clone(&self.contents).read(layer, ino, range).await;
         let bytes = read.map_err(|source| ReadError::Contents { ino: number, layer, range, source })?;
         if bytes.len() as u64 != len {
             return Err(ReadError::WrongLength { ino: number, layer, range, got: bytes.len() });
@@ -108,41 +125,32 @@ impl View {
         Ok(bytes)
     }
 
+    /// What [`View::read`] gives, put into `buffer` (which grows where it is too short); `None` where that takes more than `disk`.
+    pub(super) fn read_cached<'a>(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        buffer: &'a mut Vec<u8>,
+        disk: Disk,
+    ) -> Option<&'a [u8]> {
+        let extent = self.tree.extent(ino)?;
+        let range = ByteRange::at(extent.start.checked_add(offset)?, len.min(extent.len.checked_sub(offset)?))?;
+        let len = usize::try_from(range.len()).ok()?;
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        let buffer = buffer.get_mut(..len)?;
+        let contents = Arc::clone(&self.contents);
+        contents.read_cached(extent.layer, ino, range, buffer, disk).then_some(buffer)
+    }
+
     /// What a path names. Symlinks are followed inside the image: an absolute target starts at its root, and `..` of the root is the root.
     ///
     /// # Errors
     /// Where a part of the path is missing or is no directory, or symlinks lead in a circle.
     pub fn resolve(&self, path: &[u8], last: LastSymlink) -> Result<Ino, ResolveError> {
-        let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut at = self.tree.root();
-        let mut symlinks = 0;
-        let mut todo: Vec<&[u8]> = Vec::new();
-        push_parts(&mut todo, path);
-        while let Some(name) = todo.pop() {
-            let Some(parent) = self.tree.parent(at) else {
-                return Err(ResolveError::NotADirectory { path: shown(path), name: shown(name) });
-            };
-            let next = match name {
-                b"." => Some(at),
-                b".." => Some(parent),
-                _ => self.tree.lookup(at, name),
-            };
-            let next = next.ok_or_else(|| ResolveError::NotFound { path: shown(path), name: shown(name) })?;
-            match self.tree.readlink(next) {
-                Some(target) if !todo.is_empty() || last == LastSymlink::Follow => {
-                    symlinks += 1;
-                    if symlinks > MAX_SYMLINKS {
-                        return Err(ResolveError::TooManySymlinks { path: shown(path) });
-                    }
-                    if target.starts_with(b"/") {
-                        at = self.tree.root();
-                    }
-                    push_parts(&mut todo, target);
-                }
-                _ => at = next,
-            }
-        }
-        Ok(at)
+        resolve(&self.tree, self.tree.root(), path, last)
     }
 
     #[must_use]
@@ -169,14 +177,6 @@ impl View {
     }
 }
 
-/// Puts the parts of a path on a stack, the first on top. A slash at the end is a part `.`, since what is before it must be a directory.
-fn push_parts<'a>(stack: &mut Vec<&'a [u8]>, path: &'a [u8]) {
-    if path.ends_with(b"/") {
-        stack.push(b".");
-    }
-    stack.extend(path.rsplit(|byte| *byte == b'/').filter(|part| !part.is_empty()));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +192,7 @@ mod tests {
             .with("loop", symlink("loop"))
             .with("long", symlink(&"d/../".repeat(800)))
             .with("x", What::File { size: 0 });
-        View::new(merge(&[FakeLayer::new(&spec)], None).unwrap(), vec![Arc::new(Ramp::default())])
+        View::new(merge(&[FakeLayer::new(&spec)], None).unwrap(), Arc::new(Ramp::default()))
     }
 
     #[test]
@@ -231,7 +231,7 @@ mod tests {
         }
         let short = View::new(
             merge(&[FakeLayer::new(&Spec::default().with("f", What::File { size: 9 }))], None).unwrap(),
-            vec![Arc::new(Ramp { lost: 1 })],
+            Arc::new(Ramp { lost: 1, ..Ramp::default() }),
         );
         let file = short.resolve(b"f", LastSymlink::Keep).unwrap();
         assert!(matches!(short.read(file, 0, 9).await, Err(ReadError::WrongLength { got: 8, .. })));
@@ -243,7 +243,7 @@ mod tests {
         assert!(matches!(view.read(Ino::ROOT, 0, 1).await, Err(ReadError::NotAFile { ino: 1 })));
         let alone = View::new(
             merge(&[FakeLayer::new(&Spec::default().with("f", What::File { size: 9 }))], None).unwrap(),
-            Vec::new(),
+            Arc::new(Ramp { none: true, ..Ramp::default() }),
         );
         let file = alone.resolve(b"f", LastSymlink::Keep).unwrap();
         assert!(matches!(alone.read(file, 0, 1).await, Err(ReadError::NoSuchLayer { layer: 0, layers: 0, .. })));

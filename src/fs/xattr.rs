@@ -71,8 +71,10 @@ fn fit(bytes: Cow<'_, [u8]>, size: u32) -> Result<Answer<'_>, Refused> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::fs::fake::{FakeLayer, Spec, What};
+    use crate::fs::fake::{FakeLayer, Ramp, Spec, What};
     use crate::fs::overlay::merge;
     use crate::fs::view::LastSymlink;
 
@@ -84,7 +86,10 @@ mod tests {
             .xattr("f", "security.capability", "cap")
             .xattr("f", "trusted.x", "")
             .xattr("f", "user.y", "value");
-        let view = View::new(merge(&[FakeLayer::new(&spec)], Some(opaque)).unwrap(), Vec::new());
+        let view = View::new(
+            merge(&[FakeLayer::new(&spec)], Some(opaque)).unwrap(),
+            Arc::new(Ramp { none: true, ..Ramp::default() }),
+        );
         let at = |path: &[u8]| view.resolve(path, LastSymlink::Keep).unwrap();
         let (dir, file) = (at(b"d"), at(b"f"));
         (view, dir, file)
@@ -139,7 +144,10 @@ mod tests {
 
     #[test]
     fn a_view_without_xattrs_is_not_asked_for_values_again_and_lists_none() {
-        let view = View::new(merge(&[FakeLayer::new(&Spec::default())], None).unwrap(), Vec::new());
+        let view = View::new(
+            merge(&[FakeLayer::new(&Spec::default())], None).unwrap(),
+            Arc::new(Ramp { none: true, ..Ramp::default() }),
+        );
         assert!(matches!(get(&view, true, Ino::ROOT, b"user.y", 0), Err(Refused::LeftToKernel)));
         assert_eq!(list(&view, true, Ino::ROOT, 9).unwrap(), Answer::Bytes(Cow::Owned(Vec::new())));
     }

@@ -85,6 +85,8 @@ pub enum Error {
     NotAFile { path: String },
     #[error(transparent)]
     Read(#[from] crate::fetch::Error),
+    #[error("the cache {} cannot be used", dir.display())]
+    Cache { dir: PathBuf, source: io::Error },
     #[error("cannot write the output")]
     Output { source: io::Error },
 }

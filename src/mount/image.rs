@@ -9,13 +9,14 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 
 use super::Error;
+use super::config::Config;
 use super::control::{Activity, Figures};
 use super::event::{Event, Report};
 use super::layer::{OpenLayer, Opener};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
 use super::server::Served;
 use crate::cache::Cache;
-use crate::fetch;
+use crate::fetch::{self, Around, Files, Prefetch};
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
@@ -52,7 +53,7 @@ impl Engine {
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };
-        let cache = Cache::open(&options.cache_dir);
+        let cache = Cache::open(&options.cache_dir, options.cache_size);
         let opener = Opener {
             image: options.image.clone(),
             client: Client::new(client, Arc::new(cache.clone()))?.with_resolve_deadline(resolve_within),
@@ -65,6 +66,10 @@ impl Engine {
             runtime: Handle::current(),
         };
         Ok(Self { opener: Arc::new(opener) })
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.opener.cache
     }
 
     /// Resolves the reference, once.
@@ -121,19 +126,22 @@ impl Engine {
 }
 
 impl OpenImage {
-    /// All layers merged; with an xattr for opaque directories, the only layer alone, the way overlayfs wants a lower. Blocking.
+    /// All layers merged; with an xattr for opaque directories, the only layer alone, the way overlayfs wants a lower. With `guesses`, more is
+    /// fetched than what is read. Blocking.
     ///
     /// # Errors
     /// Where an index is damaged, or the layers do not fit together.
-    pub fn view(&self, alone: Option<OpaqueXattr>) -> Result<View, Error> {
+    pub fn view(&self, alone: Option<OpaqueXattr>, guesses: bool) -> Result<(View, Arc<Around>), Error> {
         let entries = self.layers.iter().map(|layer| layer.contents.index().entries());
         let entries = entries.collect::<Result<Vec<_>, _>>()?;
         let tree = match (alone, entries.as_slice()) {
             (Some(opaque), [only]) => Tree::single(only, opaque)?,
             _ => Tree::merged(&entries)?,
         };
-        let contents = self.layers.iter().map(|layer| Arc::clone(&layer.contents) as Arc<dyn Contents>);
-        Ok(View::new(tree, contents.collect()))
+        let tree = Arc::new(tree);
+        let contents = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+        let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
+        Ok((View::new(tree, Arc::clone(&around) as Arc<dyn Contents>), around))
     }
 }
 
@@ -162,10 +170,18 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
     // Progress that nobody hears is none.
     let _heard =
         report(&Event::Resolved { name: image.name.clone(), digest: image.digest, layers: image.layers.len() });
+    let guesses = options.prefetch != Prefetch::None;
+    let config = Handle::current().spawn(config(Arc::clone(&engine), image.clone(), guesses));
     let image = engine.open(image, report).await?;
     let alone = options.layer.map(|_| options.opaque_xattr);
-    let merging = tokio::task::spawn_blocking(move || image.view(alone).map(|view| (image, view)));
-    let (image, view) = merging.await.map_err(|source| Error::Merge { source })??;
+    let merging = tokio::task::spawn_blocking(move || image.view(alone, guesses).map(|view| (image, view)));
+    let (image, (view, around)) = merging.await.map_err(|source| Error::Merge { source })??;
+    tokio::spawn(async move {
+        if let Ok(Some(config)) = config.await {
+            // A task that panicked has told so.
+            let _ended = tokio::task::spawn_blocking(move || around.starts(&config.started())).await;
+        }
+    });
     let frontend =
         Frontend::new(Arc::new(view), Handle::current(), Options { list_trusted: options.system_admin, inode_group });
     let contents = image.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
@@ -179,6 +195,11 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
         figures: figures(image.layers),
     })
+}
+
+/// What the image starts, if that is to be guessed from. Nobody waits for it.
+async fn config(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> Option<Config> {
+    if guesses { Config::read(&image, engine.cache()).await } else { None }
 }
 
 /// How many KiB the kernel is to read ahead: 16 units, since a read brings whole units anyway, but no more than the 1 MiB of a READ.

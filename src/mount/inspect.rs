@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::Error;
+use super::config::Config;
 use super::image::{Engine, RESOLVE_WITHIN};
 use super::layer::OpenLayer;
 use super::look::runtime;
 use super::options::ImageOptions;
-use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::blob::Digest;
+use crate::cache::Cache;
 use crate::index::Trust;
 use crate::registry::{self, Platform};
 
@@ -50,16 +52,6 @@ pub struct IndexInspection {
     pub contents_size: u64,
 }
 
-/// Bytes of a config that are read to learn the platform.
-const LARGEST_CONFIG: u64 = 4 << 20;
-
-#[derive(Deserialize)]
-struct Config {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-}
-
 /// Opens every layer and says what came of it.
 ///
 /// # Errors
@@ -71,7 +63,7 @@ pub fn inspect(options: &ImageOptions) -> Result<Inspection, Error> {
         let opened = engine.try_each(&image).await;
         let layers = image.layers.iter().zip(opened).map(|(layer, opened)| layer_inspection(layer, opened)).collect();
         Ok(Inspection {
-            platform: platform(&image).await.map(|platform| platform.to_string()),
+            platform: platform(&image, engine.cache()).await.map(|platform| platform.to_string()),
             image: image.name,
             digest: image.digest,
             layers,
@@ -79,17 +71,12 @@ pub fn inspect(options: &ImageOptions) -> Result<Inspection, Error> {
     })
 }
 
-/// What the index says, or else the config (OCI image specification 1.1, "Image Configuration").
-async fn platform(image: &registry::Image) -> Option<Platform> {
-    if image.platform.is_some() {
-        return image.platform.clone();
+/// What the index says, or else the config.
+async fn platform(image: &registry::Image, cache: &Cache) -> Option<Platform> {
+    match &image.platform {
+        Some(platform) => Some(platform.clone()),
+        None => Config::read(image, cache).await.map(Config::platform),
     }
-    let config = image.config.clone().filter(|config| config.size <= LARGEST_CONFIG)?;
-    let read =
-        move || config.blob.read_at(ByteRange { start: 0, end: config.size }).map(|bytes| (bytes, config.digest));
-    let (bytes, digest) = tokio::task::spawn_blocking(read).await.ok()?.ok()?;
-    let Config { os, architecture, variant } = serde_json::from_slice(&bytes).ok()?;
-    (Digest::of(&bytes) == digest).then_some(Platform { os, architecture, variant })
 }
 
 fn layer_inspection(layer: &registry::Layer, opened: Result<OpenLayer, Error>) -> LayerInspection {

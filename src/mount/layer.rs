@@ -135,8 +135,7 @@ impl Opener {
         index: StoredIndex,
         blob: Option<Bytes>,
     ) -> OpenLayer {
-        let summary = *index.summary();
-        let file = self.cache.layer_file(key.as_ref(), summary.layer_file_len, summary.checks);
+        let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = blob.is_some();
         let source = match blob {
             Some(bytes) => fetch::Source::Memory { blob: layer.blob.clone(), bytes },

@@ -109,7 +109,7 @@ impl Look {
             let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
             let image = engine.resolve().await?;
             let image = engine.open(image, report).await?;
-            let view = tokio::task::block_in_place(|| image.view(None))?;
+            let view = tokio::task::block_in_place(|| image.view(None, false).map(|(view, _)| view))?;
             Ok::<_, Error>((image, view))
         })?;
         Ok(Self { runtime, image, view })

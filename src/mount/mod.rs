@@ -10,6 +10,7 @@
 //! The state directory of a mount (state.rs) is what `crfs status` and `crfs umount` know it by.
 
 pub mod background;
+mod config;
 mod control;
 mod error;
 mod escape;

@@ -29,6 +29,8 @@ pub struct ImageOptions {
     pub cert_dir: Option<PathBuf>,
     #[serde(with = "wire::path")]
     pub cache_dir: PathBuf,
+    /// Bytes for all that is in it; `None`: what fits the filesystem.
+    pub cache_size: Option<u64>,
     /// Longest time without progress.
     pub io_deadline: Duration,
     /// Blobs smaller than this many bytes are read whole, in one request.
@@ -111,6 +113,7 @@ mod tests {
             tls_verify: Some(false),
             cert_dir: Some(odd.clone()),
             cache_dir: odd.clone(),
+            cache_size: Some(u64::MAX),
             io_deadline: Duration::from_millis(1500),
             whole_layer_below: u64::MAX,
             insecure_unverified_toc: true,

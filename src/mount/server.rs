@@ -32,6 +32,7 @@ use super::options::MountOptions;
 use super::signals::{self, EndSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
+use crate::sys;
 
 /// How long the end of serving may come after the failure of the lookup that it made fail.
 const CAUSE: Duration = Duration::from_millis(200);
@@ -59,6 +60,7 @@ pub(crate) struct Served {
 /// # Errors
 /// Where it cannot be mounted (nothing is, then), or serving fails.
 pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Output = ()>) -> Result<(), Error> {
+    sys::keep_heap_small();
     let dir = mounts::usable_point(&options.dir)?;
     let state = OwnState::create(&options.state_dirs)?;
     log::start(&options.log, RotatingLog::open(&state.log()).ok());
@@ -127,8 +129,6 @@ fn start(options: &MountOptions, dir: PathBuf, state: OwnState, served: Served) 
     let target = Target { dir: &dir, source: &source, allow_other: options.allow_other };
     let device = fusedev::mount(&target)?;
     let mounted = Mounted::find(dir)?;
-    // Before anything is opened: an open file keeps the value that it found.
-    mounted.device.set_read_ahead(served.read_ahead);
     let record = Record {
         id: state.id(),
         pid: std::process::id(),
@@ -147,11 +147,11 @@ impl Start {
     /// Lets the view answer, on a thread of its own, and the control socket.
     fn serve(self) -> Result<Session, Error> {
         let Self { device, control, mounted, state, served } = self;
-        let Served { name, digest, layers, lazy, serve, prefetch, figures, read_ahead: _ } = served;
+        let Served { name, digest, layers, lazy, serve, prefetch, figures, read_ahead } = served;
         tokio::spawn(control::answer(control, figures.clone()));
         let ended = on_thread("fuse", move || serve(device))?;
         let ready = Ready { name, digest, layers, lazy, fetched: figures().stats.fetched, pid: std::process::id() };
-        Ok(Session { ended, mounted, state, prefetch, ready })
+        Ok(Session { ended, mounted, state, prefetch, read_ahead, ready })
     }
 }
 
@@ -173,6 +173,7 @@ struct Session {
     mounted: Mounted,
     state: OwnState,
     prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
+    read_ahead: u32,
     ready: Ready,
 }
 
@@ -196,6 +197,8 @@ impl Session {
                 Err(_) => Error::NotReady { dir, source },
             });
         }
+        // Not sooner: the answer to INIT, which the lookup waited for, lowers it to 128 KiB. Not later: an open file keeps what it found.
+        self.mounted.device.set_read_ahead(self.read_ahead);
         self.mounted.stays = true;
         if report(&Event::Ready(self.ready.clone())).is_err() {
             // Whoever waited is gone, and will never know of it.

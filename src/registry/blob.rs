@@ -1,12 +1,13 @@
 //! The bytes of one layer, wherever they are: streamed for the fetch engine, read at for the formats.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
 use super::layout::FileBlob;
+use super::link::Capacity;
 use super::manifest::LayerDescriptor;
 use super::ranged::{RangedBody, RemoteBlob};
 use super::remote::{Counters, Repository};
@@ -59,7 +60,8 @@ impl LocalBlob {
 impl Blob {
     pub(super) fn remote(repository: Repository, layer: &LayerDescriptor, runtime: Handle) -> Self {
         let counters = Counters::default();
-        let remote = RemoteBlob { repository, digest: layer.digest, size: layer.size, counters };
+        let link = Mutex::default();
+        let remote = RemoteBlob { repository, digest: layer.digest, size: layer.size, counters, link };
         Self { digest: layer.digest, place: Place::Remote(Arc::new(remote), runtime) }
     }
 
@@ -97,6 +99,21 @@ impl Blob {
         };
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Traffic { requests: get(&counters.requests), elsewhere: get(&counters.elsewhere), bytes: get(&counters.bytes) }
+    }
+
+    /// Whether it is in a registry, and not on disk.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Remote(..))
+    }
+
+    /// What the way to it can carry, as measured so far; `None` for one on disk.
+    #[must_use]
+    pub fn capacity(&self) -> Option<Capacity> {
+        match &self.place {
+            Place::Remote(remote, _) => remote.capacity(),
+            Place::Local(_) => None,
+        }
     }
 
     /// Whether its host sent the whole blob when it was last asked for a part: one long read is then cheaper than many.

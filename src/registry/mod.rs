@@ -15,6 +15,7 @@ mod credentials;
 mod errors;
 mod helper;
 mod layout;
+mod link;
 mod manifest;
 mod patience;
 mod platform;
@@ -33,6 +34,7 @@ pub use blob::{Blob, Body, PastCaches, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};
 pub use errors::{Error, Redacted, Retry};
+pub use link::Capacity;
 pub use platform::Platform;
 pub use reference::ImageRef;
 

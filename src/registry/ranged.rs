@@ -6,17 +6,19 @@
 //! body: 206 with the very range | 200, skipped to the start  -->  bytes  --(cut, stall, error)--> open at where it stopped
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use moka::ops::compute::Op;
 use reqwest::Response;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use tokio::time::Instant;
 use url::Url;
 
 use super::errors::Retry;
+use super::link::{Capacity, Link, Transfer};
 use super::patience::Patience;
 use super::remote::{Ask, Counters, Repository};
 use super::throttle::{SPACING, status_error};
@@ -40,6 +42,8 @@ pub(super) struct RemoteBlob {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) counters: Counters,
+    /// To the host that its bytes came from last.
+    pub(super) link: Mutex<Option<Arc<Link>>>,
 }
 
 /// An answer that holds the wanted bytes, after `skip` others.
@@ -47,10 +51,12 @@ struct Answer {
     url: Url,
     response: Response,
     skip: u64,
+    transfer: Transfer,
 }
 
 impl RemoteBlob {
     async fn open(&self, range: ByteRange, freshness: Freshness, connection: Connection) -> Result<Answer, Error> {
+        let asked = Instant::now();
         let url = self.repository.url("blobs", &self.digest.to_string()).await?;
         let mut ask = Ask { headers: range_header(range), connection, counters: &self.counters };
         ask.past_caches(freshness);
@@ -66,11 +72,11 @@ impl RemoteBlob {
             let route = routes.try_get_with_by_ref(&url, finding).await;
             let route = route.map_err(Error::shared)?;
             if let Some((url, response)) = found {
-                return self.accept(range, url, response);
+                return self.accept(range, url, response, asked);
             }
             let known = route.target.as_ref().unwrap_or(&url);
             let error = match self.repository.follow(known, &ask).await {
-                Ok((url, response)) if is_taken(&response) => return self.accept(range, url, response),
+                Ok((url, response)) if is_taken(&response) => return self.accept(range, url, response, asked),
                 Ok((url, response)) => status_error(&url, &response),
                 Err(error) => error,
             };
@@ -112,7 +118,7 @@ impl RemoteBlob {
     }
 
     /// Takes an answer for what it says it is, if that is what was asked for.
-    fn accept(&self, range: ByteRange, url: Url, response: Response) -> Result<Answer, Error> {
+    fn accept(&self, range: ByteRange, url: Url, response: Response, asked: Instant) -> Result<Answer, Error> {
         let breach = |what: String| Err(Error::protocol(&url, what));
         if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|value| *value != "identity") {
             return breach(format!("Content-Encoding {encoding:?} was not asked for"));
@@ -128,7 +134,7 @@ impl RemoteBlob {
             if ranges.next().is_some() || !said.is_some_and(|said| is_range(said, range, self.size)) {
                 return breach(format!("asked for {range}, its Content-Range is {:?}", said.unwrap_or_default()));
             }
-            return Ok(Answer { url, response, skip: 0 });
+            return Ok(self.answer(url, response, asked, 0));
         }
         if range.len() != self.size {
             self.counters.sent_whole.store(true, Ordering::Relaxed);
@@ -140,8 +146,19 @@ impl RemoteBlob {
             _ if range.start > MOST_SKIPPED => {
                 breach(format!("it sends whole blobs only, and {range} is too far from the start"))
             }
-            _ => Ok(Answer { url, response, skip: range.start }),
+            _ => Ok(self.answer(url, response, asked, range.start)),
         }
+    }
+
+    fn answer(&self, url: Url, response: Response, asked: Instant, skip: u64) -> Answer {
+        let link = self.repository.shared.link(&url);
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        Answer { url, response, skip, transfer: link.answered(asked) }
+    }
+
+    /// What the way to its bytes can carry; `None` until that is known.
+    pub(super) fn capacity(&self) -> Option<Capacity> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.capacity()
     }
 }
 
@@ -229,6 +246,7 @@ impl RangedBody {
         let length = bytes.len() as u64;
         self.blob.counters.bytes.fetch_add(length, Ordering::Relaxed);
         self.patience.moved(length);
+        answer.transfer.moved(length);
         let skipped = answer.skip.min(length);
         answer.skip -= skipped;
         bytes = bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len()));

@@ -10,11 +10,12 @@ use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use url::Url;
 
 use super::auth::{Authority, Scope, challenge, unauthorized};
+use super::link::Link;
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
 use super::ranged::Route;
 use super::redirect::{Trail, same_origin};
-use super::throttle::{SPACING, Throttle, status_error};
+use super::throttle::{SPACING, Throttle, host, status_error};
 use super::transport::{Connection, Transport, is_loopback};
 use super::{Error, Freshness, Options, Redacted};
 use crate::blob::Digest;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) authority: Authority,
     /// Where each blob's bytes are, by the URL that its registry has for it.
     pub(super) routes: Cache<Url, Route>,
+    /// What the way to each host can carry.
+    links: moka::sync::Cache<String, Arc<Link>>,
     /// Each registry's own URL, once it is known whether it speaks https.
     bases: Cache<String, Url>,
     last_route: AtomicU64,
@@ -46,9 +49,14 @@ impl Shared {
             throttle,
             authority,
             routes: Cache::new(100_000),
+            links: moka::sync::Cache::new(1000),
             bases: Cache::new(1000),
             last_route: AtomicU64::new(0),
         })
+    }
+
+    pub(super) fn link(&self, url: &Url) -> Arc<Link> {
+        self.links.get_with(host(url), Arc::default)
     }
 
     pub(super) fn next_route(&self) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use crfs::cache::LAYOUT;
 use crfs::fs::view::{LastSymlink, ReadError, View};
 use crfs::mount::image::{Engine, OpenImage};
 use crfs::mount::options::ImageOptions;
@@ -48,7 +49,7 @@ impl Lab {
         Self::with(write, files()).await
     }
 
-    async fn with(write: Writer, files: Vec<File>) -> Self {
+    pub(crate) async fn with(write: Writer, files: Vec<File>) -> Self {
         let registry = Registry::start().await;
         let lab = Self { registry, layer: write(&files, CHUNK), files, temp: tempfile::tempdir().unwrap() };
         lab.push(&lab.layer);
@@ -105,6 +106,7 @@ pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOpt
         tls_verify: None,
         cert_dir: None,
         cache_dir,
+        cache_size: None,
         io_deadline: Duration::from_secs(20),
         whole_layer_below: 0,
         insecure_unverified_toc: true,
@@ -122,11 +124,22 @@ pub(crate) async fn open(options: &ImageOptions) -> Result<Opened, Error> {
 
 /// Gives up a registry that gives no sign of life for `resolve_within`.
 pub(crate) async fn open_within(options: &ImageOptions, resolve_within: Duration) -> Result<Opened, Error> {
+    open_with(options, resolve_within, false).await
+}
+
+/// As a mount does it, which guesses what is read next.
+pub(crate) async fn open_guessing(options: &ImageOptions) -> Result<Opened, Error> {
+    open_with(options, Duration::from_millis(500), true).await
+}
+
+async fn open_with(options: &ImageOptions, resolve_within: Duration, guesses: bool) -> Result<Opened, Error> {
     within(async {
         let engine = Arc::new(Engine::new(options, resolve_within)?);
         let image = engine.open(engine.resolve().await?, &(Arc::new(|_: &Event| Ok(())) as Report)).await?;
         let (image, view) =
-            tokio::task::spawn_blocking(move || image.view(None).map(|view| (image, view))).await.unwrap()?;
+            tokio::task::spawn_blocking(move || image.view(None, guesses).map(|(view, _)| (image, view)))
+                .await
+                .unwrap()?;
         Ok(Opened { image, view: Arc::new(view) })
     })
     .await
@@ -349,7 +362,7 @@ async fn whatever_is_flipped_cut_or_replaced_in_the_cache_is_noticed() {
         let lab = Lab::new(estargz).await;
         lab.assert_right(&lab.open().await).await;
         let files = walk(&lab.cache());
-        assert_eq!(files.len(), 5, "manifest, name, index, data, presence: {files:?}");
+        assert_eq!(files.len(), 6, "manifest, name, index, data, presence, space: {files:?}");
         for path in files {
             damage(&path);
             lab.assert_right(&lab.open().await).await;
@@ -485,7 +498,7 @@ async fn a_toc_that_nothing_vouches_for_is_refused_or_kept_out_of_the_cache() {
     assert!(error.contains("--insecure-unverified-toc") && error.contains(&lab.layer.digest().to_string()), "{error}");
 
     lab.assert_right(&lab.open().await).await;
-    assert!(!lab.cache().join("v1/layers").exists(), "{:?}", walk(&lab.cache()));
+    assert!(!lab.cache().join(LAYOUT).join("layers").exists(), "{:?}", walk(&lab.cache()));
     assert!(open(&strict).await.is_err(), "what was accepted once vouches for nothing");
 }
 

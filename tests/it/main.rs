@@ -1,6 +1,7 @@
 //! Tests of crfs from outside, against a registry that lies (registry/).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr)]
 
+mod around;
 mod auth;
 mod contents;
 mod crowds;

@@ -1,4 +1,4 @@
-//! The adapter's conversions, and the frontend on real mounts: as root with /dev/fuse, otherwise these say that they were skipped.
+//! The frontend on real mounts: as root with /dev/fuse, otherwise these say that they were skipped.
 
 mod mounted;
 
@@ -11,37 +11,23 @@ use std::process::{Command, Stdio};
 use nix::sys::stat::{major, minor};
 use nix::unistd::Whence;
 
-use self::mounted::{Counting, Mounted, Never, mount_overlay, skipped};
+use self::mounted::{Counting, Mounted, Never, SlowDisk, mount_overlay, skipped};
 use super::*;
 use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
 use crate::fs::overlay::merge;
 use crate::fs::tree::{Builder, NewNode, Tree};
-use crate::index::Meta;
+use crate::index::{Meta, Time};
 
 fn tree(spec: &Spec) -> Tree {
     merge(&[FakeLayer::new(spec)], None).unwrap()
 }
 
 fn view(spec: &Spec) -> View {
-    View::new(tree(spec), vec![Arc::new(Ramp::default())])
+    View::new(tree(spec), Arc::new(Ramp::default()))
 }
 
 fn file(size: u64) -> What {
     What::File { size }
-}
-
-#[test]
-fn times_before_1970_keep_their_fraction() {
-    let before = UNIX_EPOCH - Duration::from_millis(250);
-    assert_eq!(system_time(Time { secs: -1, nanos: 750_000_000 }), before);
-    assert_eq!(system_time(Time { secs: 7, nanos: 1 }), UNIX_EPOCH + Duration::new(7, 1));
-    assert_eq!(system_time(Time { secs: i64::MAX, nanos: 2_000_000_000 }), UNIX_EPOCH);
-}
-
-#[test]
-fn device_numbers_have_more_than_8_bits() {
-    assert_eq!(device(1, 3), 0x0103);
-    assert_eq!(device(0xabc, 0xd_efff), 0xdef_abcff);
 }
 
 #[test]
@@ -111,7 +97,7 @@ fn content_trouble_is_eio() {
         return;
     }
     let tree = tree(&Spec::default().with("f", file(9)));
-    let mounted = Mounted::new(View::new(tree, vec![Arc::new(Ramp { lost: 1 })]));
+    let mounted = Mounted::new(View::new(tree, Arc::new(Ramp { lost: 1, ..Ramp::default() })));
     let error = fs::read(mounted.path("f")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
 }
@@ -149,7 +135,7 @@ fn a_killed_reader_is_gone_although_nothing_ever_answers() {
         return;
     }
     let never = Arc::new(Never::default());
-    let mounted = Mounted::new(View::new(tree(&Spec::default().with("f", file(1_000_000))), vec![never.clone()]));
+    let mounted = Mounted::new(View::new(tree(&Spec::default().with("f", file(1_000_000))), never.clone()));
     let mapped = "import mmap, sys; f = open(sys.argv[1]); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[500000]";
     let path = mounted.path("f");
     let mut cat = Command::new("cat");
@@ -161,6 +147,25 @@ fn a_killed_reader_is_gone_although_nothing_ever_answers() {
         never.wait_for_more_than(asked);
         child.kill().unwrap();
         mounted::wait(&mut child);
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
+    if skipped() {
+        return;
+    }
+    let disk = Arc::new(SlowDisk::default());
+    let spec = (0..20).fold(Spec::default(), |spec, n| spec.with(&format!("{n:02}"), file(5)));
+    let mounted = Mounted::new(View::new(tree(&spec), disk.clone()));
+    let read = |n| Command::new("cat").arg(mounted.path(&format!("{n:02}"))).stdout(Stdio::piped()).spawn().unwrap();
+    let readers: Vec<_> = (0..20).map(read).collect();
+    disk.wait_for(20);
+    assert_eq!(fs::metadata(mounted.path("missing")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 20);
+    disk.answer();
+    for (n, reader) in (0..).zip(readers) {
+        assert_eq!(reader.wait_with_output().unwrap().stdout, ramp(4096 * n, 5));
     }
 }
 
@@ -177,7 +182,7 @@ fn a_large_directory_is_listed_whole() {
         let ino = builder.node(&NewNode::Fifo, MADE_UP).unwrap();
         builder.link(name.as_bytes(), ino).unwrap();
     }
-    let mounted = Mounted::new(View::new(builder.finish(), Vec::new()));
+    let mounted = Mounted::new(View::new(builder.finish(), Arc::new(Ramp::default())));
     let listed: Vec<_> = fs::read_dir(mounted.path(""))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

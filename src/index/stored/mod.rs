@@ -12,6 +12,7 @@
 //! block of a table when it is read. So whatever is flipped, cut or another layer's is [`Damaged`], and never another answer.
 //! The same TOC gives the same bytes. Numbers are little endian.
 
+mod blocks;
 mod encode;
 mod entries;
 mod header;
@@ -21,8 +22,8 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use moka::sync::Cache;
 
+use self::blocks::Blocks;
 pub(crate) use self::encode::encode;
 use self::header::{Header, Section};
 pub(crate) use self::tables::Tables;
@@ -31,9 +32,6 @@ pub use self::tables::{Check, CheckKind, Codec, Piece, Unit};
 use super::{Entries, LayerKey, Summary};
 use crate::blob::{ByteRange, ByteSource, Digest};
 
-/// Blocks of tables that one index keeps in memory: 1 MiB, the checks of 16,384 chunks.
-const KEPT_BLOCKS: u64 = 16;
-
 /// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
 pub struct StoredIndex {
     /// And where the tables start in it.
@@ -41,7 +39,7 @@ pub struct StoredIndex {
     header: Header,
     /// The digest and the first key of each block of the tables, one after the other.
     digests: Bytes,
-    blocks: Cache<u64, Bytes>,
+    blocks: Blocks,
 }
 
 /// The encoded index is not (or no longer) what was written: it is to be made again.
@@ -72,7 +70,7 @@ impl StoredIndex {
             return Err(damaged("the digests of its blocks are damaged".to_owned()));
         }
         let source = RwLock::new((source, header.units.start));
-        Ok(Self { source, header, digests, blocks: Cache::new(KEPT_BLOCKS) })
+        Ok(Self { source, header, digests, blocks: Blocks::new() })
     }
 
     #[must_use]
@@ -212,7 +210,7 @@ impl StoredIndex {
 
     /// A block of the tables, verified.
     fn block(&self, number: u64) -> Result<Bytes, Damaged> {
-        if let Some(block) = self.blocks.get(&number) {
+        if let Some(block) = self.blocks.get(number) {
             return Ok(block);
         }
         let (source, tables) = self.source();
@@ -223,7 +221,7 @@ impl StoredIndex {
         if known.and_then(|known| known.get(..32)) != Some(Digest::of(&block).as_bytes().as_slice()) {
             return Err(self.damaged(format!("block {number} of its tables is damaged")));
         }
-        self.blocks.insert(number, block.clone());
+        self.blocks.keep(number, block.clone());
         Ok(block)
     }
 

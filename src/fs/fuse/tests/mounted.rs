@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::blob::ByteRange;
 use crate::fetch;
+use crate::fetch::Disk;
 use crate::fs::view::Contents;
 
 /// A test that takes longer hangs.
@@ -133,10 +134,67 @@ impl Never {
 }
 
 impl Contents for Never {
-    fn read(self: Arc<Self>, _range: ByteRange) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
+    fn layers(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read(
+        self: Arc<Self>,
+        _layer: usize,
+        _ino: Ino,
+        _range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
         *self.asked.lock().unwrap() += 1;
         self.more.notify_all();
         Box::pin(std::future::pending())
+    }
+}
+
+/// Contents that are all in the cache, on a disk that does not answer until it is told to.
+#[derive(Default)]
+pub(super) struct SlowDisk {
+    /// How many reads came, and whether they are answered.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl SlowDisk {
+    pub(super) fn wait_for(&self, reads: usize) {
+        let state = self.state.lock().unwrap();
+        let (_state, timeout) = self.changed.wait_timeout_while(state, LIMIT, |state| state.0 < reads).unwrap();
+        assert!(!timeout.timed_out(), "too few reads came");
+    }
+
+    pub(super) fn answer(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Contents for SlowDisk {
+    fn layers(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read(
+        self: Arc<Self>,
+        layer: usize,
+        ino: Ino,
+        range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
+        Arc::new(Ramp::default()).read(layer, ino, range)
+    }
+
+    fn read_cached(self: Arc<Self>, _layer: usize, _ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
+        if disk == Disk::InMemory {
+            return false;
+        }
+        let mut state = self.state.lock().unwrap();
+        state.0 += 1;
+        self.changed.notify_all();
+        let (_state, timeout) = self.changed.wait_timeout_while(state, LIMIT, |state| !state.1).unwrap();
+        buffer.copy_from_slice(&ramp(range.start, buffer.len()));
+        !timeout.timed_out()
     }
 }
 

@@ -1,9 +1,11 @@
 //! A directory that crfs owns, and the only way to a path below it: no symlink on the way is ever followed, so that nothing planted in a
 //! cache can make crfs read or write elsewhere.
 
+mod listing;
+
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+pub(super) use self::listing::is_temporary;
+use super::lock::{self, Kind};
 
 /// Owner only: what is cached may come from private registries.
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
@@ -22,23 +28,32 @@ const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
 /// Descriptors that the cache leaves to others, where it could take them all.
 const KEPT_DESCRIPTORS: u64 = 256;
 
+/// What the name of a file that is being written has in it.
+const TEMPORARY: &str = ".tmp-";
+
 pub(super) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-/// Whether this descriptor is one of the last that the process may have. The kernel gives the lowest number that is free, and connections
-/// cannot be done without: the cache can.
-fn is_scarce(descriptor: RawFd) -> bool {
-    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return false };
+/// Closes a file whose descriptor is one of the last that the process may have. The kernel gives the lowest number that is free, and
+/// connections cannot be done without: the cache can.
+fn unless_scarce(file: File) -> io::Result<File> {
+    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(file) };
     let kept = (limit / 2).min(KEPT_DESCRIPTORS);
-    u64::try_from(descriptor).is_ok_and(|number| number >= limit - kept)
+    let is_scarce = u64::try_from(file.as_raw_fd()).is_ok_and(|number| number >= limit - kept);
+    if is_scarce { Err(Errno::EMFILE.into()) } else { Ok(file) }
 }
 
 impl Dir {
     /// Opens the directory, making it (and what leads to it) where it is missing.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        Self::existing(path)
+    }
+
+    /// Opens a directory that is there.
+    pub(super) fn existing(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let found = file.metadata()?;
         // What others may write could change after it was verified.
@@ -52,19 +67,48 @@ impl Dir {
         &self.path
     }
 
+    /// Whether what another process writes is seen at once: on NFS and the like one of another machine may write, and what it evicts is
+    /// seen before the generation that tells so.
+    pub(super) fn is_coherent(&self) -> bool {
+        // statfs(2): NFS, SMB, CIFS, SMB2, AFS, 9p.
+        const REMOTE: [FsType; 6] = [
+            FsType(0x6969),
+            FsType(0x517b),
+            FsType(0xff53_4d42),
+            FsType(0xfe53_4d42),
+            FsType(0x5346_414f),
+            FsType(0x0102_1997),
+        ];
+        fstatfs(&self.fd).is_ok_and(|found| !REMOTE.contains(&found.filesystem_type()))
+    }
+
+    /// The directory itself.
+    pub(super) fn file(&self) -> io::Result<File> {
+        Ok(self.fd.try_clone()?.into())
+    }
+
     fn at(&self, path: &Path, flags: OFlag) -> io::Result<File> {
         let mode = if flags.contains(OFlag::O_CREAT) { FILE_MODE } else { Mode::empty() };
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
             .mode(mode)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let file = File::from(openat2(self.fd.as_fd(), path, how)?);
-        if is_scarce(file.as_raw_fd()) { Err(Errno::EMFILE.into()) } else { Ok(file) }
+        unless_scarce(openat2(self.fd.as_fd(), path, how)?.into())
     }
 
     /// An existing regular file, to read.
     pub(super) fn open(&self, path: &Path) -> io::Result<File> {
         regular(self.at(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?)
+    }
+
+    /// Whether there is no regular file at a path, as far as that can be told.
+    pub(super) fn lacks(&self, path: &Path) -> bool {
+        self.open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound || is_in_the_way(&error))
+    }
+
+    /// An existing regular file, to read and write.
+    pub(super) fn open_to_write(&self, path: &Path) -> io::Result<File> {
+        regular(self.at(path, OFlag::O_RDWR | OFlag::O_NONBLOCK)?)
     }
 
     /// A regular file to read and write, made where it is missing. What stands in its place and is none (a planted symlink, a directory)
@@ -84,7 +128,9 @@ impl Dir {
     /// A file without a name on the same filesystem, gone with its last descriptor.
     pub(super) fn unnamed(&self) -> io::Result<File> {
         let how = OpenHow::new().flags(OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC).mode(FILE_MODE);
-        openat2(self.fd.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))
+        unless_scarce(
+            openat2(self.fd.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))?,
+        )
     }
 
     /// All of a file of at most `limit` bytes.
@@ -104,11 +150,15 @@ impl Dir {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         // Processes in different containers may have the same number.
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
-        let temporary = path.with_extension(format!("tmp-{}-{serial}-{now}", std::process::id()));
-        let written = self
-            .at(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| self.rename(&temporary, path));
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!("{TEMPORARY}{}-{serial}-{now}", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let written = self.at(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL).and_then(|mut file| {
+            // For `sweep`: it is not left over.
+            let _ = lock::try_keep(&file, Kind::Exclusive, 0);
+            file.write_all(bytes)?;
+            self.rename(&temporary, path)
+        });
         if written.is_err() {
             let _ = self.remove(&temporary);
         }
@@ -187,7 +237,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn dir() -> (tempfile::TempDir, Dir) {
+    pub(super) fn dir() -> (tempfile::TempDir, Dir) {
         let temp = tempfile::tempdir().unwrap();
         let dir = Dir::create(&temp.path().join("cache")).unwrap();
         (temp, dir)

@@ -1,0 +1,258 @@
+//! What `crfs cache` does: says what is there, removes it, verifies it. All while mounts are in use.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::dir::{Dir, is_temporary};
+use super::documents::{self, DOCUMENTS, NAMES};
+use super::groups::Groups;
+use super::layer::hash;
+use super::presence::Present;
+use super::store::SPACE;
+use super::stored::{self, Stored};
+use super::{FileSource, LAYOUT, Limits, Store, space, store};
+use crate::blob::Digest;
+use crate::index::{CheckKind, Identity, LayerKey, StoredIndex};
+
+/// A layer that is being stored into is waited for as long as this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is in a cache. Sizes are bytes on the disk, as du(1) counts them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    pub dir: PathBuf,
+    /// Of everything below the directory.
+    pub total: u64,
+    #[serde(flatten)]
+    pub limits: Limits,
+    /// Manifests, and what names were resolved to.
+    pub documents: u64,
+    pub layers: Vec<LayerUse>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerUse {
+    pub blob: Digest,
+    /// The digest of the table of contents, as the manifest names it; `None`: the blob's own digest vouches for the index.
+    pub toc: Option<Digest>,
+    pub contents: u64,
+    /// Of all contents, cached or not.
+    pub contents_size: u64,
+    pub index: u64,
+    /// By a mount, or another command.
+    pub in_use: bool,
+}
+
+/// What `clear` has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cleared {
+    /// Bytes that are free now.
+    pub freed: u64,
+    /// Bytes that are still there.
+    pub total: u64,
+    /// Layers of which the index stays because they are in use.
+    pub in_use: u32,
+    /// Those of them of which contents stay as well: a process has them locked and does not go on.
+    pub held_up: u32,
+}
+
+/// What `verify` has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    pub documents: u64,
+    pub indexes: u64,
+    /// Parts of contents that have a digest of their own, and their bytes.
+    pub checks: u64,
+    pub bytes: u64,
+    /// Layers whose contents cannot be checked, as they have no index. Nobody uses them before they have.
+    pub without_index: u64,
+    pub wrong: Vec<Wrong>,
+}
+
+/// Something in the cache that is not what was stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wrong {
+    /// The file, in the cache directory.
+    pub path: PathBuf,
+    pub what: String,
+}
+
+/// The directory; `None` where there is no cache yet.
+fn existing(path: &Path) -> io::Result<Option<Dir>> {
+    match Dir::existing(&path.join(LAYOUT)) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is in the cache at `path`, and what may be with this size.
+///
+/// # Errors
+/// Where the directory cannot be used.
+pub fn show(path: &Path, size: Option<u64>) -> io::Result<Usage> {
+    let mut usage = Usage {
+        dir: path.to_owned(),
+        total: 0,
+        limits: Limits { limit: size.unwrap_or(0), floor: 0 },
+        documents: 0,
+        layers: Vec::new(),
+    };
+    let Some(dir) = existing(path)? else {
+        usage.limits = limits_of_missing(path, size).unwrap_or(usage.limits);
+        return Ok(usage);
+    };
+    usage.limits = store::limits(&dir, size);
+    usage.total = dir.allocated(Path::new(""));
+    usage.documents = [DOCUMENTS, NAMES].iter().map(|folder| dir.allocated(Path::new(folder))).sum();
+    usage.layers =
+        stored::layers(&dir).iter().filter_map(|(layer, key)| Some(layer_use(&dir, layer, (*key)?))).collect();
+    Ok(usage)
+}
+
+/// Of the filesystem that a directory would be on.
+fn limits_of_missing(path: &Path, size: Option<u64>) -> Option<Limits> {
+    let above = path.ancestors().find(|above| above.exists())?;
+    Limits::of(&std::fs::File::open(above).ok()?, size).ok()
+}
+
+fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
+    let files = dir.list(layer);
+    let of = |name: &str| files.iter().find(|file| file.name == name).map_or(0, |file| file.allocated);
+    LayerUse {
+        blob: key.blob,
+        toc: match key.identity {
+            Identity::Toc(digest) => Some(digest),
+            Identity::Own => None,
+        },
+        contents: of("data"),
+        contents_size: dir.open(&layer.join("data")).and_then(|data| data.metadata()).map_or(0, |found| found.len()),
+        index: of("index"),
+        in_use: stored::is_in_use(dir, layer),
+    }
+}
+
+/// Removes what nobody uses, and the contents of what is in use as well; with `contents_only` indexes and documents stay.
+///
+/// # Errors
+/// Where the directory cannot be used.
+pub fn clear(path: &Path, contents_only: bool) -> io::Result<Cleared> {
+    let Some(dir) = existing(path)? else { return Ok(Cleared { freed: 0, total: 0, in_use: 0, held_up: 0 }) };
+    let limits = store::limits(&dir, None);
+    let store = Store::open(dir, limits);
+    let dir = &store.dir;
+    let (before, mut in_use, mut held_up) = (dir.allocated(Path::new("")), 0, 0);
+    for (layer, _) in stored::layers(dir) {
+        if stored::remove(dir, &layer, !contents_only).is_none() {
+            in_use += 1;
+            held_up += u32::from(!evict_all(dir, &layer));
+        }
+    }
+    if !contents_only {
+        documents::free(dir, u64::MAX);
+    }
+    store.recount();
+    let total = dir.allocated(Path::new(""));
+    Ok(Cleared { freed: before.saturating_sub(total), total, in_use, held_up })
+}
+
+/// `false`: another has it locked, who is waited for once.
+fn evict_all(dir: &Dir, layer: &Path) -> bool {
+    let Some(stored) = Stored::open(dir, layer) else { return true };
+    (0..stored.present.groups().count()).all(|group| stored.evict(group, PATIENCE).is_some())
+}
+
+/// Verifies every stored byte. What is evicted or removed meanwhile is not wrong.
+///
+/// # Errors
+/// Where the directory cannot be used.
+pub fn verify(path: &Path) -> io::Result<Verification> {
+    let mut found = Verification::default();
+    let Some(dir) = existing(path)? else { return Ok(found) };
+    if let Some(what) = dir.open(Path::new(SPACE)).ok().and_then(|file| space::damage(&file)) {
+        found.tell(&dir, Path::new(SPACE), what);
+    }
+    for folder in [DOCUMENTS, NAMES] {
+        for entry in dir.list(Path::new(folder)).into_iter().filter(|entry| !is_temporary(&entry.name)) {
+            let sound = entry.name.to_str().map_or(Some(false), |name| documents::is_sound(&dir, folder, name));
+            let Some(sound) = sound else { continue };
+            found.documents += 1;
+            if !sound {
+                found.tell(&dir, &Path::new(folder).join(entry.name), "it is not what its name says");
+            }
+        }
+    }
+    for (layer, key) in stored::layers(&dir) {
+        match key {
+            Some(key) => found.layer(&dir, &layer, &key),
+            None => found.tell(&dir, &layer, "it is no layer's directory"),
+        }
+    }
+    Ok(found)
+}
+
+impl Verification {
+    fn tell(&mut self, dir: &Dir, path: &Path, what: impl Into<String>) {
+        self.wrong.push(Wrong { path: dir.path().join(path), what: what.into() });
+    }
+
+    fn layer(&mut self, dir: &Dir, layer: &Path, key: &LayerKey) {
+        let Some(source) = FileSource::open(dir, layer) else {
+            self.without_index += 1;
+            return;
+        };
+        let opened = StoredIndex::open(Arc::new(source), &key.blob, Some(key));
+        let index = match opened.and_then(|index| index.verify().map(|()| index)) {
+            Ok(index) => index,
+            Err(damaged) => return self.tell(dir, &layer.join("index"), damaged.what),
+        };
+        self.indexes += 1;
+        let (data, present) = (layer.join("data"), layer.join("present"));
+        let Some(stored) = Stored::open_to_read(dir, layer) else {
+            if Present::is_damaged(|| dir.open(&present)) {
+                self.tell(dir, &present, "its division into groups is damaged");
+            }
+            return;
+        };
+        let groups = Groups::of(&index);
+        match stored.present.damage() {
+            Some(what) => self.tell(dir, &present, what),
+            None if groups.is_ok_and(|groups| groups != *stored.present.groups()) => {
+                self.tell(dir, &present, "its division into groups is another layer's");
+            }
+            None => {}
+        }
+        for check in 0..index.summary().checks.min(stored.present.groups().checks()) {
+            if let Err(what) = self.check(&stored, &index, check) {
+                self.tell(dir, &data, what);
+            }
+        }
+    }
+
+    fn check(&mut self, stored: &Stored, index: &StoredIndex, number: u32) -> Result<(), String> {
+        let group = stored.present.groups().of_check(number);
+        let generation = stored.present.generation(group);
+        if generation == 0 || !stored.present.is_there(number) {
+            return Ok(());
+        }
+        let check = index.check(number).map_err(|damaged| damaged.what)?;
+        let CheckKind::Digest(digest) = check.kind else { return Ok(()) };
+        let found = hash(&stored.data, check.range);
+        let is_wrong = !found.as_ref().is_ok_and(|found| *found == digest);
+        // Evicted meanwhile, or found wrong by a reader as well, who has it fetched again.
+        if stored.present.generation(group) != generation || (is_wrong && !stored.present.is_there(number)) {
+            return Ok(());
+        }
+        self.checks += 1;
+        self.bytes += check.range.len();
+        match found {
+            Ok(_) if !is_wrong => Ok(()),
+            Ok(_) => Err(format!("{} are not those of check {number}, {digest}", check.range)),
+            Err(error) => Err(format!("{} of check {number} cannot be read: {error}", check.range)),
+        }
+    }
+}

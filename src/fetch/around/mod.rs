@@ -1,0 +1,332 @@
+//! What to fetch around a miss. A request costs a round trip, so what comes with it decides how long a program takes to start.
+//!
+//! ```text
+//! a read misses  --> its request goes on behind what was asked for, about as far as the link carries in a round trip (`tail`)
+//! a file is read --> wishes: the rest of it; the libraries it needs; the small files near it (`wish`, `programs`, `near`)
+//! there is room  --> the newest wish becomes a request: behind readers who wait, little at a time, bounded in all (`next`)
+//! ```
+//!
+//! Nothing is recorded of earlier runs; only the image's own files say what comes next. The rules and most numbers came out of a simulation of
+//! recorded reads; docs/performance.md says what each is worth on a real link. Sizes are compressed bytes unless said otherwise.
+
+mod elf;
+mod files;
+mod near;
+mod programs;
+mod state;
+mod wish;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+
+use self::files::Neighbourhood;
+pub use self::files::{Files, Node, Place};
+use self::state::{Next, State};
+use super::job::Job;
+use super::plan::{self, Tail};
+use super::prefetch::Waiting;
+use super::{Error, Layer};
+use crate::blob::ByteRange;
+use crate::cache::Disk;
+use crate::index::Damaged;
+
+/// A file up to this size is fetched whole once any of it was read.
+const WHOLE: u64 = 2 << 20;
+
+/// A file up to this size has neighbours.
+const SMALL: u64 = 128 << 10;
+
+/// What is fetched around a miss, in round trips of the link: one is what a request costs anyway, and what comes during the next one is in time,
+/// too.
+const ROUND_TRIPS: u64 = 2;
+
+/// The least that is fetched around a miss, where the link carries less.
+const FLOOR: u64 = 32 << 10;
+
+/// The largest request for a guess.
+const LARGEST_PIECE: u64 = 1 << 20;
+
+/// Requests for guesses under way at a time.
+const REQUESTS: usize = 6;
+
+/// Bytes of the longest path that is looked for (PATH_MAX).
+const LONGEST_PATH: usize = 4096;
+
+/// Hits that are noticed at a time. One that is not costs a guess, no more.
+const NOTICED: usize = 4;
+
+/// What may be guessed wrong whatever is read: this, and no more than this part of an image.
+const WASTE: u64 = 1 << 20;
+const WASTED_PART: u64 = 16;
+
+/// The contents of all files of an image, and guesses about what is read next.
+pub struct Around {
+    layers: Vec<Arc<Layer>>,
+    files: Arc<dyn Files>,
+    guesses: bool,
+    neighbourhood: OnceLock<Neighbourhood>,
+    state: Mutex<State>,
+    /// Bytes of guesses that were asked for and have not come, and how many requests they are in.
+    flying: AtomicU64,
+    requests: AtomicUsize,
+    /// Hits that are being noticed.
+    noticing: AtomicUsize,
+    /// Whether something waits for room.
+    waiting: AtomicBool,
+    /// Somebody turns wishes into requests, and is to look once more.
+    pumping: AtomicBool,
+    again: AtomicBool,
+}
+
+/// Who reads what.
+#[derive(Clone)]
+pub(super) struct Reading {
+    around: Arc<Around>,
+    layer: usize,
+    file: Node,
+}
+
+/// Guesses on their way, in one request.
+pub(super) struct Guess {
+    around: Arc<Around>,
+    left: AtomicU64,
+    /// Prefetch waits for it as it does for readers.
+    _waiting: Waiting,
+}
+
+impl Around {
+    /// `layers` as the places of `files` number them. Without `guesses`, nothing is fetched but what is read.
+    #[must_use]
+    pub fn new(layers: Vec<Arc<Layer>>, files: Arc<dyn Files>, guesses: bool) -> Arc<Self> {
+        let size = layers.iter().map(|layer| layer.source.size()).fold(0, u64::saturating_add);
+        Arc::new(Self {
+            layers,
+            files,
+            guesses,
+            neighbourhood: OnceLock::new(),
+            state: Mutex::new(State::new(WASTE.min(size / WASTED_PART))),
+            flying: AtomicU64::new(0),
+            requests: AtomicUsize::new(0),
+            noticing: AtomicUsize::new(0),
+            waiting: AtomicBool::new(false),
+            pumping: AtomicBool::new(false),
+            again: AtomicBool::new(false),
+        })
+    }
+
+    /// How many layers there are.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Reads a range of a layer file, which is a part of `file`.
+    ///
+    /// # Errors
+    /// As [`Layer::read`].
+    pub async fn read(self: &Arc<Self>, layer: usize, file: Node, range: ByteRange) -> Result<Bytes, Error> {
+        let contents = self.layers.get(layer).ok_or(Error::Interrupted)?;
+        let reading =
+            (self.guesses && contents.source.is_remote()).then(|| Reading { around: Arc::clone(self), layer, file });
+        let read = contents.read_for(range, reading).await;
+        if self.state.try_lock().is_ok_and(|state| state.programs.are_waiting()) {
+            // What was read may say what it needs.
+            self.pump();
+        }
+        read
+    }
+
+    /// Fills a buffer of the same length with such bytes, where all of them are there and it takes no more than that disk. Says whether it did.
+    pub fn read_cached(
+        self: &Arc<Self>,
+        layer: usize,
+        file: Node,
+        range: ByteRange,
+        (buffer, disk): (&mut [u8], Disk),
+    ) -> bool {
+        let Some(contents) = self.layers.get(layer) else { return false };
+        let Some(checks) = contents.read_cached(range, buffer, disk) else { return false };
+        let reading = Reading { around: Arc::clone(self), layer, file };
+        if self.guesses && contents.source.is_remote() && reading.tells(&checks) {
+            // For this, there is time after the answer.
+            tokio::task::spawn_blocking(move || {
+                reading.noticed(range, checks, false);
+                reading.around.noticing.fetch_sub(1, Ordering::AcqRel);
+            });
+        }
+        true
+    }
+
+    /// The image's command starts with these files, each by the paths that it may have: they are wished for before anyone reads them.
+    pub fn starts(self: &Arc<Self>, files: &[Vec<String>]) {
+        let found = files.iter().filter_map(|paths| {
+            paths.iter().filter(|path| path.len() <= LONGEST_PATH).find_map(|path| self.files.find(1, path.as_bytes()))
+        });
+        for file in found.collect::<Vec<_>>().into_iter().rev() {
+            if let Err(error) = self.state().starts(self, file) {
+                tracing::debug!(%error, "nothing is fetched for the image's command");
+            }
+        }
+        self.pump();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn neighbourhood(&self) -> &Neighbourhood {
+        self.neighbourhood.get_or_init(|| Neighbourhood::of(&*self.files, self.layers.len()))
+    }
+
+    /// What a miss in a layer may bring beyond itself, and all guesses that are under way.
+    fn budget(&self, layer: usize) -> u64 {
+        self.layers.get(layer).map_or(0, |layer| layer.source.per_round_trip()).saturating_mul(ROUND_TRIPS).max(FLOOR)
+    }
+
+    /// Turns wishes into requests as long as there is room, on a thread of its own.
+    fn pump(self: &Arc<Self>) {
+        self.again.store(true, Ordering::Release);
+        if !self.pumping.swap(true, Ordering::AcqRel) {
+            let around = Arc::clone(self);
+            tokio::task::spawn_blocking(move || around.guess());
+        }
+    }
+
+    fn guess(self: &Arc<Self>) {
+        loop {
+            self.again.store(false, Ordering::Release);
+            loop {
+                match self.next() {
+                    Ok(Some(jobs)) => jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run()))),
+                    Ok(None) => break,
+                    // A damaged index is made again by the next reader that needs it.
+                    Err(error) => {
+                        tracing::debug!(%error, "nothing is fetched around a miss");
+                        break;
+                    }
+                }
+            }
+            // Not a store: `again` must not be read before it.
+            self.pumping.swap(false, Ordering::AcqRel);
+            if !self.again.load(Ordering::Acquire) || self.pumping.swap(true, Ordering::AcqRel) {
+                return;
+            }
+        }
+    }
+
+    /// The requests for the next wish, if there is room for one.
+    fn next(self: &Arc<Self>) -> Result<Option<Vec<Job>>, Error> {
+        let mut state = self.state();
+        let budget = self.budget(state.last_layer());
+        let has_room = self.flying.load(Ordering::Acquire) < budget && self.requests.load(Ordering::Acquire) < REQUESTS;
+        if !has_room {
+            self.waiting.store(true, Ordering::Release);
+            return Ok(None);
+        }
+        self.waiting.store(false, Ordering::Release);
+        let size = budget.min(LARGEST_PIECE);
+        let Some(Next { layer, units, counts }) = state.next(self, size)? else { return Ok(None) };
+        let Some(contents) = self.layers.get(layer) else { return Ok(None) };
+        let ticket = |bytes| Guess::new(self, contents, bytes);
+        let mut jobs = Vec::new();
+        for (job, planned) in contents.guess(units, &ticket)? {
+            state.asked(layer, &planned, counts);
+            jobs.push(job);
+        }
+        Ok(Some(jobs))
+    }
+}
+
+impl Reading {
+    /// How far behind a miss to go on asking.
+    pub(super) fn tail(&self) -> Result<Option<Tail>, Damaged> {
+        let around = &self.around;
+        let Some((place, contents)) = around.files.place(self.file).zip(around.layers.get(self.layer)) else {
+            return Ok(None);
+        };
+        let missed_before = {
+            let state = around.state();
+            if state.is_over() {
+                return Ok(None);
+            }
+            state.has_missed(self.file)
+        };
+        let bytes = around.budget(self.layer);
+        let size = plan::compressed(&contents.index, &contents.index.units_over(place.range)?)?;
+        let until = match size {
+            ..=SMALL => around.end_of_small_files(self.file, place, bytes)?,
+            _ if size <= WHOLE || missed_before => place.range.end,
+            _ => return Ok(None),
+        };
+        Ok(Some(Tail { bytes, until }))
+    }
+
+    /// A request was planned for this read.
+    pub(super) fn asked(&self, planned: &Planned) {
+        self.around.state().asked(self.layer, planned, true);
+    }
+
+    /// Whether a hit is to be noticed; then it has a place among those that are.
+    fn tells(&self, checks: &Range<u32>) -> bool {
+        let around = &self.around;
+        if around.state.try_lock().is_ok_and(|state| state.is_old(self.layer, self.file, checks)) {
+            return false;
+        }
+        let has_place = around.noticing.fetch_add(1, Ordering::AcqRel) < NOTICED;
+        if !has_place {
+            around.noticing.fetch_sub(1, Ordering::AcqRel);
+        }
+        has_place
+    }
+
+    /// The read was looked for in the cache, and requests for what it missed are about to be sent.
+    pub(super) fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
+        match self.around.state().noticed(&self.around, self, (range, checks), missed) {
+            Ok(true) => self.around.pump(),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "nothing is fetched around a read"),
+        }
+    }
+}
+
+/// What a request is to bring.
+#[derive(Debug, Default)]
+pub(super) struct Planned {
+    /// All bytes of it, and those of them that a reader needs.
+    pub(super) bytes: u64,
+    pub(super) needed: u64,
+    /// The checks that nobody has asked for, with their share of the bytes.
+    pub(super) guessed: Vec<(u32, u64)>,
+}
+
+impl Guess {
+    fn new(around: &Arc<Around>, layer: &Layer, bytes: u64) -> Self {
+        around.flying.fetch_add(bytes, Ordering::AcqRel);
+        around.requests.fetch_add(1, Ordering::AcqRel);
+        Self { around: Arc::clone(around), left: AtomicU64::new(bytes), _waiting: layer.gate.reader() }
+    }
+
+    /// So many bytes came.
+    pub(super) fn arrived(&self, bytes: u64) {
+        let bytes = bytes.min(self.left.load(Ordering::Acquire));
+        self.left.fetch_sub(bytes, Ordering::AcqRel);
+        self.around.flying.fetch_sub(bytes, Ordering::AcqRel);
+        if self.around.waiting.load(Ordering::Acquire) {
+            self.around.pump();
+        }
+    }
+}
+
+impl Drop for Guess {
+    fn drop(&mut self) {
+        self.around.flying.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
+        self.around.requests.fetch_sub(1, Ordering::AcqRel);
+        // While the runtime shuts down there is nobody to go on.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.around.pump();
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What programs need to start: their libraries, and what every program of a C library reads.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::super::plan;
+use super::elf::{self, Needed, Unknown};
+use super::files::{Node, Place};
+use super::state::{State, TAIL, rest_of};
+use super::wish::Wish;
+use super::{Around, WHOLE};
+use crate::blob::ByteRange;
+use crate::index::Damaged;
+
+/// A file that the image's command starts with is fetched whole up to this size.
+const STARTED: u64 = 8 << 20;
+
+/// Files that may be programs, and wait until the part of them is there that says so.
+const WAITING: usize = 32;
+
+/// Directories in which libraries were found that are remembered.
+const MOST_DIRS: usize = 64;
+
+/// Where libraries are, if nothing says otherwise.
+const LIBRARY_DIRS: [&[u8]; 5] = [b"lib", b"usr/lib", b"lib64", b"usr/lib64", b"usr/local/lib"];
+
+/// What programs of the GNU C library read when they start (ld.so(8), locale(7), tzset(3)); what of it is beside the library is looked for there.
+const C_LIBRARY: [&[u8]; 3] = [b"etc/ld.so.cache", b"usr/lib/locale/C.utf8/LC_CTYPE", b"etc/localtime"];
+const BESIDE_C_LIBRARY: &[u8] = b"gconv/gconv-modules.cache";
+
+/// What is known of programs and libraries.
+#[derive(Default)]
+pub(super) struct Programs {
+    /// To be looked into; with what the image's command needs.
+    waiting: VecDeque<(Node, bool)>,
+    /// All that ever waited: each is looked into once.
+    known: HashSet<Node>,
+    /// Where libraries were found.
+    dirs: Vec<Node>,
+    /// The C library's own files were wished for.
+    has_c_library: bool,
+}
+
+impl Programs {
+    /// A file was read, or is to be: it may be a program.
+    pub(super) fn push(&mut self, file: Node, is_started: bool) {
+        if self.known.insert(file) {
+            self.waiting.push_front((file, is_started));
+            self.waiting.truncate(WAITING);
+        }
+    }
+
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+impl State {
+    /// The image's command starts with a file.
+    pub(super) fn starts(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
+        let Some((place, units)) = around.units(file)? else { return Ok(()) };
+        let Some(contents) = around.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
+        let size = plan::compressed(&contents.index, &units)?;
+        if !contents.source.is_remote() || self.programs.known.contains(&file) {
+            return Ok(());
+        }
+        self.programs.push(file, true);
+        if size <= STARTED {
+            self.started.push(Wish::new(place.layer, units.clone(), units.start));
+        } else {
+            let head = plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1);
+            self.started.push(Wish::new(place.layer, units.start..head, units.start));
+        }
+        Ok(())
+    }
+
+    /// Looks whether files are programs, and wishes for what they need.
+    pub(super) fn look_into_programs(&mut self, around: &Around) -> Result<(), Damaged> {
+        for (file, is_started) in std::mem::take(&mut self.programs.waiting) {
+            let Some(place) = around.files.place(file) else { continue };
+            match look_into(around, place) {
+                Ok(needed) => self.wish_for(around, file, &needed, is_started)?,
+                Err(Unknown::Missing) => self.programs.waiting.push_back((file, is_started)),
+                Err(Unknown::NotElf) => {}
+            }
+        }
+        self.programs.waiting.truncate(WAITING);
+        Ok(())
+    }
+
+    fn wish_for(&mut self, around: &Around, file: Node, needed: &Needed, is_started: bool) -> Result<(), Damaged> {
+        let dir = around.neighbourhood().dir(file).unwrap_or(1);
+        let found = self.find(around, dir, needed);
+        for library in found.into_iter().rev().filter(|library| !self.seen.contains(*library)).collect::<Vec<_>>() {
+            if is_started {
+                self.starts(around, library)?;
+            } else {
+                self.wish_for_library(around, library)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The interpreter and the libraries that a file in `dir` needs, as far as they are found, and what the C library reads.
+    fn find(&mut self, around: &Around, dir: Node, needed: &Needed) -> Vec<Node> {
+        let files = &around.files;
+        let search = needed.search.iter().filter_map(|path| {
+            match path.strip_prefix(b"$ORIGIN").or_else(|| path.strip_prefix(b"${ORIGIN}")) {
+                Some(rest) => files.find(dir, rest.strip_prefix(b"/").unwrap_or(rest)),
+                None => files.find(1, path),
+            }
+        });
+        let mut dirs: Vec<Node> = search.chain([dir]).chain(self.programs.dirs.iter().copied()).collect();
+        let interpreter = needed.interpreter.as_ref().and_then(|path| files.find(1, path));
+        dirs.extend(interpreter.and_then(|file| around.neighbourhood().dir(file)));
+        dirs.extend(LIBRARY_DIRS.iter().filter_map(|path| files.find(1, path)));
+        let library = |name: &Vec<u8>| dirs.iter().find_map(|dir| files.find(*dir, name));
+        let mut found: Vec<Node> = interpreter.into_iter().chain(needed.libraries.iter().filter_map(library)).collect();
+        for dir in found.iter().filter_map(|file| around.neighbourhood().dir(*file)) {
+            if self.programs.dirs.len() < MOST_DIRS && !self.programs.dirs.contains(&dir) {
+                self.programs.dirs.push(dir);
+            }
+        }
+        if interpreter.is_some() && !std::mem::replace(&mut self.programs.has_c_library, true) {
+            found.extend(C_LIBRARY.iter().filter_map(|path| files.find(1, path)));
+            found.extend(self.programs.dirs.iter().find_map(|dir| files.find(*dir, BESIDE_C_LIBRARY)));
+        }
+        found
+    }
+
+    fn wish_for_library(&mut self, around: &Around, library: Node) -> Result<(), Damaged> {
+        let Some((place, units)) = around.units(library)? else { return Ok(()) };
+        let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
+        if plan::compressed(&contents.index, &units)? > WHOLE {
+            let head = plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1);
+            self.libraries.push(Wish::new(place.layer, units.start..head, units.start));
+        }
+        if let Some(wish) = rest_of(around, place, &units, units.start)? {
+            self.libraries.push(wish);
+        }
+        Ok(())
+    }
+}
+
+/// What a file needs, if it is a program and the parts that say so are there.
+fn look_into(around: &Around, place: Place) -> Result<Needed, Unknown> {
+    let contents = around.layers.get(place.layer).ok_or(Unknown::NotElf)?;
+    elf::needed(&|range: ByteRange| {
+        let end = place.range.start.checked_add(range.end)?.min(place.range.end);
+        contents.peek(ByteRange::new(place.range.start.checked_add(range.start)?, end)?)
+    })
+}

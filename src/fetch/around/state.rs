@@ -1,0 +1,351 @@
+//! What is remembered of a mount's reads, and what they make one wish for.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::super::plan;
+use super::files::{Node, Place};
+use super::near::{CREDIT, Directory, MOST_CREDIT};
+use super::programs::Programs;
+use super::wish::Wish;
+use super::{Around, FLOOR, Planned, Reading, SMALL, WHOLE};
+use crate::blob::ByteRange;
+use crate::index::Damaged;
+
+/// Of a larger file, so much of its end is wished for at its first read: there the dynamic section of a program is, and the directory of an archive.
+pub(super) const TAIL: u64 = 64 << 10;
+
+/// The largest window around a random miss in a large file, and ahead of a sequential reader.
+const LARGEST_WINDOW: u64 = 4 << 20;
+const LARGEST_AHEAD: u64 = 8 << 20;
+
+/// Who has read so many bytes of a large file in order is a sequential reader; the kernel's own read-ahead is up to 1 MiB.
+const IN_ORDER: u64 = 512 << 10;
+const OUT_OF_ORDER: u64 = 1 << 20;
+
+/// Nothing is guessed any more when more than so many times what was read was asked for (and a little).
+const MOST_ASKED: u64 = 3;
+
+/// Somebody reads everything when more than this was read, and it is more than this share of what was fetched.
+const EVERYTHING: u64 = 16 << 20;
+const EVERYTHING_PERCENT: u64 = 50;
+
+/// And who has read so many files in the order of the blob, each within so many units of the one before, goes on for a while.
+const FILES_IN_ORDER: u32 = 32;
+const NEXT_UNITS: u32 = 64;
+
+/// Units that are looked at in one go for some that are not there.
+const LOOKED_AT: u32 = 4096;
+
+/// Checks of a hit that are looked up on the FUSE thread.
+const FEW_CHECKS: usize = 64;
+
+/// Wishes of each kind that are remembered.
+const REMEMBERED: usize = 256;
+
+pub(super) struct State {
+    /// Files that were read.
+    pub(super) seen: Seen,
+    pub(super) programs: Programs,
+    large: HashMap<Node, Large>,
+    rests: Stack<Wish>,
+    pub(super) libraries: Stack<Wish>,
+    /// What the image's command needs. It counts for nothing: it is little, and known and not guessed.
+    pub(super) started: Stack<Wish>,
+    dirs: Stack<Directory>,
+    /// Layer and unit that were read last.
+    last: (usize, u32),
+    /// Files that were read in the order of the blob, halved by each that was not.
+    in_order: u32,
+    /// What was wished for because everything is read: in this layer, from the first of these units to the second.
+    everything: (usize, Range<u32>),
+    /// The same from the start of each layer, where the one that is read has been fetched to its end.
+    ends: HashMap<usize, u32>,
+    /// Compressed bytes that were asked for, and those of them that were read.
+    asked: u64,
+    read: u64,
+    waste: u64,
+    /// Checks that were asked for and not read yet.
+    guessed: HashMap<(usize, u32), Guessed>,
+}
+
+/// A bit for each node up to the greatest that was read: somebody may read every file of a large image.
+#[derive(Default)]
+pub(super) struct Seen(Vec<u64>);
+
+impl Seen {
+    /// Whether it was not there before.
+    fn insert(&mut self, node: Node) -> bool {
+        let Ok(word) = usize::try_from(node / 64) else { return false };
+        if self.0.len() <= word {
+            self.0.resize(word.saturating_add(1), 0);
+        }
+        let is_new = !self.contains(node);
+        self.0.get_mut(word).into_iter().for_each(|word| *word |= 1 << (node % 64));
+        is_new
+    }
+
+    pub(super) fn contains(&self, node: Node) -> bool {
+        let word = usize::try_from(node / 64).ok().and_then(|word| self.0.get(word));
+        word.is_some_and(|word| word & (1 << (node % 64)) != 0)
+    }
+}
+
+/// The newest first; the oldest are forgotten.
+pub(super) struct Stack<T>(VecDeque<T>);
+
+impl<T> Stack<T> {
+    pub(super) fn push(&mut self, item: T) {
+        self.0.push_front(item);
+        self.0.truncate(REMEMBERED);
+    }
+}
+
+/// A check that nobody has read yet.
+#[derive(Clone, Copy)]
+struct Guessed {
+    bytes: u64,
+    /// Whether they are among those asked for already.
+    counts: bool,
+}
+
+/// Units to be fetched.
+pub(super) struct Next {
+    pub(super) layer: usize,
+    pub(super) units: Range<u32>,
+    /// Whether they count for what may be guessed wrong.
+    pub(super) counts: bool,
+}
+
+/// How a large file was read so far. Offsets are in the layer file.
+struct Large {
+    last: ByteRange,
+    /// Bytes read in order.
+    run: u64,
+    misses: u32,
+    /// The first unit that was not wished for ahead of a sequential reader.
+    ahead: u32,
+}
+
+impl State {
+    pub(super) fn new(waste: u64) -> Self {
+        Self {
+            seen: Seen::default(),
+            programs: Programs::default(),
+            large: HashMap::new(),
+            rests: Stack(VecDeque::new()),
+            libraries: Stack(VecDeque::new()),
+            started: Stack(VecDeque::new()),
+            dirs: Stack(VecDeque::new()),
+            last: (0, 0),
+            in_order: 0,
+            everything: (0, 0..0),
+            ends: HashMap::new(),
+            asked: 0,
+            read: 0,
+            waste,
+            guessed: HashMap::new(),
+        }
+    }
+
+    /// Whether so much was guessed wrong that nothing more is.
+    pub(super) fn is_over(&self) -> bool {
+        self.asked > self.read.saturating_mul(MOST_ASKED).saturating_add(self.waste)
+    }
+
+    pub(super) fn last_layer(&self) -> usize {
+        self.last.0
+    }
+
+    pub(super) fn has_missed(&self, file: Node) -> bool {
+        self.large.get(&file).is_some_and(|large| large.misses > 0)
+    }
+
+    /// A request was planned. One that does not count does so once it was read.
+    pub(super) fn asked(&mut self, layer: usize, planned: &Planned, counts: bool) {
+        if counts {
+            self.asked = self.asked.saturating_add(planned.bytes);
+            self.read = self.read.saturating_add(planned.needed);
+        }
+        let guessed = planned.guessed.iter().map(|(check, bytes)| ((layer, *check), Guessed { bytes: *bytes, counts }));
+        self.guessed.extend(guessed);
+    }
+
+    /// Checks were read; tells whether any of them was a guess.
+    fn used(&mut self, layer: usize, checks: Range<u32>) -> bool {
+        let before = self.read;
+        if !self.guessed.is_empty() {
+            for guess in checks.filter_map(|check| self.guessed.remove(&(layer, check))) {
+                self.read = self.read.saturating_add(guess.bytes);
+                self.asked = self.asked.saturating_add(if guess.counts { 0 } else { guess.bytes });
+            }
+        }
+        self.read > before
+    }
+
+    /// A read of `range`, which `checks` cover; tells whether there may be something to do now.
+    pub(super) fn noticed(
+        &mut self,
+        around: &Around,
+        Reading { layer, file, .. }: &Reading,
+        (range, checks): (ByteRange, Range<u32>),
+        missed: bool,
+    ) -> Result<bool, Damaged> {
+        let used = self.used(*layer, checks);
+        if self.is_known(*file) && !missed {
+            return Ok(used);
+        }
+        let Some((place, units)) = around.units(*file)? else { return Ok(false) };
+        let Some(contents) = around.layers.get(*layer) else { return Ok(false) };
+        let here = contents.index.units_over(range)?;
+        let (last_layer, last_unit) = std::mem::replace(&mut self.last, (*layer, here.end.saturating_sub(1)));
+        let size = plan::compressed(&contents.index, &units)?;
+        if self.seen.insert(*file) {
+            let is_next =
+                last_layer == *layer && (last_unit..last_unit.saturating_add(NEXT_UNITS)).contains(&here.start);
+            self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
+            self.programs.push(*file, false);
+            if let Some(wish) = rest_of(around, place, &units, here.start)? {
+                self.rests.push(wish);
+            }
+            if size <= SMALL {
+                self.credit(around, *file);
+            }
+        }
+        if size > WHOLE {
+            self.large(around, *file, place, (range, here, units), missed)?;
+        }
+        Ok(true)
+    }
+
+    fn is_known(&self, file: Node) -> bool {
+        self.seen.contains(file) && !self.large.contains_key(&file)
+    }
+
+    /// Whether a hit in this file tells nothing.
+    pub(super) fn is_old(&self, layer: usize, file: Node, checks: &Range<u32>) -> bool {
+        let is_guess = |check: u32| self.guessed.contains_key(&(layer, check));
+        let no_guess = self.guessed.is_empty() || (checks.len() <= FEW_CHECKS && !checks.clone().any(is_guess));
+        no_guess && self.is_known(file)
+    }
+
+    fn credit(&mut self, around: &Around, file: Node) {
+        let Some(dir) = around.neighbourhood().dir(file) else { return };
+        let known = self.dirs.0.iter().position(|known| known.dir == dir).and_then(|at| self.dirs.0.remove(at));
+        let credit = known.map_or(0, |known| known.credit).saturating_add(CREDIT).min(MOST_CREDIT);
+        self.dirs.push(Directory { dir, last: file, credit });
+    }
+
+    fn large(
+        &mut self,
+        around: &Around,
+        file: Node,
+        place: Place,
+        (range, here, units): (ByteRange, Range<u32>, Range<u32>),
+        missed: bool,
+    ) -> Result<(), Damaged> {
+        let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
+        let budget = around.budget(place.layer);
+        let large = self.large.entry(file).or_insert(Large { last: range, run: 0, misses: 0, ahead: 0 });
+        let goes_on = range.start >= large.last.start && range.start <= large.last.end.saturating_add(OUT_OF_ORDER);
+        large.run = if goes_on { large.run.saturating_add(range.len()) } else { range.len() };
+        large.last = range;
+        if large.run >= IN_ORDER {
+            let window = large.run.clamp(budget.min(LARGEST_AHEAD), LARGEST_AHEAD);
+            let half = plan::forward(&contents.index, here.end.saturating_sub(1), window / 2, units.end)?;
+            let end = plan::forward(&contents.index, here.end.saturating_sub(1), window, units.end)?.saturating_add(1);
+            if large.ahead <= half || large.ahead > end {
+                let start = if large.ahead > end { here.end } else { large.ahead.max(here.end) };
+                large.ahead = end;
+                self.rests.push(Wish::new(place.layer, start..end, start));
+            }
+        } else if missed {
+            let window = (budget / 2)
+                .max(FLOOR)
+                .saturating_mul(1u64.checked_shl(large.misses).unwrap_or(u64::MAX))
+                .min(LARGEST_WINDOW);
+            large.misses = large.misses.saturating_add(1);
+            let start = plan::backward(&contents.index, here.start, window / 2, units.start)?;
+            let end =
+                plan::forward(&contents.index, here.end.saturating_sub(1), window / 2, units.end)?.saturating_add(1);
+            self.rests.push(Wish::new(place.layer, start..end, here.end));
+        }
+        Ok(())
+    }
+
+    /// What to fetch next, at most about `size` bytes of it.
+    pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
+        self.look_into_programs(around)?;
+        let is_over = self.is_over();
+        let stacks = [(&mut self.rests, true), (&mut self.libraries, true), (&mut self.started, false)];
+        for (stack, counts) in stacks.into_iter().filter(|(_, counts)| !(*counts && is_over)) {
+            while let Some(wish) = stack.0.front_mut() {
+                let layer = around.layers.get(wish.layer);
+                if let Some(units) = layer.map(|layer| wish.next(layer, size)).transpose()?.flatten() {
+                    return Ok(Some(Next { layer: wish.layer, units, counts }));
+                }
+                stack.0.pop_front();
+            }
+        }
+        if is_over {
+            return Ok(None);
+        }
+        while let Some(dir) = self.dirs.0.front_mut() {
+            if let Some((layer, units)) = around.near(dir, size)? {
+                return Ok(Some(Next { layer, units, counts: true }));
+            }
+            self.dirs.0.pop_front();
+        }
+        Ok(self.everything(around, size)?.map(|(layer, units)| Next { layer, units, counts: true }))
+    }
+
+    /// Where somebody reads everything: what lies behind the last read.
+    fn everything(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+        let came = self.asked.saturating_sub(around.flying.load(Ordering::Acquire));
+        let reads_all =
+            self.read > EVERYTHING && self.read.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
+        if !reads_all && self.in_order < FILES_IN_ORDER {
+            return Ok(None);
+        }
+        let (layer, unit) = self.last;
+        if self.everything.0 != layer || !self.everything.1.contains(&unit) {
+            self.everything = (layer, unit..unit.saturating_add(1));
+        }
+        let end = &mut self.everything.1.end;
+        if let Some(units) = missing_from(around, layer, end, size)? {
+            return Ok(Some((layer, units)));
+        }
+        if around.layers.get(layer).is_some_and(|contents| *end < contents.index.summary().units) {
+            // There is more to look at the next time.
+            return Ok(None);
+        }
+        // To its end; what is left is elsewhere.
+        for layer in 0..around.layers.len() {
+            let end = self.ends.entry(layer).or_insert(0);
+            if let Some(units) = missing_from(around, layer, end, size)? {
+                return Ok(Some((layer, units)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The next units of a layer that are not there; `start` is moved behind what was looked at.
+fn missing_from(around: &Around, layer: usize, start: &mut u32, size: u64) -> Result<Option<Range<u32>>, Damaged> {
+    let Some(contents) = around.layers.get(layer).filter(|layer| layer.source.is_remote()) else { return Ok(None) };
+    let until = contents.index.summary().units.max(*start).min(start.saturating_add(LOOKED_AT));
+    let found = Wish::new(layer, *start..until, *start).next(contents, size)?;
+    *start = found.as_ref().map_or(until, |units| units.end);
+    Ok(found)
+}
+
+/// All of a file, from a unit on; of a larger one its end.
+pub(super) fn rest_of(around: &Around, place: Place, units: &Range<u32>, at: u32) -> Result<Option<Wish>, Damaged> {
+    let Some(contents) = around.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(None) };
+    if plan::compressed(&contents.index, units)? <= WHOLE {
+        return Ok(Some(Wish::new(place.layer, units.clone(), at)));
+    }
+    let start = plan::backward(&contents.index, units.end - 1, TAIL, units.start)?;
+    Ok(Some(Wish::new(place.layer, start..units.end, start)))
+}

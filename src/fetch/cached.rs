@@ -1,0 +1,52 @@
+//! Reads of what is in the layer file and was verified: no task, no fetching, no copy but the one out of the layer file.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Layer;
+use crate::blob::ByteRange;
+use crate::cache::Disk;
+use crate::index::{CheckKind, Damaged};
+
+impl Layer {
+    /// Fills `buffer` with a range of the layer file of the same length where all of it is in the layer file and was verified, and that takes
+    /// no more than `disk`. Gives the checks of it if so; else [`Layer::read`] finds out why, or brings it.
+    pub(super) fn read_cached(self: &Arc<Self>, range: ByteRange, buffer: &mut [u8], disk: Disk) -> Option<Range<u32>> {
+        let checks = self.fill(range, buffer, disk).ok()??;
+        if disk == Disk::InMemory && checks.clone().any(|check| self.file.is_use_news(check)) {
+            let (layer, checks) = (Arc::clone(self), checks.clone());
+            tokio::task::spawn_blocking(move || checks.for_each(|check| layer.file.touch(check)));
+        }
+        self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
+        self.counters.cached.fetch_add(range.len(), Ordering::Relaxed);
+        Some(checks)
+    }
+
+    /// The bytes of a range, if all of them are in the layer file and were verified.
+    pub(super) fn peek(&self, range: ByteRange) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
+        self.fill(range, &mut bytes, Disk::MayWait).ok()??;
+        Some(bytes)
+    }
+
+    fn fill(&self, range: ByteRange, mut buffer: &mut [u8], disk: Disk) -> Result<Option<Range<u32>>, Damaged> {
+        let checks = self.index.checks_over(range)?;
+        let mut filled = range.start;
+        for number in checks.clone() {
+            let check = self.index.check(number)?;
+            let part = check.range.intersection(&range);
+            let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
+            let Some((here, rest)) = buffer.split_at_mut_checked(len).filter(|_| part.start == filled) else {
+                return Ok(None);
+            };
+            match check.kind {
+                CheckKind::Hole => here.fill(0),
+                CheckKind::Digest(_) if !self.file.read_within(number, part.start, here, disk) => return Ok(None),
+                CheckKind::Digest(_) => {}
+            }
+            (buffer, filled) = (rest, part.end);
+        }
+        Ok((filled == range.end).then_some(checks))
+    }
+}

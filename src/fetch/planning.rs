@@ -1,0 +1,177 @@
+//! Who brings what: readers join what is on its way, and requests are made for what is not.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::PoisonError;
+
+use super::around::{Guess, Planned, Reading};
+use super::assemble::{Kept, Wanted};
+use super::flight::Waiter;
+use super::job::Job;
+use super::layer::{Look, MEMORY};
+use super::plan::{self, Run};
+use super::{Error, Layer};
+use crate::cache::State;
+use crate::index::Damaged;
+
+/// Requests that one guess is made into: what is missing may be scattered.
+const MOST_RUNS: usize = 3;
+
+impl Layer {
+    /// Joins the flights that bring `missing` (ascending) and plans requests for what nobody brings yet.
+    pub(super) fn wait_for(self: &Arc<Self>, missing: &[u32], reading: Option<&Reading>) -> Result<Look, Error> {
+        let waiting = self.gate.reader();
+        // What is wrong with the index elsewhere is no matter of this read.
+        let tail = reading.and_then(|reading| reading.tail().ok().flatten());
+        let (mut waiters, mut jobs, mut planned) = (Vec::new(), Vec::new(), Planned::default());
+        {
+            // One reader plans at a time: what it finds brought by nobody it then takes, so that no two requests have a unit in common.
+            let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+            let nobody = self.join(missing, &mut waiters)?;
+            let mut runs = plan::runs(&self.index, &nobody)?;
+            planned.needed = runs.iter().map(|run| run.compressed.len()).sum();
+            if let (Some(tail), Some(&last)) = (tail, nobody.last()) {
+                if let Err(error) = plan::extend(&self.index, &mut runs, last, tail, |check| self.is_missing(check)) {
+                    tracing::debug!(%error, "nothing is fetched behind a miss");
+                }
+                runs = plan::joined(runs);
+            }
+            for run in runs {
+                let (job, brought) = self.job(run, missing, &mut planned)?;
+                waiters.extend(brought);
+                jobs.extend(job);
+            }
+        }
+        reading.iter().for_each(|reading| reading.asked(&planned));
+        Ok(Look::Wait { waiters, jobs, waiting })
+    }
+
+    /// Joins the flights of those of `missing` that are on their way; gives those that nobody brings.
+    fn join(&self, missing: &[u32], waiters: &mut Vec<Waiter>) -> Result<Vec<u32>, Error> {
+        let mut nobody = Vec::new();
+        for &check in missing {
+            if let Some(error) = self.failed.get(&check) {
+                return Err(error);
+            }
+            match self.flights.join(check) {
+                Some(waiter) => waiters.push(waiter),
+                // It may have come since it was looked for; then there is nobody to wait for either.
+                None if self.is_missing(check) => nobody.push(check),
+                None => {}
+            }
+        }
+        Ok(nobody)
+    }
+
+    /// Takes the duty for what of the first run is still missing; also gives back what is to be done after it.
+    pub(super) fn take_first(self: &Arc<Self>, runs: Vec<Run>) -> Result<(Option<Job>, Vec<Run>), Error> {
+        let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = runs.into_iter();
+        let Some(run) = runs.next() else { return Ok((None, Vec::new())) };
+        let wanted = plan::checks_in(&self.index, &run)?;
+        let missing: Vec<u32> =
+            wanted.iter().map(|wanted| wanted.check).filter(|check| self.is_missing(*check)).collect();
+        let mut left = plan::runs(&self.index, &missing)?.into_iter();
+        let job = left.next().map(|run| self.job(run, &[], &mut Planned::default())).transpose()?;
+        Ok((job.and_then(|(job, _)| job), left.chain(runs).collect()))
+    }
+
+    /// Requests for what is missing of some units, for nobody in particular. What cannot be had without much more is left.
+    pub(super) fn guess(
+        self: &Arc<Self>,
+        units: Range<u32>,
+        ticket: &dyn Fn(u64) -> Guess,
+    ) -> Result<Vec<(Job, Planned)>, Error> {
+        let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = plan::compressed(&self.index, &units)?;
+        let mut guesses = Vec::new();
+        if self.source.is_sent_whole() {
+            return Ok(guesses);
+        }
+        for run in plan::joined(self.missing_runs(units)?) {
+            if run.compressed.len() > asked.saturating_mul(2).saturating_add(MEMORY / 8) {
+                continue;
+            }
+            let mut planned = Planned::default();
+            let bytes = run.compressed.len();
+            if guesses.len() == MOST_RUNS {
+                break;
+            }
+            if let (Some(job), _) = self.job(run, &[], &mut planned)? {
+                guesses.push((job.for_nobody(ticket(bytes)), planned));
+            }
+        }
+        Ok(guesses)
+    }
+
+    /// What is missing of some units, and is not on its way.
+    pub(super) fn missing_runs(&self, units: Range<u32>) -> Result<Vec<Run>, Damaged> {
+        let mut missing = Vec::new();
+        for unit in units {
+            missing
+                .extend(plan::checks_of_unit(&self.index, unit)?.into_iter().filter(|check| self.is_missing(*check)));
+        }
+        missing.dedup();
+        plan::runs(&self.index, &missing)
+    }
+
+    /// Whether any check of a unit is missing and not on its way.
+    pub(super) fn lacks(&self, unit: u32) -> Result<bool, Damaged> {
+        Ok(plan::checks_of_unit(&self.index, unit)?.into_iter().any(|check| self.is_missing(check)))
+    }
+
+    pub(super) fn is_missing(&self, check: u32) -> bool {
+        self.file.state(check) == State::Missing
+            && !self.memory.contains_key(&check)
+            && self.flights.join(check).is_none()
+    }
+
+    /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile. The waiters are for
+    /// those of `needed` (ascending); the others are guessed.
+    fn job(
+        self: &Arc<Self>,
+        run: Run,
+        needed: &[u32],
+        planned: &mut Planned,
+    ) -> Result<(Option<Job>, Vec<Waiter>), Error> {
+        let run = self.or_whole(run)?;
+        let wanted = plan::checks_in(&self.index, &run)?;
+        let decoded = wanted.iter().map(|wanted| wanted.range.len()).sum::<u64>().max(1);
+        let share =
+            |wanted: &Wanted| u128::from(run.compressed.len()) * u128::from(wanted.range.len()) / u128::from(decoded);
+        let (mut duties, mut waiters) = (Vec::new(), Vec::new());
+        for wanted in &wanted {
+            let (duty, waiter) = match self.flights.take(wanted.check) {
+                Ok((duty, waiter)) => (Some(duty), waiter),
+                Err(waiter) => (None, waiter),
+            };
+            if needed.binary_search(&wanted.check).is_ok() {
+                waiters.push(waiter);
+            }
+            let Some(duty) = duty else { continue };
+            match (self.file.state(wanted.check), self.memory.get(&wanted.check)) {
+                (State::Ready, _) => duty.land(Ok(Kept::LayerFile)),
+                (_, Some(kept)) => duty.land(Ok(kept)),
+                _ => {
+                    duties.push(duty);
+                    if needed.binary_search(&wanted.check).is_err() {
+                        planned.guessed.push((wanted.check, u64::try_from(share(wanted)).unwrap_or(u64::MAX)));
+                    }
+                }
+            }
+        }
+        if duties.is_empty() {
+            return Ok((None, waiters));
+        }
+        planned.bytes = planned.bytes.saturating_add(run.compressed.len());
+        Ok((Some(Job::new(Arc::clone(self), run, wanted, duties)), waiters))
+    }
+
+    /// Everything at once where the blob's host sends all of it anyway, so that it does so once and not for each run.
+    fn or_whole(&self, run: Run) -> Result<Run, Error> {
+        if !self.source.is_sent_whole() {
+            return Ok(run);
+        }
+        Ok(plan::whole(&self.index)?.unwrap_or(run))
+    }
+}

@@ -1,0 +1,91 @@
+//! How a READ is answered: with as few threads and copies as its bytes allow.
+//!
+//! | where its bytes are | who answers it |
+//! |---|---|
+//! | verified, in the layer file, in memory (the kernel's page cache) | the FUSE thread, at once |
+//! | verified, in the layer file, on disk | a blocking thread; the look into memory has made the kernel begin to read |
+//! | anywhere else, or not verified yet | a task, which fetches |
+//!
+//! One FUSE thread, which waits for nothing: with more of them the kernel wakes one after the other, each with cold caches of its CPU, which
+//! made metadata three times as expensive (docs/performance.md).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fuser::ReplyData;
+use tokio::runtime::Handle;
+
+use super::errno;
+use crate::fetch::Disk;
+use crate::fs::errno::Refused;
+use crate::fs::tree::Ino;
+use crate::fs::view::View;
+
+/// Buffers that are kept while nobody uses them.
+const KEPT: usize = 4;
+
+/// A READ that was not answered yet.
+pub(super) struct Read {
+    pub(super) ino: Ino,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    pub(super) reply: ReplyData,
+}
+
+impl Read {
+    /// Answers it, here and now if that needs no waiting.
+    pub(super) fn answer(self, runtime: &Handle, view: &Arc<View>, buffers: &Arc<Buffers>) {
+        let _in_runtime = runtime.enter();
+        let Some(read) = self.answer_cached(view, buffers, Disk::InMemory) else { return };
+        let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
+        runtime.spawn_blocking(move || {
+            if let Some(read) = read.answer_cached(&view, &buffers, Disk::MayWait) {
+                tasks.spawn(read.by_fetching(view));
+            }
+        });
+    }
+
+    /// Gives it back where its bytes cannot be had so.
+    fn answer_cached(self, view: &View, buffers: &Buffers, disk: Disk) -> Option<Self> {
+        let mut buffer = buffers.take();
+        let unanswered = match view.read_cached(self.ino, self.offset, self.size.into(), &mut buffer, disk) {
+            Some(bytes) => {
+                self.reply.data(bytes);
+                None
+            }
+            None => Some(self),
+        };
+        buffers.give_back(buffer);
+        unanswered
+    }
+
+    async fn by_fetching(self, view: Arc<View>) {
+        let Self { ino, offset, size, reply } = self;
+        match view.read(ino, offset, size.into()).await {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => {
+                let refused = Refused::from(error);
+                let why = &refused as &dyn std::error::Error;
+                tracing::debug!(ino = ino.get(), offset, size, error = why, "a read failed");
+                reply.error(errno(&refused));
+            }
+        }
+    }
+}
+
+/// Buffers for READs, used again: a fresh one of 1 MiB costs more than the copy into it.
+#[derive(Default)]
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// What is in it is from whoever had it before.
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT {
+            kept.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The image's config (OCI image specification 1.1, "Image Configuration"): for what platform it is, and what it starts.
+
+use serde::Deserialize;
+
+use crate::blob::{ByteRange, ByteSource, Digest, Documents};
+use crate::cache::Cache;
+use crate::registry::{self, Platform};
+
+/// Bytes of the largest config that is read.
+const LARGEST: u64 = 4 << 20;
+
+/// Where programs are, if the config does not say.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Directories of PATH, and bytes of a path (PATH_MAX): what is more is no real command.
+const DIRECTORIES: usize = 64;
+const LONGEST_PATH: usize = 4096;
+
+/// Words of a command line that are looked at: the program, and a script that it may be given.
+const WORDS: usize = 4;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Config {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+    #[serde(default)]
+    config: Option<Execution>,
+}
+
+/// Each may be missing or null.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Execution {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+}
+
+impl Config {
+    /// From the cache or the registry; `None` where it cannot be had or is not what the manifest names.
+    pub(super) async fn read(image: &registry::Image, cache: &Cache) -> Option<Self> {
+        let config = image.config.clone().filter(|config| config.size <= LARGEST)?;
+        let cache = cache.clone();
+        let read = move || {
+            let kept = cache.get(&config.digest);
+            let bytes = kept.or_else(|| {
+                let read = config.blob.read_at(ByteRange { start: 0, end: config.size }).ok()?;
+                (Digest::of(&read) == config.digest).then(|| cache.put(&config.digest, &read))?;
+                Some(read)
+            })?;
+            serde_json::from_slice(&bytes).ok()
+        };
+        tokio::task::spawn_blocking(read).await.ok()?
+    }
+
+    pub(super) fn platform(self) -> Platform {
+        Platform { os: self.os, architecture: self.architecture, variant: self.variant }
+    }
+
+    /// The files that are read when the image's own command starts, each as the paths that it may have, the best first.
+    pub(super) fn started(&self) -> Vec<Vec<String>> {
+        let Some(execution) = &self.config else { return Vec::new() };
+        let words = execution.entrypoint.iter().chain(&execution.cmd).flatten().take(WORDS);
+        let dir = execution.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
+        let path = execution.env.iter().flatten().find_map(|variable| variable.strip_prefix("PATH="));
+        let in_path = |name: &str| {
+            path.unwrap_or(DEFAULT_PATH).split(':').take(DIRECTORIES).map(|dir| format!("{dir}/{name}")).collect()
+        };
+        let paths = |(number, word): (usize, &String)| match word.contains('/') {
+            true if word.starts_with('/') => vec![word.clone()],
+            true => vec![format!("{dir}/{word}")],
+            false if number == 0 => in_path(word),
+            false => vec![format!("{dir}/{word}")],
+        };
+        words.enumerate().filter(|(_, word)| word.len() <= LONGEST_PATH).map(paths).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(execution: &str) -> Vec<Vec<String>> {
+        let config = format!(r#"{{"os": "linux", "architecture": "amd64", "config": {execution}}}"#);
+        serde_json::from_str::<Config>(&config).unwrap().started()
+    }
+
+    #[test]
+    fn the_program_is_looked_for_in_path_and_its_arguments_where_it_starts() {
+        let found =
+            started(r#"{"Cmd": ["python3", "app/main.py", "-v"], "Env": ["A=b", "PATH=/x:/y"], "WorkingDir": "/srv"}"#);
+        assert_eq!(found, [vec!["/x/python3", "/y/python3"], vec!["/srv/app/main.py"], vec!["/srv/-v"]]);
+        let found = started(r#"{"Entrypoint": ["/entry"], "Cmd": ["/bin/server"]}"#);
+        assert_eq!(found, [["/entry"], ["/bin/server"]]);
+        assert_eq!(started(r#"{"Cmd": ["sh"]}"#)[0].len(), 6, "the usual places");
+    }
+
+    #[test]
+    fn whatever_may_be_missing_is() {
+        for nothing in ["null", "{}", r#"{"Cmd": null, "Entrypoint": []}"#] {
+            assert!(started(nothing).is_empty(), "{nothing}");
+        }
+        let scratch = serde_json::from_str::<Config>(r#"{"os": "linux", "architecture": "amd64"}"#).unwrap();
+        assert!(scratch.started().is_empty());
+    }
+}
