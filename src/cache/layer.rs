@@ -189,8 +189,8 @@ impl LayerFile {
         State::Ready
     }
 
-    /// Fills `buffer` from `start` on with a part of a check that is [`State::Ready`], where that takes no more than `disk`. Says whether
-    /// it did; [`LayerFile::read`] finds out why not. Without disk it is left to the caller to [`touch`](LayerFile::touch) the check.
+    /// Fills `buffer` from `start` on with a part of a check that is [`State::Ready`], where that takes no longer than `disk` allows. Says whether
+    /// it did; [`LayerFile::read`] finds out why not. With [`Disk::InMemory`] it is left to the caller to [`touch`](LayerFile::touch) the check.
     pub fn read_within(&self, check: u32, start: u64, buffer: &mut [u8], disk: Disk) -> bool {
         let group = self.groups.of_check(check);
         let generation = self.generation(group);
@@ -310,8 +310,8 @@ impl Shared {
     /// Gives the generation that the check is kept at; `None`: another process holds it up.
     fn keep(&self, group: usize, check: u32, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<Option<u64>> {
         let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let disk = if self.is_held_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
-        let held = self.present.lock(disk);
+        let patience = if self.is_held_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        let held = self.present.lock(patience);
         self.is_held_up.store(held.is_none(), Ordering::Relaxed);
         if held.is_none() {
             return Ok(None);

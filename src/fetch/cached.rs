@@ -11,7 +11,7 @@ use crate::index::{CheckKind, Damaged};
 
 impl Layer {
     /// Fills `buffer` with a range of the layer file of the same length where all of it is in the layer file and was verified, and that takes
-    /// no more than `disk`. Gives the checks of it if so; else [`Layer::read`] finds out why, or brings it.
+    /// no longer than `disk` allows. Gives the checks of it if so; else [`Layer::read`] finds out why, or brings it.
     pub(super) fn read_cached(self: &Arc<Self>, range: ByteRange, buffer: &mut [u8], disk: Disk) -> Option<Range<u32>> {
         let checks = self.fill(range, buffer, disk).ok()??;
         if disk == Disk::InMemory && checks.clone().any(|check| self.file.is_use_news(check)) {

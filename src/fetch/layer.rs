@@ -63,7 +63,7 @@ struct Repair {
     reindex: Reindex,
     /// Since then it is served from memory, which nothing damages.
     done: bool,
-    pub(super) failed: Option<Instant>,
+    failed: Option<Instant>,
 }
 
 /// The right to verify the checks of one group.

@@ -15,7 +15,7 @@ pub(super) const MAX_REQUEST: u64 = 4 << 20;
 const MAX_CHECKS_BEHIND: u32 = 4096;
 
 /// Runs with no more than this between them become one, where a request more would cost more than bytes that are there already.
-const GAP: u64 = 8 << 10;
+pub(super) const GAP: u64 = 8 << 10;
 
 /// How far to go on behind a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::tree::{Ino, Tree};
 use crate::blob::ByteRange;
-use crate::fetch::{Files, Node, Place};
+use crate::fetch::{Files, LONGEST_PATH, Node, Place};
 
 /// Why a path leads nowhere. Paths are as the caller gave them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +87,7 @@ impl Files for Tree {
     }
 
     fn find(&self, dir: Node, path: &[u8]) -> Option<Node> {
+        let path = Some(path).filter(|path| path.len() <= LONGEST_PATH)?;
         resolve(self, Ino::new(dir)?, path, LastSymlink::Follow).ok().map(Ino::get)
     }
 }

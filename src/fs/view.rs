@@ -25,8 +25,8 @@ pub trait Contents: Send + Sync {
         range: ByteRange,
     ) -> BoxFuture<'static, Result<Bytes, fetch::Error>>;
 
-    /// Fills `buffer` with such bytes, which are as many, where all of them are on local disk and were verified, and that takes no more than
-    /// `disk`. Says whether it did.
+    /// Fills `buffer` with such bytes, which are as many, where all of them are on local disk and were verified, and that takes no longer than
+    /// `disk` allows. Says whether it did.
     fn read_cached(
         self: Arc<Self>,
         _layer: usize,
@@ -125,7 +125,7 @@ impl View {
         Ok(bytes)
     }
 
-    /// What [`View::read`] gives, put into `buffer` (which grows where it is too short); `None` where that takes more than `disk`.
+    /// What [`View::read`] gives, put into `buffer` (which grows where it is too short); `None` where that takes longer than `disk` allows.
     pub(super) fn read_cached<'a>(
         &self,
         ino: Ino,

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
+use crate::fetch::LONGEST_PATH;
 use crate::registry::{self, Platform};
 
 /// Bytes of the largest config that is read.
@@ -12,9 +13,8 @@ const LARGEST: u64 = 4 << 20;
 /// Where programs are, if the config does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Directories of PATH, and bytes of a path (PATH_MAX): what is more is no real command.
+/// More directories in PATH than any image has.
 const DIRECTORIES: usize = 64;
-const LONGEST_PATH: usize = 4096;
 
 /// Words of a command line that are looked at: the program, and a script that it may be given.
 const WORDS: usize = 4;
@@ -95,6 +95,15 @@ mod tests {
         let found = started(r#"{"Entrypoint": ["/entry"], "Cmd": ["/bin/server"]}"#);
         assert_eq!(found, [["/entry"], ["/bin/server"]]);
         assert_eq!(started(r#"{"Cmd": ["sh"]}"#)[0].len(), 6, "the usual places");
+    }
+
+    #[test]
+    fn what_no_command_has_is_not_multiplied() {
+        let (long, many) = ("a".repeat(LONGEST_PATH + 1), ":".repeat(1_000_000));
+        let found = started(&format!(r#"{{"Cmd": ["sh", "{long}"], "Env": ["PATH={many}"]}}"#));
+        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [DIRECTORIES]);
+        let words = vec![r#""w""#; 100_000].join(",");
+        assert_eq!(started(&format!(r#"{{"Cmd": [{words}]}}"#)).len(), WORDS);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use elf::file::{Class, FileHeader};
 use elf::segment::{ProgramHeader, SegmentTable};
 use elf::string_table::StringTable;
 
+use super::files::LONGEST_PATH;
 use crate::blob::ByteRange;
 
 /// Bytes of the largest table that is read; real ones are a tenth of it. A string table of C++ names can be larger: then its head.
@@ -25,9 +26,8 @@ const LARGEST_TABLE: u64 = 256 << 10;
 /// More libraries than any program names itself.
 const MOST_LIBRARIES: usize = 256;
 
-/// Directories to look for libraries in, and bytes of a path (PATH_MAX): what is more is no real program's.
+/// More directories to look for libraries in than any program names.
 const MOST_DIRECTORIES: usize = 64;
-const LONGEST_PATH: usize = 4096;
 
 /// The magic number, class, data encoding and so on (ELF's `e_ident`).
 const IDENT: usize = 16;
@@ -37,26 +37,29 @@ const HEADER: u64 = 64;
 
 /// What a file needs to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Needed {
+pub struct Needed {
     /// Its interpreter's path.
-    pub(super) interpreter: Option<Vec<u8>>,
+    pub interpreter: Option<Vec<u8>>,
     /// Names of libraries, as a rule without a path.
-    pub(super) libraries: Vec<Vec<u8>>,
+    pub libraries: Vec<Vec<u8>>,
     /// Directories to look for them in, `$ORIGIN` for the file's own.
-    pub(super) search: Vec<Vec<u8>>,
+    pub search: Vec<Vec<u8>>,
 }
 
 /// Why nothing is known of what a file needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unknown {
+pub enum Unknown {
     /// It is no ELF file, or a broken one.
     NotElf,
     /// These bytes of it are not here.
     Missing,
 }
 
-/// `read` gives bytes of the file where they are here. A range that passes the file's end may be cut there.
-pub(super) fn needed(read: &dyn Fn(ByteRange) -> Option<Vec<u8>>) -> Result<Needed, Unknown> {
+/// `read` gives bytes of the file where they are here. A range that passes the file's end is cut there.
+///
+/// # Errors
+/// Where it is no ELF file, or `read` does not give what says so.
+pub fn needed(read: &dyn Fn(ByteRange) -> Option<Vec<u8>>) -> Result<Needed, Unknown> {
     let read = |start: u64, len: u64| {
         let range = ByteRange::at(start, len.min(LARGEST_TABLE)).ok_or(Unknown::NotElf)?;
         read(range).ok_or(Unknown::Missing)

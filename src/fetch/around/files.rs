@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use crate::blob::ByteRange;
 
+/// Bytes of the longest path that is looked for (Linux's PATH_MAX): images may say longer ones, and there is nothing to be found by them.
+pub const LONGEST_PATH: usize = 4096;
+
 /// A file or directory, by the number that its tree gives it.
 pub type Node = u64;
 
@@ -28,7 +31,7 @@ pub trait Files: Send + Sync {
     /// The directory that holds a directory; `None` for what is none.
     fn parent(&self, dir: Node) -> Option<Node>;
     fn children(&self, dir: Node) -> Box<dyn Iterator<Item = Node> + '_>;
-    /// What a path leads to, from a directory on, symlinks followed.
+    /// What a path of at most [`LONGEST_PATH`] bytes leads to, from a directory on, symlinks followed.
     fn find(&self, dir: Node, path: &[u8]) -> Option<Node>;
 }
 

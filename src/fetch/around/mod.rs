@@ -1,7 +1,7 @@
 //! What to fetch around a miss. A request costs a round trip, so what comes with it decides how long a program takes to start.
 //!
 //! ```text
-//! a read misses  --> its request goes on behind what was asked for, about as far as the link carries in a round trip (`tail`)
+//! a read misses  --> its request goes on behind what was asked for, about as far as the link carries in two round trips (`tail`)
 //! a file is read --> wishes: the rest of it; the libraries it needs; the small files near it (`wish`, `programs`, `near`)
 //! there is room  --> the newest wish becomes a request: behind readers who wait, little at a time, bounded in all (`next`)
 //! ```
@@ -9,7 +9,7 @@
 //! Nothing is recorded of earlier runs; only the image's own files say what comes next. The rules and most numbers came out of a simulation of
 //! recorded reads; docs/performance.md says what each is worth on a real link. Sizes are compressed bytes unless said otherwise.
 
-mod elf;
+pub mod elf;
 mod files;
 mod near;
 mod programs;
@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 
 use self::files::Neighbourhood;
-pub use self::files::{Files, Node, Place};
+pub use self::files::{Files, LONGEST_PATH, Node, Place};
 use self::state::{Next, State};
 use super::job::Job;
 use super::plan::{self, Tail};
@@ -51,9 +51,6 @@ const LARGEST_PIECE: u64 = 1 << 20;
 
 /// Requests for guesses under way at a time.
 const REQUESTS: usize = 6;
-
-/// Bytes of the longest path that is looked for (PATH_MAX).
-const LONGEST_PATH: usize = 4096;
 
 /// Hits that are noticed at a time. One that is not costs a guess, no more.
 const NOTICED: usize = 4;
@@ -139,7 +136,8 @@ impl Around {
         read
     }
 
-    /// Fills a buffer of the same length with such bytes, where all of them are there and it takes no more than that disk. Says whether it did.
+    /// Fills a buffer of the same length with such bytes, where all of them are there and local disk need not be waited for longer than said.
+    /// Tells whether it did.
     pub fn read_cached(
         self: &Arc<Self>,
         layer: usize,
@@ -162,9 +160,7 @@ impl Around {
 
     /// The image's command starts with these files, each by the paths that it may have: they are wished for before anyone reads them.
     pub fn starts(self: &Arc<Self>, files: &[Vec<String>]) {
-        let found = files.iter().filter_map(|paths| {
-            paths.iter().filter(|path| path.len() <= LONGEST_PATH).find_map(|path| self.files.find(1, path.as_bytes()))
-        });
+        let found = files.iter().filter_map(|paths| paths.iter().find_map(|path| self.files.find(1, path.as_bytes())));
         for file in found.collect::<Vec<_>>().into_iter().rev() {
             if let Err(error) = self.state().starts(self, file) {
                 tracing::debug!(%error, "nothing is fetched for the image's command");

@@ -16,9 +16,6 @@ pub(super) const MOST_CREDIT: u64 = 4 << 20;
 /// Units of a file that are looked at; a small one seldom has more than two.
 const LOOKED_AT: usize = 64;
 
-/// Parts that are less apart than this are fetched in one request, with what lies between.
-const GAP: u64 = 8 << 10;
-
 /// A directory with something to spend.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -30,6 +27,13 @@ pub(super) struct Directory {
 
 /// A request costs a server more than so few bytes are worth.
 const LEAST: u64 = 8 << 10;
+
+/// A small file: where its contents are, in which units, and how many bytes these have.
+struct Small {
+    place: Place,
+    units: Range<u32>,
+    bytes: u64,
+}
 
 /// Small files that lie next to each other.
 struct Run {
@@ -54,22 +58,21 @@ impl Around {
         let [behind, _] = neighbourhood.beside(&*self.files, file);
         let (mut until, mut sum) = (place.range.end, 0u64);
         for next in behind {
-            let Some((next_place, size)) = self.small(next)?.filter(|_| neighbourhood.dir(next) == dir) else { break };
+            let Some(small) = self.small(next)?.filter(|_| neighbourhood.dir(next) == dir) else { break };
             if sum >= bytes {
                 break;
             }
-            sum = sum.saturating_add(size);
-            until = next_place.range.end;
+            sum = sum.saturating_add(small.bytes);
+            until = small.place.range.end;
         }
         Ok(until)
     }
 
-    /// The place and size of a small file.
-    fn small(&self, file: Node) -> Result<Option<(Place, u64)>, Damaged> {
+    /// `None` for a file that is not small.
+    fn small(&self, file: Node) -> Result<Option<Small>, Damaged> {
         let Some((place, units)) = self.units(file)? else { return Ok(None) };
-        let Some(layer) = self.layers.get(place.layer) else { return Ok(None) };
-        let size = plan::compressed(&layer.index, &units)?;
-        Ok((size <= SMALL).then_some((place, size)))
+        let bytes = self.size(place.layer, &units)?;
+        Ok((bytes <= SMALL).then_some(Small { place, units, bytes }))
     }
 
     /// Where a file is, and the units that hold it.
@@ -84,8 +87,8 @@ impl Around {
     pub(super) fn near(&self, near: &mut Directory, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
         let mut run: Option<Run> = None;
         for (file, way) in self.candidates(near) {
-            let Some((place, bytes)) = self.small(file)? else { continue };
-            let Some((_, units)) = self.units(file)?.filter(|_| bytes <= near.credit) else { continue };
+            let small = self.small(file)?.filter(|small| small.bytes <= near.credit);
+            let Some(Small { place, units, bytes }) = small else { continue };
             let is_absent = self.is_absent(place.layer, &units)?;
             if let Some(run) = run.as_mut().filter(|_| is_absent) {
                 if self.join(run, (place.layer, &units, way), near.credit.min(size))? {
@@ -168,6 +171,6 @@ impl Around {
     fn touch(&self, layer: usize, one: &Range<u32>, other: &Range<u32>) -> Result<bool, Damaged> {
         let (first, second) = if one.start <= other.start { (one, other) } else { (other, one) };
         let gap = first.end..second.start;
-        Ok(gap.is_empty() || self.size(layer, &gap)? <= GAP)
+        Ok(gap.is_empty() || self.size(layer, &gap)? <= plan::GAP)
     }
 }

@@ -1,11 +1,12 @@
 //! What programs need to start: their libraries, and what every program of a C library reads.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::ops::Range;
 
-use super::super::plan;
+use super::super::{Layer, plan};
 use super::elf::{self, Needed, Unknown};
 use super::files::{Node, Place};
-use super::state::{State, TAIL, rest_of};
+use super::state::{Seen, State, TAIL, rest_of};
 use super::wish::Wish;
 use super::{Around, WHOLE};
 use crate::blob::ByteRange;
@@ -13,6 +14,9 @@ use crate::index::Damaged;
 
 /// A file that the image's command starts with is fetched whole up to this size.
 const STARTED: u64 = 8 << 20;
+
+/// All of them together: what an image says that it starts may not be what is run.
+const ALL_STARTED: u64 = 32 << 20;
 
 /// Files that may be programs, and wait until the part of them is there that says so.
 const WAITING: usize = 32;
@@ -32,8 +36,9 @@ const BESIDE_C_LIBRARY: &[u8] = b"gconv/gconv-modules.cache";
 pub(super) struct Programs {
     /// To be looked into; with what the image's command needs.
     waiting: VecDeque<(Node, bool)>,
-    /// All that ever waited: each is looked into once.
-    known: HashSet<Node>,
+    /// What the image's command needs, and the bytes of it that are wished for: each file once, whatever needs it.
+    started: Seen,
+    started_bytes: u64,
     /// Where libraries were found.
     dirs: Vec<Node>,
     /// The C library's own files were wished for.
@@ -43,10 +48,8 @@ pub(super) struct Programs {
 impl Programs {
     /// A file was read, or is to be: it may be a program.
     pub(super) fn push(&mut self, file: Node, is_started: bool) {
-        if self.known.insert(file) {
-            self.waiting.push_front((file, is_started));
-            self.waiting.truncate(WAITING);
-        }
+        self.waiting.push_front((file, is_started));
+        self.waiting.truncate(WAITING);
     }
 
     pub(super) fn are_waiting(&self) -> bool {
@@ -59,16 +62,16 @@ impl State {
     pub(super) fn starts(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
         let Some((place, units)) = around.units(file)? else { return Ok(()) };
         let Some(contents) = around.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
-        let size = plan::compressed(&contents.index, &units)?;
-        if !contents.source.is_remote() || self.programs.known.contains(&file) {
+        if !contents.source.is_remote() || !self.programs.started.insert(file) {
             return Ok(());
         }
-        self.programs.push(file, true);
-        if size <= STARTED {
+        let whole = plan::compressed(&contents.index, &units)? <= STARTED;
+        let units = if whole { units } else { head_of(contents, &units)? };
+        let bytes = self.programs.started_bytes.saturating_add(plan::compressed(&contents.index, &units)?);
+        if bytes <= ALL_STARTED {
+            self.programs.started_bytes = bytes;
+            self.programs.push(file, true);
             self.started.push(Wish::new(place.layer, units.clone(), units.start));
-        } else {
-            let head = plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1);
-            self.started.push(Wish::new(place.layer, units.start..head, units.start));
         }
         Ok(())
     }
@@ -131,8 +134,7 @@ impl State {
         let Some((place, units)) = around.units(library)? else { return Ok(()) };
         let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
         if plan::compressed(&contents.index, &units)? > WHOLE {
-            let head = plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1);
-            self.libraries.push(Wish::new(place.layer, units.start..head, units.start));
+            self.libraries.push(Wish::new(place.layer, head_of(contents, &units)?, units.start));
         }
         if let Some(wish) = rest_of(around, place, &units, units.start)? {
             self.libraries.push(wish);
@@ -141,11 +143,17 @@ impl State {
     }
 }
 
+/// The first units of a large file.
+fn head_of(contents: &Layer, units: &Range<u32>) -> Result<Range<u32>, Damaged> {
+    Ok(units.start..plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1))
+}
+
 /// What a file needs, if it is a program and the parts that say so are there.
 fn look_into(around: &Around, place: Place) -> Result<Needed, Unknown> {
     let contents = around.layers.get(place.layer).ok_or(Unknown::NotElf)?;
     elf::needed(&|range: ByteRange| {
-        let end = place.range.start.checked_add(range.end)?.min(place.range.end);
-        contents.peek(ByteRange::new(place.range.start.checked_add(range.start)?, end)?)
+        // What lies past its end is not missing: it is nothing.
+        let in_file = |at: u64| place.range.start.saturating_add(at).min(place.range.end);
+        contents.peek(ByteRange::new(in_file(range.start), in_file(range.end))?)
     })
 }

@@ -51,7 +51,7 @@ pub(super) struct State {
     large: HashMap<Node, Large>,
     rests: Stack<Wish>,
     pub(super) libraries: Stack<Wish>,
-    /// What the image's command needs. It counts for nothing: it is little, and known and not guessed.
+    /// What the image's command needs. It counts once it was read: until then it has a bound of its own.
     pub(super) started: Stack<Wish>,
     dirs: Stack<Directory>,
     /// Layer and unit that were read last.
@@ -70,13 +70,13 @@ pub(super) struct State {
     guessed: HashMap<(usize, u32), Guessed>,
 }
 
-/// A bit for each node up to the greatest that was read: somebody may read every file of a large image.
+/// A set of nodes, a bit for each up to the greatest: somebody may read every file of a large image.
 #[derive(Default)]
 pub(super) struct Seen(Vec<u64>);
 
 impl Seen {
     /// Whether it was not there before.
-    fn insert(&mut self, node: Node) -> bool {
+    pub(super) fn insert(&mut self, node: Node) -> bool {
         let Ok(word) = usize::try_from(node / 64) else { return false };
         if self.0.len() <= word {
             self.0.resize(word.saturating_add(1), 0);

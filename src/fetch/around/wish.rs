@@ -24,7 +24,7 @@ impl Wish {
     pub(super) fn next(&mut self, layer: &Layer, size: u64) -> Result<Option<Range<u32>>, Damaged> {
         while let Some(unit) = self.ahead.next() {
             if layer.lacks(unit)? {
-                let last = plan::forward(&layer.index, unit, size, self.ahead.end.max(unit + 1))?;
+                let last = plan::forward(&layer.index, unit, size, self.ahead.end)?;
                 self.ahead.start = last.saturating_add(1);
                 return Ok(Some(unit..last.saturating_add(1)));
             }

@@ -6,7 +6,7 @@
 //! | verified, in the layer file, on disk | a blocking thread; the look into memory has made the kernel begin to read |
 //! | anywhere else, or not verified yet | a task, which fetches |
 //!
-//! One FUSE thread, which waits for nothing: with more of them the kernel wakes one after the other, each with cold caches of its CPU, which
+//! One FUSE thread, which waits for nothing that may take long (a block of the index may have to be read from disk): with more of them the kernel wakes one after the other, each with cold caches of its CPU, which
 //! made metadata three times as expensive (docs/performance.md).
 
 use std::sync::{Arc, Mutex, PoisonError};
