@@ -7,52 +7,50 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use crfs::blob::{ByteRange, Digest};
-use crfs::index::StoredIndex;
+use crfs::index::{Codec, StoredIndex};
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK: usize = 64 << 10;
 
+/// Units, pieces, checks, windows.
+const TABLES: usize = 4;
+
 fn index(entries: &[u8], tables: &[u8]) -> Vec<u8> {
     let entries = zstd::bulk::compress(entries, 1).expect("memory");
-    let records = tables.len() / 64 * 64;
-    let digests = 3 * 40;
-    let start = (512 + digests + entries.len()).next_multiple_of(BLOCK);
-    let mut blocks = Vec::new();
-    for shift in 0..3 {
-        let mut table = tables[..records].to_vec();
-        table.rotate_left(shift * 32 % records.max(1));
-        table.resize(BLOCK, 0);
-        blocks.extend(table);
+    let records = (tables.len() / 64 * 64).max(64);
+    let (mut digests, mut packed) = (Vec::new(), Vec::new());
+    for shift in 0..TABLES {
+        let mut table = tables.to_vec();
+        table.resize(records, 0);
+        table.rotate_left(shift * 32 % records);
+        keep(&table, &mut digests, &mut packed);
     }
-    let table_digests: Vec<u8> = blocks.chunks(BLOCK).flat_map(kept).collect();
     let mut out = b"crfs index\n\0\0\0\0\0".to_vec();
     let put =
         |out: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-    put(&mut out, &[1, 0]);
+    put(&mut out, &[2, 6]);
     out.extend_from_slice(Digest::of(b"blob").as_bytes());
     out.resize(104, 0);
-    let names = entries_names(&entries);
-    put(&mut out, &[1 << 40, names, 0, 0, 0, 512, digests as u64, 512 + digests as u64, entries.len() as u64]);
-    let records = records.max(64);
-    (0..3).for_each(|table| put(&mut out, &[(start + table * BLOCK) as u64, records as u64]));
-    out.extend_from_slice(Digest::of(&table_digests).as_bytes());
+    let (names, digests_end) = (entries_names(&entries), 512 + digests.len() as u64);
+    put(&mut out, &[1 << 40, names, 0, 0, 0, 512, digests.len() as u64, digests_end, entries.len() as u64]);
+    let section = |table: usize| [(table * BLOCK) as u64, records as u64];
+    (0..3).for_each(|table| put(&mut out, &section(table)));
+    out.extend_from_slice(Digest::of(&digests).as_bytes());
     out.extend_from_slice(Digest::of(&entries).as_bytes());
+    put(&mut out, &section(3));
     out.resize(480, 0);
     let sum = Digest::of(&out);
     out.extend_from_slice(sum.as_bytes());
-    out.extend_from_slice(&table_digests);
-    out.extend_from_slice(&entries);
-    out.resize(start, 0);
-    out.extend_from_slice(&blocks);
-    out
+    [out, digests, entries, packed].concat()
 }
 
-/// What is kept of a block: its digest, and a key that leads lookups anywhere.
-fn kept(block: &[u8]) -> [u8; 40] {
-    let mut kept = [0; 40];
-    kept[..32].copy_from_slice(Digest::of(block).as_bytes());
-    kept[32..].copy_from_slice(&block[..8]);
-    kept
+/// Packs a block, and keeps its digest, a key that leads lookups anywhere, and where it ends.
+fn keep(block: &[u8], digests: &mut Vec<u8>, packed: &mut Vec<u8>) {
+    let stored = zstd::bulk::compress(block, 1).expect("memory");
+    packed.extend_from_slice(&stored);
+    digests.extend_from_slice(Digest::of(&stored).as_bytes());
+    digests.extend_from_slice(&block[..8]);
+    digests.extend_from_slice(&(packed.len() as u64).to_le_bytes());
 }
 
 /// What the entries say of their own number, so that it does not stop them.
@@ -67,9 +65,16 @@ fuzz_target!(|data: &[u8]| {
     let tables = &tables[..tables.len().min(BLOCK)];
     let source = Arc::new(Bytes::from(index(entries, tables)));
     let index = StoredIndex::open(source, &Digest::of(b"blob"), None).expect("a header that is right");
+    index.verify().expect("digests that are right");
     for start in [0, 4096, 1 << 30] {
         let range = ByteRange { start, end: start + 100_000 };
         let _ = (index.checks_over(range), index.units_over(range), index.units_in_blob(range));
+    }
+    let _ = index.has_huge_unit();
+    for unit in (0..index.summary().units.min(64)).filter_map(|unit| index.unit(unit).ok()) {
+        if let Codec::Deflate { window: Some(window), .. } = unit.codec {
+            assert!(index.window(window).is_ok_and(|window| window.len() <= 32 << 10) || index.window(window).is_err());
+        }
     }
     if let Ok(entries) = index.entries() {
         let _ = crfs_fuzz::look(&index, &entries, 0);

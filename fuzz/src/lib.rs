@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use crfs::blob::{ByteRange, Digest};
-use crfs::index::{CheckKind, Child, Descriptor, Entries, Kind, LayerKey, Options, StoredIndex, open};
+use crfs::index::{CheckKind, Child, Descriptor, Entries, Found, Kind, LayerKey, Options, StoredIndex, open};
 
 /// Bytes before the TOC: offsets of entries may be up to here.
 pub const PAYLOAD: usize = 4096;
@@ -20,7 +20,7 @@ pub fn open_and_look(blob: Vec<u8>) {
         annotations: BTreeMap::new(),
     };
     let options = Options { whole_layer_below: 0, insecure_unverified_toc: true };
-    let Ok(opened) = open(&layer, &blob, &|_| Err("none".into()), &options) else { return };
+    let Ok(Found::Indexed(opened)) = open(&layer, &blob, &|_| Err("none".into()), &options) else { return };
     let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
     let index =
         StoredIndex::open(Arc::new(opened.encoded), &layer.digest, key.as_ref()).expect("what was encoded just now");

@@ -21,6 +21,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 use sha2::{Digest as _, Sha256};
 
 use super::groups::Groups;
+use super::lock::{self, Kind};
 use super::presence::{self, Present};
 use super::store::{PAGE, Store};
 use super::stored;
@@ -79,6 +80,8 @@ enum Contents {
 struct Shared {
     data: File,
     present: Present,
+    /// Digests of what is stored, where the index has none.
+    sums: Option<Sums>,
     store: Arc<Store>,
     /// OFD locks do not exclude threads.
     change: Mutex<()>,
@@ -92,7 +95,7 @@ struct Shared {
 const ONLY: u64 = 1;
 
 impl LayerFile {
-    pub(super) fn shared(store: Arc<Store>, layer: &Path, groups: Groups) -> io::Result<Self> {
+    pub(super) fn shared(store: Arc<Store>, layer: &Path, groups: Groups, has_sums: bool) -> io::Result<Self> {
         let (dir, path, present) = (&store.dir, layer.join("data"), layer.join("present"));
         // What is there can be read also where nothing can be written.
         let open = |path: &Path| dir.open_or_create(path).or_else(|error| dir.open(path).map_err(|_| error));
@@ -107,7 +110,8 @@ impl LayerFile {
         }
         let is_new = data.metadata()?.len() < groups.len() || dir.open(&present).is_err();
         // With the names of the two and of their directories.
-        let needed = presence::len(&groups).next_multiple_of(PAGE) + 4 * PAGE;
+        let sums = if has_sums { Sums::len(&groups).next_multiple_of(PAGE) + PAGE } else { 0 };
+        let needed = presence::len(&groups).next_multiple_of(PAGE) + 4 * PAGE + sums;
         if is_new && needed > store.limits.limit {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -116,10 +120,11 @@ impl LayerFile {
         grow(&data, groups.len())?;
         let present = Present::open(open(&present)?, groups.clone(), PATIENCE)?;
         stored::tell_of_untold(&data, &present);
+        let sums = has_sums.then(|| open(&layer.join(Sums::NAME)).map(Sums)).transpose()?;
         drop(room);
         let last_uses = (0..groups.count()).map(|_| AtomicU64::new(0)).collect();
         let (change, is_held_up) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self::new(Contents::Shared(Shared { data, present, store, change, is_held_up, last_uses }), groups))
+        Ok(Self::new(Contents::Shared(Shared { data, present, sums, store, change, is_held_up, last_uses }), groups))
     }
 
     pub(super) fn private(store: Arc<Store>, groups: Groups) -> io::Result<Self> {
@@ -212,7 +217,9 @@ impl LayerFile {
     }
 
     /// Verifies a check that is [`State::Unverified`]. One whose bytes are wrong, or cannot be read, is missing from now on.
-    pub fn verify(&self, check: u32, range: ByteRange, digest: &Digest) -> State {
+    ///
+    /// `digest`: of its bytes; `None` where the index has none, and that was kept which they had when they were stored.
+    pub fn verify(&self, check: u32, range: ByteRange, digest: Option<Digest>) -> State {
         let group = self.groups.of_check(check);
         for _ in 0..TRIES {
             let generation = self.generation(group);
@@ -222,7 +229,8 @@ impl LayerFile {
             if self.generation(group) != generation {
                 continue;
             }
-            if found.is_ok_and(|found| found == *digest) {
+            let digest = digest.or_else(|| self.sum(check));
+            if found.is_ok_and(|found| Some(found) == digest) {
                 self.verified.note(&self.groups, group, generation, check, Found::Right);
                 return State::Ready;
             }
@@ -231,6 +239,12 @@ impl LayerFile {
             return State::Missing;
         }
         State::Missing
+    }
+
+    /// The digest that was kept of a check.
+    fn sum(&self, check: u32) -> Option<Digest> {
+        let Contents::Shared(shared) = &self.contents else { return None };
+        shared.sums.as_ref()?.get(check)
     }
 
     /// The check's bytes on disk are wrong or cannot be read.
@@ -242,10 +256,16 @@ impl LayerFile {
         }
     }
 
-    /// Keeps the bytes of a check that was found right. `write` puts them into the layer file.
+    /// Keeps the bytes of a check that was found right. `write` puts them into the layer file. `sum`: their digest, where the index has none.
     ///
     /// Returns whether they are kept: not where there is no room, or another process holds things up. Failures are logged here, once.
-    pub fn publish(&self, check: u32, range: ByteRange, write: impl FnOnce(&File) -> io::Result<()>) -> bool {
+    pub fn publish(
+        &self,
+        check: u32,
+        range: ByteRange,
+        sum: Option<Digest>,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> bool {
         let room = range.end.next_multiple_of(PAGE) - range.start / PAGE * PAGE;
         let group = self.groups.of_check(check);
         let kept = match &self.contents {
@@ -253,7 +273,10 @@ impl LayerFile {
             Contents::Private { data, store, taken } => keep_private(data, store, taken, room, write),
             // Before the lock: making room takes the locks of layers.
             Contents::Shared(shared) => match shared.store.room(room) {
-                Some(_room) => shared.keep(group, check, write),
+                Some(_room) => shared.keep(group, check, |data| {
+                    sum.zip(shared.sums.as_ref()).map_or(Ok(()), |(sum, sums)| sums.set(check, &sum))?;
+                    write(data)
+                }),
                 None => Ok(None),
             },
         };
@@ -270,6 +293,22 @@ impl LayerFile {
                 false
             }
         }
+    }
+
+    /// Lets nothing of it be evicted, by any process, for as long as it is open: it could not be fetched again in parts.
+    pub fn pin(&self) {
+        let Contents::Shared(shared) = &self.contents else { return };
+        // Whoever evicts looks for it under this lock.
+        let _held = shared.present.lock(PATIENCE);
+        if let Err(error) = lock::try_keep(&shared.data, Kind::Shared, stored::PINNED) {
+            tracing::warn!(%error, "contents that are used may be evicted");
+        }
+    }
+
+    /// Whether any check is missing that has bytes of its own; `is_hole`: those that have none.
+    #[must_use]
+    pub fn lacks_any(&self, mut is_hole: impl FnMut(u32) -> bool) -> bool {
+        (0..self.groups.checks()).any(|check| self.state(check) == State::Missing && !is_hole(check))
     }
 
     /// Whether it is news that a check is in use: then somebody is to [`touch`](LayerFile::touch) it.
@@ -347,6 +386,28 @@ fn keep_private(
     }
     taken.fetch_add(room, Ordering::Relaxed);
     write(data).map(|()| Some(ONLY))
+}
+
+/// The file `sums` of a layer: for each check the sha256 of its bytes as they were stored, one after the other. For layers whose index has
+/// digests of the blob alone, so that what is read back can be verified.
+pub(super) struct Sums(pub(super) File);
+
+impl Sums {
+    pub(super) const NAME: &str = "sums";
+
+    fn len(groups: &Groups) -> u64 {
+        u64::from(groups.checks()) * 32
+    }
+
+    pub(super) fn get(&self, check: u32) -> Option<Digest> {
+        let mut sum = [0; 32];
+        self.0.read_exact_at(&mut sum, u64::from(check) * 32).ok()?;
+        Some(Digest::from_bytes(sum))
+    }
+
+    fn set(&self, check: u32, sum: &Digest) -> io::Result<()> {
+        self.0.write_all_at(sum.as_bytes(), u64::from(check) * 32)
+    }
 }
 
 pub(super) fn hash(data: &File, range: ByteRange) -> io::Result<Digest> {

@@ -7,8 +7,10 @@
 //! space                                    how much room is taken, and the logical clock (space.rs)
 //! documents/<hex>                          a manifest or image index, by its sha256
 //! names/<sha256 of name and platform>      the digest that a reference was last resolved to (documents.rs)
-//! layers/<blob>/<toc-<hex> | own>/index    the encoded layer index (index/stored)
+//! layers/<blob>/<toc-<hex> | ztoc-<hex> | own>
+//!                                 index    the encoded layer index (index/stored)
 //!                                 data     the layer file, sparse; whoever uses it holds a shared lock of it
+//!                                 sums     of a zTOC's layer: the digests of the checks of `data` that are there (layer.rs)
 //!                                 present  which checks of `data` are there, in groups that are evicted at once (presence.rs)
 //! ```
 //!
@@ -27,6 +29,7 @@ mod report;
 mod sealed;
 mod space;
 mod spool;
+mod staged;
 mod store;
 mod stored;
 mod verified;
@@ -38,6 +41,7 @@ pub use layer::{Disk, LayerFile, State};
 pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
 pub use space::Limits;
 pub(crate) use spool::Spool;
+pub use staged::Staged;
 
 use std::fs::File;
 use std::io;
@@ -48,7 +52,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{ByteRange, ByteSource, SourceError};
-use crate::index::{LayerKey, StoredIndex};
+use crate::index::{Damaged, LayerKey, StoredIndex};
 use dir::Dir;
 use groups::Groups;
 use store::Store;
@@ -127,7 +131,7 @@ impl Cache {
     #[must_use]
     pub fn layer_file(&self, key: Option<&LayerKey>, index: &StoredIndex) -> LayerFile {
         match Groups::of(index) {
-            Ok(groups) => self.layer_file_of(key, groups),
+            Ok(groups) => self.layer_file_of(key, groups, index.has_spans()),
             Err(error) => {
                 tracing::warn!(%error, "the layer's contents cannot be cached");
                 LayerFile::nowhere(Groups::none())
@@ -135,10 +139,10 @@ impl Cache {
         }
     }
 
-    fn layer_file_of(&self, key: Option<&LayerKey>, groups: Groups) -> LayerFile {
+    fn layer_file_of(&self, key: Option<&LayerKey>, groups: Groups, has_sums: bool) -> LayerFile {
         let Some(store) = self.store.clone() else { return LayerFile::nowhere(groups) };
         let opened = match key.filter(|_| store.dir.is_coherent()) {
-            Some(key) => LayerFile::shared(store, &layer_dir(key), groups.clone()),
+            Some(key) => LayerFile::shared(store, &layer_dir(key), groups.clone(), has_sums),
             None => LayerFile::private(store, groups.clone()),
         };
         opened.unwrap_or_else(|error| {
@@ -147,15 +151,44 @@ impl Cache {
         })
     }
 
+    /// Room for contents of which it is not known yet whether they are right; `is_needed`: it may be that they cannot be had again in parts.
+    pub(crate) fn stage(&self, is_needed: bool) -> io::Result<Staged> {
+        let store = self.store.as_ref().filter(|store| store.dir.is_coherent());
+        Staged::new(store.ok_or(io::ErrorKind::Unsupported)?, is_needed)
+    }
+
+    /// Staged contents are those of the index, to be kept under `key`. What of them is not kept is fetched again.
+    pub fn adopt(&self, key: &LayerKey, index: &StoredIndex, staged: Staged) {
+        let Some(store) = &self.store else { return };
+        let adopt = || {
+            let checks = stored_checks(index, staged.end()).map_err(io::Error::other)?;
+            staged.adopt(store, &layer_dir(key), &Groups::of(index).map_err(io::Error::other)?, checks)
+        };
+        match adopt() {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(blob = %key.blob, "another process uses the layer already"),
+            Err(error) => tracing::warn!(blob = %key.blob, %error, "the layer's contents cannot be cached"),
+        }
+    }
+
     /// A private layer file with checks that start at these places.
     #[cfg(test)]
     pub(crate) fn private_layer_file(&self, len: u64, starts: &[u64]) -> LayerFile {
-        self.layer_file_of(None, Groups::new(len, starts))
+        self.layer_file_of(None, Groups::new(len, starts), false)
     }
 
     /// A file without a name for contents that are too large to wait in memory for their check.
     pub(crate) fn spool(&self) -> io::Result<Spool> {
         Spool::new(self.store.as_ref())
+    }
+}
+
+/// The checks, from the first on, that lie before `end` of the layer file.
+fn stored_checks(index: &StoredIndex, end: u64) -> Result<u32, Damaged> {
+    let over = index.checks_over(ByteRange { start: 0, end })?;
+    match over.end.checked_sub(1) {
+        Some(last) if index.check(last)?.range.end > end => Ok(last),
+        _ => Ok(over.end),
     }
 }
 

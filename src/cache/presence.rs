@@ -146,6 +146,17 @@ impl Present {
         self.file.write_all_at(&[if there { THERE } else { 0 }], self.byte(check))
     }
 
+    /// The first checks are there, from now on. Under the lock.
+    pub(super) fn set_first(&self, checks: u32, clock: u64) -> io::Result<()> {
+        for group in (0..self.groups.count()).take_while(|group| self.groups.checks_of(*group).start < checks) {
+            if self.generation(group) == 0 {
+                self.next_generation(group)?;
+            }
+            self.set_last_use(group, clock)?;
+        }
+        self.file.write_all_at(&vec![THERE; checks.min(self.groups.checks()) as usize], self.byte(0))
+    }
+
     /// Under the lock.
     pub(super) fn clear(&self, group: usize) -> io::Result<()> {
         let checks = self.groups.checks_of(group);

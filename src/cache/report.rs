@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::dir::{Dir, is_temporary};
 use super::documents::{self, DOCUMENTS, NAMES};
 use super::groups::Groups;
-use super::layer::hash;
+use super::layer::{Sums, hash};
 use super::presence::Present;
 use super::store::SPACE;
 use super::stored::{self, Stored};
@@ -126,7 +126,7 @@ fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
     LayerUse {
         blob: key.blob,
         toc: match key.identity {
-            Identity::Toc(digest) => Some(digest),
+            Identity::Toc(digest) | Identity::Ztoc(digest) => Some(digest),
             Identity::Own => None,
         },
         contents: of("data"),
@@ -226,21 +226,30 @@ impl Verification {
             }
             None => {}
         }
+        let sums = dir.open(&layer.join(Sums::NAME)).ok().map(Sums);
         for check in 0..index.summary().checks.min(stored.present.groups().checks()) {
-            if let Err(what) = self.check(&stored, &index, check) {
+            if let Err(what) = self.check(&stored, sums.as_ref(), &index, check) {
                 self.tell(dir, &data, what);
             }
         }
     }
 
-    fn check(&mut self, stored: &Stored, index: &StoredIndex, number: u32) -> Result<(), String> {
+    fn check(&mut self, stored: &Stored, sums: Option<&Sums>, index: &StoredIndex, number: u32) -> Result<(), String> {
         let group = stored.present.groups().of_check(number);
         let generation = stored.present.generation(group);
         if generation == 0 || !stored.present.is_there(number) {
             return Ok(());
         }
         let check = index.check(number).map_err(|damaged| damaged.what)?;
-        let CheckKind::Digest(digest) = check.kind else { return Ok(()) };
+        let digest = match check.kind {
+            CheckKind::Hole => return Ok(()),
+            CheckKind::Digest(digest) => digest,
+            // Without a digest it is not there.
+            CheckKind::Span(_) => match sums.and_then(|sums| sums.get(number)) {
+                Some(digest) => digest,
+                None => return Ok(()),
+            },
+        };
         let found = hash(&stored.data, check.range);
         let is_wrong = !found.as_ref().is_ok_and(|found| *found == digest);
         // Evicted meanwhile, or found wrong by a reader as well, who has it fetched again.

@@ -205,6 +205,13 @@ impl Space {
         }
     }
 
+    /// What was taken for a file without a name is stored under one.
+    pub(super) fn name(&self, bytes: u64) {
+        let mut own = self.own();
+        own.unnamed = own.unnamed.saturating_sub(bytes);
+        own.stored += bytes;
+    }
+
     /// Says in the table what was stored, and gives back what is not used. Gives what is counted as named then.
     fn settle(&self, own: &mut Own) -> Option<u64> {
         let table = self.table()?;

@@ -5,13 +5,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::store::Store;
+use bytes::{Bytes, BytesMut};
+
+use super::store::{PAGE, Store};
+use crate::blob::{ByteRange, ByteSource, SourceError};
 
 /// A file without a name. The room that it takes is counted until it is dropped.
 pub(crate) struct Spool {
     file: File,
     store: Option<Arc<Store>>,
     taken: u64,
+    /// Bytes that were appended.
+    len: u64,
 }
 
 impl Spool {
@@ -20,7 +25,7 @@ impl Spool {
             Some(store) => store.dir.unnamed()?,
             None => tempfile::tempfile()?,
         };
-        Ok(Self { file, store: store.cloned(), taken: 0 })
+        Ok(Self { file, store: store.cloned(), taken: 0, len: 0 })
     }
 
     /// Adds bytes at the end.
@@ -28,20 +33,67 @@ impl Spool {
     /// # Errors
     /// Where the disk fails, or the cache has no room for them.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.take(bytes.len() as u64)?;
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts bytes at a place.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = at.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        self.take(end.next_multiple_of(PAGE) - at / PAGE * PAGE)?;
+        self.file.write_all_at(bytes, at)
+    }
+
+    fn take(&mut self, len: u64) -> io::Result<()> {
         if let Some(store) = &self.store {
-            let len = bytes.len() as u64;
             if !store.take_unnamed(len) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             self.taken += len;
         }
-        self.file.write_all(bytes)
+        Ok(())
+    }
+
+    /// Bytes of room that it has.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// It has a name from now on.
+    pub(super) fn now_named(mut self) {
+        if let Some(store) = &self.store {
+            store.name(std::mem::take(&mut self.taken));
+        }
     }
 
     /// # Errors
     /// Where the disk fails, or there are not as many bytes.
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+}
+
+impl ByteSource for Spool {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        if range.end > self.len {
+            return Err(format!("{range} of {} bytes", self.len).into());
+        }
+        let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
+        self.file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.freeze())
     }
 }
 

@@ -72,6 +72,20 @@ impl Store {
         }
     }
 
+    /// Something that had a name is gone.
+    pub(super) fn freed(&self, bytes: u64) {
+        if let Some(space) = &self.space {
+            space.freed(bytes);
+        }
+    }
+
+    /// What was taken for something without a name has one now.
+    pub(super) fn name(&self, bytes: u64) {
+        if let Some(space) = &self.space {
+            space.name(bytes);
+        }
+    }
+
     fn take<'a, T>(&'a self, bytes: u64, take: impl Fn(&'a Space) -> Result<T, Refused>) -> Option<T> {
         let space = self.space.as_ref()?;
         match take(space) {

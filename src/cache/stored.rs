@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::dir::Dir;
+use super::layer::Sums;
 use super::lock::{self, Kind};
 use super::presence::{Present, punch};
 use super::store::PAGE;
@@ -21,16 +22,21 @@ use crate::index::{Identity, LayerKey};
 /// The byte of `data` that whoever uses the layer holds a shared lock of, for as long as it does.
 pub(super) const IN_USE: u64 = 0;
 
+/// The byte of `data` that is locked as well by those whose contents are not to be evicted.
+pub(super) const PINNED: u64 = 1;
+
 /// Where all layers are.
 pub(super) const LAYERS: &str = "layers";
 
 const OWN: &str = "own";
 const TOC: &str = "toc-";
+const ZTOC: &str = "ztoc-";
 
 /// A layer's directory.
 pub(super) fn layer_dir(key: &LayerKey) -> PathBuf {
     let identity = match key.identity {
         Identity::Toc(digest) => format!("{TOC}{}", digest.hex()),
+        Identity::Ztoc(digest) => format!("{ZTOC}{}", digest.hex()),
         Identity::Own => OWN.to_owned(),
     };
     Path::new(LAYERS).join(key.blob.hex()).join(identity)
@@ -38,10 +44,11 @@ pub(super) fn layer_dir(key: &LayerKey) -> PathBuf {
 
 fn key_of(blob: &str, identity: &str) -> Option<LayerKey> {
     let digest = |hex: &str| format!("sha256:{hex}").parse::<Digest>().ok();
-    let identity = match identity.strip_prefix(TOC) {
-        Some(hex) => Identity::Toc(digest(hex)?),
-        None if identity == OWN => Identity::Own,
-        None => return None,
+    let identity = match (identity.strip_prefix(TOC), identity.strip_prefix(ZTOC)) {
+        (Some(hex), _) => Identity::Toc(digest(hex)?),
+        (None, Some(hex)) => Identity::Ztoc(digest(hex)?),
+        (None, None) if identity == OWN => Identity::Own,
+        _ => return None,
     };
     Some(LayerKey { blob: digest(blob)?, identity })
 }
@@ -99,11 +106,11 @@ impl Stored {
     }
 
     /// Evicts a group: whoever is reading it sees by its generation that what was read may be gone. Gives the bytes that are free now;
-    /// `None`: another has the layer locked.
+    /// `None`: another has the layer locked, or pinned.
     ///
     /// A crash leaves what is there to be verified anew, or bytes that nothing tells of, which go with the next eviction.
     pub(super) fn evict(&self, group: usize, patience: Duration) -> Option<u64> {
-        let _held = self.present.lock(patience)?;
+        let _held = self.present.lock(patience).filter(|_| !lock::is_held(&self.data, PINNED))?;
         let before = allocated(&self.data);
         let range = self.present.groups().bytes(group);
         if has_data(&self.data, range.start, range.end) {
@@ -179,6 +186,7 @@ pub(super) fn remove(dir: &Dir, layer: &Path, with_index: bool) -> Option<u64> {
     let before = dir.allocated(layer);
     // `data` last: see `Stored::with`.
     let _ = dir.remove(&layer.join("present"));
+    let _ = dir.remove(&layer.join(Sums::NAME));
     if with_index {
         let _ = dir.remove(&layer.join("index"));
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::{help, values};
+use crate::blob::Digest;
 use crate::mount::options::LayerChoice;
 use crate::registry::Platform;
 
@@ -29,6 +30,7 @@ pub(super) enum Command {
     Mount(MountArgs),
     Umount(UmountArgs),
     Inspect(InspectArgs),
+    Index(IndexArgs),
     Ls(LsArgs),
     Cat(CatArgs),
     Stat(StatArgs),
@@ -58,7 +60,8 @@ pub(super) struct MountArgs {
     /// well, but with none.
     #[arg(long, value_enum, default_value = "hints")]
     pub(super) prefetch: PrefetchArg,
-    /// Give up where the directory cannot be used after this time.
+    /// Give up where the directory cannot be used after this time. Time in which layers without an index are read does not count, as
+    /// long as bytes come.
     #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "60s")]
     pub(super) mount_deadline: Duration,
     /// Serve in this process, and stay until the mount ends.
@@ -83,7 +86,7 @@ pub(super) struct ImageArgs {
     /// As it was typed; parsed by registry/.
     #[arg(
         value_name = "IMAGE",
-        help = "The image: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+        help = "The image: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
     )]
     pub(super) reference: OsString,
     /// The image for this platform. Default: that of this machine.
@@ -119,6 +122,13 @@ pub(super) struct ImageArgs {
     /// files; nothing of it enters the shared cache.
     #[arg(long)]
     pub(super) insecure_unverified_toc: bool,
+    /// Use a SOCI index (v1) that refers to the image where its manifest names none. Whoever may push to the repository can add
+    /// one, and what it says of a layer is shown.
+    #[arg(long, conflicts_with = "soci_index")]
+    pub(super) soci_v1: bool,
+    /// Use this SOCI index of the repository. It is trusted as the image is.
+    #[arg(long, value_name = "DIGEST", value_parser = |text: &str| text.parse::<Digest>())]
+    pub(super) soci_index: Option<Digest>,
 }
 
 /// Take a crfs mount from its directory
@@ -137,6 +147,26 @@ pub(super) struct UmountArgs {
 pub(super) struct InspectArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
+    /// Bytes per second of the link to the registry, to say how long a mount would wait. The default is 100 Mbit/s.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "12500000")]
+    pub(super) bandwidth: u64,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Make the indexes of all plain layers of an image, ahead of time
+///
+/// Layers without a table of contents (tar, tar+gzip, tar+zstd) are read once, checked and indexed; mounts that use the same cache find
+/// the indexes there, and fetch only what is read.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::INDEX)]
+pub(super) struct IndexArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    /// Write the indexes to this tar, too: unpacked in the cache directory of another machine, they serve there.
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub(super) json: bool,

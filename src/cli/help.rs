@@ -11,6 +11,9 @@ Images:
   docker://ghcr.io/a/b    the same as without docker://
   oci:DIR[:TAG]           an OCI image layout
   oci-archive:FILE[:TAG]  an OCI image layout in a tar file
+  docker-archive:FILE[:NAME]
+                          what docker save wrote; NAME is that of an image in
+                          it, such as alpine:3, or @0 for the first
 
 Units:
   SIZE  bytes, or with K, M, G, KiB, MiB or GiB: powers of 1024 all of them
@@ -46,6 +49,7 @@ Examples:
   crfs status
   crfs umount /mnt
   crfs inspect ghcr.io/stargz-containers/alpine:3.15.3-esgz
+  crfs index docker.io/library/python:3.13
   crfs cat alpine /etc/os-release
 
 `crfs COMMAND --help` has the options, units and variables of each.
@@ -61,10 +65,16 @@ Examples:
   crfs mount --tls-verify=false localhost:5000/a /mnt
   crfs mount --prefetch all oci:/srv/images/a:1.0 /mnt
   crfs mount --layer 0 alpine /mnt/lower
+  crfs mount docker-archive:image.tar /mnt
 
 It prints one line to standard output (here broken in two):
   docker.io/library/alpine@sha256:... on /mnt:
   5 layers (4 lazy, 1 read whole), 1.2 MiB fetched in 0.84 s
+
+Layers without a table of contents (tar, tar+gzip, tar+zstd) are read once, with
+a bar on a terminal; --mount-deadline does not count that time as long as bytes
+come. Later mounts use the index that is kept of them, and read what is read.
+`crfs inspect` tells beforehand what a mount waits for.
 
 The mount is read-only, nosuid and nodev. It lives until it is unmounted
 everywhere: an overlayfs on it keeps it alive after `crfs umount`. The server
@@ -105,16 +115,47 @@ Examples:
 Fields of --json:
   image, digest           the name, and the digest of the manifest
   platform                null where the image does not say
+  wait                    bytes that a mount fetches before it is ready
   layers                  an array, the lowest first, of
     digest, size          of the blob, in bytes
     media_type
     lazy, reason          whether its contents are fetched when read, and why
+    index_from            toc: its own table of contents; own: made by crfs from
+                          the layer; soci: a zTOC; none: all of it has to be
+                          read first
+    wait                  bytes that a mount fetches of it before it is ready
+    advice                what would make it better
     format, entries, units, toc_size, contents_size
                           where it can be opened; toc_size is that of the table
                           of contents in the registry, contents_size that of
                           all files, each rounded up to 4 KiB, in bytes
 
-A layer that crfs cannot serve is shown with the reason; that is no failure.
+Nothing is read but manifests and tables of contents. A layer that crfs cannot
+serve is shown with the reason; that is no failure.
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+pub(super) const INDEX: &str = concat!(
+    "\
+Examples:
+  crfs index docker.io/library/python:3.13
+  crfs index --output indexes.tar ghcr.io/a/b
+  tar -xf indexes.tar -C /var/cache/crfs     # on another machine
+
+Fields of --json:
+  image, digest           the name, and the digest of the manifest
+  layers                  an array, the lowest first, of
+    digest, size          of the blob, in bytes
+    format, entries, units
+    index_size            bytes of the index that crfs has made; null where the
+                          layer has a table of contents of its own
+
+An index is made once: layers that have one in the cache are not read again.
+Take indexes only from machines that you trust: what they say of a layer is
+what mounts will show.
 
 ",
     image_help!(),
@@ -295,7 +336,7 @@ mod tests {
     fn lines_fit_a_terminal() {
         use super::*;
         let cache = [CACHE, CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY];
-        for text in [CRFS, MOUNT, UMOUNT, INSPECT, LS, CAT, STAT, STATUS].into_iter().chain(cache) {
+        for text in [CRFS, MOUNT, UMOUNT, INSPECT, INDEX, LS, CAT, STAT, STATUS].into_iter().chain(cache) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }

@@ -81,6 +81,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Umount(args) => mount::umount(&args, environment),
         Command::Serve => engine::background::serve().map_err(|_| Failure::Reported),
         Command::Inspect(args) => show::inspect(args, environment),
+        Command::Index(args) => show::index(args, environment),
         Command::Ls(args) => show::ls(args, environment),
         Command::Cat(args) => show::cat(args, environment),
         Command::Stat(args) => show::stat(args, environment),

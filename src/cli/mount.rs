@@ -2,8 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::args::{MountArgs, UmountArgs};
@@ -43,7 +42,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
 fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'static) -> Report {
     let progress = Mutex::new(Progress::new());
     Arc::new(move |event| {
-        let mut progress = progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Ready(ready) => {
                 progress.clear();
@@ -56,6 +55,19 @@ fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'st
             }
         }
     })
+}
+
+/// Shows on a terminal how far `work` is.
+pub(super) fn with_progress<T>(work: impl FnOnce(&Report) -> T) -> T {
+    let progress = Arc::new(Mutex::new(Progress::new()));
+    let shown = Arc::clone(&progress);
+    let report: Report = Arc::new(move |event| {
+        shown.lock().unwrap_or_else(PoisonError::into_inner).show(event);
+        Ok(())
+    });
+    let done = work(&report);
+    progress.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    done
 }
 
 pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(), Failure> {
@@ -86,15 +98,24 @@ fn ready_line(ready: &Ready, dir: &Path, elapsed: Duration) -> String {
 pub(super) struct Progress {
     visible: bool,
     shown: bool,
+    /// Since when layers are read whole.
+    reading: Option<Instant>,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { visible: io::stderr().is_terminal(), shown: false }
+        Self { visible: io::stderr().is_terminal(), shown: false, reading: None }
     }
 
     pub(super) fn show(&mut self, event: &Event) {
-        let Some(text) = progress_text(event).filter(|_| self.visible) else { return };
+        let text = match event {
+            Event::Reading { bytes, of } => {
+                let since = *self.reading.get_or_insert_with(Instant::now);
+                Some(reading_text(*bytes, *of, since.elapsed()))
+            }
+            event => progress_text(event),
+        };
+        let Some(text) = text.filter(|_| self.visible) else { return };
         self.shown = true;
         write(&format!("\r\x1b[K{}", format::printable(&text)));
     }
@@ -118,8 +139,20 @@ fn progress_text(event: &Event) -> Option<String> {
         Event::Opened { layers, of, fetched } => {
             Some(format!("{layers}/{of} layers open, {} fetched", format::bytes(*fetched)))
         }
-        Event::Ready(_) | Event::Failed { .. } => None,
+        // Shown with what only whoever shows it knows: the rate.
+        Event::Reading { .. } | Event::Ready(_) | Event::Failed { .. } => None,
     }
+}
+
+/// The bar for layers that are read whole: how much, how fast, and how long it will still take.
+fn reading_text(bytes: u64, of: u64, elapsed: Duration) -> String {
+    const WIDTH: u64 = 24;
+    let filled = bytes.saturating_mul(WIDTH).checked_div(of).unwrap_or(0).min(WIDTH);
+    let bar: String = (0..WIDTH).map(|place| if place < filled { '#' } else { '.' }).collect();
+    let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = of.saturating_sub(bytes) as f64 / rate.max(1.0);
+    let (bytes, of, rate) = (format::bytes(bytes), format::bytes(of), format::bytes(rate as u64));
+    format!("[{bar}] {bytes} of {of}, {rate}/s, {left:.0} s left")
 }
 
 #[cfg(test)]
@@ -156,5 +189,12 @@ mod tests {
         let opened = Event::Opened { layers: 1, of: 3, fetched: 2048 };
         assert_eq!(progress_text(&opened).as_deref(), Some("1/3 layers open, 2.0 KiB fetched"));
         assert_eq!(progress_text(&Event::Failed { message: "x".into() }), None);
+    }
+
+    #[test]
+    fn reading_has_a_bar_a_rate_and_an_end() {
+        let text = reading_text(5 << 20, 20 << 20, Duration::from_secs(2));
+        assert_eq!(text, "[######..................] 5.0 MiB of 20.0 MiB, 2.5 MiB/s, 6 s left");
+        assert!(reading_text(0, 0, Duration::ZERO).starts_with("[...."));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf, absolute};
 use super::args::{FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg};
 use super::environment::Environment;
 use crate::fs::tree::OpaqueXattr;
-use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
+use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch, SociUse};
 use crate::registry::{self, AuthPlaces, ImageRef, Platform};
 
 /// Why what was typed has no meaning.
@@ -70,6 +70,11 @@ pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageO
         io_deadline: args.io_deadline,
         whole_layer_below: args.whole_layer_below,
         insecure_unverified_toc: args.insecure_unverified_toc,
+        soci: match args.soci_index {
+            Some(digest) => SociUse::Digest(digest),
+            None if args.soci_v1 => SociUse::Referring,
+            None => SociUse::Annotated,
+        },
     })
 }
 
@@ -87,6 +92,7 @@ fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
         ImageRef::Registry(reference) => ImageRef::Registry(reference),
         ImageRef::Layout { dir, tag } => ImageRef::Layout { dir: rooted(&dir)?, tag },
         ImageRef::Archive { file, tag } => ImageRef::Archive { file: rooted(&file)?, tag },
+        ImageRef::DockerArchive { file, name } => ImageRef::DockerArchive { file: rooted(&file)?, name },
     })
 }
 

@@ -1,24 +1,32 @@
 //! What `inspect`, `ls`, `cat`, `stat` and `status` print.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
-use super::args::{CatArgs, ImageArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
+use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
+use super::mount::with_progress;
 use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
-use crate::mount::inspect::{self as inspection, Inspection, LayerInspection};
+use crate::mount::escape;
+use crate::mount::indexes::{self, Indexed, IndexedLayer};
+use crate::mount::inspect::{self as inspection, IndexFrom, Inspection, LayerInspection};
 use crate::mount::look::{Listing, Look, Node};
 use crate::mount::status::{self as mounts, State, Status};
-use crate::mount::{Event, Report, escape};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
     let inspection = inspection::inspect(&options::image(args.image, environment)?)?;
-    Ok(print(&if args.json { json(&inspection)? } else { inspection_text(&inspection) })?)
+    Ok(print(&if args.json { json(&inspection)? } else { inspection_text(&inspection, args.bandwidth) })?)
+}
+
+pub(super) fn index(args: IndexArgs, environment: &Environment) -> Result<(), Failure> {
+    let options = options::image(args.image, environment)?;
+    let indexed = with_progress(|report| indexes::index(&options, args.output.as_deref(), report))?;
+    Ok(print(&if args.json { json(&indexed)? } else { indexed_text(&indexed) })?)
 }
 
 pub(super) fn ls(args: LsArgs, environment: &Environment) -> Result<(), Failure> {
@@ -47,23 +55,57 @@ pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(),
 }
 
 fn look(args: ImageArgs, environment: &Environment) -> Result<Look, Failure> {
-    // No progress: these commands are for pipes.
-    let silent: Report = Arc::new(|_: &Event| Ok(()));
-    Ok(Look::open(&options::image(args, environment)?, &silent)?)
+    let options = options::image(args, environment)?;
+    Ok(with_progress(|report| Look::open(&options, report))?)
 }
 
-fn inspection_text(inspection: &Inspection) -> String {
+fn indexed_text(indexed: &Indexed) -> String {
+    let titles = ["LAYER", "DIGEST", "SIZE", "FORMAT", "ENTRIES", "UNITS", "INDEX", "SHARE"].map(str::to_owned);
+    let rows = indexed.layers.iter().enumerate().map(|(number, layer)| indexed_row(number, layer));
+    let rows: Vec<_> = std::iter::once(titles.to_vec()).chain(rows).collect();
+    use Side::{Left, Right};
+    table(&[Right, Left, Right, Left, Right, Right, Right, Right], &rows)
+}
+
+fn indexed_row(number: usize, layer: &IndexedLayer) -> Vec<String> {
+    let share = |size: u64| format!("{:.2} %", size as f64 * 100.0 / layer.size.max(1) as f64);
+    vec![
+        number.to_string(),
+        layer.digest.to_string(),
+        format::bytes(layer.size),
+        layer.format.clone(),
+        layer.entries.to_string(),
+        layer.units.to_string(),
+        layer.index_size.map_or_else(|| "its own".to_owned(), format::bytes),
+        layer.index_size.map_or_else(|| "-".to_owned(), share),
+    ]
+}
+
+/// `bandwidth`: bytes per second.
+fn inspection_text(inspection: &Inspection, bandwidth: u64) -> String {
     let head = [
         vec!["image".to_owned(), printable(&inspection.image)],
         vec!["digest".to_owned(), inspection.digest.to_string()],
         vec!["platform".to_owned(), printable(inspection.platform.as_deref().unwrap_or("not said"))],
+        vec!["mount".to_owned(), wait_text(inspection.wait, bandwidth)],
     ];
-    let titles = ["LAYER", "DIGEST", "SIZE", "FORMAT", "LAZY", "ENTRIES", "UNITS", "TOC", "WHY"].map(str::to_owned);
+    let titles =
+        ["LAYER", "DIGEST", "SIZE", "FORMAT", "LAZY", "INDEX", "ENTRIES", "UNITS", "WAIT", "WHY"].map(str::to_owned);
     let rows = inspection.layers.iter().enumerate().map(|(number, layer)| layer_row(number, layer));
     let rows: Vec<_> = std::iter::once(titles.to_vec()).chain(rows).collect();
     use Side::{Left, Right};
-    let sides = [Right, Left, Right, Left, Left, Right, Right, Right, Left];
-    format!("{}\n{}", table(&[Left, Left], &head), table(&sides, &rows))
+    let sides = [Right, Left, Right, Left, Left, Left, Right, Right, Right, Left];
+    let mut text = format!("{}\n{}", table(&[Left, Left], &head), table(&sides, &rows));
+    let advice: BTreeSet<&String> = inspection.layers.iter().filter_map(|layer| layer.advice.as_ref()).collect();
+    for (number, advice) in advice.into_iter().enumerate() {
+        text += &format!("{}to make it better: {}\n", if number == 0 { "\n" } else { "" }, printable(advice));
+    }
+    text
+}
+
+fn wait_text(wait: u64, bandwidth: u64) -> String {
+    let seconds = wait as f64 / bandwidth.max(1) as f64;
+    format!("fetches {} before it is ready: {seconds:.1} s at {}/s", format::bytes(wait), format::bytes(bandwidth))
 }
 
 fn layer_row(number: usize, layer: &LayerInspection) -> Vec<String> {
@@ -75,9 +117,16 @@ fn layer_row(number: usize, layer: &LayerInspection) -> Vec<String> {
         format::bytes(layer.size),
         or_none(index.map(|index| index.format.clone())),
         if layer.lazy { "yes" } else { "no" }.to_owned(),
+        match layer.index_from {
+            IndexFrom::Toc => "toc",
+            IndexFrom::Own => "own",
+            IndexFrom::Soci => "soci",
+            IndexFrom::None => "-",
+        }
+        .to_owned(),
         or_none(index.map(|index| index.entries.to_string())),
         or_none(index.map(|index| index.units.to_string())),
-        or_none(index.map(|index| format::bytes(index.toc_size))),
+        format::bytes(layer.wait),
         printable(&layer.reason),
     ]
 }
@@ -278,17 +327,22 @@ mod tests {
             size: 2048,
             media_type: "m".into(),
             lazy: index.is_some(),
+            index_from: if index.is_some() { IndexFrom::Toc } else { IndexFrom::None },
+            wait: 512,
             reason: reason.into(),
+            advice: index.is_none().then(|| "convert it".into()),
             index,
         };
         let layers = vec![layer(Some(index), "named"), layer(None, "plain\n gzip")];
-        let inspection = Inspection { image: "i".into(), digest, platform: None, layers };
-        let text = inspection_text(&inspection);
+        let inspection = Inspection { image: "i".into(), digest, platform: None, wait: 1024, layers };
+        let text = inspection_text(&inspection, 2048);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         let digest = digest.to_string();
         assert_eq!(rows[2], ["platform", "not", "said"]);
-        assert_eq!(rows[5], ["0", &digest, "2.0", "KiB", "estargz", "yes", "5", "4", "300", "B", "named"]);
-        assert_eq!(rows[6], ["1", &digest, "2.0", "KiB", "-", "no", "-", "-", "-", "plain\\n", "gzip"]);
+        assert!(text.contains("fetches 1.0 KiB before it is ready: 0.5 s at 2.0 KiB/s"), "{text}");
+        assert_eq!(rows[6], ["0", &digest, "2.0", "KiB", "estargz", "yes", "toc", "5", "4", "512", "B", "named"]);
+        assert_eq!(rows[7], ["1", &digest, "2.0", "KiB", "-", "no", "-", "-", "-", "512", "B", "plain\\n", "gzip"]);
+        assert!(text.ends_with("\n\nto make it better: convert it\n"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&json(&inspection).unwrap()).unwrap();
         assert_eq!((&value["layers"][0]["toc_size"], &value["layers"][1].get("format")), (&300.into(), &None));
     }

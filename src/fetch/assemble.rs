@@ -11,12 +11,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::blob::{ByteRange, Digest};
 use crate::cache::{Cache, LayerFile, Spool};
+use crate::index::Of;
 
 /// A check larger than this waits for its verdict in a file of the cache; where that cannot be written, in memory.
 pub(super) const MEMORY_PER_CHECK: u64 = 16 << 20;
 
 /// A check larger than this is given up where no file can be written.
 const MEMORY_WITHOUT_FILE: u64 = 128 << 20;
+
+/// Files of a layer file start at multiples of this; in between are zeros, which no unit yields.
+const BLOCK: u64 = 4096;
+const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// Files that a layer keeps open for checks that its cache would not have.
 const FILES: u32 = 4;
@@ -30,6 +35,7 @@ pub(super) struct Wanted {
     pub(super) check: u32,
     pub(super) range: ByteRange,
     pub(super) digest: Digest,
+    pub(super) of: Of,
 }
 
 /// Where the verified bytes of a check are.
@@ -88,6 +94,8 @@ pub(super) struct Assembler<'a> {
     file: &'a LayerFile,
     wanted: std::vec::IntoIter<Wanted>,
     open: Option<Open>,
+    /// All of its bytes came, but not yet those of the blob that tell whether they are right.
+    waiting: Option<Open>,
     /// The size of a check that there was no room for.
     no_room: Option<u64>,
     /// Told the verified bytes' place; `None` where the bytes do not have the check's digest or did not all come.
@@ -115,7 +123,7 @@ impl<'a> Assembler<'a> {
         wanted: Vec<Wanted>,
         outcome: &'a mut dyn FnMut(Wanted, Option<Brought>),
     ) -> Self {
-        Self { cache, file, wanted: wanted.into_iter(), open: None, no_room: None, outcome }
+        Self { cache, file, wanted: wanted.into_iter(), open: None, waiting: None, no_room: None, outcome }
     }
 
     /// Bytes of the layer file at `at`; what no check wants is dropped.
@@ -129,8 +137,12 @@ impl<'a> Assembler<'a> {
                 continue;
             }
             if open.position != at {
-                // Bytes before these did not come; the check cannot be right any more.
-                self.give_up();
+                // The zeros between two files of one check; where bytes did not come instead, its digest will show it.
+                let zeros = at.checked_sub(open.position).filter(|zeros| *zeros < BLOCK);
+                let zeros = zeros.and_then(|zeros| ZEROS.get(..usize::try_from(zeros).ok()?));
+                if zeros.is_none_or(|zeros| open.take(zeros).is_err()) {
+                    self.give_up();
+                }
                 continue;
             }
             let room = usize::try_from(open.wanted.range.end - at).unwrap_or(usize::MAX);
@@ -164,9 +176,21 @@ impl<'a> Assembler<'a> {
         }
     }
 
+    /// A unit is over, and its bytes in the blob have this digest.
+    pub(super) fn span_ended(&mut self, got: Digest) {
+        if let Some(open) = self.waiting.take() {
+            let (wanted, is_right) = (open.wanted, open.wanted.digest == got);
+            let brought = is_right.then(|| keep(self.file, open));
+            (self.outcome)(wanted, brought);
+        }
+    }
+
     /// No more bytes: every check that is still waiting did not come. Tells the size of one that there was no room for.
     pub(super) fn finish(mut self) -> Option<u64> {
         self.give_up();
+        if let Some(open) = self.waiting.take() {
+            (self.outcome)(open.wanted, None);
+        }
         for wanted in self.wanted.by_ref() {
             (self.outcome)(wanted, None);
         }
@@ -196,9 +220,13 @@ impl<'a> Assembler<'a> {
 
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
-        let right = Digest::from_bytes(open.hash.finalize().into()) == open.wanted.digest;
-        let brought = if right { Some(keep(self.file, open.wanted, open.buffer)) } else { None };
-        (self.outcome)(open.wanted, brought);
+        if open.wanted.of == Of::Span {
+            self.waiting = Some(open);
+            return;
+        }
+        let (wanted, is_right) = (open.wanted, open.digest() == open.wanted.digest);
+        let brought = is_right.then(|| keep(self.file, open));
+        (self.outcome)(wanted, brought);
     }
 }
 
@@ -232,6 +260,11 @@ impl Open {
         Ok(())
     }
 
+    /// Of what came so far.
+    fn digest(&self) -> Digest {
+        Digest::from_bytes(self.hash.clone().finalize().into())
+    }
+
     /// The disk is full: a reader is not to notice, so what was spooled comes back, with `bytes` behind it.
     fn back_in_memory(&self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let done = self.position - self.wanted.range.start;
@@ -248,15 +281,17 @@ impl Open {
     }
 }
 
-fn keep(file: &LayerFile, wanted: Wanted, buffer: Buffer) -> Brought {
+fn keep(file: &LayerFile, open: Open) -> Brought {
+    let sum = (open.wanted.of == Of::Span).then(|| open.digest());
+    let Open { wanted, buffer, .. } = open;
     match buffer {
         Buffer::Memory(bytes) => {
             let write = |data: &File| data.write_all_at(&bytes, wanted.range.start);
-            let is_stored = file.publish(wanted.check, wanted.range, write);
+            let is_stored = file.publish(wanted.check, wanted.range, sum, write);
             Brought { kept: Kept::Memory(bytes.into()), is_stored }
         }
         Buffer::File(spooled) => {
-            let is_stored = file.publish(wanted.check, wanted.range, |data| copy(&spooled, data, wanted.range));
+            let is_stored = file.publish(wanted.check, wanted.range, sum, |data| copy(&spooled, data, wanted.range));
             Brought { kept: Kept::File(Arc::new(spooled)), is_stored }
         }
     }
@@ -281,7 +316,7 @@ mod tests {
 
     fn wanted(check: u32, start: u64, content: &[u8]) -> Wanted {
         let range = ByteRange::at(start, content.len() as u64).unwrap();
-        Wanted { check, range, digest: Digest::of(content) }
+        Wanted { check, range, digest: Digest::of(content), of: Of::Contents }
     }
 
     /// What came of each check: `Some(kept in the layer file?)`.
@@ -320,6 +355,37 @@ mod tests {
         assert_eq!(run(vec![one, two], &[(3, b"def")]), [(0, None), (1, Some(true))]);
         assert_eq!(run(vec![one, two], &[(1, b"bcdef")]), [(0, None), (1, Some(true))]);
         assert_eq!(run(vec![two], &[(0, b"abcdefgh")]), [(1, Some(true))]);
+    }
+
+    #[test]
+    fn what_a_span_brings_waits_for_its_digest() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = Cache::of_any_size(temp.path());
+        for (got, is_right) in [(&b"blob"[..], true), (b"blub", false)] {
+            let file = cache.private_layer_file(100, &[0]);
+            let (mut outcomes, mut before) = (Vec::new(), 0);
+            let mut outcome = |_, brought: Option<Brought>| outcomes.push(brought.is_some());
+            let span = Wanted { digest: Digest::of(b"blob"), of: Of::Span, ..wanted(0, 0, b"abc") };
+            let mut assembler = Assembler::new(&cache, &file, vec![span], &mut outcome);
+            assembler.push(0, b"abc").unwrap();
+            before += usize::from(assembler.waiting.is_none());
+            assembler.span_ended(Digest::of(got));
+            assembler.finish();
+            assert_eq!((before, outcomes), (0, vec![is_right]));
+        }
+    }
+
+    #[test]
+    fn a_check_has_zeros_between_its_files() {
+        let mut content = b"one".to_vec();
+        content.resize(4096, 0);
+        content.extend_from_slice(b"two");
+        let both = wanted(0, 0, &content);
+        assert_eq!(run(vec![both], &[(0, b"one"), (4096, b"two")]), [(0, Some(true))]);
+        assert_eq!(run(vec![both], &[(0, b"on"), (4096, b"two")]), [(0, None)]);
+        content.resize(8192, 0);
+        content.extend_from_slice(b"far");
+        assert_eq!(run(vec![wanted(0, 0, &content)], &[(0, b"one"), (8192, b"far")]), [(0, None)]);
     }
 
     #[test]

@@ -42,8 +42,8 @@ impl Layer {
             };
             match check.kind {
                 CheckKind::Hole => here.fill(0),
-                CheckKind::Digest(_) if !self.file.read_within(number, part.start, here, disk) => return Ok(None),
-                CheckKind::Digest(_) => {}
+                _ if !self.file.read_within(number, part.start, here, disk) => return Ok(None),
+                CheckKind::Digest(_) | CheckKind::Span(_) => {}
             }
             (buffer, filled) = (rest, part.end);
         }

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 use zstd::stream::raw::{self, Operation as _};
 
 use crate::index::{Codec, Piece};
+use crate::sys::inflate::{Inflate, Stop, Wrapping};
 
 /// Decoded bytes are handed on in parts of at most this size.
 const PART: usize = 64 << 10;
@@ -22,7 +23,8 @@ impl Units {
         Ok(Self { part: vec![0; PART], zstd: raw::Decoder::new()? })
     }
 
-    /// Decodes one unit and hands each piece's bytes to `sink`, with their place in the layer file, in order.
+    /// Decodes one unit, of which `input` has the bytes and no more, and hands each piece's bytes to `sink`, with their place in the layer file, in
+    /// order. `window`: what comes before it, where its codec needs that.
     ///
     /// Reads no further than the last piece: what else a unit decodes to (tar headers, padding) is nobody's, so a unit that would decode to
     /// more than its index says costs nothing.
@@ -32,6 +34,7 @@ impl Units {
     pub fn decode(
         &mut self,
         codec: Codec,
+        window: &[u8],
         input: impl BufRead,
         pieces: &[Piece],
         sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
@@ -41,33 +44,104 @@ impl Units {
             Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), &mut self.part, pieces, sink),
             Codec::Zstd => {
                 self.zstd.reinit()?;
-                let frame = Frame { input, decoder: &mut self.zstd, is_over: false };
-                cut(frame, &mut self.part, pieces, sink)
+                cut(Frames { input, decoder: &mut self.zstd }, &mut self.part, pieces, sink)
             }
+            Codec::Stored => cut(input, &mut self.part, pieces, sink),
+            Codec::Deflate { bits, .. } => cut(Span::new(input, bits, window)?, &mut self.part, pieces, sink),
         }
     }
 }
 
-/// One zstd frame (RFC 8878), decoded; what follows it is left.
-struct Frame<'a, R> {
+/// zstd frames (RFC 8878), decoded.
+struct Frames<'a, R> {
     input: R,
     decoder: &'a mut raw::Decoder<'static>,
-    is_over: bool,
 }
 
-impl<R: BufRead> Read for Frame<'_, R> {
+impl<R: BufRead> Read for Frames<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while !self.is_over && !buffer.is_empty() {
+        while !buffer.is_empty() {
             let input = self.input.fill_buf()?;
-            let is_cut = input.is_empty();
+            let is_over = input.is_empty();
             let status = self.decoder.run_on_buffers(input, buffer)?;
             self.input.consume(status.bytes_read);
-            self.is_over = status.remaining == 0;
             if status.bytes_written > 0 {
                 return Ok(status.bytes_written);
             }
-            if is_cut {
+            if is_over {
                 break;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// What comes behind deflate data.
+enum Behind {
+    /// It is not over.
+    Nothing,
+    /// A gzip member's trailer, of which so many bytes are left.
+    Trailer(usize),
+    /// Further members.
+    Members(Inflate),
+}
+
+/// Bytes of a gzip member's trailer (RFC 1952, section 2.3.1).
+const TRAILER: usize = 8;
+
+/// Deflate blocks from a checkpoint on, decoded, and the gzip members behind them.
+struct Span<R> {
+    input: R,
+    blocks: Inflate,
+    behind: Behind,
+}
+
+impl<R: BufRead> Span<R> {
+    fn new(mut input: R, bits: u8, window: &[u8]) -> io::Result<Self> {
+        let mut first = [0];
+        if bits > 0 {
+            input.read_exact(&mut first)?;
+        }
+        let [first] = first;
+        let blocks = Inflate::resumed(bits, first, window)?;
+        Ok(Self { input, blocks, behind: Behind::Nothing })
+    }
+
+    /// The next step; `None` at the end of the input.
+    fn step(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let input = self.input.fill_buf()?;
+        let inflate = match &mut self.behind {
+            Behind::Nothing => &mut self.blocks,
+            Behind::Members(members) => members,
+            Behind::Trailer(_) if input.is_empty() => return Ok(None),
+            Behind::Trailer(left) => {
+                let skipped = input.len().min(*left);
+                *left -= skipped;
+                if *left == 0 {
+                    self.behind = Behind::Members(Inflate::new(Wrapping::Gzip)?);
+                }
+                self.input.consume(skipped);
+                return Ok(Some(0));
+            }
+        };
+        let step = inflate.step(input, buffer)?;
+        self.input.consume(step.consumed);
+        match &mut self.behind {
+            behind @ Behind::Nothing if step.stop == Stop::End => *behind = Behind::Trailer(TRAILER),
+            Behind::Members(members) if step.stop == Stop::End => members.reset(),
+            _ => {}
+        }
+        let has_moved = step.consumed + step.produced > 0 || step.stop == Stop::End;
+        Ok(has_moved.then_some(step.produced))
+    }
+}
+
+impl<R: BufRead> Read for Span<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !buffer.is_empty() {
+            match self.step(buffer)? {
+                Some(0) => {}
+                produced => return Ok(produced.unwrap_or(0)),
             }
         }
         Ok(0)
@@ -118,7 +192,7 @@ mod tests {
 
     fn decode(codec: Codec, input: &[u8], pieces: &[Piece]) -> io::Result<Vec<(u64, Vec<u8>)>> {
         let mut out = Vec::new();
-        Units::new()?.decode(codec, input, pieces, &mut |at, bytes| {
+        Units::new()?.decode(codec, &[], input, pieces, &mut |at, bytes| {
             out.push((at, bytes.to_vec()));
             Ok(())
         })?;
@@ -135,15 +209,22 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_never_runs_into_the_next_one() {
-        for (codec, one, two) in [
-            (Codec::Gzip, gzip(b"first"), gzip(b"second")),
-            (Codec::Zstd, zstd::encode_all(&b"first"[..], 1).unwrap(), zstd::encode_all(&b"second"[..], 1).unwrap()),
-        ] {
-            let both = [one, two].concat();
-            assert_eq!(decode(codec, &both, &[piece(0, 0, 5)]).unwrap(), [(0, b"first".to_vec())]);
-            assert!(decode(codec, &both, &[piece(0, 0, 6)]).is_err());
-        }
+    fn a_member_never_runs_into_the_next_one_and_frames_go_on() {
+        let both = [gzip(b"first"), gzip(b"second")].concat();
+        assert_eq!(decode(Codec::Gzip, &both, &[piece(0, 0, 5)]).unwrap(), [(0, b"first".to_vec())]);
+        assert!(decode(Codec::Gzip, &both, &[piece(0, 0, 6)]).is_err());
+        let frames = [&b"first"[..], b"", b"second"].map(|part| zstd::encode_all(part, 1).unwrap()).concat();
+        assert_eq!(decode(Codec::Zstd, &frames, &[piece(3, 0, 4)]).unwrap(), [(0, b"stse".to_vec())]);
+        assert!(decode(Codec::Zstd, &frames, &[piece(0, 0, 12)]).is_err());
+    }
+
+    #[test]
+    fn a_span_goes_on_through_members() {
+        let members = [gzip(b"first"), gzip(b""), gzip(b"second")].concat();
+        let span = Codec::Deflate { bits: 0, window: None };
+        assert_eq!(decode(span, &members[10..], &[piece(3, 0, 4)]).unwrap(), [(0, b"stse".to_vec())]);
+        assert!(decode(span, &members[10..], &[piece(0, 0, 12)]).is_err());
+        assert_eq!(decode(Codec::Stored, b"abcdef", &[piece(1, 9, 2)]).unwrap(), [(9, b"bc".to_vec())]);
     }
 
     #[test]
@@ -151,13 +232,13 @@ mod tests {
         let good = zstd::encode_all(&b"good"[..], 1).unwrap();
         let mut units = Units::new().unwrap();
         for broken in [&good[..good.len() - 1], b"no frame", b""] {
-            assert!(units.decode(Codec::Zstd, broken, &[piece(0, 0, 4)], &mut |_, _| Ok(())).is_err());
+            assert!(units.decode(Codec::Zstd, &[], broken, &[piece(0, 0, 4)], &mut |_, _| Ok(())).is_err());
             let mut seen = Vec::new();
             let keep = &mut |_, bytes: &[u8]| {
                 seen.extend_from_slice(bytes);
                 Ok(())
             };
-            units.decode(Codec::Zstd, &good[..], &[piece(0, 0, 4)], keep).unwrap();
+            units.decode(Codec::Zstd, &[], &good[..], &[piece(0, 0, 4)], keep).unwrap();
             assert_eq!(seen, b"good");
         }
     }
@@ -171,7 +252,7 @@ mod tests {
             seen += bytes.len();
             Ok(())
         };
-        units.decode(Codec::Gzip, &bomb[..], &[piece(0, 0, 10)], count).unwrap();
+        units.decode(Codec::Gzip, &[], &bomb[..], &[piece(0, 0, 10)], count).unwrap();
         assert_eq!(seen, 10);
     }
 

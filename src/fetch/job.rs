@@ -8,10 +8,11 @@
 //! came.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Cursor, Read};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::around::Guess;
@@ -20,7 +21,8 @@ use super::decode::Units;
 use super::flight::Duty;
 use super::plan::{self, Run};
 use super::{Error, Layer};
-use crate::index::Piece;
+use crate::blob::{ByteRange, Digest};
+use crate::index::{Codec, Piece};
 use crate::registry::{self, Freshness};
 
 /// Parts of a body that wait for the decoder.
@@ -134,7 +136,7 @@ struct Decoder {
 impl Decoder {
     fn run(self, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Attempt {
         let Self { layer, run, wanted, mut duties } = self;
-        let mut arrival = Arrival { parts, part: Bytes::new(), position: run.compressed.start, error: None };
+        let mut arrival = Arrival { parts, part: Bytes::new(), position: run.compressed.start, last: 0, error: None };
         let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
             if let Some((brought, duty)) = brought.and_then(|brought| Some((brought, duties.remove(&wanted.check)?))) {
                 layer.land(duty, wanted, brought);
@@ -155,11 +157,17 @@ fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: As
     for number in run.units.clone() {
         let unit = layer.index.unit(number)?;
         let pieces = unit.pieces.clone().map(|piece| layer.index.piece(piece)).collect::<Result<Vec<Piece>, _>>()?;
-        if arrival.skip_to(unit.compressed.start).is_err() {
-            break;
+        let window = match unit.codec {
+            Codec::Deflate { window: Some(window), .. } => layer.index.window(window)?,
+            _ => Vec::new(),
+        };
+        let Ok(input) = arrival.unit(unit.compressed) else { break };
+        let mut input = Hashed { input, hash: layer.index.has_spans().then(Sha256::new) };
+        let decoded =
+            units.decode(unit.codec, &window, &mut input, &pieces, &mut |at, bytes| assembler.push(at, bytes));
+        if let Some(span) = input.digest() {
+            assembler.span_ended(span);
         }
-        let input = arrival.by_ref().take(unit.compressed.len());
-        let decoded = units.decode(unit.codec, input, &pieces, &mut |at, bytes| assembler.push(at, bytes));
         if let Err(error) = decoded {
             if arrival.error.is_some() {
                 break;
@@ -177,16 +185,67 @@ fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: As
     }
 }
 
+/// A unit's bytes, hashed as they are read, where their digest matters.
+struct Hashed<R> {
+    input: R,
+    hash: Option<Sha256>,
+}
+
+impl<R: BufRead> Hashed<R> {
+    /// Of all bytes, those included that were not read yet.
+    fn digest(mut self) -> Option<Digest> {
+        self.hash.as_ref()?;
+        // Where not all of them come, the digest is another.
+        let _all = io::copy(&mut self, &mut io::sink());
+        Some(Digest::from_bytes(self.hash?.finalize().into()))
+    }
+}
+
+impl<R: BufRead> BufRead for Hashed<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.input.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        if let (Some(hash), Ok(bytes)) = (&mut self.hash, self.input.fill_buf()) {
+            hash.update(bytes.get(..amount).unwrap_or(bytes));
+        }
+        self.input.consume(amount);
+    }
+}
+
+impl<R: BufRead> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
 /// The body as it arrives, for a decoder that reads and waits.
 struct Arrival {
     parts: mpsc::Receiver<Result<Bytes, registry::Error>>,
     part: Bytes,
     /// Place in the blob of the first byte not yet read.
     position: u64,
+    /// The byte before that.
+    last: u8,
     error: Option<registry::Error>,
 }
 
 impl Arrival {
+    /// The bytes of a unit. It may start with the byte that the one before has ended with.
+    fn unit(&mut self, compressed: ByteRange) -> io::Result<impl BufRead> {
+        let mut again = Vec::new();
+        if compressed.start.checked_add(1) == Some(self.position) {
+            again.push(self.last);
+        } else {
+            self.skip_to(compressed.start)?;
+        }
+        let rest = compressed.end.saturating_sub(self.position);
+        Ok(Read::chain(Cursor::new(again), self.take(rest)))
+    }
+
     fn skip_to(&mut self, position: u64) -> io::Result<()> {
         let skip = position.checked_sub(self.position).ok_or(io::ErrorKind::InvalidInput)?;
         let skipped = io::copy(&mut self.by_ref().take(skip), &mut io::sink())?;
@@ -211,7 +270,9 @@ impl BufRead for Arrival {
     }
 
     fn consume(&mut self, amount: usize) {
-        self.part.advance(amount.min(self.part.len()));
+        let amount = amount.min(self.part.len());
+        self.last = self.part.get(..amount).and_then(|read| read.last()).copied().unwrap_or(self.last);
+        self.part.advance(amount);
         self.position += amount as u64;
     }
 }

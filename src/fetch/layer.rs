@@ -19,7 +19,7 @@ use super::prefetch::{Gate, Waiting};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
-use crate::index::{Check, CheckKind, Damaged, StoredIndex};
+use crate::index::{Check, CheckKind, Damaged, Of, StoredIndex};
 use crate::registry;
 
 /// Requests of one layer at a time. Counted for each layer, so that one that is stuck does not hold up the others.
@@ -219,6 +219,24 @@ impl Layer {
         }
     }
 
+    /// Whether all of it is on local disk; from then on it stays there for as long as the layer is open. Blocking.
+    ///
+    /// # Errors
+    /// Where the index is damaged.
+    pub fn is_kept(&self) -> Result<bool, Damaged> {
+        // First, so that nothing goes once it was seen.
+        self.file.pin();
+        let mut damaged = None;
+        let lacks = self.file.lacks_any(|check| match self.index.check(check) {
+            Ok(check) => check.kind == CheckKind::Hole,
+            Err(error) => {
+                damaged = Some(error);
+                true
+            }
+        });
+        damaged.map_or(Ok(!lacks), Err)
+    }
+
     #[must_use]
     pub fn stats(&self) -> Stats {
         let traffic = self.source.traffic();
@@ -404,7 +422,7 @@ impl Layer {
         (held, right): (Option<&Kept>, Option<&Verifier>),
         buffer: &mut [u8],
     ) -> Verdict {
-        let CheckKind::Digest(digest) = check.kind else { return Verdict::There };
+        let Some((digest, of)) = check.kind.digest() else { return Verdict::There };
         let offset = part.start - check.range.start;
         let in_memory = held.cloned().or_else(|| self.memory.get(&number));
         if let Some(read) = in_memory.and_then(|kept| kept.read(offset, buffer)) {
@@ -414,7 +432,7 @@ impl Layer {
             State::Ready => Verdict::There,
             State::Missing => Verdict::Missing,
             State::Unverified => {
-                self.copy_verified(Wanted { check: number, range: check.range, digest }, part, right, buffer)
+                self.copy_verified(Wanted { check: number, range: check.range, digest, of }, part, right, buffer)
             }
         }
     }
@@ -429,7 +447,8 @@ impl Layer {
                 _ => return Verdict::Busy(group),
             },
         };
-        match self.file.verify(wanted.check, wanted.range, &wanted.digest) {
+        let digest = (wanted.of == Of::Contents).then_some(wanted.digest);
+        match self.file.verify(wanted.check, wanted.range, digest) {
             State::Ready if self.file.read(wanted.check, part, buffer) == State::Ready => Verdict::There,
             _ => Verdict::Missing,
         }

@@ -166,8 +166,8 @@ pub(super) fn checks_in(index: &StoredIndex, run: &Run) -> Result<Vec<Wanted>, D
     let mut wanted = Vec::new();
     for number in index.checks_over(span)? {
         let check = index.check(number)?;
-        if let (CheckKind::Digest(digest), true) = (check.kind, span.contains(&check.range)) {
-            wanted.push(Wanted { check: number, range: check.range, digest });
+        if let (Some((digest, of)), true) = (check.kind.digest(), span.contains(&check.range)) {
+            wanted.push(Wanted { check: number, range: check.range, digest, of });
         }
     }
     Ok(wanted)

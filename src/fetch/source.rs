@@ -1,5 +1,6 @@
 //! Where a layer's compressed bytes come from.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,30 +8,37 @@ use bytes::Bytes;
 use crate::blob::{ByteRange, ByteSource};
 use crate::registry::{self, Blob, Body, Capacity, Freshness, Traffic};
 
-/// The blob in its registry, or in memory where mounting has read all of it.
+/// What is read at a time of a blob that is here.
+const PART: u64 = 1 << 20;
+
+/// The blob in its registry, or here where mounting has read all of it.
+#[derive(Clone)]
 pub enum Source {
     Blob(Blob),
     /// Its digest was right, so there is no fresher one.
-    Memory {
+    Held {
         blob: Blob,
-        bytes: Bytes,
+        bytes: Arc<dyn ByteSource>,
     },
 }
 
 /// Bytes on their way from a [`Source`].
 pub(super) enum Stream {
     Body(Body),
-    Memory(Option<Bytes>),
+    Held { bytes: Arc<dyn ByteSource>, rest: ByteRange, blob: Blob },
 }
 
 impl Source {
     pub(super) async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Stream, registry::Error> {
         match self {
             Self::Blob(blob) => Ok(Stream::Body(blob.stream(range, freshness).await?)),
-            Self::Memory { blob, bytes } => match bytes.read_at(range) {
-                Ok(part) => Ok(Stream::Memory(Some(part))),
-                Err(_) => Ok(Stream::Body(blob.stream(range, freshness).await?)),
-            },
+            // What is here may be damaged by now: the disk is no registry.
+            Self::Held { blob, .. } if freshness == Freshness::PastCaches => {
+                Ok(Stream::Body(blob.stream(range, freshness).await?))
+            }
+            Self::Held { blob, bytes } => {
+                Ok(Stream::Held { bytes: Arc::clone(bytes), rest: range, blob: blob.clone() })
+            }
         }
     }
 
@@ -43,7 +51,7 @@ impl Source {
     fn capacity(&self) -> Option<Capacity> {
         match self {
             Self::Blob(blob) => blob.capacity(),
-            Self::Memory { .. } => None,
+            Self::Held { .. } => None,
         }
     }
 
@@ -59,7 +67,7 @@ impl Source {
     /// Bytes of the whole blob.
     pub(super) fn size(&self) -> u64 {
         match self {
-            Self::Blob(blob) | Self::Memory { blob, .. } => blob.size(),
+            Self::Blob(blob) | Self::Held { blob, .. } => blob.size(),
         }
     }
 
@@ -67,13 +75,13 @@ impl Source {
     pub(super) fn is_sent_whole(&self) -> bool {
         match self {
             Self::Blob(blob) => blob.is_sent_whole(),
-            Self::Memory { .. } => false,
+            Self::Held { .. } => false,
         }
     }
 
     pub(super) fn traffic(&self) -> Traffic {
         match self {
-            Self::Blob(blob) | Self::Memory { blob, .. } => blob.traffic(),
+            Self::Blob(blob) | Self::Held { blob, .. } => blob.traffic(),
         }
     }
 }
@@ -82,7 +90,25 @@ impl Stream {
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, registry::Error>> {
         match self {
             Self::Body(body) => body.next().await,
-            Self::Memory(bytes) => bytes.take().filter(|bytes| !bytes.is_empty()).map(Ok),
+            Self::Held { rest, .. } if rest.is_empty() => None,
+            Self::Held { bytes, rest, blob } => {
+                let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(PART)) };
+                let held = Arc::clone(bytes);
+                match tokio::task::spawn_blocking(move || held.read_at(part)).await {
+                    Ok(Ok(read)) => {
+                        rest.start = part.end;
+                        Some(Ok(read))
+                    }
+                    // The disk has failed: the registry has it still.
+                    _ => match blob.stream(*rest, Freshness::Any).await {
+                        Ok(body) => {
+                            *self = Self::Body(body);
+                            Box::pin(self.next()).await
+                        }
+                        Err(error) => Some(Err(error)),
+                    },
+                }
+            }
         }
     }
 }

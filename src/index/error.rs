@@ -1,6 +1,6 @@
 //! Why a layer has no index: facts as fields, and in the message what to do about it.
 
-use super::{Format, names};
+use super::{ZtocProblem, names};
 use crate::blob::{ByteRange, Digest, SourceError};
 
 /// Why a layer has no index.
@@ -15,14 +15,19 @@ pub enum Error {
     #[error("layer {layer}: its TOC has the digest {got}, but the manifest names {named}")]
     TocDigest { layer: Digest, named: Digest, got: Digest },
     #[error(
-        "layer {layer} is {what}: crfs serves stargz, eStargz and zstd:chunked layers; convert the image to one of these"
+        "layer {layer} is {what}: crfs serves tar, tar+gzip and tar+zstd layers, with an index or without; convert the image to one of these"
     )]
     Foreign { layer: Digest, what: String },
+    #[error("layer {layer}: the manifest names a TOC of it, but it has none")]
+    NoToc { layer: Digest },
     #[error(
-        "layer {layer} ({format}): nothing in the manifest vouches for its TOC; have the layer read whole and checked \
-         (--whole-layer-below, it has {size} bytes), or accept the risk with --insecure-unverified-toc"
+        "layer {layer}: its blob has the digest that the manifest names, but cannot be decompressed; push the image again"
     )]
-    Unvouched { layer: Digest, format: Format, size: u64 },
+    Undecodable { layer: Digest, source: std::io::Error },
+    #[error(
+        "layer {layer}: unpacked it has the digest {got}, but the image's config names {named}; push the image again"
+    )]
+    DiffId { layer: Digest, named: Digest, got: Digest },
     #[error("layer {layer}: annotation {key}={value:?} is not {wanted}")]
     Annotation { layer: Digest, key: String, value: String, wanted: &'static str },
     #[error("layer {layer}: its TOC image cannot be used")]
@@ -43,16 +48,10 @@ fn near(entry: Option<&str>) -> String {
 }
 
 impl Error {
-    /// Whether the layer looks like one of a format that crfs does not read.
-    #[must_use]
-    pub const fn is_foreign(&self) -> bool {
-        matches!(self, Self::Foreign { .. })
-    }
-
     /// Whether other bytes came than the manifest has digests of, so that a read past caches may mend it.
     #[must_use]
     pub const fn is_wrong_bytes(&self) -> bool {
-        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. })
+        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. } | Self::NoToc { .. })
     }
 }
 
@@ -77,6 +76,13 @@ pub enum Problem {
     TwoEntries,
     #[error("more than {limit} {what}")]
     TooMany { what: &'static str, limit: usize },
+
+    #[error("at byte {offset} of the tar: {problem}")]
+    Tar {
+        /// Of the entry's header.
+        offset: u64,
+        problem: Box<Problem>,
+    },
 
     #[error("it has no name")]
     NoName,
@@ -129,6 +135,26 @@ pub enum Problem {
     UnitOverlap { offset: u64 },
     #[error("no digest covers byte {at} and on")]
     NoDigest { at: u64 },
+
+    #[error("it is not a tar header: its checksum is {said}, but its bytes come to {sum}")]
+    Checksum { said: String, sum: u64 },
+    #[error("the tar ends in the middle of it")]
+    Truncated,
+    #[error("what follows a block of zeros is neither another one nor the end")]
+    LoneZeroBlock,
+    #[error("it describes an entry that does not follow")]
+    Dangling,
+    #[error("its pax record at byte {at} is malformed")]
+    PaxRecord { at: usize },
+    #[error("a global pax header says {0} of all files")]
+    GlobalRecord(String),
+    #[error("its map of a sparse file {0}")]
+    SparseMap(&'static str),
+    #[error("it is named as a directory and has {size} bytes of contents")]
+    DirectoryWithContents { size: u64 },
+
+    #[error("the zTOC {0}")]
+    Ztoc(#[from] ZtocProblem),
 }
 
 /// A [`Problem`] and the entry that has it, on its way to the layer's name.

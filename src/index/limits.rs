@@ -14,8 +14,8 @@ pub(crate) const CHUNKS: usize = 16 << 20;
 /// Chunks of one gzip member or zstd frame: reading one of them brings all. Writers that let files share members end one after some 50 KB.
 pub(crate) const UNIT_PIECES: u32 = 64 << 10;
 
-/// Decoded bytes of a unit that no chunk has (tar headers, padding): they are decoded to be thrown away, so this bounds what a
-/// compressed run of zeros can cost a reader.
+/// Decoded bytes of a unit that no chunk of a TOC has (tar headers, padding), and all of those of a zTOC's span: they are decoded to be thrown
+/// away, so this bounds what a compressed run of zeros can cost a reader. (Units of our own index are bounded by [`HUGE_DECODED`].)
 pub(crate) const UNIT_SKIPPED: u64 = 256 << 20;
 
 /// Bytes of one name (Linux: `NAME_MAX`).
@@ -52,8 +52,20 @@ pub(crate) const XATTRS: usize = 1 << 30;
 /// The largest size and offset, in bytes: what `off_t` holds.
 pub(crate) const OFFSET: u64 = i64::MAX as u64;
 
-/// Decoded bytes of a layer that are looked at to see that it is an empty tar: tar programs pad to 10 KiB, and no further.
-pub(crate) const EMPTY_TAR: u64 = 1 << 20;
+/// Bytes of one header of a tar that describes another one: pax records, a GNU long name (Go's and libarchive's limit, too).
+pub(crate) const TAR_EXTENSION: u64 = 1 << 20;
+
+/// Headers of a tar that describe others, before one entry. Real ones have at most five: g, x, K, L and a second x.
+pub(crate) const TAR_EXTENSIONS: u32 = 256;
+
+/// Bytes of what a tar's global headers say of all entries, names and values: each entry may get a copy.
+pub(crate) const TAR_GLOBALS: usize = 64 << 10;
+
+/// Xattrs that a tar's global headers give to all entries: each gets them, so that they cost time for every entry.
+pub(crate) const TAR_GLOBAL_XATTRS: usize = 64;
+
+/// Stored parts of a sparse file in a tar: 16 bytes each in memory.
+pub(crate) const SPARSE_PARTS: usize = 1 << 20;
 
 /// Bytes of a layer file: 2^32 blocks of 4 KiB, so that a block number takes 32 bits.
 pub(crate) const LAYER_FILE: u64 = 16 << 40;
@@ -61,3 +73,11 @@ pub(crate) const LAYER_FILE: u64 = 16 << 40;
 /// The largest numbers of a device (Linux: `MAJOR` has 12 bits, `MINOR` 20).
 pub(crate) const MAJOR: u32 = (1 << 12) - 1;
 pub(crate) const MINOR: u32 = (1 << 20) - 1;
+
+/// Bytes that deflate can refer back to (RFC 1951, section 2).
+pub(crate) const WINDOW: usize = 32 << 10;
+
+/// Compressed and decoded bytes of a unit above which what it yields is kept for as long as the layer is mounted: reading one file would cost
+/// all of it.
+pub(crate) const HUGE_UNIT: u64 = 16 << 20;
+pub(crate) const HUGE_DECODED: u64 = 64 << 20;

@@ -11,8 +11,11 @@ mod limits;
 mod names;
 mod open;
 mod parse;
+mod plain;
+mod soci;
 mod source;
 mod stored;
+mod tar;
 mod time;
 mod toc;
 mod xattrs;
@@ -21,10 +24,19 @@ mod zstd_chunked;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Error, Problem};
 pub use footer::{Footer, TocPosition};
+pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
 
-pub use stored::{Check, CheckKind, Codec, Damaged, Piece, StoredIndex, Unit};
+pub use plain::Made;
+#[cfg(fuzzing)]
+pub use plain::fuzzing::{Unpacked, unpack as unpack_for_fuzzing};
+pub(crate) use plain::{Event, Failed, Unpacker, make};
+#[cfg(fuzzing)]
+pub use soci::read_for_fuzzing as read_ztoc_for_fuzzing;
+pub use stored::{Check, CheckKind, Codec, Damaged, Of, Piece, StoredIndex, Unit, Window};
+#[cfg(fuzzing)]
+pub use tar::read_for_fuzzing as read_tar_for_fuzzing;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,6 +59,8 @@ pub enum Identity {
     Toc(Digest),
     /// Made from a blob whose own digest was confirmed.
     Own,
+    /// The digest of the zTOC that it was made from.
+    Ztoc(Digest),
 }
 
 /// The formats that crfs serves.
@@ -58,6 +72,10 @@ pub enum Format {
     ZstdChunked,
     /// A layer without any entry, whatever its format.
     Empty,
+    /// A tar without a table of contents, not compressed.
+    Tar,
+    TarGzip,
+    TarZstd,
 }
 
 impl fmt::Display for Format {
@@ -68,6 +86,9 @@ impl fmt::Display for Format {
             Self::EStargzExternalToc => "estargz (external TOC)",
             Self::ZstdChunked => "zstd:chunked",
             Self::Empty => "empty",
+            Self::Tar => "tar",
+            Self::TarGzip => "tar+gzip",
+            Self::TarZstd => "tar+zstd",
         })
     }
 }
@@ -79,6 +100,8 @@ pub enum Trust {
     Manifest,
     /// The whole blob was read and has its digest.
     Blob,
+    /// A SOCI index has the digest of its zTOC, which has digests of compressed bytes alone.
+    Soci,
     /// Nobody: `--insecure-unverified-toc`.
     Unverified,
 }
@@ -99,6 +122,17 @@ pub struct Options {
     pub whole_layer_below: u64,
     /// Serve a layer although nothing vouches for its TOC.
     pub insecure_unverified_toc: bool,
+}
+
+/// What a look at a layer finds.
+pub enum Found {
+    Indexed(Opened),
+    /// There is no TOC: only reading all of it can make an index. `blob`: all of it, where it was read and its digest was right.
+    Plain {
+        blob: Option<Bytes>,
+    },
+    /// There is one that counts only when the whole blob was read and had its digest.
+    Unvouched(Format),
 }
 
 /// What opening a layer gives.
@@ -127,14 +161,45 @@ pub fn named_identity(layer: &Descriptor) -> Result<Option<Identity>, Error> {
 /// Reads the TOC of a layer with at most two reads of `source` and makes its index.
 ///
 /// # Errors
-/// Where the layer is of no format that crfs reads, nothing vouches for its TOC, or its TOC is not well-formed.
+/// Where the layer is of no format that crfs reads, or its TOC is not well-formed.
 pub fn open(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
     options: &Options,
-) -> Result<Opened, Error> {
+) -> Result<Found, Error> {
     open::open(layer, source, external, options)
+}
+
+/// Reads the TOC of a layer of which `source` has all bytes, and these the layer's digest, which vouches for the TOC.
+///
+/// # Errors
+/// As [`open`](fn@open).
+pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Found, Error> {
+    open::open_whole(layer, source)
+}
+
+/// Bytes of the largest zTOC that is read.
+pub const MAX_ZTOC: u64 = soci::LARGEST;
+
+/// Makes the index of a layer from its zTOC of that digest. Nothing but the digests in it tells what its spans are, so that what is served by it is
+/// trusted as far as the zTOC is.
+///
+/// # Errors
+/// Where the bytes have another digest, or are no zTOC of this layer.
+pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes) -> Result<Opened, Error> {
+    match Digest::of(bytes) {
+        got if got == digest => soci::index(layer, digest, bytes),
+        got => Err(Error::TocDigest { layer: layer.digest, named: digest, got }),
+    }
+}
+
+/// What a blob without a TOC is by its first bytes.
+///
+/// # Errors
+/// Where it is of no format that crfs reads.
+pub(crate) fn plain_format(layer: &Descriptor, head: &[u8]) -> Result<Format, Error> {
+    foreign::format(head).map_err(|what| Error::Foreign { layer: layer.digest, what: what.to_owned() })
 }
 
 /// What the header of an encoded index says of the layer.
@@ -151,6 +216,8 @@ pub struct Summary {
     pub toc_len: u64,
     /// The part of the blob that a landmark wants prefetched.
     pub prefetch: Option<ByteRange>,
+    /// The digest of the decoded layer, where all of it was read to make the index.
+    pub diff_id: Option<Digest>,
 }
 
 #[cfg(test)]

@@ -3,38 +3,65 @@
 use bytes::Bytes;
 
 use super::annotations::Named;
-use super::builder::{Builder, Layer};
+use super::builder::Layer;
 use super::error::{Error, Problem, Rejected};
 use super::footer::{Footer, TocPosition};
 use super::parse::Payload;
 use super::source::{Blob, Stored};
 use super::stored::{self, Codec};
-use super::{Descriptor, ExternalToc, Format, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked};
+use super::{Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked};
 use crate::blob::{ByteRange, ByteSource};
+
+/// How much of the blob is known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    /// What is read of it is only somebody's word.
+    No,
+    /// All of it is read, and has its digest.
+    Read,
+    /// All of it was read before, and had its digest.
+    Verified,
+}
 
 pub(super) fn open(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
     options: &Options,
-) -> Result<Opened, Error> {
+) -> Result<Found, Error> {
+    let whole = if layer.size < options.whole_layer_below { Whole::Read } else { Whole::No };
+    look(layer, source, external, whole, options.insecure_unverified_toc)
+}
+
+pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Found, Error> {
+    let external = |_: &Descriptor| Err("it is in another image, which the digest of the layer says nothing of".into());
+    look(layer, source, &external, Whole::Verified, false)
+}
+
+fn look(
+    layer: &Descriptor,
+    source: &dyn ByteSource,
+    external: ExternalToc<'_>,
+    whole: Whole,
+    insecure: bool,
+) -> Result<Found, Error> {
     if source.size() != layer.size {
         return Err(Error::Size { layer: layer.digest, said: layer.size, got: source.size() });
     }
+    foreign::refuse(layer)?;
     let named = Named::of(layer)?;
-    let is_whole = layer.size < options.whole_layer_below;
     // A position that no digest goes with is only somebody's word: the blob's own digest vouches for its bytes, not for where its TOC is, so
     // there the footer counts. (An index that the blob vouches for is used for every image with that blob.)
-    let vouched = named.identity().is_some() || (options.insecure_unverified_toc && !is_whole);
+    let vouched = named.identity().is_some() || (insecure && whole == Whole::No);
     let position = named.position.filter(|_| vouched);
     let blob = match position {
-        _ if is_whole => Blob::whole(layer, source)?,
+        _ if whole == Whole::Read => Blob::whole(layer, source)?,
         Some(_) => Blob::nothing(layer, source),
-        None => Blob::tail(layer, source)?,
+        None => Blob::tail(layer, source, named.identity().is_some())?,
     };
-    let opening = Opening { layer, blob: &blob, named, is_whole, insecure: options.insecure_unverified_toc };
+    let opening = Opening { layer, blob: &blob, named, whole, insecure };
     match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
-        None => opening.foreign(),
+        None => opening.plain(),
         Some(Footer::ZstdChunked(position)) => opening.zstd_chunked(position),
         Some(Footer::External) => opening.external(external),
         Some(footer @ Footer::Stargz { toc }) => opening.gzip(Format::Stargz, toc, footer.len()),
@@ -46,15 +73,14 @@ struct Opening<'a> {
     layer: &'a Descriptor,
     blob: &'a Blob<'a>,
     named: Named,
-    /// The whole blob was asked for, and its digest was right.
-    is_whole: bool,
+    whole: Whole,
     insecure: bool,
 }
 
 impl Opening<'_> {
-    fn gzip(&self, format: Format, toc: u64, footer: u64) -> Result<Opened, Error> {
+    fn gzip(&self, format: Format, toc: u64, footer: u64) -> Result<Found, Error> {
         let named = self.named.toc_digest;
-        let trust = self.trust(format, named.is_some())?;
+        let Some(trust) = self.trust(named.is_some()) else { return Ok(Found::Unvouched(format)) };
         let end = self.layer.size - footer;
         let range = ByteRange::new(toc, end).ok_or_else(|| {
             let at = ByteRange { start: end, end: toc };
@@ -67,83 +93,77 @@ impl Opening<'_> {
     }
 
     /// Only the TOC's own digest vouches for it: the blob's says nothing of another image.
-    fn external(&self, external: ExternalToc<'_>) -> Result<Opened, Error> {
+    fn external(&self, external: ExternalToc<'_>) -> Result<Found, Error> {
         let format = Format::EStargzExternalToc;
         let named = self.named.toc_digest;
         let trust = match named {
             Some(_) => Trust::Manifest,
             None if self.insecure => Trust::Unverified,
-            None => return Err(self.unvouched(format)),
+            // What has its TOC elsewhere is an ordinary tar.
+            None => return self.plain(),
         };
         let toc = external(self.layer).map_err(|source| Error::ExternalToc { layer: self.layer.digest, source })?;
         let stored = Stored([toc, Bytes::new()]);
         let payload = Payload { codec: Codec::Gzip, end: self.layer.size - Footer::External.len() };
         let parsed = estargz::layer(stored.reader(), named, payload, self.layer.digest)?;
-        self.finish(format, Some(trust), named.map(Identity::Toc), &stored, parsed)
+        self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 
-    fn zstd_chunked(&self, position: TocPosition) -> Result<Opened, Error> {
+    fn zstd_chunked(&self, position: TocPosition) -> Result<Found, Error> {
         let Named { checksum, toc_digest, .. } = self.named;
         let identity = self.named.identity();
-        let trust = self.trust(Format::ZstdChunked, identity.is_some())?;
+        let Some(trust) = self.trust(identity.is_some()) else { return Ok(Found::Unvouched(Format::ZstdChunked)) };
         let stored = self.blob.toc(position.stored)?;
         let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.layer.digest)?;
         self.finish(Format::ZstdChunked, trust, identity, &stored, parsed)
     }
 
-    /// A layer of another format: served where it is known to be empty.
-    fn foreign(&self) -> Result<Opened, Error> {
-        let whole = if self.is_whole { Some(self.blob.bytes()) } else { self.blob.if_whole() };
-        if whole.is_some_and(|blob| foreign::is_empty_tar(blob)) {
-            let empty = Builder::new(Codec::Gzip, 0).finish().map_err(|rejected| rejected.at(self.layer.digest))?;
-            let stored = Stored([Bytes::new(), Bytes::new()]);
-            return self.finish(Format::Empty, Some(Trust::Blob), None, &stored, empty);
+    /// A layer without a TOC.
+    fn plain(&self) -> Result<Found, Error> {
+        match self.named.identity() {
+            Some(_) => Err(Error::NoToc { layer: self.layer.digest }),
+            None => Ok(Found::Plain { blob: self.known_whole() }),
         }
-        let what = foreign::name(self.layer, whole.map(AsRef::as_ref));
-        Err(Error::Foreign { layer: self.layer.digest, what })
     }
 
-    /// Who vouches for a TOC in the blob. `None`: nobody yet, but what was read is the whole blob, which counts for an empty layer.
-    fn trust(&self, format: Format, is_named: bool) -> Result<Option<Trust>, Error> {
+    /// The whole blob, where it was read for the first time now and has its digest.
+    fn known_whole(&self) -> Option<Bytes> {
+        match self.whole {
+            Whole::Read => Some(self.blob.bytes().clone()),
+            Whole::No => self.blob.if_whole().cloned(),
+            Whole::Verified => None,
+        }
+    }
+
+    /// Who vouches for a TOC in the blob. `None`: nobody yet.
+    fn trust(&self, is_named: bool) -> Option<Trust> {
         if is_named {
-            Ok(Some(Trust::Manifest))
-        } else if self.is_whole {
-            Ok(Some(Trust::Blob))
+            Some(Trust::Manifest)
+        } else if self.whole != Whole::No || self.blob.if_whole().is_some() {
+            Some(Trust::Blob)
         } else if self.insecure {
-            Ok(Some(Trust::Unverified))
-        } else if self.blob.if_whole().is_some() {
-            Ok(None)
+            Some(Trust::Unverified)
         } else {
-            Err(self.unvouched(format))
+            None
         }
-    }
-
-    fn unvouched(&self, format: Format) -> Error {
-        Error::Unvouched { layer: self.layer.digest, format, size: self.layer.size }
     }
 
     fn finish(
         &self,
         format: Format,
-        trust: Option<Trust>,
+        trust: Trust,
         named: Option<Identity>,
         toc: &Stored,
         parsed: Layer,
-    ) -> Result<Opened, Error> {
-        let trust = match trust {
-            Some(trust) => trust,
-            None if parsed.is_empty => Trust::Blob,
-            None => return Err(self.unvouched(format)),
-        };
+    ) -> Result<Found, Error> {
         let identity = match trust {
             Trust::Manifest => named,
             Trust::Blob => Some(Identity::Own),
-            Trust::Unverified => None,
+            Trust::Soci | Trust::Unverified => None,
         };
         let format = if parsed.is_empty { Format::Empty } else { format };
-        let encoded = stored::encode(self.layer.digest, identity, format, toc.len(), parsed)
+        let encoded = stored::encode(self.layer.digest, identity, format, toc.len(), None, parsed)
             .map_err(|source| Error::Encode { layer: self.layer.digest, source })?;
-        let blob = self.is_whole.then(|| self.blob.bytes().clone());
-        Ok(Opened { format, trust, identity, encoded, blob })
+        Ok(Found::Indexed(Opened { format, trust, identity, encoded, blob: self.known_whole() }))
     }
 }

@@ -32,9 +32,10 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// Reads the end of the blob.
-    pub(super) fn tail(layer: &'a Descriptor, source: &'a dyn ByteSource) -> Result<Self, Error> {
-        let len = (layer.size / TAIL_SHARE).clamp(TAIL_LEAST, TAIL_MOST).min(layer.size);
+    /// Reads the end of the blob: as much as a TOC may take where the manifest says that there is one, else no more than tells that.
+    pub(super) fn tail(layer: &'a Descriptor, source: &'a dyn ByteSource, has_toc: bool) -> Result<Self, Error> {
+        let share = if has_toc { layer.size / TAIL_SHARE } else { 0 };
+        let len = share.clamp(TAIL_LEAST, TAIL_MOST).min(layer.size);
         Self::read_from(layer, source, ByteRange { start: layer.size - len, end: layer.size })
     }
 

@@ -23,7 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 
-use super::event::{Event, Ready, Report};
+use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::{self, Detach};
 use super::options::MountOptions;
 use super::signals::EndSignals;
@@ -69,11 +69,16 @@ async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Res
     let mut signals = EndSignals::listen().map_err(failed)?;
     let mut child = spawn().map_err(failed)?;
     let mut input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
-    let deadline = options.mount_deadline;
+    let limit = options.mount_deadline;
+    let deadline = Deadline::new(limit);
+    let mut heard = |event: &Event| {
+        deadline.heard(event);
+        on_event(event);
+    };
     let outcome = tokio::select! {
-        outcome = converse(&mut child, &mut input, options, on_event) => outcome,
+        outcome = converse(&mut child, &mut input, options, &mut heard) => outcome,
         () = signals.next() => Err(Error::Interrupted),
-        () = tokio::time::sleep(deadline.saturating_add(GRACE)) => Err(Error::Deadline { limit: deadline }),
+        () = deadline.passed(GRACE) => Err(Error::Deadline { limit }),
     };
     if outcome.is_err() {
         end(child, input).await;

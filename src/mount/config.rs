@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
 use crate::fetch::LONGEST_PATH;
-use crate::registry::{self, Platform};
+use crate::registry::{self, PastCaches, Platform};
 
 /// Bytes of the largest config that is read.
 const LARGEST: u64 = 4 << 20;
@@ -21,11 +21,21 @@ const WORDS: usize = 4;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
+    #[serde(default)]
     os: String,
+    #[serde(default)]
     architecture: String,
     variant: Option<String>,
     #[serde(default)]
     config: Option<Execution>,
+    #[serde(default)]
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<Digest>,
 }
 
 /// Each may be missing or null.
@@ -46,8 +56,12 @@ impl Config {
         let read = move || {
             let kept = cache.get(&config.digest);
             let bytes = kept.or_else(|| {
-                let read = config.blob.read_at(ByteRange { start: 0, end: config.size }).ok()?;
-                (Digest::of(&read) == config.digest).then(|| cache.put(&config.digest, &read))?;
+                let range = ByteRange { start: 0, end: config.size };
+                let right = |source: &dyn ByteSource| {
+                    source.read_at(range).ok().filter(|read| Digest::of(read) == config.digest)
+                };
+                let read = right(&config.blob).or_else(|| right(&PastCaches(&config.blob)))?;
+                cache.put(&config.digest, &read);
                 Some(read)
             })?;
             serde_json::from_slice(&bytes).ok()
@@ -55,8 +69,16 @@ impl Config {
         tokio::task::spawn_blocking(read).await.ok()?
     }
 
-    pub(super) fn platform(self) -> Platform {
-        Platform { os: self.os, architecture: self.architecture, variant: self.variant }
+    /// `None` where it does not say.
+    pub(super) fn platform(&self) -> Option<Platform> {
+        let (os, architecture) = (self.os.clone(), self.architecture.clone());
+        let is_said = !os.is_empty() && !architecture.is_empty();
+        is_said.then(|| Platform { os, architecture, variant: self.variant.clone() })
+    }
+
+    /// The digest of a layer's tar, by the layer's number from the lowest.
+    pub(super) fn diff_id(&self, layer: usize) -> Option<Digest> {
+        self.rootfs.as_ref()?.diff_ids.get(layer).copied()
     }
 
     /// The files that are read when the image's own command starts, each as the paths that it may have, the best first.

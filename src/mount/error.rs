@@ -66,11 +66,30 @@ pub enum Error {
     #[error(transparent)]
     Index(#[from] crate::index::Error),
     #[error(transparent)]
+    Pass(#[from] crate::fetch::PassError),
+    #[error(transparent)]
     Damaged(#[from] crate::index::Damaged),
     #[error(transparent)]
     Tree(#[from] crate::fs::tree::Error),
     #[error("the image has no layer {wanted}; it has {count}, the lowest is 0")]
     NoSuchLayer { wanted: String, count: usize },
+    #[error(
+        "layer {layer} can only be unpacked from its start, so it has to be kept unpacked while it is mounted: the cache has no room for its \
+         {needed} bytes; give crfs a larger --cache-size, or a --cache-dir with that much space"
+    )]
+    CannotKeep { layer: Digest, needed: u64 },
+    #[error(
+        "layer {layer}: the cache would not keep its index; give crfs a --cache-dir that can be written and has room"
+    )]
+    NotKept { layer: Digest },
+    #[error("{} cannot be written", path.display())]
+    Archive { path: PathBuf, source: io::Error },
+    #[error("layer {layer}: its zTOC has {size} bytes, the limit is {limit}")]
+    ZtocTooLarge { layer: Digest, size: u64, limit: u64 },
+    #[error(
+        "layer {layer}: the image's config, which has the digest of its tar, cannot be had or read; mount again, or push the image again"
+    )]
+    NoConfig { layer: Digest },
     #[error("layer {layer} was given up")]
     LayerTask { layer: Digest, source: tokio::task::JoinError },
     #[error("the layers were not merged")]
@@ -92,6 +111,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether other bytes came than the manifest names, so that a read past caches may mend it.
+    pub(super) const fn is_wrong_bytes(&self) -> bool {
+        match self {
+            Self::Index(error) => error.is_wrong_bytes(),
+            Self::Pass(error) => error.is_wrong_bytes(),
+            _ => false,
+        }
+    }
+
     /// The message and its causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {

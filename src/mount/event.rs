@@ -1,9 +1,11 @@
 //! What a starting server tells whoever waits for it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::blob::Digest;
 
@@ -15,6 +17,8 @@ pub enum Event {
     Resolved { name: String, digest: Digest, layers: usize },
     /// So many layers are open.
     Opened { layers: usize, of: usize, fetched: u64 },
+    /// So many bytes are read of the `of` that layers without an index have.
+    Reading { bytes: u64, of: u64 },
     /// The mount point can be used.
     Ready(Ready),
     /// It will not be: why, with its causes, on one line.
@@ -35,12 +39,59 @@ pub struct Ready {
     pub pid: u32,
 }
 
+/// The mount deadline: time in which layers are read whole does not count, as long as bytes come.
+pub(super) struct Deadline {
+    limit: Duration,
+    /// When it began, or the last bytes came.
+    since: Mutex<Instant>,
+}
+
+impl Deadline {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit, since: Mutex::new(Instant::now()) }
+    }
+
+    pub(super) fn heard(&self, event: &Event) {
+        if matches!(event, Event::Reading { .. }) {
+            *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// Returns when it has passed.
+    pub(super) async fn passed(&self, grace: Duration) {
+        let limit = self.limit.saturating_add(grace);
+        loop {
+            let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = limit.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+}
+
 /// Takes the events; fails where nobody listens any more.
 pub type Report = Arc<dyn Fn(&Event) -> io::Result<()> + Send + Sync>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_counts_time_in_which_nothing_is_read() {
+        let deadline = Deadline::new(Duration::from_secs(60));
+        let start = Instant::now();
+        let read = async {
+            for bytes in 0..5 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                deadline.heard(&Event::Reading { bytes, of: 9 });
+                deadline.heard(&Event::Opened { layers: 1, of: 2, fetched: 3 });
+            }
+        };
+        tokio::join!(read, deadline.passed(Duration::from_secs(5)));
+        assert_eq!(start.elapsed(), Duration::from_secs(250 + 65));
+    }
 
     #[test]
     fn events_are_lines_of_json() {
@@ -49,6 +100,7 @@ mod tests {
         let events = [
             Event::Resolved { name: "n".into(), digest, layers: 3 },
             Event::Opened { layers: 1, of: 3, fetched: 5 },
+            Event::Reading { bytes: 1, of: 2 },
             Event::Ready(ready),
             Event::Failed { message: "a\nb".into() },
         ];

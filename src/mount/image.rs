@@ -1,30 +1,39 @@
 //! From a reference to something that can be served or looked into: resolve, open all layers at once, merge.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 
 use super::Error;
 use super::config::Config;
 use super::control::{Activity, Figures};
 use super::event::{Event, Report};
-use super::layer::{OpenLayer, Opener};
+use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, Reason, check_diff_id};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
 use super::server::Served;
+use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fetch::{self, Around, Files, Prefetch};
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Summary};
-use crate::registry::{self, Client};
+use crate::registry::{self, Client, Soci, SociChoice};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
 pub(super) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Layers that are read whole at a time: the link is shared anyway, and each takes memory and two threads.
+const PASSES: usize = 6;
+
+/// How often it is told how far they are.
+const TICK: Duration = Duration::from_millis(200);
 
 /// KiB that the kernel reads ahead: what FUSE_INIT gives at most, and the length of a READ.
 const READ_AHEAD: std::ops::Range<u32> = 128..1024;
@@ -32,6 +41,15 @@ const READ_AHEAD: std::ops::Range<u32> = 128..1024;
 /// Opens images: the registry client, the cache, and what was asked for.
 pub struct Engine {
     opener: Arc<Opener>,
+    passes: Semaphore,
+    /// For each layer that is read whole, whether it was.
+    turns: Mutex<HashMap<Digest, Arc<AsyncMutex<bool>>>>,
+    /// The lowest layer that could not be read: those above it need not be.
+    lowest_failed: AtomicUsize,
+    config: OnceCell<Option<Config>>,
+    /// `None`: no SOCI index is used.
+    soci_choice: Option<SociChoice>,
+    soci: OnceCell<Option<Soci>>,
 }
 
 /// An image whose layers are all open, the lowest first. With `--layer`: that one alone.
@@ -65,7 +83,11 @@ impl Engine {
             },
             runtime: Handle::current(),
         };
-        Ok(Self { opener: Arc::new(opener) })
+        let passes = Semaphore::new(PASSES);
+        let (config, soci) = (OnceCell::new(), OnceCell::new());
+        let (turns, lowest_failed) = (Mutex::default(), AtomicUsize::new(usize::MAX));
+        let soci_choice = options.soci.choice();
+        Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci })
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -80,48 +102,139 @@ impl Engine {
         Ok(self.opener.client.resolve(&self.opener.image).await?)
     }
 
-    /// Opens all layers at once.
+    /// Opens all layers at once; those that have to be read whole first are. `first`: the number of the first of the image's layers.
     ///
     /// # Errors
     /// Where a layer cannot be opened: of several, the lowest one's, so that the same image gives the same message.
-    pub async fn open(self: &Arc<Self>, image: registry::Image, report: &Report) -> Result<OpenImage, Error> {
+    pub async fn open(
+        self: &Arc<Self>,
+        image: registry::Image,
+        first: usize,
+        report: &Report,
+    ) -> Result<OpenImage, Error> {
+        let image = Arc::new(image);
+        let reading = Arc::new(Reading::default());
+        let open = |(number, layer): (usize, registry::Layer)| {
+            let (engine, image, reading) = (Arc::clone(self), Arc::clone(&image), Arc::clone(&reading));
+            async move { (number, engine.open_layer(&image, layer, first + number, &reading).await) }
+        };
+        let mut opening: FuturesUnordered<_> = image.layers.iter().cloned().enumerate().map(open).collect();
         let of = image.layers.len();
-        let (mut done, mut fetched) = (0, 0u64);
-        let opened = self.each_layer(&image.layers, |layer| {
-            done += 1;
-            fetched = fetched.saturating_add(layer.layer.blob.traffic().bytes);
-            // Progress that nobody hears is none.
-            let _heard = report(&Event::Opened { layers: done, of, fetched });
-        });
-        let layers = opened.await.into_iter().collect::<Result<_, Error>>()?;
+        let mut results = BTreeMap::new();
+        let mut ticks = tokio::time::interval(TICK);
+        // Progress that nobody hears is none.
+        while !opening.is_empty() {
+            tokio::select! {
+                Some((number, result)) = opening.next() => {
+                    results.insert(number, result);
+                    let opened = results.values().filter_map(|result| result.as_ref().ok());
+                    let fetched = opened.map(|layer: &OpenLayer| layer.layer.blob.traffic().bytes).fold(0, u64::saturating_add);
+                    let _heard = report(&Event::Opened { layers: results.len(), of, fetched });
+                }
+                _ = ticks.tick() => reading.tell(report),
+            }
+        }
+        drop(opening);
+        let layers = results.into_values().collect::<Result<_, Error>>()?;
+        let image = Arc::try_unwrap(image).unwrap_or_else(|image| (*image).clone());
         Ok(OpenImage { image, layers })
     }
 
-    /// Opens all layers at once and keeps what came of each, for `crfs inspect`.
-    pub async fn try_each(self: &Arc<Self>, image: &registry::Image) -> Vec<Result<OpenLayer, Error>> {
-        self.each_layer(&image.layers, |_| ()).await
-    }
-
-    /// What came of each layer, the lowest first. `opened` hears of those that can be read, in the order in which they come.
-    async fn each_layer(
-        self: &Arc<Self>,
-        layers: &[registry::Layer],
-        mut opened: impl FnMut(&OpenLayer),
-    ) -> Vec<Result<OpenLayer, Error>> {
-        let open = |(number, layer)| async move { (number, self.clone().open_layer(layer).await) };
-        let mut opening: FuturesUnordered<_> = layers.iter().cloned().enumerate().map(open).collect();
-        let mut results = BTreeMap::new();
-        while let Some((number, result)) = opening.next().await {
-            result.iter().for_each(&mut opened);
-            results.insert(number, result);
-        }
+    /// Looks at all layers at once, for `crfs inspect`: what came of each, the lowest first.
+    pub(super) async fn look_at_each(self: &Arc<Self>, image: &registry::Image) -> Vec<Result<Looked, Error>> {
+        let look = |(number, layer)| async move { (number, self.clone().look(image, layer).await) };
+        let looking: FuturesUnordered<_> = image.layers.iter().cloned().enumerate().map(look).collect();
+        let results: BTreeMap<_, _> = looking.collect().await;
         results.into_values().collect()
     }
 
-    async fn open_layer(self: Arc<Self>, layer: registry::Layer) -> Result<OpenLayer, Error> {
+    async fn look(self: Arc<Self>, image: &registry::Image, layer: registry::Layer) -> Result<Looked, Error> {
         let digest = layer.digest;
-        let opening = tokio::task::spawn_blocking(move || self.opener.open(layer));
-        opening.await.map_err(|source| Error::LayerTask { layer: digest, source })?
+        let ztoc = self.soci(image).await?.and_then(|soci| soci.layers.get(&digest).cloned());
+        let looking = tokio::task::spawn_blocking(move || self.opener.look(layer, ztoc));
+        looking.await.map_err(|source| Error::LayerTask { layer: digest, source })?
+    }
+
+    async fn open_layer(
+        self: Arc<Self>,
+        image: &registry::Image,
+        layer: registry::Layer,
+        number: usize,
+        reading: &Reading,
+    ) -> Result<OpenLayer, Error> {
+        let looked = self.clone().look(image, layer).await?;
+        match looked {
+            Looked::Open(open) if open.summary().diff_id.is_none() => Ok(open),
+            Looked::Open(open) => {
+                check_diff_id(&open.layer, open.summary().diff_id, self.diff_id(image, number).await)?;
+                Ok(open)
+            }
+            Looked::Pass(pending) => self.pass(image, pending, number, reading).await,
+        }
+    }
+
+    /// Reads a layer whole, unless one below it cannot be had anyway.
+    async fn pass(
+        self: Arc<Self>,
+        image: &registry::Image,
+        mut pending: Pending,
+        number: usize,
+        reading: &Reading,
+    ) -> Result<OpenLayer, Error> {
+        let has_diff_id = !matches!(pending.reason, Reason::Unvouched(_));
+        if has_diff_id && image.config.is_some() && self.config(image).await.is_none() {
+            return Err(Error::NoConfig { layer: pending.layer.digest });
+        }
+        pending.diff_id = self.diff_id(image, number).await;
+        let turn =
+            self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(pending.layer.digest).or_default().clone();
+        let mut was_read = turn.lock().await;
+        if *was_read {
+            // The image has the layer twice.
+            match self.clone().look(image, pending.layer.clone()).await? {
+                Looked::Open(open) => return Ok(open),
+                Looked::Pass(again) => {
+                    let diff_id = pending.diff_id;
+                    pending = again;
+                    pending.diff_id = diff_id;
+                }
+            }
+        }
+        // An error says that there are no permits any more: nobody closes them.
+        let _permit = self.passes.acquire().await;
+        if self.lowest_failed.load(Ordering::Relaxed) < number {
+            return Err(Error::Interrupted);
+        }
+        let read = self.opener.pass(pending, reading).await;
+        if read.is_err() {
+            self.lowest_failed.fetch_min(number, Ordering::Relaxed);
+        }
+        *was_read = true;
+        read
+    }
+
+    async fn diff_id(&self, image: &registry::Image, layer: usize) -> Option<Digest> {
+        self.config(image).await.and_then(|config| config.diff_id(layer))
+    }
+
+    /// The image's SOCI index, looked for once. One that cannot be had is none, unless the user has named it.
+    pub(super) async fn soci(&self, image: &registry::Image) -> Result<Option<&Soci>, Error> {
+        let find = || async {
+            let Some(choice) = self.soci_choice else { return Ok(None) };
+            match self.opener.client.soci(&self.opener.image, image, choice).await {
+                Err(error) if !matches!(choice, SociChoice::Digest(_)) => {
+                    tracing::warn!(%error, "the image's SOCI index cannot be used");
+                    Ok(None)
+                }
+                found => found.map_err(Error::from),
+            }
+        };
+        Ok(self.soci.get_or_try_init(find).await?.as_ref())
+    }
+
+    /// The image's config, read once.
+    pub(super) async fn config(&self, image: &registry::Image) -> Option<&Config> {
+        self.config.get_or_init(|| Config::read(image, self.cache())).await.as_ref()
     }
 }
 
@@ -171,15 +284,15 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
     let _heard =
         report(&Event::Resolved { name: image.name.clone(), digest: image.digest, layers: image.layers.len() });
     let guesses = options.prefetch != Prefetch::None;
-    let config = Handle::current().spawn(config(Arc::clone(&engine), image.clone(), guesses));
-    let image = engine.open(image, report).await?;
+    let config = Handle::current().spawn(started(Arc::clone(&engine), image.clone(), guesses));
+    let image = engine.open(image, inode_group as usize, report).await?;
     let alone = options.layer.map(|_| options.opaque_xattr);
     let merging = tokio::task::spawn_blocking(move || image.view(alone, guesses).map(|view| (image, view)));
     let (image, (view, around)) = merging.await.map_err(|source| Error::Merge { source })??;
     tokio::spawn(async move {
-        if let Ok(Some(config)) = config.await {
+        if let Ok(started) = config.await {
             // A task that panicked has told so.
-            let _ended = tokio::task::spawn_blocking(move || around.starts(&config.started())).await;
+            let _ended = tokio::task::spawn_blocking(move || around.starts(&started)).await;
         }
     });
     let frontend =
@@ -198,8 +311,8 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
 }
 
 /// What the image starts, if that is to be guessed from. Nobody waits for it.
-async fn config(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> Option<Config> {
-    if guesses { Config::read(&image, engine.cache()).await } else { None }
+async fn started(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> Vec<Vec<String>> {
+    if guesses { engine.config(&image).await.map(Config::started).unwrap_or_default() } else { Vec::new() }
 }
 
 /// How many KiB the kernel is to read ahead: 16 units, since a read brings whole units anyway, but no more than the 1 MiB of a READ.

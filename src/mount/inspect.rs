@@ -7,13 +7,12 @@ use serde::Serialize;
 use super::Error;
 use super::config::Config;
 use super::image::{Engine, RESOLVE_WITHIN};
-use super::layer::OpenLayer;
+use super::layer::{Looked, OpenLayer, Pending, Reason};
 use super::look::runtime;
 use super::options::ImageOptions;
 use crate::blob::Digest;
-use crate::cache::Cache;
 use crate::index::Trust;
-use crate::registry::{self, Platform};
+use crate::registry::{self, Platform, Soci, SociSource};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,6 +21,8 @@ pub struct Inspection {
     pub digest: Digest,
     /// `os/arch[/variant]`, where the image says so.
     pub platform: Option<String>,
+    /// Bytes that a mount would fetch before it is ready.
+    pub wait: u64,
     /// The lowest first.
     pub layers: Vec<LayerInspection>,
 }
@@ -34,11 +35,31 @@ pub struct LayerInspection {
     pub media_type: String,
     /// Whether its contents would be fetched when they are read.
     pub lazy: bool,
+    /// Which index a mount would use.
+    pub index_from: IndexFrom,
+    /// Bytes that a mount would fetch of it, and wait for.
+    pub wait: u64,
     /// Why it is lazy or not, or cannot be opened.
     pub reason: String,
-    /// `None` where it cannot be opened.
+    /// What would make it better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+    /// `None` where it has none yet, or cannot be opened.
     #[serde(flatten)]
     pub index: Option<IndexInspection>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexFrom {
+    /// The layer's table of contents.
+    Toc,
+    /// Made by crfs from the layer itself.
+    Own,
+    /// The zTOC of a SOCI index.
+    Soci,
+    /// There is none: the layer has to be read first.
+    None,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,38 +81,80 @@ pub fn inspect(options: &ImageOptions) -> Result<Inspection, Error> {
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
         let image = engine.resolve().await?;
-        let opened = engine.try_each(&image).await;
-        let layers = image.layers.iter().zip(opened).map(|(layer, opened)| layer_inspection(layer, opened)).collect();
+        let opened = engine.look_at_each(&image).await;
+        let soci = engine.soci(&image).await?;
+        let layers: Vec<_> =
+            image.layers.iter().zip(opened).map(|(layer, opened)| layer_inspection(layer, soci, opened)).collect();
         Ok(Inspection {
-            platform: platform(&image, engine.cache()).await.map(|platform| platform.to_string()),
+            platform: platform(&engine, &image).await.map(|platform| platform.to_string()),
             image: image.name,
             digest: image.digest,
+            wait: layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add),
             layers,
         })
     })
 }
 
 /// What the index says, or else the config.
-async fn platform(image: &registry::Image, cache: &Cache) -> Option<Platform> {
+async fn platform(engine: &Engine, image: &registry::Image) -> Option<Platform> {
     match &image.platform {
         Some(platform) => Some(platform.clone()),
-        None => Config::read(image, cache).await.map(Config::platform),
+        None => engine.config(image).await.and_then(Config::platform),
     }
 }
 
-fn layer_inspection(layer: &registry::Layer, opened: Result<OpenLayer, Error>) -> LayerInspection {
-    let (lazy, reason) = match &opened {
-        Ok(open) => (open.is_lazy(), reason(open).to_owned()),
-        Err(error) => (false, error.chain()),
-    };
-    let index = opened.ok().map(|open| index_inspection(&open));
-    LayerInspection {
+fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result<Looked, Error>) -> LayerInspection {
+    let inspection = LayerInspection {
         digest: layer.digest,
         size: layer.size,
         media_type: layer.media_type.clone(),
-        lazy,
-        reason,
-        index,
+        lazy: false,
+        index_from: IndexFrom::None,
+        wait: 0,
+        reason: String::new(),
+        advice: None,
+        index: None,
+    };
+    let ztoc = soci.and_then(|soci| soci.layers.get(&layer.digest));
+    let of_ztoc = ztoc.map_or(0, |ztoc| ztoc.blob.traffic().bytes);
+    match looked {
+        Ok(Looked::Open(open)) => LayerInspection {
+            lazy: open.is_lazy(),
+            index_from: match open.trust {
+                Trust::Blob => IndexFrom::Own,
+                Trust::Soci => IndexFrom::Soci,
+                Trust::Manifest | Trust::Unverified => IndexFrom::Toc,
+            },
+            wait: layer.blob.traffic().bytes.saturating_add(of_ztoc),
+            reason: reason(&open, soci).to_owned(),
+            index: Some(index_inspection(&open)),
+            ..inspection
+        },
+        Ok(Looked::Pass(pending)) => {
+            let (reason, advice) = pending_texts(&pending);
+            LayerInspection { wait: layer.size, reason, advice: Some(advice.to_owned()), ..inspection }
+        }
+        Err(error) => LayerInspection { reason: error.chain(), ..inspection },
+    }
+}
+
+/// Why a layer has to be read whole, and what would make it better.
+fn pending_texts(pending: &Pending) -> (String, &'static str) {
+    match pending.reason {
+        Reason::Plain => (
+            "it has no table of contents: the first mount reads all of it, and keeps an index".to_owned(),
+            "`crfs index` makes the index ahead of time; eStargz and zstd:chunked images need none",
+        ),
+        Reason::Unvouched(format) => (
+            format!(
+                "nothing in the manifest vouches for its table of contents ({format}): the first mount reads all of it"
+            ),
+            "push the image again, so that its manifest names the digest of the table of contents",
+        ),
+        Reason::Evicted => (
+            "it can only be unpacked from its start, and what was unpacked is not all in the cache any more".to_owned(),
+            "compress it with gzip, or as zstd:chunked, or give the cache more room",
+        ),
     }
 }
 
@@ -106,11 +169,16 @@ fn index_inspection(open: &OpenLayer) -> IndexInspection {
     }
 }
 
-fn reason(layer: &OpenLayer) -> &'static str {
+fn reason(layer: &OpenLayer, soci: Option<&Soci>) -> &'static str {
     match layer.trust {
         _ if layer.whole => "read whole: it is smaller than --whole-layer-below",
         Trust::Manifest => "the manifest names the digest of its table of contents",
-        Trust::Blob => "its own digest vouches for its table of contents: it was read whole before",
+        Trust::Blob => "its own digest vouches for its index: it was read whole before",
+        Trust::Soci => match soci.map(|soci| soci.source) {
+            Some(SociSource::Referrer) => "a SOCI index that says it belongs to the image has a zTOC of it (--soci-v1)",
+            Some(SociSource::Given) => "the SOCI index that you named has a zTOC of it",
+            Some(SociSource::Manifest) | None => "the SOCI index that the manifest names has a zTOC of it",
+        },
         Trust::Unverified => "nothing vouches for its table of contents (--insecure-unverified-toc)",
     }
 }

@@ -1,16 +1,18 @@
 //! Opens one layer: its index from the cache or made now, and its contents, ready to be read.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::Error;
-use crate::blob::{ByteSource, SourceError};
+use super::event::{Event, Report};
+use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::cache::Cache;
-use crate::fetch::{self, Reindex};
-use crate::index::{self, Descriptor, Identity, LayerKey, Opened, StoredIndex, Summary, Trust};
-use crate::registry::{self, Client, ImageRef, PastCaches};
+use crate::fetch::{self, Passed, Reindex};
+use crate::index::{self, Descriptor, Format, Found, Identity, LayerKey, Opened, StoredIndex, Summary, Trust};
+use crate::registry::{self, Client, Freshness, ImageRef, PastCaches};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
 const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -51,14 +53,119 @@ pub(super) struct Opener {
     pub(super) runtime: Handle,
 }
 
+/// How much is read of the layers that have to be read whole first.
+#[derive(Default)]
+pub(super) struct Reading {
+    pub(super) bytes: Arc<AtomicU64>,
+    pub(super) of: AtomicU64,
+    told: AtomicU64,
+}
+
+impl Reading {
+    pub(super) fn tell(&self, report: &Report) {
+        let (bytes, of) = (self.bytes.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed));
+        if bytes > self.told.swap(bytes, Ordering::Relaxed) {
+            // Progress that nobody hears is none.
+            let _heard = report(&Event::Reading { bytes, of });
+        }
+    }
+}
+
+/// What a look at a layer has found.
+pub(super) enum Looked {
+    Open(OpenLayer),
+    /// All of it has to be read first.
+    Pass(Pending),
+}
+
+/// A layer of which all has to be read before any of it can be served.
+pub(super) struct Pending {
+    pub(super) layer: registry::Layer,
+    pub(super) reason: Reason,
+    /// All of it, where it was small and its digest was right.
+    blob: Option<Bytes>,
+    /// The digest of the unpacked layer, by the image's config.
+    pub(super) diff_id: Option<Digest>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It has no table of contents.
+    Plain,
+    /// It has one that only the blob's digest can vouch for.
+    Unvouched(Format),
+    /// It was indexed, but can only be unpacked from its start, and what was is not there any more.
+    Evicted,
+}
+
+impl Pending {
+    fn source(&self) -> fetch::Source {
+        match &self.blob {
+            Some(bytes) => fetch::Source::Held { blob: self.layer.blob.clone(), bytes: Arc::new(bytes.clone()) },
+            None => fetch::Source::Blob(self.layer.blob.clone()),
+        }
+    }
+
+    /// Bytes that are still to be fetched.
+    pub(super) fn size(&self) -> u64 {
+        if self.blob.is_some() { 0 } else { self.layer.size }
+    }
+}
+
 impl Opener {
-    pub(super) fn open(self: &Arc<Self>, layer: registry::Layer) -> Result<OpenLayer, Error> {
+    /// Opens a layer, if that takes no more than a request or two. Blocking.
+    ///
+    /// `ztoc`: its zTOC, which is used where the layer has no table of contents and was not indexed before.
+    pub(super) fn look(
+        self: &Arc<Self>,
+        layer: registry::Layer,
+        ztoc: Option<registry::Layer>,
+    ) -> Result<Looked, Error> {
         let descriptor = descriptor(&layer);
-        let identity = index::named_identity(&descriptor)?;
-        match self.cached(&descriptor, identity.unwrap_or(Identity::Own)) {
-            Some((key, index)) => Ok(self.layer(layer, Some(key), trust(&key), index, None)),
+        let named = index::named_identity(&descriptor)?;
+        let ztoc = ztoc.filter(|_| named.is_none());
+        let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
+        let found = found.or_else(|| self.cached(&descriptor, Identity::Ztoc(ztoc.as_ref()?.digest)));
+        if let Some((key, index)) = found {
+            let is_huge = index.has_huge_unit()?;
+            let open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
+            if is_huge && !open.contents.is_kept()? {
+                let layer = open.layer.clone();
+                return Ok(Looked::Pass(Pending { layer, reason: Reason::Evicted, blob: None, diff_id: None }));
+            }
+            return Ok(Looked::Open(open));
+        }
+        match ztoc.map(|ztoc| self.read_ztoc(&descriptor, &ztoc).map(|opened| (opened, ztoc))) {
+            Some(Ok((opened, ztoc))) => {
+                Ok(Looked::Open(self.opened(layer, &descriptor, opened, (None, Some(ztoc)))?))
+            }
+            // As without one.
+            Some(Err(error)) => {
+                tracing::warn!(layer = %layer.digest, error = error.chain(), "the zTOC of a layer cannot be used");
+                self.fresh(layer, &descriptor)
+            }
             None => self.fresh(layer, &descriptor),
         }
+    }
+
+    /// Makes the index from a zTOC, and keeps it.
+    fn read_ztoc(&self, layer: &Descriptor, ztoc: &registry::Layer) -> Result<Opened, Error> {
+        let limit = index::MAX_ZTOC;
+        if ztoc.size > limit {
+            return Err(Error::ZtocTooLarge { layer: layer.digest, size: ztoc.size, limit });
+        }
+        let all = ByteRange { start: 0, end: ztoc.size };
+        let open = |source: &dyn ByteSource| {
+            let read = source.read_at(all);
+            let bytes = read.map_err(|source| index::Error::Read { layer: ztoc.digest, range: all, source })?;
+            index::open_ztoc(layer, ztoc.digest, &bytes)
+        };
+        let opened = match open(&ztoc.blob) {
+            Err(error) if error.is_wrong_bytes() => open(&PastCaches(&ztoc.blob))?,
+            opened => opened?,
+        };
+        self.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Ztoc(ztoc.digest) }, &opened.encoded);
+        Ok(opened)
     }
 
     /// The index that an earlier mount made. Where the manifest names no TOC digest, only one that the blob's digest vouched for will do.
@@ -75,53 +182,173 @@ impl Opener {
         }
     }
 
-    fn fresh(self: &Arc<Self>, layer: registry::Layer, descriptor: &Descriptor) -> Result<OpenLayer, Error> {
-        let (key, opened) = self.read_toc(&layer, descriptor)?;
-        let index = self.stored(descriptor, key.as_ref(), &opened)?;
-        Ok(self.layer(layer, key, opened.trust, index, opened.blob))
-    }
-
-    /// Makes the index from the layer's TOC, and keeps it where it may be kept.
-    fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<(Option<LayerKey>, Opened), Error> {
-        let external = |layer: &Descriptor| self.external_toc(layer);
-        let open = |source: &dyn ByteSource| index::open(descriptor, source, &external, &self.options);
-        let opened = match open(&layer.blob) {
-            // Where the manifest names a TOC, a layer that shows none has wrong bytes as well.
-            Err(error) if error.is_wrong_bytes() || (is_named(descriptor) && error.is_foreign()) => {
-                tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
-                open(&PastCaches(&layer.blob))?
-            }
-            opened => opened?,
-        };
-        let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
-        if let Some(key) = &key {
-            self.cache.put_index(key, &opened.encoded);
-        }
-        Ok((key, opened))
-    }
-
-    /// How a layer gets its index again that was damaged in use. In memory from then on: the disk has shown what it is worth.
-    fn reindex(self: &Arc<Self>, layer: &registry::Layer, key: Option<LayerKey>) -> Reindex {
-        let (opener, layer) = (Arc::clone(self), layer.clone());
-        Arc::new(move || {
-            key.iter().for_each(|key| opener.cache.drop_index(key));
-            match opener.read_toc(&layer, &descriptor(&layer)) {
-                Ok((_, opened)) => Some(Arc::new(opened.encoded)),
-                Err(error) => {
-                    tracing::warn!(error = error.chain(), "the index cannot be made again");
-                    None
-                }
-            }
+    fn fresh(self: &Arc<Self>, layer: registry::Layer, descriptor: &Descriptor) -> Result<Looked, Error> {
+        let pending = |reason, blob| Looked::Pass(Pending { layer: layer.clone(), reason, blob, diff_id: None });
+        Ok(match self.read_toc(&layer, descriptor)? {
+            Found::Indexed(opened) => Looked::Open(self.opened(layer, descriptor, opened, (None, None))?),
+            Found::Plain { blob } => pending(Reason::Plain, blob),
+            Found::Unvouched(format) => pending(Reason::Unvouched(format), None),
         })
     }
 
+    /// A layer with an index that was made just now; `held`: its blob, where that is here, and its zTOC.
+    fn opened(
+        self: &Arc<Self>,
+        layer: registry::Layer,
+        descriptor: &Descriptor,
+        opened: Opened,
+        (held, ztoc): (Option<Arc<dyn ByteSource>>, Option<registry::Layer>),
+    ) -> Result<OpenLayer, Error> {
+        let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
+        let index = self.stored(descriptor, key.as_ref(), &opened.encoded)?;
+        let held = held.or_else(|| opened.blob.map(|bytes| Arc::new(bytes) as Arc<dyn ByteSource>));
+        Ok(self.layer(layer, key, opened.trust, index, (held, ztoc)))
+    }
+
+    /// Makes the index from the layer's TOC, and keeps it where it may be kept.
+    fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Found, Error> {
+        let external = |layer: &Descriptor| self.external_toc(layer);
+        let open = |source: &dyn ByteSource| index::open(descriptor, source, &external, &self.options);
+        let found = match open(&layer.blob) {
+            Err(error) if error.is_wrong_bytes() => {
+                tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
+                open(&PastCaches(&layer.blob))?
+            }
+            found => found?,
+        };
+        if let Found::Indexed(Opened { identity: Some(identity), encoded, .. }) = &found {
+            self.cache.put_index(&LayerKey { blob: layer.digest, identity: *identity }, encoded);
+        }
+        Ok(found)
+    }
+
+    /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
+    pub(super) async fn pass(self: &Arc<Self>, pending: Pending, reading: &Reading) -> Result<OpenLayer, Error> {
+        reading.of.fetch_add(pending.size(), Ordering::Relaxed);
+        match self.read_whole(&pending, Freshness::Any, Arc::clone(&reading.bytes)).await {
+            Err(error) if error.is_wrong_bytes() => {
+                tracing::warn!(layer = %pending.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
+                reading.of.fetch_add(pending.layer.size, Ordering::Relaxed);
+                self.read_whole(&pending, Freshness::PastCaches, Arc::clone(&reading.bytes)).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_whole(
+        self: &Arc<Self>,
+        pending: &Pending,
+        freshness: Freshness,
+        progress: Arc<AtomicU64>,
+    ) -> Result<OpenLayer, Error> {
+        match pending.reason {
+            Reason::Unvouched(_) => self.hold(pending, freshness, progress).await,
+            Reason::Plain | Reason::Evicted => self.make_index(pending, freshness, progress).await,
+        }
+    }
+
+    async fn make_index(
+        self: &Arc<Self>,
+        pending: &Pending,
+        freshness: Freshness,
+        progress: Arc<AtomicU64>,
+    ) -> Result<OpenLayer, Error> {
+        let (layer, descriptor) = (pending.layer.clone(), descriptor(&pending.layer));
+        let cache = self.cache.clone();
+        let Passed { made, staged } =
+            fetch::pass(descriptor.clone(), pending.source(), freshness, cache, progress).await?;
+        check_diff_id(&layer, Some(made.diff_id), pending.diff_id)?;
+        let opener = Arc::clone(self);
+        let keep = move || {
+            let key = LayerKey { blob: layer.digest, identity: Identity::Own };
+            if let Some(staged) = staged {
+                // Before the index, so that nobody uses the layer who has found that.
+                let index = StoredIndex::open(Arc::new(made.encoded.clone()), &layer.digest, Some(&key))?;
+                opener.cache.adopt(&key, &index, staged);
+            }
+            opener.cache.put_index(&key, &made.encoded);
+            let index = opener.stored(&descriptor, Some(&key), &made.encoded)?;
+            let is_huge = index.has_huge_unit()?;
+            let open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
+            if is_huge && !open.contents.is_kept()? {
+                return Err(Error::CannotKeep { layer: open.layer.digest, needed: open.summary().layer_file_len });
+            }
+            Ok(open)
+        };
+        blocking(pending.layer.digest, keep).await
+    }
+
+    /// Keeps the blob itself for as long as it is mounted: whoever reads it later reads it by its TOC.
+    async fn hold(
+        self: &Arc<Self>,
+        pending: &Pending,
+        freshness: Freshness,
+        progress: Arc<AtomicU64>,
+    ) -> Result<OpenLayer, Error> {
+        let (layer, descriptor) = (pending.layer.clone(), descriptor(&pending.layer));
+        let cache = self.cache.clone();
+        let held = fetch::download(descriptor.clone(), pending.source(), freshness, cache, progress).await?;
+        let opener = Arc::clone(self);
+        let open = move || match index::open_whole(&descriptor, &*held)? {
+            Found::Indexed(opened) => {
+                opener.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
+                opener.opened(layer, &descriptor, opened, (Some(held), None))
+            }
+            // The same bytes showed one before.
+            Found::Plain { .. } | Found::Unvouched(_) => Err(index::Error::NoToc { layer: layer.digest }.into()),
+        };
+        blocking(pending.layer.digest, open).await
+    }
+
+    /// How a layer gets its index again that was damaged in use. In memory from then on: the disk has shown what it is worth.
+    fn reindex(
+        self: &Arc<Self>,
+        layer: &registry::Layer,
+        key: Option<LayerKey>,
+        ztoc: Option<registry::Layer>,
+    ) -> Reindex {
+        let (opener, layer) = (Arc::clone(self), layer.clone());
+        Arc::new(move || {
+            key.iter().for_each(|key| opener.cache.drop_index(key));
+            let descriptor = descriptor(&layer);
+            let is_ztoc = key.is_some_and(|key| matches!(key.identity, Identity::Ztoc(_)));
+            let found = match ztoc.as_ref().filter(|_| is_ztoc) {
+                Some(ztoc) => opener.read_ztoc(&descriptor, ztoc).map(Found::Indexed),
+                None => opener.read_toc(&layer, &descriptor),
+            };
+            let made = match found {
+                Ok(Found::Indexed(opened)) => Ok(opened.encoded),
+                Ok(found) => opener.index_again(&layer, &descriptor, matches!(found, Found::Unvouched(_))),
+                Err(error) => Err(error),
+            };
+            made.map(|encoded| Arc::new(encoded) as Arc<dyn ByteSource>)
+                .inspect_err(|error| tracing::warn!(error = error.chain(), "the index cannot be made again"))
+                .ok()
+        })
+    }
+
+    /// Makes the index of a layer again that was read whole. It is the same, since it follows from the blob.
+    fn index_again(&self, layer: &registry::Layer, descriptor: &Descriptor, has_toc: bool) -> Result<Bytes, Error> {
+        let (source, cache) = (fetch::Source::Blob(layer.blob.clone()), self.cache.clone());
+        let (any, progress) = (Freshness::Any, Arc::default());
+        if has_toc {
+            let held = self.runtime.block_on(fetch::download(descriptor.clone(), source, any, cache, progress))?;
+            return match index::open_whole(descriptor, &*held)? {
+                Found::Indexed(opened) => Ok(opened.encoded),
+                _ => Err(index::Error::NoToc { layer: layer.digest }.into()),
+            };
+        }
+        let passed = self.runtime.block_on(fetch::pass(descriptor.clone(), source, any, cache, progress))?;
+        Ok(passed.made.encoded)
+    }
+
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.
-    fn stored(&self, layer: &Descriptor, key: Option<&LayerKey>, opened: &Opened) -> Result<StoredIndex, Error> {
+    fn stored(&self, layer: &Descriptor, key: Option<&LayerKey>, encoded: &Bytes) -> Result<StoredIndex, Error> {
         let kept = key.and_then(|key| StoredIndex::open(self.cache.index(key)?, &layer.digest, Some(key)).ok());
         match kept {
             Some(index) => Ok(index),
             None => {
-                let source: Arc<dyn ByteSource> = Arc::new(opened.encoded.clone());
+                let source: Arc<dyn ByteSource> = Arc::new(encoded.clone());
                 Ok(StoredIndex::open(source, &layer.digest, key)?)
             }
         }
@@ -133,15 +360,15 @@ impl Opener {
         key: Option<LayerKey>,
         trust: Trust,
         index: StoredIndex,
-        blob: Option<Bytes>,
+        (held, ztoc): (Option<Arc<dyn ByteSource>>, Option<registry::Layer>),
     ) -> OpenLayer {
         let file = self.cache.layer_file(key.as_ref(), &index);
-        let whole = blob.is_some();
-        let source = match blob {
-            Some(bytes) => fetch::Source::Memory { blob: layer.blob.clone(), bytes },
+        let whole = held.is_some();
+        let source = match held {
+            Some(bytes) => fetch::Source::Held { blob: layer.blob.clone(), bytes },
             None => fetch::Source::Blob(layer.blob.clone()),
         };
-        let reindex = self.reindex(&layer, key);
+        let reindex = self.reindex(&layer, key, ztoc);
         let contents = self.engine.layer(layer.digest, index, source, file, reindex);
         OpenLayer { layer, trust, contents, whole }
     }
@@ -156,13 +383,24 @@ impl Opener {
         if toc.size > limit {
             return Err(format!("its TOC has {} bytes, the limit is {limit}", toc.size).into());
         }
-        let bytes = toc.blob.read_at(crate::blob::ByteRange { start: 0, end: toc.size })?;
+        let bytes = toc.blob.read_at(ByteRange { start: 0, end: toc.size })?;
         Ok(bytes)
     }
 }
 
-fn is_named(layer: &Descriptor) -> bool {
-    matches!(index::named_identity(layer), Ok(Some(_)))
+/// Whether a layer is what the image's config says of it, as far as either is known.
+pub(super) fn check_diff_id(layer: &registry::Layer, got: Option<Digest>, named: Option<Digest>) -> Result<(), Error> {
+    match got.zip(named).filter(|(got, named)| got != named) {
+        Some((got, named)) => Err(index::Error::DiffId { layer: layer.digest, named, got }.into()),
+        None => Ok(()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    layer: Digest,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|source| Error::LayerTask { layer, source })?
 }
 
 fn descriptor(layer: &registry::Layer) -> Descriptor {
@@ -178,5 +416,6 @@ fn trust(key: &LayerKey) -> Trust {
     match key.identity {
         Identity::Toc(_) => Trust::Manifest,
         Identity::Own => Trust::Blob,
+        Identity::Ztoc(_) => Trust::Soci,
     }
 }

@@ -108,7 +108,7 @@ impl Look {
         let (image, view) = runtime.block_on(async {
             let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
             let image = engine.resolve().await?;
-            let image = engine.open(image, report).await?;
+            let image = engine.open(image, 0, report).await?;
             let view = tokio::task::block_in_place(|| image.view(None, false).map(|(view, _)| view))?;
             Ok::<_, Error>((image, view))
         })?;

@@ -17,6 +17,7 @@ mod escape;
 mod event;
 mod fusedev;
 pub mod image;
+pub mod indexes;
 pub mod inspect;
 mod layer;
 pub mod log;

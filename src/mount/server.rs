@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -23,7 +24,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use super::control::{self, Figures};
-use super::event::{Event, Ready, Report};
+use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::{self, Detach, Target};
 use super::image;
 use super::log::{self, RotatingLog};
@@ -97,13 +98,20 @@ async fn mount_and_serve(
     let mut signals = EndSignals::listen().map_err(|source| Error::Runtime { source })?;
     signals::survive_file_size_limit().map_err(|source| Error::Runtime { source })?;
     let limit = options.mount_deadline;
-    let becoming_ready = tokio::time::timeout(limit, async {
-        let served = image::served(options, report).await?;
-        let session = start(options, dir, state, served)?.serve()?;
-        session.become_ready(report).await
+    let deadline = Arc::new(Deadline::new(limit));
+    let (heard, tell) = (Arc::clone(&deadline), Arc::clone(report));
+    let report: Report = Arc::new(move |event| {
+        heard.heard(event);
+        tell(event)
     });
+    let becoming_ready = async {
+        let served = image::served(options, &report).await?;
+        let session = start(options, dir, state, served)?.serve()?;
+        session.become_ready(&report).await
+    };
     let session = tokio::select! {
-        ready = becoming_ready => ready.unwrap_or(Err(Error::Deadline { limit }))?,
+        ready = becoming_ready => ready?,
+        () = deadline.passed(Duration::ZERO) => return Err(Error::Deadline { limit }),
         () = signals.next() => return Err(Error::Interrupted),
         () = abandoned => return Err(Error::Interrupted),
     };

@@ -82,6 +82,7 @@ pub(super) mod image {
         Registry(String),
         Layout { dir: WirePath, tag: Option<String> },
         Archive { file: WirePath, tag: Option<String> },
+        DockerArchive { file: WirePath, name: Option<String> },
     }
 
     pub(in super::super) fn serialize<S: Serializer>(image: &ImageRef, serializer: S) -> Result<S::Ok, S::Error> {
@@ -89,6 +90,9 @@ pub(super) mod image {
             ImageRef::Registry(reference) => WireImage::Registry(reference.whole()),
             ImageRef::Layout { dir, tag } => WireImage::Layout { dir: dir.as_path().into(), tag: tag.clone() },
             ImageRef::Archive { file, tag } => WireImage::Archive { file: file.as_path().into(), tag: tag.clone() },
+            ImageRef::DockerArchive { file, name } => {
+                WireImage::DockerArchive { file: file.as_path().into(), name: name.clone() }
+            }
         };
         wire.serialize(serializer)
     }
@@ -98,6 +102,7 @@ pub(super) mod image {
             WireImage::Registry(text) => ImageRef::Registry(text.parse().map_err(serde::de::Error::custom)?),
             WireImage::Layout { dir, tag } => ImageRef::Layout { dir: dir.into(), tag },
             WireImage::Archive { file, tag } => ImageRef::Archive { file: file.into(), tag },
+            WireImage::DockerArchive { file, name } => ImageRef::DockerArchive { file: file.into(), name },
         })
     }
 }

@@ -1,6 +1,7 @@
 //! From a reference to one image: which manifest it means, whose bytes are verified, and where its layers are.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use tokio::sync::OnceCell;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::layout::Layout;
-use super::manifest::{Content, LayerDescriptor, parse, place};
+use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
 use super::platform::{Offer, offer};
 use super::remote::{Document, Repository, Shared};
-use super::{Error, Freshness, Image, ImageRef, Layer, Options, Platform};
+use super::{Error, Freshness, Image, ImageRef, Layer, Options, Platform, docker_archive, soci};
 use crate::blob::{Digest, Documents};
 
 /// Indexes may name indexes; so deep is looked.
@@ -31,15 +32,15 @@ const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Client {
     options: Options,
-    documents: Arc<dyn Documents>,
-    runtime: tokio::runtime::Handle,
-    resolve_deadline: Duration,
+    pub(super) documents: Arc<dyn Documents>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) resolve_deadline: Duration,
     /// Made when a registry is first asked: a layout on disk needs no certificates.
     shared: Arc<OnceCell<Arc<Shared>>>,
 }
 
 /// Where an image's parts are.
-enum Source {
+pub(super) enum Source {
     Remote(Repository),
     Local(Layout),
 }
@@ -74,12 +75,23 @@ impl Client {
         match image {
             ImageRef::Registry(reference) => self.resolve_remote(image, reference).await,
             ImageRef::Layout { dir, tag } => self.resolve_local(image, Layout::Directory(dir.clone()), tag).await,
-            ImageRef::Archive { file, tag } => {
-                let path = file.clone();
-                let archive = blocking(move || Archive::open(&path)).await?;
-                self.resolve_local(image, Layout::Archive(Arc::new(archive)), tag).await
+            ImageRef::Archive { file, tag } => self.resolve_local(image, archive(file).await?, tag).await,
+            ImageRef::DockerArchive { file, name } => {
+                let (file, whole, name) = (file.clone(), image.name(), name.clone());
+                let (top, archive) = blocking(move || docker_archive::open(&file, &whole, name.as_deref())).await?;
+                self.choose(image, &Source::Local(Layout::Archive(Arc::new(archive))), top).await
             }
         }
+    }
+
+    /// Where what belongs to an image is kept beside it; `None` where nothing can be.
+    pub(super) async fn source(&self, image: &ImageRef) -> Result<Option<Source>, Error> {
+        Ok(match image {
+            ImageRef::Registry(reference) => Some(Source::Remote(self.repository(reference).await?)),
+            ImageRef::Layout { dir, .. } => Some(Source::Local(Layout::Directory(dir.clone()))),
+            ImageRef::Archive { file, .. } => Some(Source::Local(archive(file).await?)),
+            ImageRef::DockerArchive { .. } => None,
+        })
     }
 
     /// Resolves the image that stands beside another under its tag with a suffix, as a TOC image does (`-esgztoc`).
@@ -95,8 +107,12 @@ impl Client {
         Ok(made.clone())
     }
 
+    async fn repository(&self, reference: &oci_client::Reference) -> Result<Repository, Error> {
+        Ok(Repository::new(self.shared().await?, reference.registry(), reference.repository()))
+    }
+
     async fn resolve_remote(&self, image: &ImageRef, reference: &oci_client::Reference) -> Result<Image, Error> {
-        let repository = Repository::new(self.shared().await?, reference.registry(), reference.repository());
+        let repository = self.repository(reference).await?;
         let top = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => {
                 let digest = digest
@@ -164,17 +180,33 @@ impl Client {
         Err(Error::WrongDigest { what: image.to_string(), expected: digest, found })
     }
 
-    async fn child(&self, image: &ImageRef, source: &Source, entry: &ImageIndexEntry) -> Result<Document, Error> {
+    pub(super) async fn child(
+        &self,
+        image: &ImageRef,
+        source: &Source,
+        entry: &ImageIndexEntry,
+    ) -> Result<Document, Error> {
         let refused = |reason| Error::Manifest { what: image.to_string(), kind: "index", reason };
         let (digest, size) = place(&entry.digest, entry.size).map_err(refused)?;
-        let bytes = match source {
-            Source::Remote(repository) => self.verified(repository, image, digest).await?,
+        let bytes = self.by_digest(image, source, digest, Some(size)).await?;
+        Ok(Document { digest, bytes })
+    }
+
+    /// A document, verified; of the size that its descriptor says where there is one.
+    pub(super) async fn by_digest(
+        &self,
+        image: &ImageRef,
+        source: &Source,
+        digest: Digest,
+        size: Option<u64>,
+    ) -> Result<Bytes, Error> {
+        match source {
+            Source::Remote(repository) => self.verified(repository, image, digest).await,
             Source::Local(layout) => {
                 let layout = layout.clone();
-                blocking(move || layout.document(&digest, Some(size))).await?
+                blocking(move || layout.document(&digest, size)).await
             }
-        };
-        Ok(Document { digest, bytes })
+        }
     }
 
     /// Goes down through indexes to the image of the wanted platform, the best entry of each first.
@@ -184,12 +216,15 @@ impl Client {
         let mut available = Vec::new();
         // What is still to be looked into, the last first.
         let mut waiting: Vec<(ImageIndexEntry, usize)> = Vec::new();
-        let (mut document, mut platform, mut depth) = (top, None, 0);
+        let (mut document, mut platform, mut depth, mut passed_over) = (top, None, 0, false);
         for _ in 0..MOST_DOCUMENTS {
             match parse(&what, &document.bytes)? {
-                Content::Image { layers, config } => {
+                // It may stand beside its image, for the same platform.
+                Content::Image(manifest) if soci::is_index(&manifest) => passed_over = true,
+                Content::Image(Manifest { layers, config, annotations, .. }) => {
                     let (layers, config) = self.blobs(source, layers, config).await?;
-                    return Ok(Image { name: image.name(), digest: document.digest, platform, layers, config });
+                    let (name, digest) = (image.name(), document.digest);
+                    return Ok(Image { name, digest, platform, layers, config, annotations });
                 }
                 Content::Index(_) if depth == DEEPEST_INDEX => {
                     return Err(refused(format!("indexes are nested more than {DEEPEST_INDEX} deep")));
@@ -198,12 +233,15 @@ impl Client {
                     let Offer { fitting, available: named } = offer(&self.options.platform, &entries);
                     available.extend(named);
                     // An entry that states the platform is the image; those without may be indexes, each to be looked into.
-                    let stated = fitting.first().is_some_and(|entry| entry.platform.is_some());
-                    let worth = if stated { 1 } else { fitting.len() };
+                    let stated = fitting.iter().filter(|entry| entry.platform.is_some()).count();
+                    let worth = if stated > 0 { stated } else { fitting.len() };
                     waiting.extend(fitting.into_iter().take(worth).rev().map(|entry| (entry.clone(), depth + 1)));
                 }
             }
             let Some((entry, below)) = waiting.pop() else {
+                if passed_over && available.is_empty() {
+                    return Err(refused("it is a SOCI index, which goes with an image and is none".to_owned()));
+                }
                 let mut seen = BTreeSet::new();
                 available.retain(|platform| seen.insert(platform.clone()));
                 return Err(Error::NoPlatform { image: what, wanted: self.options.platform.to_string(), available });
@@ -245,7 +283,7 @@ impl Client {
 }
 
 impl Layer {
-    fn new(blob: Blob, layer: LayerDescriptor) -> Self {
+    pub(super) fn new(blob: Blob, layer: LayerDescriptor) -> Self {
         let LayerDescriptor { digest, size, media_type, annotations } = layer;
         Self { digest, size, media_type, annotations, blob }
     }
@@ -270,8 +308,15 @@ async fn ask_tag(
     Ok(document)
 }
 
+async fn archive(file: &Path) -> Result<Layout, Error> {
+    let path = file.to_owned();
+    Ok(Layout::Archive(Arc::new(blocking(move || Archive::open(&path)).await?)))
+}
+
 /// File system work, off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|source| {
         let source = std::io::Error::other(source);

@@ -66,7 +66,9 @@ pub enum Retry {
 pub enum Error {
     #[error("{text:?} is not an image reference: {reason}")]
     Reference { text: String, reason: String },
-    #[error("transport {transport:?} of {text:?} is not supported: crfs reads docker://, oci: and oci-archive:")]
+    #[error(
+        "transport {transport:?} of {text:?} is not supported: crfs reads docker://, oci:, oci-archive: and docker-archive:"
+    )]
     Transport { transport: String, text: String },
     #[error("{text:?} is not a platform: it is written os/arch or os/arch/variant, such as linux/arm64")]
     Platform { text: String },
@@ -74,9 +76,14 @@ pub enum Error {
     NoPlatform { image: String, wanted: String, available: Vec<String> },
     #[error("{image} names no tag, and holds more than one image and none called latest; its tags are: {}", list(tags))]
     AmbiguousLayout { image: String, tags: Vec<String> },
+    #[error(
+        "{image} names none of the {count} images that it holds (:NAME, or :@0 for the first); their names are: {}",
+        list(names)
+    )]
+    AmbiguousArchive { image: String, count: usize, names: Vec<String> },
     #[error("{image} has no tag {tag:?}; its tags are: {}", list(tags))]
     NoTag { image: String, tag: String, tags: Vec<String> },
-    #[error("no image stands beside {image}: a reference by digest alone has no tag to put {suffix:?} behind")]
+    #[error("no image stands beside {image}: it has no tag to put {suffix:?} behind")]
     NoSibling { image: String, suffix: String },
 
     #[error("{path}: {what}", path = path.display())]

@@ -95,6 +95,11 @@ impl Layout {
 
     /// The entry of index.json that a tag names; without a tag the only image, or the one called latest.
     pub(super) fn find(&self, name: &str, tag: Option<&str>) -> Result<ImageIndexEntry, Error> {
+        choose(name, tag, self.entries(name)?)
+    }
+
+    /// All that index.json has.
+    pub(super) fn entries(&self, name: &str) -> Result<Vec<ImageIndexEntry>, Error> {
         let bytes = match self {
             Self::Directory(dir) => read_index(dir)?,
             Self::Archive(archive) => archive.index()?,
@@ -103,7 +108,7 @@ impl Layout {
             let what = "an OCI image layout: its index.json is not an image index".to_owned();
             return Err(Error::NotALayout { path: self.path().to_owned(), what });
         };
-        choose(name, tag, entries)
+        Ok(entries)
     }
 }
 

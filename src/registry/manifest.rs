@@ -15,7 +15,7 @@ use crate::blob::Digest;
 pub(super) const LARGEST_DOCUMENT: usize = 4 << 20;
 
 /// More layers than any storage takes; overlayfs itself ends at 500.
-const MOST_LAYERS: usize = 4096;
+pub(super) const MOST_LAYERS: usize = 4096;
 
 /// All that crfs reads, as an `Accept` header.
 pub(super) const MEDIA_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
@@ -24,7 +24,18 @@ pub(super) const MEDIA_TYPES: &str = "application/vnd.oci.image.manifest.v1+json
 /// What a verified document holds.
 pub(super) enum Content {
     Index(Vec<ImageIndexEntry>),
-    Image { layers: Vec<LayerDescriptor>, config: Option<LayerDescriptor> },
+    Image(Manifest),
+}
+
+/// An image's manifest, or an artifact's, which is of the same form.
+pub(super) struct Manifest {
+    pub(super) layers: Vec<LayerDescriptor>,
+    pub(super) config: Option<LayerDescriptor>,
+    pub(super) annotations: BTreeMap<String, String>,
+    /// What it is: its artifactType, else the media type of its config.
+    pub(super) kind: String,
+    /// The manifest that it refers to.
+    pub(super) subject: Option<Digest>,
 }
 
 /// One layer, as a manifest has it.
@@ -44,6 +55,9 @@ struct Raw {
     config: Option<OciDescriptor>,
     layers: Option<Vec<OciDescriptor>>,
     manifests: Option<Vec<ImageIndexEntry>>,
+    artifact_type: Option<String>,
+    subject: Option<OciDescriptor>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// Schema 1 has other fields altogether, so it is looked for first.
@@ -78,8 +92,15 @@ pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
                 return Err(refused(format!("it has more than {MOST_LAYERS} layers")));
             }
             let layers = layers.into_iter().map(|layer| layer_descriptor(what, layer)).collect::<Result<_, _>>()?;
-            // Nothing that is served depends on it.
-            Ok(Content::Image { layers, config: layer_descriptor(what, config).ok() })
+            let kind = raw.artifact_type.filter(|kind| !kind.is_empty()).unwrap_or_else(|| config.media_type.clone());
+            Ok(Content::Image(Manifest {
+                layers,
+                // Nothing that is served depends on it.
+                config: layer_descriptor(what, config).ok(),
+                annotations: raw.annotations.unwrap_or_default(),
+                kind,
+                subject: raw.subject.and_then(|subject| subject.digest.parse().ok()),
+            }))
         }
         _ => Err(refused("it is neither one image nor an index of images".to_owned())),
     }
@@ -128,14 +149,15 @@ mod tests {
     fn images_and_indexes_are_told_apart() {
         let layer =
             format!("{{\"mediaType\":\"m\",\"digest\":\"{DIGEST}\",\"size\":7,\"annotations\":{{\"a\":\"b\"}}}}");
-        let Ok(Content::Image { layers, config }) = parse("r/x", image(&layer).as_bytes()) else { panic!("no image") };
-        assert_eq!(config.unwrap().size, 2);
+        let Ok(Content::Image(manifest)) = parse("r/x", image(&layer).as_bytes()) else { panic!("no image") };
+        let layers = manifest.layers;
+        assert_eq!((manifest.config.unwrap().size, manifest.kind.as_str(), manifest.subject), (2, "c", None));
         assert_eq!((layers[0].size, layers[0].digest.to_string().as_str()), (7, DIGEST));
         assert_eq!(layers[0].annotations["a"], "b");
         let index = "{\"schemaVersion\":2,\"manifests\":[]}";
         assert!(matches!(parse("r/x", index.as_bytes()), Ok(Content::Index(_))));
         let null = image("").replace("[]", "null");
-        assert!(matches!(parse("r/x", null.as_bytes()), Ok(Content::Image { layers, .. }) if layers.is_empty()));
+        assert!(matches!(parse("r/x", null.as_bytes()), Ok(Content::Image(null)) if null.layers.is_empty()));
     }
 
     #[test]

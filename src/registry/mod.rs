@@ -3,7 +3,8 @@
 //! ```text
 //! text -> reference -> client -+- remote -- auth, credentials, redirect, throttle   one request, by the rules
 //!                              |     `-- manifest, platform                         which image, verified
-//!                              `- layout, archive                                   the same from disk
+//!                              |- referrers, soci                                   what stands beside it
+//!                              `- layout, archive, docker_archive, tarfile          the same from disk
 //! image.layers[n].blob -> ranged (or a file): exactly the bytes asked for; patience says how long it tries
 //! ```
 
@@ -12,6 +13,7 @@ mod auth;
 mod blob;
 mod client;
 mod credentials;
+mod docker_archive;
 mod errors;
 mod helper;
 mod layout;
@@ -22,7 +24,10 @@ mod platform;
 mod ranged;
 mod redirect;
 mod reference;
+mod referrers;
 mod remote;
+mod soci;
+mod tarfile;
 mod throttle;
 mod transport;
 
@@ -37,6 +42,7 @@ pub use errors::{Error, Redacted, Retry};
 pub use link::Capacity;
 pub use platform::Platform;
 pub use reference::ImageRef;
+pub use soci::{Soci, SociChoice, SociSource};
 
 use crate::blob::Digest;
 
@@ -67,6 +73,8 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// Its config, which says for what platform an image without an index is.
     pub config: Option<Layer>,
+    /// What its manifest says beyond that.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// One layer: its descriptor and where its bytes are.

@@ -4,6 +4,7 @@
 //! [docker://]alpine                      docker.io/library/alpine:latest
 //! ghcr.io/a/b:1@sha256:...               the digest wins, the tag is for reading only
 //! oci:DIR[:TAG]  oci-archive:FILE[:TAG]  an OCI image layout, as a directory or in a tar
+//! docker-archive:FILE[:NAME]             what docker save writes; NAME is completed like one in a registry, or @N
 //! ```
 
 use std::fmt;
@@ -14,24 +15,26 @@ use super::Error;
 use crate::blob::Digest;
 
 /// Transports that other tools know, so that they are not taken for a host's name.
-const FOREIGN_TRANSPORTS: [&str; 9] = [
-    "atomic",
-    "containers-storage",
-    "dir",
-    "docker-archive",
-    "docker-daemon",
-    "oci-layout",
-    "ostree",
-    "sif",
-    "tarball",
-];
+const FOREIGN_TRANSPORTS: [&str; 8] =
+    ["atomic", "containers-storage", "dir", "docker-daemon", "oci-layout", "ostree", "sif", "tarball"];
 
 /// What IMAGE on the command line means. Parsed from text; displayed canonically (`docker.io/library/alpine:latest`, `oci:/abs/dir:tag`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageRef {
     Registry(oci_client::Reference),
-    Layout { dir: PathBuf, tag: Option<String> },
-    Archive { file: PathBuf, tag: Option<String> },
+    Layout {
+        dir: PathBuf,
+        tag: Option<String>,
+    },
+    Archive {
+        file: PathBuf,
+        tag: Option<String>,
+    },
+    /// `name` is a canonical reference with a tag, or `@` and a number: the place of an image in the archive.
+    DockerArchive {
+        file: PathBuf,
+        name: Option<String>,
+    },
 }
 
 impl ImageRef {
@@ -42,6 +45,7 @@ impl ImageRef {
             Self::Registry(reference) => format!("{}/{}", reference.registry(), reference.repository()),
             Self::Layout { dir, .. } => format!("oci:{}", dir.display()),
             Self::Archive { file, .. } => format!("oci-archive:{}", file.display()),
+            Self::DockerArchive { file, .. } => format!("docker-archive:{}", file.display()),
         }
     }
 
@@ -56,6 +60,7 @@ impl ImageRef {
             }),
             Self::Layout { dir, tag } => Some(Self::Layout { dir: dir.clone(), tag: Some(beside(tag, suffix)) }),
             Self::Archive { file, tag } => Some(Self::Archive { file: file.clone(), tag: Some(beside(tag, suffix)) }),
+            Self::DockerArchive { .. } => None,
         }
         .ok_or_else(|| Error::NoSibling { image: self.to_string(), suffix: suffix.to_owned() })
     }
@@ -78,6 +83,11 @@ impl FromStr for ImageRef {
             let (file, tag) = path_and_tag(text, rest)?;
             return Ok(Self::Archive { file, tag });
         }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, name) = path_and_tag(text, rest)?;
+            let name = name.map(|name| name_in_archive(text, &name)).transpose()?;
+            return Ok(Self::DockerArchive { file, name });
+        }
         let rest = text.strip_prefix("docker://").unwrap_or(text);
         if let Some((transport, rest)) = rest.split_once(':') {
             let known = FOREIGN_TRANSPORTS.contains(&transport) && (rest.contains('/') || transport.contains('-'));
@@ -95,6 +105,19 @@ fn registry_reference(text: &str, rest: &str) -> Result<ImageRef, Error> {
     let digest = reference.digest().map(str::parse::<Digest>).transpose();
     digest.map_err(|source| error(source.to_string()))?;
     Ok(ImageRef::Registry(reference))
+}
+
+/// A name as it stands in an archive, completed; the place of an image there as it is.
+fn name_in_archive(text: &str, name: &str) -> Result<String, Error> {
+    let error = |reason: &str| Error::Reference { text: text.to_owned(), reason: reason.to_owned() };
+    if let Some(place) = name.strip_prefix('@') {
+        let place: usize = place.parse().map_err(|_| error("@ is followed by the place of an image in the archive"))?;
+        return Ok(format!("@{place}"));
+    }
+    match registry_reference(text, name)? {
+        ImageRef::Registry(reference) if reference.digest().is_none() => Ok(reference.whole()),
+        _ => Err(error("images in an archive are named by tag")),
+    }
 }
 
 /// `PATH[:TAG]`: the path ends at the first colon, as skopeo has it. It is made absolute, so that the name stays true.
@@ -118,7 +141,7 @@ impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference) => reference.fmt(f),
-            Self::Layout { tag, .. } | Self::Archive { tag, .. } => {
+            Self::Layout { tag, .. } | Self::Archive { tag, .. } | Self::DockerArchive { name: tag, .. } => {
                 f.write_str(&self.name())?;
                 tag.iter().try_for_each(|tag| write!(f, ":{tag}"))
             }
@@ -143,6 +166,10 @@ mod tests {
             ("oci:/a/b", "oci:/a/b", "oci:/a/b"),
             ("oci:/a/b:t", "oci:/a/b:t", "oci:/a/b"),
             ("oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar"),
+            ("docker-archive:/a.tar", "docker-archive:/a.tar", "docker-archive:/a.tar"),
+            ("docker-archive:/a.tar:x", "docker-archive:/a.tar:docker.io/library/x:latest", "docker-archive:/a.tar"),
+            ("docker-archive:/a.tar:h:1/x:2", "docker-archive:/a.tar:h:1/x:2", "docker-archive:/a.tar"),
+            ("docker-archive:/a.tar:@02", "docker-archive:/a.tar:@2", "docker-archive:/a.tar"),
         ];
         for (text, canonical, name) in cases {
             let image: ImageRef = text.parse().unwrap();
@@ -158,12 +185,16 @@ mod tests {
 
     #[test]
     fn what_is_no_reference_is_refused_by_name() {
-        for text in ["docker-archive:/x.tar", "containers-storage:alpine", "dir:/x", "https://ghcr.io/a/b", "x://y"] {
+        for text in ["docker-daemon:alpine:3", "containers-storage:alpine", "dir:/x", "https://ghcr.io/a/b", "x://y"] {
             let error = text.parse::<ImageRef>().unwrap_err();
             assert!(matches!(error, Error::Transport { .. }), "{text}: {error}");
         }
         let sha512 = format!("a/b@sha512:{}", "0".repeat(128));
-        for text in ["", "docker://", "Alpine", "oci:", "oci:/a:", "oci-archive:", "a b", "a@sha256:12", &sha512] {
+        let digest = format!("docker-archive:/a:b@{DIGEST}");
+        for text in ["", "docker://", "Alpine", "oci:", "oci:/a:", "oci-archive:", "a b", "a@sha256:12", &sha512]
+            .into_iter()
+            .chain(["docker-archive:", "docker-archive:/a:", "docker-archive:/a:@x", "docker-archive:/a:B", &digest])
+        {
             let error = text.parse::<ImageRef>().unwrap_err();
             assert!(matches!(error, Error::Reference { .. }), "{text}: {error}");
         }
@@ -176,6 +207,7 @@ mod tests {
         assert_eq!(sibling(&format!("a/b:t@{DIGEST}")).unwrap(), "docker.io/a/b:t-esgztoc");
         assert_eq!(sibling("oci:/d:t").unwrap(), "oci:/d:t-esgztoc");
         assert_eq!(sibling("oci:/d").unwrap(), "oci:/d:latest-esgztoc");
+        assert!(matches!(sibling("docker-archive:/a:b").unwrap_err(), Error::NoSibling { .. }));
         assert!(matches!(sibling(&format!("a/b@{DIGEST}")).unwrap_err(), Error::NoSibling { .. }));
     }
 }

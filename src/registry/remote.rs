@@ -95,6 +95,15 @@ pub(super) struct Repository {
     scope: Scope,
 }
 
+/// Which document is asked for.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    kind: &'static str,
+    name: &'a str,
+    /// Only referrers of this type.
+    artifact_type: Option<&'a str>,
+}
+
 /// A document with the digest of its bytes.
 pub(super) struct Document {
     pub(super) digest: Digest,
@@ -106,7 +115,7 @@ impl Repository {
         Self { shared, scope: Scope { registry: registry.to_owned(), repository: repository.to_owned() } }
     }
 
-    /// The URL of something in this repository; `kind` is `blobs` or `manifests`.
+    /// The URL of something in this repository; `kind` is `blobs`, `manifests` or `referrers`.
     pub(super) async fn url(&self, kind: &str, name: &str) -> Result<Url, Error> {
         let base = self.base().await?;
         let path = format!("/v2/{}/{kind}/{name}", self.scope.repository);
@@ -215,36 +224,63 @@ impl Repository {
         freshness: Freshness,
         patience: &mut Patience,
     ) -> Result<(Document, Option<Digest>), Error> {
-        let what = format!("manifest {}/{}:{name}", self.scope.registry, self.scope.repository);
+        self.ask_document(Wanted { kind: "manifests", name, artifact_type: None }, freshness, patience).await
+    }
+
+    /// The index of the manifests that refer to another, those of one type at least (distribution specification 1.1, "Listing
+    /// Referrers"). What follows on further pages is not asked for.
+    pub(super) async fn referrers(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+        patience: &mut Patience,
+    ) -> Result<Document, Error> {
+        let name = subject.to_string();
+        let wanted = Wanted { kind: "referrers", name: &name, artifact_type: Some(artifact_type) };
+        Ok(self.ask_document(wanted, Freshness::Any, patience).await?.0)
+    }
+
+    async fn ask_document(
+        &self,
+        wanted: Wanted<'_>,
+        freshness: Freshness,
+        patience: &mut Patience,
+    ) -> Result<(Document, Option<Digest>), Error> {
+        let Wanted { kind, name, artifact_type } = wanted;
+        let said = if artifact_type.is_some() { "referrers of" } else { "manifest" };
+        let what = format!("{said} {}/{}:{name}", self.scope.registry, self.scope.repository);
         let mut connection = Connection::Pooled;
         loop {
-            let error = match self.try_document(name, freshness, connection, patience).await {
+            let error = match self.try_document(wanted, freshness, connection, patience).await {
                 Ok(document) => return Ok(document),
                 Err(error) => error,
             };
             connection = Connection::Fresh;
-            patience.pause(error, &what, &self.shown("manifests", name)).await?;
+            patience.pause(error, &what, &self.shown(kind, name)).await?;
         }
     }
 
     async fn try_document(
         &self,
-        name: &str,
+        wanted: Wanted<'_>,
         freshness: Freshness,
         connection: Connection,
         patience: &mut Patience,
     ) -> Result<(Document, Option<Digest>), Error> {
+        let Wanted { kind, name, artifact_type } = wanted;
         let counters = Counters::default();
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MEDIA_TYPES))]);
         let mut ask = Ask { headers, connection, counters: &counters };
         ask.past_caches(freshness);
         let asked = async {
-            let url = self.url("manifests", name).await?;
+            let mut url = self.url(kind, name).await?;
+            if let Some(kind) = artifact_type {
+                url.query_pairs_mut().append_pair("artifactType", kind);
+            }
             self.follow(&url, &ask).await
         };
         let answer = patience.answer(asked).await;
-        let silent =
-            || Err(Error::Transfer { url: self.shown("manifests", name), what: "no answer in time", source: None });
+        let silent = || Err(Error::Transfer { url: self.shown(kind, name), what: "no answer in time", source: None });
         let (url, response) = answer.unwrap_or_else(silent)?;
         if response.status().as_u16() != 200 {
             return Err(status_error(&url, &response));

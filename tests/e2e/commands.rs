@@ -1,6 +1,7 @@
 //! The commands that look without mounting: inspect, ls, cat, stat; and status.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::Value;
@@ -17,11 +18,19 @@ fn crfs(lab: &Lab, command: &str, options: &[&str], arguments: &[&str]) -> Strin
     run(&mut crfs).ok()
 }
 
-/// `crfs inspect --json`, and its layers beside the digests and sizes that they must have.
-fn inspect(lab: &Lab, fixture: &str, options: &[&str]) -> (Value, Vec<Value>) {
-    let text = crfs(lab, "inspect", &[&["--json"], options].concat(), &[&lab.layout(fixture)]);
+/// `crfs inspect --json` and its layers.
+fn inspect_with(lab: &Lab, image: &str, options: &[&str]) -> (Value, Vec<Value>) {
+    let text = lab.crfs(&[&["inspect", "--json"], options, &[image]].concat()).ok();
     let json: Value = serde_json::from_str(&text).unwrap();
     let layers = json["layers"].as_array().unwrap().clone();
+    (json, layers)
+}
+
+/// Of a fixture, with a cache of its own; its layers beside the digests and sizes that they must have.
+fn inspect(lab: &Lab, fixture: &str, options: &[&str]) -> (Value, Vec<Value>) {
+    let cache = lab.fresh("cache");
+    let own = ["--cache-dir", cache.to_str().unwrap()];
+    let (json, layers) = inspect_with(lab, &lab.layout(fixture), &[&own, options].concat());
     let named = |layer: &Value| (layer["digest"].as_str().unwrap().to_owned(), layer["size"].as_u64().unwrap());
     assert_eq!(layers.iter().map(named).collect::<Vec<_>>(), lab.layers(fixture));
     (json, layers)
@@ -63,9 +72,92 @@ fn inspect_says_why_a_layer_is_lazy_or_not() {
     let (lazy, why) = &reasons("big-zc-new", &[])[0];
     assert!(!lazy && why.contains("--whole-layer-below"), "{why}");
     let (lazy, why) = &reasons("big-stargz", &["--whole-layer-below", "0"])[0];
-    assert!(!lazy && why.contains("--insecure-unverified-toc"), "{why}");
+    assert!(!lazy && why.contains("vouches"), "{why}");
     let (lazy, why) = &reasons("sink-mixed", &[])[2];
-    assert!(!lazy && why.contains("tar"), "{why}");
+    assert!(!lazy && why.contains("no table of contents"), "{why}");
+}
+
+#[test]
+fn inspect_says_what_a_mount_would_wait_for() {
+    let Some(lab) = Lab::new() else { return };
+    let whole = |layers: &[(String, u64)]| layers.iter().map(|(_, size)| size).sum::<u64>();
+    for (fixture, name) in [("sink-gz", "big-gz"), ("sink-zst", "big-zst"), ("sink-tar", "late-tar")] {
+        for fixture in [fixture, name] {
+            let (json, layers) = inspect(&lab, fixture, &["--whole-layer-below", "0"]);
+            // The empty one at the top may have been read already.
+            assert!(json["wait"].as_u64().unwrap() <= whole(&lab.layers(fixture)), "{json}");
+            let layer = &layers[0];
+            assert_eq!((&layer["wait"], &layer["index_from"]), (&layer["size"], &"none".into()), "{layer}");
+            assert!(
+                layer["advice"].as_str().unwrap().contains("crfs index") && layer.get("units").is_none(),
+                "{layer}"
+            );
+        }
+    }
+    let (json, layers) = inspect(&lab, "big-zc-new", &["--whole-layer-below", "0"]);
+    assert_eq!(json["wait"], layers[0]["wait"]);
+    assert!(json["wait"].as_u64().unwrap() < whole(&lab.layers("big-zc-new")) / 2, "{json}");
+    assert!(layers[0]["index_from"] == "toc" && layers[0].get("advice").is_none(), "{json}");
+
+    let text = crfs(&lab, "inspect", &["--bandwidth", "1M"], &[&lab.layout("big-gz")]);
+    assert!(text.contains("/s") && text.contains("before it is ready") && text.contains("crfs index"), "{text}");
+}
+
+#[test]
+fn an_index_made_ahead_of_time_is_all_that_a_mount_needs() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for (fixture, tree) in [("sink-gz-multi", "sink"), ("sink-mixed", "sink"), ("big-zst", "big"), ("raw-tar", "raw")] {
+        let (image, cache, archive) = (registry.push(&lab, fixture), lab.fresh("cache"), lab.path("indexes.tar"));
+        let dir = cache.to_str().unwrap();
+        let options = ["--whole-layer-below", "0", "--cache-dir", dir];
+        let text = lab
+            .crfs(&[&["index", "--json", "--output", archive.to_str().unwrap()], &options[..], &[&image]].concat())
+            .ok();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let indexes: Vec<_> =
+            json["layers"].as_array().unwrap().iter().map(|layer| layer["index_size"].as_u64()).collect();
+        let plain = if fixture == "sink-mixed" { vec![false, false, true, true] } else { vec![true; indexes.len()] };
+        assert_eq!(indexes.iter().map(Option::is_some).collect::<Vec<_>>(), plain, "{fixture}: {json}");
+
+        let other = lab.fresh("cache");
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).unwrap();
+        run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&other)).ok();
+        lab.crfs(&["cache", "clear", "--contents", "--cache-dir", dir]).ok();
+        for cache in [cache.clone(), other] {
+            let proxy = Proxy::new(registry.port());
+            let mount =
+                lab.mount_with(&proxy.through(&image), &cache, &["--whole-layer-below", "0", "--prefetch", "none"]);
+            let layers = lab.layers(fixture);
+            let asked =
+                layers.iter().zip(&plain).filter(|(_, plain)| **plain).map(|((digest, _), _)| proxy.blob(digest).len());
+            assert_eq!(asked.sum::<usize>(), 0, "{fixture}: {:?}", proxy.blobs());
+            lab.assert_equal(mount.dir(), tree, &[]);
+            mount.umount().ok();
+        }
+        // What is indexed already is not read again.
+        let proxy = Proxy::new(registry.port());
+        let table = lab.crfs(&[&["index"], &options[..], &[&proxy.through(&image)]].concat()).ok();
+        assert!(
+            table.contains("SHARE") && table.contains(lab.layers(fixture)[2.min(indexes.len() - 1)].0.as_str()),
+            "{table}"
+        );
+        assert!(proxy.blobs().iter().all(|asked| asked.sent < 10_000), "{:?}", proxy.blobs());
+        let (_, layers) = inspect_with(&lab, &image, &options);
+        assert!(layers.iter().zip(&plain).all(|(layer, plain)| !plain || layer["index_from"] == "own"), "{layers:?}");
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_kept_is_an_error() {
+    let Some(lab) = Lab::new() else { return };
+    let image = lab.layout("late-gz");
+    let message = lab.crfs(&["index", "--cache-dir", "/proc/nowhere", &image]).refused();
+    assert!(message.contains("--cache-dir"), "{message}");
+    let cache = lab.fresh("cache");
+    let message =
+        lab.crfs(&["index", "--cache-dir", cache.to_str().unwrap(), "--output", "/proc/nowhere", &image]).refused();
+    assert!(message.contains("/proc/nowhere"), "{message}");
 }
 
 #[test]

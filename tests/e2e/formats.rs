@@ -1,9 +1,11 @@
-//! Every fixture with a table of contents, from every source, looks exactly like its expected listing.
+//! Every fixture, from every source, looks exactly like its expected listing.
 
+use crate::support::fixtures::tree;
 use crate::support::registry::{Access, PASSWORD, USER};
-use crate::support::{Fixture, LAZY, Lab, Mount, Registry, run};
+use crate::support::{Fixture, LAZY, Lab, Mount, PLAIN, Registry, run};
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Nothing is read whole, and the default, by which small layers are.
@@ -34,6 +36,118 @@ fn equal(lab: &Lab, image: &str, fixture: Fixture, options: &[&str]) -> Result<(
 /// An index is asked for the platform of its listing, whatever machine this is.
 fn platform(fixture: Fixture) -> &'static [&'static str] {
     if fixture.name == "sink-index" { &["--platform", "linux/amd64"] } else { &[] }
+}
+
+/// Of each kind of plain layer one, for what need not be seen with all of them.
+const KINDS: [&str; 12] = [
+    "big-gz",
+    "gnu-zst",
+    "late-zst",
+    "odd-soci2-tar",
+    "raw-tar",
+    "sink-docker",
+    "sink-gz-multi",
+    "sink-mixed",
+    "sink-soci1",
+    "sink-soci2",
+    "sink-zst-frames",
+    "twice-soci2-multi",
+];
+
+/// Mounts plain fixtures with a cache each and compares: with no index; with an index and no contents; and, if `gone` gives true, again.
+fn plain_equal(
+    lab: &Lab,
+    names: &[&'static str],
+    mut reference: impl FnMut(&str) -> String,
+    gone: impl FnOnce() -> bool,
+) {
+    let images: Vec<_> = names.iter().map(|name| (*name, reference(name), lab.fresh("cache"))).collect();
+    let compare = |what: &str, options: &[&str]| {
+        let differ = |(name, image, cache): &(&str, String, PathBuf)| {
+            let compared = match lab.try_mount(image, cache, options) {
+                Ok(mount) => lab.differences(mount.dir(), tree(name), &[]),
+                Err(finished) => Err(finished.to_string()),
+            };
+            compared.err().map(|difference| format!("{name}, {what}: {difference}"))
+        };
+        let failures: Vec<_> = images.iter().filter_map(differ).collect();
+        assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), images.len(), failures.join("\n"));
+    };
+    compare("first mount", &["--whole-layer-below", "0"]);
+    for (_, _, cache) in &images {
+        lab.crfs(&["cache", "clear", "--contents", "--cache-dir", cache.to_str().unwrap()]).ok();
+    }
+    compare("second mount", &["--whole-layer-below", "0", "--prefetch", "none"]);
+    if gone() {
+        compare("third mount", &["--mount-deadline", "10s", "--io-deadline", "1s"]);
+    }
+}
+
+#[test]
+fn every_plain_fixture_from_its_oci_layout() {
+    let Some(lab) = Lab::new() else { return };
+    plain_equal(&lab, PLAIN, |name| lab.layout(name), || false);
+}
+
+#[test]
+fn plain_fixtures_from_a_registry_and_then_without_it() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = RefCell::new(Registry::new(&lab, Access::Open));
+    let stop = || {
+        registry.borrow_mut().stop();
+        true
+    };
+    plain_equal(&lab, &KINDS, |name| registry.borrow().push(&lab, name), stop);
+}
+
+/// Read whole because they are small, and held in memory meanwhile.
+#[test]
+fn plain_fixtures_by_default() {
+    let Some(lab) = Lab::new() else { return };
+    for name in KINDS {
+        lab.assert_equal(lab.mount(&lab.layout(name), &[]).dir(), tree(name), &[]);
+    }
+}
+
+#[test]
+fn single_plain_layers_are_lowers_for_the_kernels_overlayfs() {
+    let Some(lab) = Lab::new() else { return };
+    for name in ["sink-gz-multi", "sink-mixed", "late-tar", "late-zst"] {
+        for (number, _) in (0..).zip(lab.layers(name)) {
+            let mount = lab.mount(&lab.layout(name), &["--layer", &number.to_string()]);
+            lab.assert_equal(mount.dir(), tree(name), &["--layer", &(number + 1).to_string()]);
+        }
+    }
+}
+
+/// Without --insecure-unverified-toc: the blob itself vouches for its TOC, once it was read whole.
+#[test]
+fn a_toc_that_nothing_else_vouches_for() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for fixture in LAZY.iter().filter(|fixture| !fixture.vouched) {
+        for image in [lab.layout(fixture.name), registry.push(&lab, fixture.name)] {
+            let cache = lab.fresh("cache");
+            for lazy in ["read whole", "lazy"] {
+                let mount = lab.mount_with(&image, &cache, &["--whole-layer-below", "0"]);
+                assert!(mount.line.contains(lazy), "{}: {}", fixture.name, mount.line);
+                lab.assert_equal(mount.dir(), fixture.tree(), &[]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_docker_archive_is_mounted() {
+    let Some(lab) = Lab::new() else { return };
+    let archive = lab.fixtures().join("sink.docker-archive.tar");
+    let cache = lab.fresh("cache");
+    for name in ["", ":fixtures.invalid/sink:latest", ""] {
+        let mount = lab.mount_with(&format!("docker-archive:{}{name}", archive.display()), &cache, &[]);
+        lab.assert_equal(mount.dir(), "sink", &[]);
+        drop(mount);
+        lab.crfs(&["cache", "clear", "--contents", "--cache-dir", cache.to_str().unwrap()]).ok();
+    }
 }
 
 #[test]
@@ -99,6 +213,8 @@ fn what_skopeo_pushed_is_mounted() {
 #[test]
 fn an_oci_archive_is_mounted() {
     let Some(lab) = Lab::new() else { return };
+    let plain = format!("oci-archive:{}", lab.fixtures().join("sink.oci-archive.tar").display());
+    lab.assert_equal(lab.mount(&plain, &[]).dir(), "sink", &[]);
     let archive = lab.path("image.tar");
     // skopeo 1.9 would decompress and compress again what it copies into an archive: GNU tar does not.
     run(Command::new("tar").arg("-C").arg(lab.fixtures().join("late-zc-new")).arg("-cf").arg(&archive).arg(".")).ok();

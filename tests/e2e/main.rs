@@ -22,6 +22,8 @@ mod lying;
 mod offline;
 mod ordinary_user;
 mod overlay;
+mod plain;
 mod readers;
 mod refusals;
+mod soci;
 mod support;

@@ -1,6 +1,6 @@
-//! Layers made in the test process: eStargz and zstd:chunked, of files whose bytes name their own offset.
+//! Layers made in the test process: eStargz, zstd:chunked and plain ones, of files whose bytes name their own offset.
 //!
-//! Only what readers look at is written: payloads, TOC and footer, no tar headers. The fixtures of other people's writers are in the
+//! Of those only what readers look at is written: payloads, TOC and footer, no tar headers. Plain layers are whole tars. The fixtures of other people's writers are in the
 //! end-to-end tests; these are for faults and counts.
 
 use std::collections::BTreeMap;
@@ -51,20 +51,33 @@ impl Layer {
 
 /// An image manifest of these layers.
 pub(crate) fn manifest(layers: &[&Layer]) -> Vec<u8> {
+    manifest_with(b"{}", layers)
+}
+
+/// With this config.
+pub(crate) fn manifest_with(config: &[u8], layers: &[&Layer]) -> Vec<u8> {
     let layers: Vec<Value> = layers.iter().map(|layer| layer.descriptor()).collect();
-    let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(b"{}").to_string(), "size": 2});
+    let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(config).to_string(), "size": config.len()});
     json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers})
         .to_string()
         .into_bytes()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+/// An image config that names the digests of the unpacked layers.
+pub(crate) fn config(diff_ids: &[Digest]) -> Vec<u8> {
+    let diff_ids: Vec<_> = diff_ids.iter().map(Digest::to_string).collect();
+    json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+        .to_string()
+        .into_bytes()
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
@@ -106,7 +119,7 @@ pub(crate) fn estargz(files: &[File], chunk: usize) -> Layer {
     let (mut blob, entries) = payload(files, chunk, gzip);
     let toc = json!({"version": 1, "entries": entries}).to_string().into_bytes();
     let offset = blob.len();
-    blob.extend(gzip(&tar(&toc)));
+    blob.extend(gzip(&toc_tar(&toc)));
     blob.extend(estargz_footer(offset as u64));
     let annotations =
         BTreeMap::from([("containerd.io/snapshot/stargz/toc.digest".to_owned(), Digest::of(&toc).to_string())]);
@@ -122,7 +135,7 @@ pub(crate) fn stargz(files: &[File], chunk: usize) -> Layer {
     }
     let toc = json!({"version": 1, "entries": entries}).to_string().into_bytes();
     let offset = blob.len();
-    blob.extend(gzip(&tar(&toc)));
+    blob.extend(gzip(&toc_tar(&toc)));
     blob.extend([0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 22, 0]);
     blob.extend(format!("{offset:016x}STARGZ").bytes());
     blob.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -133,28 +146,49 @@ pub(crate) fn stargz(files: &[File], chunk: usize) -> Layer {
 pub(crate) fn estargz_with(payload: &[u8], toc: &[u8]) -> Layer {
     let mut blob = gzip(payload);
     let offset = blob.len();
-    blob.extend(gzip(&tar(toc)));
+    blob.extend(gzip(&toc_tar(toc)));
     blob.extend(estargz_footer(offset as u64));
     let annotations =
         BTreeMap::from([("containerd.io/snapshot/stargz/toc.digest".to_owned(), Digest::of(toc).to_string())]);
     Layer { blob, media_type: "application/vnd.oci.image.layer.v1.tar+gzip", annotations }
 }
 
-/// A tar of one file, `stargz.index.json`.
-fn tar(toc: &[u8]) -> Vec<u8> {
-    let mut header = [0u8; 512];
-    header[..17].copy_from_slice(b"stargz.index.json");
-    header[100..108].copy_from_slice(b"0000444\0");
-    header[124..136].copy_from_slice(format!("{:011o}\0", toc.len()).as_bytes());
-    header[148..156].copy_from_slice(b"        ");
-    header[156] = b'0';
-    header[257..265].copy_from_slice(b"ustar\x0000");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut tar = header.to_vec();
-    tar.extend(toc);
-    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+/// A tar of regular files (POSIX.1-2024, "ustar Interchange Format").
+pub(crate) fn tar(files: &[File]) -> Vec<u8> {
+    let mut tar: Vec<u8> =
+        files.iter().flat_map(|file| tar_entry(file.name, file.content.len(), &file.content)).collect();
+    tar.resize(tar.len() + 1024, 0);
     tar
+}
+
+/// A regular file in a tar, which says that it has `size` bytes.
+pub(crate) fn tar_entry(name: &str, size: usize, content: &[u8]) -> Vec<u8> {
+    let mut entry = vec![0u8; 512];
+    entry[..name.len()].copy_from_slice(name.as_bytes());
+    entry[100..108].copy_from_slice(b"0000644\0");
+    entry[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    entry[148..156].copy_from_slice(b"        ");
+    entry[156] = b'0';
+    entry[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = entry.iter().map(|byte| u32::from(*byte)).sum();
+    entry[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    entry.extend(content);
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
+}
+
+/// A layer without a table of contents: a blob and its media type, no more.
+pub(crate) fn plain(blob: Vec<u8>) -> Layer {
+    let media_type = match blob.first_chunk() {
+        Some([0x1f, 0x8b]) => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Some([0x28 | 0x50, ..]) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        _ => "application/vnd.oci.image.layer.v1.tar",
+    };
+    Layer { blob, media_type, annotations: BTreeMap::new() }
+}
+
+fn toc_tar(toc: &[u8]) -> Vec<u8> {
+    tar(&[File { name: "stargz.index.json", content: toc.to_vec() }])
 }
 
 fn estargz_footer(toc_offset: u64) -> Vec<u8> {
@@ -186,7 +220,7 @@ pub(crate) fn zstd_chunked(files: &[File], chunk: usize) -> Layer {
     Layer { blob, media_type: "application/vnd.oci.image.layer.v1.tar+zstd", annotations }
 }
 
-fn skippable(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn skippable(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x50, 0x2a, 0x4d, 0x18];
     frame.extend((payload.len() as u32).to_le_bytes());
     frame.extend(payload);

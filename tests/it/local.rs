@@ -9,7 +9,7 @@ use crate::registry::Registry;
 use crate::support::{client, options, range, read, resolve};
 
 /// The fixtures, or a word about why this test sees nothing.
-fn fixtures() -> Option<PathBuf> {
+pub(crate) fn fixtures() -> Option<PathBuf> {
     let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures"));
     let dir = std::env::var_os("CRFS_FIXTURES").map_or(beside, PathBuf::from);
     let found = dir.join("README.md").exists();
@@ -72,6 +72,27 @@ async fn an_archive_gives_the_same_image_as_its_layout() {
     let docker = format!("oci-archive:{}", dir.join("sink.docker-archive.tar").display());
     let error = resolve(&client(options()), &docker).await.err().unwrap();
     assert!(matches!(error, Error::NotALayout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_docker_archive_gives_the_layers_of_its_tar_layout() {
+    let Some(dir) = fixtures() else { return };
+    let archive = format!("docker-archive:{}", dir.join("sink.docker-archive.tar").display());
+    let plain = resolve(&client(options()), &format!("oci:{}", dir.join("sink-tar").display())).await.unwrap();
+    for name in ["", ":fixtures.invalid/sink", ":fixtures.invalid/sink:latest", ":@0"] {
+        let image = resolve(&client(options()), &format!("{archive}{name}")).await.unwrap();
+        assert_eq!((&image.name, image.layers.len()), (&archive, 4));
+        for (layer, plain) in image.layers.iter().zip(&plain.layers) {
+            assert_eq!((layer.digest, &layer.media_type), (plain.digest, &plain.media_type));
+        }
+        layers_are_right(&image).await;
+        assert_eq!(image.config.unwrap().digest, plain.config.as_ref().unwrap().digest);
+    }
+    let error = resolve(&client(options()), &format!("{archive}:sink")).await.err().unwrap();
+    assert!(error.is_not_found() && error.to_string().contains("fixtures.invalid/sink:latest"), "{error}");
+    let layout = format!("docker-archive:{}", dir.join("sink.oci-archive.tar").display());
+    let error = resolve(&client(options()), &layout).await.err().unwrap();
+    assert!(error.to_string().contains("manifest.json"), "{error}");
 }
 
 #[tokio::test]

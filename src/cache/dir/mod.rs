@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 
 pub(super) use self::listing::is_temporary;
 use super::lock::{self, Kind};
@@ -131,6 +131,20 @@ impl Dir {
         unless_scarce(
             openat2(self.fd.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))?,
         )
+    }
+
+    /// Gives a file without a name one; `false`: there is such a file, or the filesystem cannot.
+    pub(super) fn link(&self, file: &File, path: &Path) -> io::Result<bool> {
+        self.make_parents(path)?;
+        let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+        let parent = self.at(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let linked = linkat(AT_FDCWD, descriptor.as_str(), &parent, name, AtFlags::AT_SYMLINK_FOLLOW);
+        match linked {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST | Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EXDEV) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// All of a file of at most `limit` bytes.

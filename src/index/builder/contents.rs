@@ -74,11 +74,7 @@ impl ContentsBuilder {
     ///
     /// Returns the block of the layer file that it starts on.
     pub(crate) fn file(&mut self, contents: &Contents<'_>) -> Result<u32, Problem> {
-        let start = self.filled;
-        let too_many = || Problem::TooMany { what: "bytes of contents", limit: limits::LAYER_FILE as usize };
-        let end =
-            start.checked_add(contents.size).filter(|end| *end <= limits::LAYER_FILE - BLOCK).ok_or_else(too_many)?;
-        let block = u32::try_from(start / BLOCK).map_err(|_| too_many())?;
+        let (block, start) = self.place(contents.size)?;
         if contents.size == 0 && !contents.chunks.is_empty() {
             return Err(Problem::Overlap { at: 0 });
         }
@@ -89,8 +85,22 @@ impl ContentsBuilder {
             self.checks(contents, start)?;
             self.units(contents, start)?;
         }
-        self.filled = end.next_multiple_of(BLOCK);
         Ok(block)
+    }
+
+    /// The place of the next file: its block of the layer file, and its first byte.
+    pub(crate) fn place(&mut self, size: u64) -> Result<(u32, u64), Problem> {
+        let start = self.filled;
+        let too_many = || Problem::TooMany { what: "bytes of contents", limit: limits::LAYER_FILE as usize };
+        let end = start.checked_add(size).filter(|end| *end <= limits::LAYER_FILE - BLOCK).ok_or_else(too_many)?;
+        let block = u32::try_from(start / BLOCK).map_err(|_| too_many())?;
+        self.filled = end.next_multiple_of(BLOCK);
+        Ok((block, start))
+    }
+
+    /// Bytes of the layer file so far.
+    pub(crate) fn filled(&self) -> u64 {
+        self.filled
     }
 
     /// Everything in the blob's payload before `offset`.

@@ -104,6 +104,15 @@ impl Builder {
         self.add_entry(entry).map_err(|problem| Rejected::entry(entry.raw_name(), problem))
     }
 
+    /// Takes the next entry of a tar; a file's contents have their place at once. Gives that place in the layer file.
+    pub(crate) fn add_placed(&mut self, entry: &mut TocEntry) -> Result<Option<u64>, Rejected> {
+        self.add(entry)?;
+        let Some(OpenFile { node, size, .. }) = self.file.take() else { return Ok(None) };
+        let placed = self.contents.place(size).map_err(|problem| Rejected::entry(entry.raw_name(), problem))?;
+        self.set_place(node, placed.0);
+        Ok(Some(placed.1))
+    }
+
     fn add_entry(&mut self, entry: &mut TocEntry) -> Result<(), Problem> {
         let mut path = std::mem::take(&mut self.path);
         let added = names::clean_into(entry.raw_name(), &mut path).and_then(|()| match entry.kind {
@@ -159,7 +168,7 @@ impl Builder {
     fn node(&mut self, entry: &mut TocEntry, kind: EntryType) -> Result<Node, Problem> {
         let kind = match kind {
             EntryType::Dir => NodeKind::Dir { opaque: false, implied: false, first: 0, count: 0 },
-            EntryType::Symlink => NodeKind::Symlink(self.symlink_target(entry.link_name.as_bytes())?),
+            EntryType::Symlink => NodeKind::Symlink(self.symlink_target(&entry.link_name)?),
             EntryType::Char => device(entry).map(|(major, minor)| NodeKind::Char { major, minor })?,
             EntryType::Block => device(entry).map(|(major, minor)| NodeKind::Block { major, minor })?,
             EntryType::Fifo => NodeKind::Fifo,
@@ -245,7 +254,7 @@ impl Builder {
     fn add_link(&mut self, entry: &TocEntry, path: &[u8]) -> Result<(), Problem> {
         let Some((dir, name)) = names::split(path) else { return Err(Problem::RootNotADirectory) };
         let mut target = std::mem::take(&mut self.link);
-        names::clean_into(entry.link_name.as_bytes(), &mut target)?;
+        names::clean_into(&entry.link_name, &mut target)?;
         let dir = self.directory(dir)?;
         let slot = self.marker(dir, name)?.map_or_else(|| self.link_slot(&target), Ok)?;
         let dentry = self.place(dir, name, slot)?;
@@ -288,17 +297,32 @@ impl Builder {
         let chunks = if size == 0 { self.chunks.get(1..).unwrap_or_default() } else { &self.chunks };
         let placed = self.contents.file(&Contents { size, digest, chunks, end });
         let start = placed.map_err(|problem| Rejected::entry(&self.file_name, problem))?;
+        self.set_place(node, start);
+        Ok(())
+    }
+
+    fn set_place(&mut self, node: u32, start: u32) {
         if let Some(NodeKind::File { block, .. }) = self.nodes.get_mut(node as usize).map(|node| &mut node.kind) {
             *block = start;
         }
-        Ok(())
     }
 
     /// Settles what could only be settled with all entries there.
     pub(crate) fn finish(mut self) -> Result<Layer, Rejected> {
         self.end_file()?;
-        let Self { paths, nodes, links, xattrs, contents, prefetch, is_empty, .. } = self;
+        let contents = std::mem::replace(&mut self.contents, ContentsBuilder::new(Codec::Stored, 0));
         let (tables, layer_file_len) = contents.finish()?;
+        self.finish_with(tables, layer_file_len)
+    }
+
+    /// The same where the contents were placed, and others have made the tables.
+    pub(crate) fn finish_placed(self, tables: Tables) -> Result<Layer, Rejected> {
+        let layer_file_len = self.contents.filled();
+        self.finish_with(tables, layer_file_len)
+    }
+
+    fn finish_with(self, tables: Tables, layer_file_len: u64) -> Result<Layer, Rejected> {
+        let Self { paths, nodes, links, xattrs, prefetch, is_empty, .. } = self;
         let entries = finish::entries(paths, nodes, &links, xattrs.finish())?;
         Ok(Layer { entries, tables, layer_file_len, prefetch, is_empty })
     }

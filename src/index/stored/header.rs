@@ -2,16 +2,18 @@
 //!
 //! ```text
 //!   0  "crfs index\n\0\0\0\0\0"     16   the name of the format
-//!  16  u64 version, u64 format           of the layer: 0 stargz, 1 eStargz, 2 external TOC, 3 zstd:chunked, 4 empty
+//!  16  u64 version, u64 format           of the layer: its place in FORMATS
 //!  32  blob digest                  32
-//!  64  u64 identity kind                 0 none, 1 TOC digest, 2 own
-//!  72  identity digest              32   of kind 1, else zeros
+//!  64  u64 identity kind                 0 none, 1 TOC digest, 2 own, 3 zTOC digest
+//!  72  identity digest              32   of kinds 1 and 3, else zeros
 //! 104  u64 layer file bytes, u64 entries, u64 TOC bytes
 //! 128  u64 prefetch start, u64 end       0, 0: no landmark
-//! 144  sections: u64 start, u64 bytes    block digests, entries, units, pieces, checks
+//! 144  sections: u64 start, u64 bytes    block digests, entries; and units, pieces, checks, which start in the unpacked tables
 //! 224  sha256 of the block digests  32
 //! 256  sha256 of the entries        32
-//! 288  zeros
+//! 288  section: u64 start, u64 bytes     windows, likewise
+//! 304  sha256 of the tar stream     32   where it is known, else zeros
+//! 336  zeros
 //! 480  sha256 of all of the above   32
 //! ```
 
@@ -24,7 +26,7 @@ const SUMMED: usize = LEN - 32;
 const MAGIC: &[u8; 16] = b"crfs index\n\0\0\0\0\0";
 
 /// Raised whenever the same bytes come to mean something else; an index of another version is made again.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// Where a part of the encoded index lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Section {
         ByteRange { start: self.start, end: self.start.saturating_add(self.len) }
     }
 
-    /// Bytes of a table with its padding.
+    /// Bytes of a table with its padding: tables start with a block.
     pub(super) const fn padded(self) -> u64 {
         self.len.next_multiple_of(BLOCK as u64)
     }
@@ -56,6 +58,7 @@ pub(super) struct Header {
     pub(super) checks: Section,
     pub(super) digests_digest: Digest,
     pub(super) entries_digest: Digest,
+    pub(super) windows: Section,
 }
 
 impl Header {
@@ -64,6 +67,7 @@ impl Header {
             None => (0, [0; 32]),
             Some(Identity::Toc(digest)) => (1, *digest.as_bytes()),
             Some(Identity::Own) => (2, [0; 32]),
+            Some(Identity::Ztoc(digest)) => (3, *digest.as_bytes()),
         };
         let summary = &self.summary;
         let prefetch = summary.prefetch.unwrap_or(ByteRange { start: 0, end: 0 });
@@ -81,6 +85,8 @@ impl Header {
         }
         out.extend_from_slice(self.digests_digest.as_bytes());
         out.extend_from_slice(self.entries_digest.as_bytes());
+        words(&mut out, &[self.windows.start, self.windows.len]);
+        out.extend_from_slice(&summary.diff_id.map_or([0; 32], |digest| *digest.as_bytes()));
         out.resize(SUMMED, 0);
         let sum = Digest::of(&out);
         out.extend_from_slice(sum.as_bytes());
@@ -110,6 +116,7 @@ impl Header {
             0 => None,
             1 => Some(Identity::Toc(digest_at(bytes, 72)?)),
             2 => Some(Identity::Own),
+            3 => Some(Identity::Ztoc(digest_at(bytes, 72)?)),
             _ => return None,
         };
         let section = |at| Some(Section { start: u64_at(bytes, at)?, len: u64_at(bytes, at + 8)? });
@@ -122,6 +129,7 @@ impl Header {
             checks: records::<Check>(checks)?,
             toc_len: u64_at(bytes, 120)?,
             prefetch: range_at(bytes, 128).filter(|range| !range.is_empty()),
+            diff_id: digest_at(bytes, 304).filter(|digest| *digest.as_bytes() != [0; 32]),
         };
         Some(Self {
             blob: digest_at(bytes, 32)?,
@@ -134,24 +142,26 @@ impl Header {
             checks,
             digests_digest: digest_at(bytes, 224)?,
             entries_digest: digest_at(bytes, 256)?,
+            windows: section(288)?,
         })
     }
 
     /// Whether the sections lie one behind the other, as they are written, up to the end.
     fn is_sound(&self, size: u64) -> bool {
-        let Self { digests, entries, units, pieces, checks, .. } = self;
+        let Self { digests, entries, units, pieces, checks, windows, .. } = self;
         let limit = limits::OFFSET / 8;
-        let small = [digests, entries, units, pieces, checks]
+        let small = [digests, entries, units, pieces, checks, windows]
             .iter()
             .all(|section| section.start <= limit && section.len <= limit);
         small
             && digests.start == LEN as u64
             && entries.start == digests.start + digests.len
-            && units.start == (entries.start + entries.len).next_multiple_of(BLOCK as u64)
+            && entries.range().end <= size
+            && units.start == 0
             && pieces.start == units.start + units.padded()
             && checks.start == pieces.start + pieces.padded()
-            && size == checks.start + checks.padded()
-            && digests.len == (size - units.start) / BLOCK as u64 * BLOCK_DIGEST as u64
+            && windows.start == checks.start + checks.padded()
+            && digests.len == (windows.start + windows.padded()) / BLOCK as u64 * BLOCK_DIGEST as u64
             && records::<Piece>(*pieces).is_some()
     }
 }
@@ -165,8 +175,16 @@ fn digest_at(bytes: &[u8], at: usize) -> Option<Digest> {
     bytes.get(at..)?.first_chunk().map(|digest| Digest::from_bytes(*digest))
 }
 
-const FORMATS: [Format; 5] =
-    [Format::Stargz, Format::EStargz, Format::EStargzExternalToc, Format::ZstdChunked, Format::Empty];
+const FORMATS: [Format; 8] = [
+    Format::Stargz,
+    Format::EStargz,
+    Format::EStargzExternalToc,
+    Format::ZstdChunked,
+    Format::Empty,
+    Format::Tar,
+    Format::TarGzip,
+    Format::TarZstd,
+];
 
 fn format_number(format: Format) -> u64 {
     FORMATS.iter().position(|other| *other == format).map_or(u64::MAX, |number| number as u64)

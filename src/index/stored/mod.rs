@@ -2,10 +2,9 @@
 //!
 //! ```text
 //! 0         header (512 bytes), see header.rs: key, summary, where the sections are, and the root digests over them
-//! 512       block digests: of each 64 KiB block of the tables its sha256 and where the range of its first record starts
+//! 512       block digests: of each block of the tables its sha256, where the range of its first record starts, and where it ends
 //!           entries: the tree, zstd-compressed, see entries.rs
-//! ...       zeros up to the next multiple of 64 KiB
-//! tables    units | pieces | checks    each table padded with zeros to whole blocks, see tables.rs
+//! tables    units | pieces | checks | windows    in blocks of 64 KiB (the last of each table shorter), each packed by zstd, see tables.rs
 //! ```
 //!
 //! Each part is checked when it is used: the header and the block digests when the index is opened, the entries when they are decoded, a
@@ -28,14 +27,14 @@ pub(crate) use self::encode::encode;
 use self::header::{Header, Section};
 pub(crate) use self::tables::Tables;
 use self::tables::{BLOCK, BLOCK_DIGEST, Record};
-pub use self::tables::{Check, CheckKind, Codec, Piece, Unit};
-use super::{Entries, LayerKey, Summary};
+pub use self::tables::{Check, CheckKind, Codec, Of, Piece, Unit, Window};
+use super::plain::window;
+use super::{Entries, Identity, LayerKey, Summary, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
 
 /// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
 pub struct StoredIndex {
-    /// And where the tables start in it.
-    source: RwLock<(Arc<dyn ByteSource>, u64)>,
+    source: RwLock<Arc<dyn ByteSource>>,
     header: Header,
     /// The digest and the first key of each block of the tables, one after the other.
     digests: Bytes,
@@ -69,13 +68,22 @@ impl StoredIndex {
         if Digest::of(&digests) != header.digests_digest {
             return Err(damaged("the digests of its blocks are damaged".to_owned()));
         }
-        let source = RwLock::new((source, header.units.start));
-        Ok(Self { source, header, digests, blocks: Blocks::new() })
+        let packed = digests.len().checked_sub(8).and_then(|last| tables::u64_at(&digests, last)).unwrap_or(0);
+        if header.entries.range().end.checked_add(packed) != Some(source.size()) {
+            return Err(damaged("it is longer or shorter than it says".to_owned()));
+        }
+        Ok(Self { source: RwLock::new(source), header, digests, blocks: Blocks::new() })
     }
 
     #[must_use]
     pub fn summary(&self) -> &Summary {
         &self.header.summary
+    }
+
+    /// Whether its digests are of spans of the blob.
+    #[must_use]
+    pub const fn has_spans(&self) -> bool {
+        matches!(self.header.identity, Some(Identity::Ztoc(_)))
     }
 
     /// Reads all of it once, so that damage on disk shows while the index can still be made again.
@@ -89,17 +97,15 @@ impl StoredIndex {
         (0..(self.digests.len() / BLOCK_DIGEST) as u64).try_for_each(|number| self.block(number).map(drop))
     }
 
-    /// Goes on with another source of the same tables, where the one it had is damaged; says whether they are the same. (The entries are
-    /// compressed, so they may take more or less room when another version of crfs makes them again.)
+    /// Goes on with another source of the same index, where the one it had is damaged; says whether it is the same.
     pub fn replace(&self, source: Arc<dyn ByteSource>) -> bool {
         let head = source.read_at(ByteRange { start: 0, end: header::LEN as u64 });
         let header = head.ok().and_then(|head| Header::parse(&head, source.size()).ok());
-        let same = |header: &Header| {
-            header.summary == self.header.summary && header.digests_digest == self.header.digests_digest
-        };
-        let Some(header) = header.filter(same) else { return false };
-        *self.source.write().unwrap_or_else(PoisonError::into_inner) = (source, header.units.start);
-        true
+        let is_same = header.is_some_and(|header| header == self.header);
+        if is_same {
+            *self.source.write().unwrap_or_else(PoisonError::into_inner) = source;
+        }
+        is_same
     }
 
     /// Decodes all entries.
@@ -164,6 +170,56 @@ impl StoredIndex {
         self.record(self.header.pieces, piece)
     }
 
+    /// Whether some of it can only be had by unpacking so much that it is to be done once, and kept. Of a layer with a table of contents,
+    /// or a zTOC, nothing is: its writer has cut it, and the blob of the former need not be a tar.
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn has_huge_unit(&self) -> Result<bool, Damaged> {
+        let is_plain =
+            matches!(self.header.summary.format, super::Format::Tar | super::Format::TarGzip | super::Format::TarZstd);
+        if !is_plain || self.has_spans() {
+            return Ok(false);
+        }
+        for unit in 0..self.header.summary.units {
+            let unit = self.unit(unit)?;
+            let last = unit.pieces.end.checked_sub(1).filter(|last| *last >= unit.pieces.start);
+            let last = last.map(|last| self.piece(last)).transpose()?;
+            let decoded = last.map_or(0, |piece| piece.in_unit.saturating_add(piece.range.len()));
+            if unit.compressed.len() > limits::HUGE_UNIT || decoded > limits::HUGE_DECODED {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What comes before a unit in the decoded data, as far as the unit refers to it: at most 32 KiB.
+    ///
+    /// # Errors
+    /// Where there is no such window, or it is damaged.
+    pub fn window(&self, window: Window) -> Result<Vec<u8>, Damaged> {
+        let len = self.window_bytes(window.place(), 4)?;
+        let len = tables::u32_at(&len, 0).unwrap_or(0);
+        let packed = self.window_bytes(window.place().saturating_add(4), len)?;
+        window::unpack(&packed).map_err(|error| self.damaged(format!("a window cannot be unpacked: {error}")))
+    }
+
+    /// Bytes of the windows, from as many blocks as they lie in.
+    fn window_bytes(&self, place: u64, len: u32) -> Result<Vec<u8>, Damaged> {
+        let windows = self.header.windows;
+        let end = place.checked_add(len.into()).filter(|end| *end <= windows.len);
+        let end = end.ok_or_else(|| self.damaged("a window is asked for that it does not have"))?;
+        let (mut bytes, mut at, end) = (Vec::with_capacity(len as usize), windows.start + place, windows.start + end);
+        while at < end {
+            let block = self.block(at / BLOCK as u64)?;
+            let in_block = (at % BLOCK as u64) as usize;
+            let take = (BLOCK - in_block).min((end - at) as usize);
+            bytes.extend_from_slice(block.get(in_block..in_block + take).unwrap_or_default());
+            at += take as u64;
+        }
+        Ok(bytes)
+    }
+
     /// The records of a table, sorted and apart, whose ranges share a byte with `range`.
     fn overlapping<R: Record>(
         &self,
@@ -185,7 +241,7 @@ impl StoredIndex {
 
     /// The records of the one block that may hold the last one that starts at or before `at`.
     fn near<R: Record>(&self, table: Section, at: u64) -> Result<Range<u32>, Damaged> {
-        let block = |start: u64| ((start - self.header.units.start) / BLOCK as u64) as usize * BLOCK_DIGEST;
+        let block = |start: u64| (start / BLOCK as u64) as usize * BLOCK_DIGEST;
         let keys = self.digests.get(block(table.start)..block(table.start + table.padded())).unwrap_or_default();
         let starts_by =
             |block: u32| tables::u64_at(keys, block as usize * BLOCK_DIGEST + 32).is_some_and(|start| start <= at);
@@ -202,7 +258,7 @@ impl StoredIndex {
             return Err(self.damaged(format!("a record {number} is asked for that it does not have")));
         }
         let at = table.start + at;
-        let block = self.block((at - self.header.units.start) / BLOCK as u64)?;
+        let block = self.block(at / BLOCK as u64)?;
         let in_block = (at % BLOCK as u64) as usize;
         let record = block.get(in_block..in_block + R::LEN).and_then(R::get);
         record.ok_or_else(|| self.damaged(format!("record {number} is none")))
@@ -213,27 +269,28 @@ impl StoredIndex {
         if let Some(block) = self.blocks.get(number) {
             return Ok(block);
         }
-        let (source, tables) = self.source();
-        let range = ByteRange::at(tables + number * BLOCK as u64, BLOCK as u64);
-        let range = range.ok_or_else(|| self.damaged(format!("it has no block {number}")))?;
-        let block = self.read_from(&*source, range)?;
-        let known = self.digests.chunks_exact(BLOCK_DIGEST).nth(number as usize);
-        if known.and_then(|known| known.get(..32)) != Some(Digest::of(&block).as_bytes().as_slice()) {
-            return Err(self.damaged(format!("block {number} of its tables is damaged")));
-        }
+        let (digest, range) =
+            self.stored_block(number).ok_or_else(|| self.damaged(format!("it has no block {number}")))?;
+        let packed = self.read(range)?;
+        let block = Some(packed).filter(|packed| Digest::of(packed).as_bytes() == digest);
+        let block = block.and_then(|packed| tables::unpack(&packed).ok()).map(Bytes::from);
+        let block = block.ok_or_else(|| self.damaged(format!("block {number} of its tables is damaged")))?;
         self.blocks.keep(number, block.clone());
         Ok(block)
     }
 
-    fn source(&self) -> (Arc<dyn ByteSource>, u64) {
-        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The digest of what is stored of a block, and where that is.
+    fn stored_block(&self, number: u64) -> Option<(&[u8], ByteRange)> {
+        let at = usize::try_from(number).ok()?.checked_mul(BLOCK_DIGEST)?;
+        let known = self.digests.get(at..at.checked_add(BLOCK_DIGEST)?)?;
+        let before = at.checked_sub(8).map_or(Some(0), |end| tables::u64_at(&self.digests, end))?;
+        let packed = self.header.entries.range().end;
+        let range = ByteRange::new(packed.checked_add(before)?, packed.checked_add(tables::u64_at(known, 40)?)?)?;
+        Some((known.get(..32)?, range))
     }
 
     fn read(&self, range: ByteRange) -> Result<Bytes, Damaged> {
-        self.read_from(&*self.source().0, range)
-    }
-
-    fn read_from(&self, source: &dyn ByteSource, range: ByteRange) -> Result<Bytes, Damaged> {
+        let source = Arc::clone(&self.source.read().unwrap_or_else(PoisonError::into_inner));
         source.read_at(range).map_err(|error| self.damaged(format!("{range} cannot be read: {error}")))
     }
 

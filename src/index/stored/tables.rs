@@ -1,12 +1,15 @@
 //! The tables of units, pieces and checks: fixed-size records, so that any one is found without reading the others.
 //!
 //! ```text
-//! unit    32   u64 start, u64 end of the compressed range; u32 first piece, u32 past the last; u8 codec, 7 zeros
+//! unit    32   u64 start, u64 end of the compressed range; u32 first piece, u32 past the last; u8 codec, u8 bits, 6 bytes window
 //! piece   32   u64 in the decoded unit; u64 start, u64 end in the layer file; u32 unit, 4 zeros
-//! check   64   u64 start, u64 end in the layer file; u8 kind (0 digest, 1 hole), 15 zeros; 32 bytes digest
+//! check   64   u64 start, u64 end in the layer file; u8 kind (0 digest, 1 hole, 2 span), 15 zeros; 32 bytes digest
 //! ```
 //!
-//! Little endian. The lengths divide [`BLOCK`], so that no record lies in two blocks.
+//! Codecs: 1 gzip, 2 zstd, 3 stored, 4 deflate, which alone has bits and a window: one more than its place in the windows, or 0. There it is
+//! a u32 length and so many bytes of zstd.
+//!
+//! Little endian. The lengths divide [`BLOCK`], so that no record lies in two blocks. Each block is packed by zstd.
 
 use std::ops::Range;
 
@@ -15,16 +18,67 @@ use crate::blob::{ByteRange, Digest};
 /// What the tables are verified and kept in memory by.
 pub(super) const BLOCK: usize = 64 << 10;
 
-/// Bytes that are kept of each block: its sha256, and where the range of its first record starts (u64), so that a lookup reads one block.
-pub(super) const BLOCK_DIGEST: usize = 40;
+/// Bytes that are kept of each block: the sha256 of what is stored of it, where the range of its first record starts (u64), so that a lookup
+/// reads one block, and where it ends in what is stored (u64).
+pub(super) const BLOCK_DIGEST: usize = 48;
+
+/// zstd's level for blocks: a lookup unpacks one.
+const LEVEL: i32 = 3;
+
+/// A block as it is stored.
+pub(super) fn pack(block: &[u8]) -> std::io::Result<Vec<u8>> {
+    zstd::bulk::compress(block, LEVEL)
+}
+
+/// The block that was packed; shorter ones end a table.
+pub(super) fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    zstd::bulk::decompress(packed, BLOCK)
+}
 
 /// How a unit is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// One gzip member (RFC 1952).
     Gzip,
-    /// One zstd frame (RFC 8878).
+    /// A zstd frame (RFC 8878), or several.
     Zstd,
+    /// Not compressed.
+    Stored,
+    /// Deflate blocks (RFC 1951), which start with the upper `bits` bits of the first byte, or with all of it where that is 0; behind the
+    /// last one the trailer, and further gzip members.
+    Deflate { bits: u8, window: Option<Window> },
+}
+
+/// Where the index has the window of a unit: the output before it that its blocks may refer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window(u64);
+
+impl Codec {
+    fn word(self) -> u64 {
+        match self {
+            Self::Gzip => 1,
+            Self::Zstd => 2,
+            Self::Stored => 3,
+            Self::Deflate { bits, window } => 4 | u64::from(bits) << 8 | window.map_or(0, |Window(at)| at + 1) << 16,
+        }
+    }
+
+    fn of(word: u64) -> Option<Self> {
+        let bits = (word >> 8 & 0xff) as u8;
+        Some(match word & 0xff {
+            1 if word == 1 => Self::Gzip,
+            2 if word == 2 => Self::Zstd,
+            3 if word == 3 => Self::Stored,
+            4 if bits < 8 => Self::Deflate { bits, window: (word >> 16).checked_sub(1).map(Window) },
+            _ => return None,
+        })
+    }
+}
+
+impl Window {
+    pub(super) const fn place(self) -> u64 {
+        self.0
+    }
 }
 
 /// The smallest part of a blob that can be decoded on its own.
@@ -57,8 +111,29 @@ pub struct Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckKind {
     Digest(Digest),
+    /// Of the compressed bytes of the unit that fills the range, and nothing else: a zTOC has no other digests.
+    Span(Digest),
     /// Zeros by the TOC's word: nothing to fetch.
     Hole,
+}
+
+/// What a digest is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    Contents,
+    Span,
+}
+
+impl CheckKind {
+    /// What is to be compared; `None` for a hole.
+    #[must_use]
+    pub const fn digest(&self) -> Option<(Digest, Of)> {
+        match self {
+            Self::Digest(digest) => Some((*digest, Of::Contents)),
+            Self::Span(digest) => Some((*digest, Of::Span)),
+            Self::Hole => None,
+        }
+    }
 }
 
 /// A record of a table.
@@ -81,19 +156,11 @@ impl Record for Unit {
         put_range(self.compressed, out);
         out.extend_from_slice(&self.pieces.start.to_le_bytes());
         out.extend_from_slice(&self.pieces.end.to_le_bytes());
-        let codec = match self.codec {
-            Codec::Gzip => 1,
-            Codec::Zstd => 2,
-        };
-        out.extend_from_slice(&u64::to_le_bytes(codec));
+        out.extend_from_slice(&self.codec.word().to_le_bytes());
     }
 
     fn get(bytes: &[u8]) -> Option<Self> {
-        let codec = match u64_at(bytes, 24)? {
-            1 => Codec::Gzip,
-            2 => Codec::Zstd,
-            _ => return None,
-        };
+        let codec = Codec::of(u64_at(bytes, 24)?)?;
         Some(Self { compressed: range_at(bytes, 0)?, codec, pieces: u32_at(bytes, 16)?..u32_at(bytes, 20)? })
     }
 }
@@ -123,6 +190,7 @@ impl Record for Check {
         let (kind, digest) = match &self.kind {
             CheckKind::Digest(digest) => (0, *digest.as_bytes()),
             CheckKind::Hole => (1, [0; 32]),
+            CheckKind::Span(digest) => (2, *digest.as_bytes()),
         };
         out.extend_from_slice(&u128::to_le_bytes(kind));
         out.extend_from_slice(&digest);
@@ -131,6 +199,7 @@ impl Record for Check {
     fn get(bytes: &[u8]) -> Option<Self> {
         let kind = match u64_at(bytes, 16)? {
             0 => CheckKind::Digest(Digest::from_bytes(*bytes.get(32..)?.first_chunk()?)),
+            2 => CheckKind::Span(Digest::from_bytes(*bytes.get(32..)?.first_chunk()?)),
             1 => CheckKind::Hole,
             _ => return None,
         };
@@ -155,12 +224,14 @@ pub(super) fn range_at(bytes: &[u8], at: usize) -> Option<ByteRange> {
     ByteRange::new(u64_at(bytes, at)?, u64_at(bytes, at + 8)?)
 }
 
-/// The three tables of a layer, already in the form they are stored in.
+/// The tables of a layer, already in the form they are stored in.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(super) units: Vec<u8>,
     pub(super) pieces: Vec<u8>,
     pub(super) checks: Vec<u8>,
+    /// One after the other; not a table, since they are of different lengths.
+    pub(super) windows: Vec<u8>,
 }
 
 impl Tables {
@@ -174,6 +245,15 @@ impl Tables {
 
     pub(crate) fn check(&mut self, check: &Check) {
         check.put(&mut self.checks);
+    }
+
+    /// Keeps a packed window, unless it is empty.
+    pub(crate) fn window(&mut self, packed: &[u8]) -> Option<Window> {
+        let len = u32::try_from(packed.len()).ok().filter(|len| *len > 0)?;
+        let place = Window(self.windows.len() as u64);
+        self.windows.extend_from_slice(&len.to_le_bytes());
+        self.windows.extend_from_slice(packed);
+        Some(place)
     }
 
     /// Number of units so far; [`CHUNKS`](crate::index::limits::CHUNKS) keeps all three below 2^32.

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use super::layers::{BOTH, Made, PAYLOAD, described, estargz, estargz_footer, gzip, layer, toc_tar, zstd_chunked};
-use super::{Counted, INSECURE, NEVER_WHOLE, no_external};
+use super::{Counted, INSECURE, NEVER_WHOLE, indexed, no_external};
 use crate::blob::Digest;
 use crate::index::{Descriptor, Error, Opened, Problem, open, toc};
 
@@ -11,7 +11,7 @@ const DIGEST: &str = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15
 
 fn open_json(made: Made, json: &[u8]) -> Result<Opened, Error> {
     let (layer, blob) = layer(made, json);
-    open(&layer, &Counted::new(blob), &no_external, &NEVER_WHOLE)
+    indexed(open(&layer, &Counted::new(blob), &no_external, &NEVER_WHOLE))
 }
 
 fn entries(entries: &str) -> String {
@@ -301,7 +301,7 @@ fn the_declared_length_is_the_length() {
 }
 
 fn open_blob(layer: &Descriptor, blob: Vec<u8>) -> Result<Opened, Error> {
-    open(layer, &Counted::new(blob.into()), &no_external, &INSECURE)
+    indexed(open(layer, &Counted::new(blob.into()), &no_external, &INSECURE))
 }
 
 #[test]

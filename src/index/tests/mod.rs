@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::{Descriptor, Opened, Options, StoredIndex};
+use super::{Descriptor, Error, Found, Opened, Options, StoredIndex};
 use crate::blob::{ByteRange, ByteSource, SourceError};
 
 /// Reads a blob and remembers which ranges were asked for.
@@ -46,6 +46,15 @@ const WHOLE: Options = Options { whole_layer_below: 1 << 40, insecure_unverified
 
 fn no_external(_: &Descriptor) -> Result<Bytes, SourceError> {
     Err("no external TOC is expected".into())
+}
+
+/// What was found has to have a TOC that something vouches for.
+fn indexed(found: Result<Found, Error>) -> Result<Opened, Error> {
+    match found? {
+        Found::Indexed(opened) => Ok(opened),
+        Found::Plain { .. } => panic!("it is plain"),
+        Found::Unvouched(format) => panic!("nothing vouches for it ({format})"),
+    }
 }
 
 /// The index that was made.

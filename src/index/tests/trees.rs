@@ -1,7 +1,7 @@
 //! What a list of entries comes to: duplicates, whiteouts, hard links, hidden names, implied directories.
 
 use super::layers::{Made, layer};
-use super::{Counted, NEVER_WHOLE, no_external, stored};
+use super::{Counted, NEVER_WHOLE, indexed, no_external, stored};
 use crate::blob::ByteRange;
 use crate::index::{Child, Entries, Kind, NodeId, StoredIndex, Time, open};
 
@@ -10,7 +10,7 @@ const DIGEST: &str = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15
 fn index(entries: &str) -> StoredIndex {
     let json = format!(r#"{{"version":1,"entries":[{}]}}"#, entries.replace("DIGEST", DIGEST));
     let (layer, blob) = layer(Made::ZstdChunked, json.as_bytes());
-    stored(&layer, &open(&layer, &Counted::new(blob), &no_external, &NEVER_WHOLE).unwrap())
+    stored(&layer, &indexed(open(&layer, &Counted::new(blob), &no_external, &NEVER_WHOLE)).unwrap())
 }
 
 fn tree(entries: &str) -> Entries {

@@ -26,14 +26,15 @@ pub(crate) enum EntryType {
     Chunk,
 }
 
-/// One entry as the TOC has it. What is left out is 0, empty or `None`, as Go's `omitempty` means it.
+/// One entry as the TOC or the tar has it. What is left out is 0, empty or `None`, as Go's `omitempty` means it. Names are bytes: a tar
+/// holds some that are not UTF-8.
 #[derive(Debug, Default)]
 pub(crate) struct TocEntry {
-    pub(crate) name: String,
+    pub(crate) name: Vec<u8>,
     pub(crate) kind: Option<EntryType>,
     pub(crate) size: u64,
     pub(crate) mtime: Time,
-    pub(crate) link_name: String,
+    pub(crate) link_name: Vec<u8>,
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -55,8 +56,8 @@ pub(crate) struct TocEntry {
 }
 
 impl TocEntry {
-    /// Makes it an entry of nothing again; the strings keep their memory.
-    pub(super) fn clear(&mut self) {
+    /// Makes it an entry of nothing again; the names keep their memory.
+    pub(crate) fn clear(&mut self) {
         let (mut name, mut link_name, mut xattrs) =
             (std::mem::take(&mut self.name), std::mem::take(&mut self.link_name), std::mem::take(&mut self.xattrs));
         name.clear();
@@ -66,7 +67,7 @@ impl TocEntry {
     }
 
     pub(crate) fn raw_name(&self) -> &[u8] {
-        self.name.as_bytes()
+        &self.name
     }
 
     /// What is wrong with the entry by itself.
@@ -143,10 +144,10 @@ fn wrong(key: &'static str, value: &Value<'_>) -> Problem {
     Problem::Value { key, found: value.shown() }
 }
 
-fn text_into(to: &mut String, key: &'static str, value: &Value<'_>) -> Result<(), Problem> {
+fn text_into(to: &mut Vec<u8>, key: &'static str, value: &Value<'_>) -> Result<(), Problem> {
     let Value::Text(text) = value else { return Err(wrong(key, value)) };
     to.clear();
-    to.push_str(text);
+    to.extend_from_slice(text.as_bytes());
     Ok(())
 }
 

@@ -54,10 +54,53 @@ pub(crate) const LAZY: &[Fixture] = &[
     vouched("sink-zc-new"),
 ];
 
+/// Every fixture with plain layers, some of them beside others, and some with a SOCI index.
+pub(crate) const PLAIN: &[&str] = &[
+    "big-gz",
+    "big-soci1",
+    "big-zst",
+    "built-gz",
+    "gnu-gz",
+    "gnu-tar",
+    "gnu-zst",
+    "late-gz",
+    "late-tar",
+    "late-zst",
+    "odd-gz",
+    "odd-soci2-tar",
+    "odd-tar",
+    "odd-zst",
+    "raw-gz",
+    "raw-tar",
+    "raw-zst",
+    "sink-docker",
+    "sink-gz",
+    "sink-gz-gnu",
+    "sink-gz-multi",
+    "sink-gz-pigz",
+    "sink-mixed",
+    "sink-soci1",
+    "sink-soci2",
+    "sink-tar",
+    "sink-zst",
+    "sink-zst-frames",
+    "twice-gz",
+    "twice-gz-multi",
+    "twice-soci2-multi",
+    "twice-soci2-tar",
+    "twice-tar",
+    "twice-zst",
+];
+
+/// The tree that an image must look like: the name's first word.
+pub(crate) fn tree(fixture: &str) -> &str {
+    fixture.split(['-', '.']).next().unwrap()
+}
+
 impl Fixture {
     /// The tree that it must look like: the name's first word.
     pub(crate) fn tree(self) -> &'static str {
-        self.name.split('-').next().unwrap()
+        tree(self.name)
     }
 
     /// The options without which a lazy mount of it is refused.

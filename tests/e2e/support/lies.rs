@@ -1,6 +1,6 @@
 //! The lying registry of the integration tests, for real mounts: images made here, and faults.
 
-use crate::image::{Layer, manifest};
+use crate::image::{Layer, config, manifest_with};
 use crate::lying::{OCI_MANIFEST, Registry};
 
 /// A registry on threads of its own.
@@ -16,10 +16,11 @@ impl Liar {
         Self { runtime, registry }
     }
 
-    /// Pushes an image of these layers, and gives its reference.
+    /// Pushes an image of these layers, whose config does not say what they are unpacked, and gives its reference.
     pub(crate) fn push(&self, layers: &[&Layer]) -> String {
-        let blobs: Vec<_> = layers.iter().map(|layer| layer.blob.as_slice()).collect();
-        self.registry.push("a", "1", OCI_MANIFEST, &manifest(layers), &blobs);
+        let config = config(&[]);
+        let blobs: Vec<_> = layers.iter().map(|layer| layer.blob.as_slice()).chain([config.as_slice()]).collect();
+        self.registry.push("a", "1", OCI_MANIFEST, &manifest_with(&config, layers), &blobs);
         format!("{}/a:1", self.registry.host())
     }
 

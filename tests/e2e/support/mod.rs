@@ -9,7 +9,7 @@ pub(crate) mod proxy;
 pub(crate) mod registry;
 
 pub(crate) use command::{run, until};
-pub(crate) use fixtures::{Fixture, LAZY};
+pub(crate) use fixtures::{Fixture, LAZY, PLAIN};
 pub(crate) use lab::Lab;
 pub(crate) use mount::{Mount, Overlay};
 pub(crate) use proxy::Proxy;

@@ -3,6 +3,7 @@
 //! ```text
 //! GET /v2/                                 200, or a challenge
 //! GET /v2/REPO/manifests/TAG | DIGEST      what was pushed
+//! GET /v2/REPO/referrers/DIGEST            what was pushed, if anything was
 //! GET /v2/REPO/blobs/DIGEST                whole, or one range; or a redirect to a host that stores
 //! GET /storage/DIGEST?sig=N                the same bytes, while N has not expired
 //! GET | POST /token                        a token, for the right credentials
@@ -34,6 +35,7 @@ pub(crate) fn ramp(length: usize) -> Vec<u8> {
 pub(crate) enum On {
     Blobs,
     Manifests,
+    Referrers,
     Token,
     Storage,
 }
@@ -64,6 +66,8 @@ pub(crate) enum Lie {
     WrongBytes,
     /// The same, but for requests that want them past caches.
     WrongBytesInCaches,
+    /// The last byte of the body is wrong.
+    LastByte,
     Cut(usize),
     Reset(usize),
     Stall(usize),
@@ -233,6 +237,12 @@ impl Registry {
         }
         contents.blobs.extend(blobs.iter().map(|blob| (Digest::of(blob), blob.to_vec())));
         digest
+    }
+
+    /// What the referrers API answers of a manifest.
+    pub(crate) fn push_referrers(&self, repository: &str, subject: &Digest, index: &[u8]) {
+        let name = (repository.to_owned(), format!("referrers/{subject}"));
+        self.state.contents().documents.insert(name, (OCI_INDEX.to_owned(), index.to_vec()));
     }
 
     /// Pushes an image of plain layers.

@@ -106,6 +106,8 @@ fn kind(request: &Request) -> Option<On> {
         Some(On::Blobs)
     } else if path.contains("/manifests/") {
         Some(On::Manifests)
+    } else if path.contains("/referrers/") {
+        Some(On::Referrers)
     } else if path.starts_with("/storage/") {
         Some(On::Storage)
     } else {
@@ -143,17 +145,23 @@ fn answer(state: &State, request: &Request) -> Answer {
     }
     let Some(rest) = path.strip_prefix("/v2/") else { return Answer::new(404, "") };
     if let Some((repository, name)) = rest.split_once("/manifests/") {
-        let contents = state.contents();
-        return match contents.documents.get(&(repository.to_owned(), name.to_owned())) {
-            Some((media_type, bytes)) => Answer::new(200, bytes.clone())
-                .with("Content-Type", media_type)
-                .with("Docker-Content-Digest", Digest::of(bytes).to_string()),
-            None => Answer::new(404, "{}"),
-        };
+        return document(state, repository, name);
+    }
+    if let Some((repository, digest)) = rest.split_once("/referrers/") {
+        return document(state, repository, &format!("referrers/{digest}"));
     }
     match rest.split_once("/blobs/") {
         Some((_, digest)) => blob(state, request, digest),
         None => Answer::new(if rest.is_empty() { 200 } else { 404 }, "{}"),
+    }
+}
+
+fn document(state: &State, repository: &str, name: &str) -> Answer {
+    match state.contents().documents.get(&(repository.to_owned(), name.to_owned())) {
+        Some((media_type, bytes)) => Answer::new(200, bytes.clone())
+            .with("Content-Type", media_type)
+            .with("Docker-Content-Digest", Digest::of(bytes).to_string()),
+        None => Answer::new(404, "{}"),
     }
 }
 
@@ -268,6 +276,7 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
         Some(Lie::Header(name, value)) => drop(answer.headers.insert(name.to_owned(), value)),
         Some(Lie::WrongBytesInCaches) if request.header("cache-control") == Some("no-cache") => {}
         Some(Lie::WrongBytes | Lie::WrongBytesInCaches) => answer.body.iter_mut().for_each(|byte| *byte = !*byte),
+        Some(Lie::LastByte) => answer.body.iter_mut().rev().take(1).for_each(|byte| *byte = !*byte),
         Some(Lie::Slow(bytes, pause)) => answer.pace = (bytes, pause),
         Some(Lie::Cut(bytes)) => return keep(answer, bytes, End::Close),
         Some(Lie::Reset(bytes)) => return keep(answer, bytes, End::Reset),

@@ -1,4 +1,6 @@
-//! The only unsafe code of crfs: descriptors that are bare numbers.
+//! The only unsafe code of crfs: descriptors that are bare numbers, and zlib.
+
+pub(crate) mod inflate;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 

@@ -1,0 +1,233 @@
+//! One pass over a whole blob: downloaded, decompressed, indexed and stored at once, and nothing of it used before its digest is right.
+//!
+//! ```text
+//! Blob::stream --async--> parts --thread--> sha256, unpack --> events --thread--> tar, index, sha256 --> a file without a name
+//! ```
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc as threads};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::{Error, Source};
+use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::cache::{Cache, Staged};
+use crate::index::{self, Descriptor, Event, Failed, Format, Made, Unpacker};
+use crate::registry::{self, Freshness};
+
+/// Parts of a body that wait to be decompressed.
+const PARTS: usize = 32;
+
+/// Events that wait to be indexed.
+const EVENTS: usize = 16;
+
+/// Bytes that a layer is recognised by.
+const HEAD: usize = 512;
+
+/// What a pass has made: the index, and the contents, unless the cache would not have them.
+pub struct Passed {
+    pub made: Made,
+    pub staged: Option<Staged>,
+}
+
+/// Why it has made nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    #[error(transparent)]
+    Fetch(#[from] Error),
+}
+
+impl PassError {
+    /// Whether other bytes came than the manifest names, so that a read past caches may mend it.
+    #[must_use]
+    pub const fn is_wrong_bytes(&self) -> bool {
+        matches!(self, Self::Index(error) if error.is_wrong_bytes())
+    }
+}
+
+/// Reads all of a layer that has no index. `progress` is told of each byte of the blob.
+///
+/// # Errors
+/// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
+pub async fn pass(
+    layer: Descriptor,
+    source: Source,
+    freshness: Freshness,
+    cache: Cache,
+    progress: Arc<AtomicU64>,
+) -> Result<Passed, PassError> {
+    let (sender, receiver) = mpsc::channel(PARTS);
+    let size = layer.size;
+    let worker = tokio::task::spawn_blocking(move || index_blob(&layer, receiver, &cache));
+    let fed = feed(&source, size, freshness, sender, &progress).await;
+    let done = worker.await.map_err(|_| Error::Interrupted)?;
+    fed?;
+    Ok(done?)
+}
+
+/// Reads all of a layer whose table of contents nothing else vouches for. Gives its bytes, which have its digest.
+///
+/// # Errors
+/// Where the blob cannot be had, does not have its digest, or the cache has no room for it.
+pub async fn download(
+    layer: Descriptor,
+    source: Source,
+    freshness: Freshness,
+    cache: Cache,
+    progress: Arc<AtomicU64>,
+) -> Result<Arc<dyn ByteSource>, PassError> {
+    let (sender, receiver) = mpsc::channel(PARTS);
+    let size = layer.size;
+    let worker = tokio::task::spawn_blocking(move || keep_blob(&layer, receiver, &cache));
+    let fed = feed(&source, size, freshness, sender, &progress).await;
+    let done = worker.await.map_err(|_| Error::Interrupted)?;
+    fed?;
+    done
+}
+
+/// Hands the blob on as it comes, until nobody takes it.
+async fn feed(
+    source: &Source,
+    size: u64,
+    freshness: Freshness,
+    sender: mpsc::Sender<Bytes>,
+    progress: &AtomicU64,
+) -> Result<(), registry::Error> {
+    let mut body = source.stream(ByteRange { start: 0, end: size }, freshness).await?;
+    while let Some(part) = body.next().await {
+        let part = part?;
+        progress.fetch_add(part.len() as u64, Ordering::Relaxed);
+        if sender.send(part).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn keep_blob(
+    layer: &Descriptor,
+    parts: mpsc::Receiver<Bytes>,
+    cache: &Cache,
+) -> Result<Arc<dyn ByteSource>, PassError> {
+    let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
+    let no_room = |_| Error::NoRoom { layer: layer.digest, needed: layer.size };
+    let mut spool = cache.spool().map_err(no_room)?;
+    while let Some(part) = parts.next() {
+        spool.append(&part).map_err(no_room)?;
+    }
+    match parts.digest() {
+        got if got == layer.digest => Ok(Arc::new(spool)),
+        got => Err(index::Error::BlobDigest { layer: layer.digest, got }.into()),
+    }
+}
+
+/// The blocking half of a pass.
+fn index_blob(layer: &Descriptor, parts: mpsc::Receiver<Bytes>, cache: &Cache) -> Result<Passed, index::Error> {
+    let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
+    let head = parts.head();
+    let format = index::plain_format(layer, &head)?;
+    let (events, received) = threads::sync_channel(EVENTS);
+    let (unpacked, made) = std::thread::scope(|scope| {
+        let unpacking = scope.spawn(move || {
+            let unpacked = unpack(format, &mut parts, &mut |event| send(&events, event));
+            drop(events);
+            // Its digest tells whether it is the blob that is wrong, or what came of it.
+            (unpacked, parts.digest())
+        });
+        let made = make(layer.digest, format, &received, cache);
+        // What is still coming is for nobody.
+        drop(received);
+        (unpacking.join(), made)
+    });
+    let (unpacked, got) = unpacked.map_err(|_| broken(layer, io::Error::other("unpacking was given up")))?;
+    if got != layer.digest {
+        return Err(index::Error::BlobDigest { layer: layer.digest, got });
+    }
+    match (unpacked, made) {
+        // The end of the events is then that of the reader.
+        (Err(error), Err(Failed::Stream(_)) | Ok(_)) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(broken(layer, error))
+        }
+        (_, Err(Failed::Layer(error))) => Err(error),
+        (_, Err(Failed::Stream(error))) => Err(broken(layer, error)),
+        (_, Ok(passed)) => Ok(passed),
+    }
+}
+
+fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
+    index::Error::Undecodable { layer: layer.digest, source }
+}
+
+fn send(events: &threads::SyncSender<Event>, event: Event) -> io::Result<()> {
+    events.send(event).map_err(|_| io::ErrorKind::BrokenPipe.into())
+}
+
+fn unpack(format: Format, parts: &mut Parts, tell: &mut dyn FnMut(Event) -> io::Result<()>) -> io::Result<()> {
+    let mut unpacker = Unpacker::new(format)?;
+    while let Some(part) = parts.next() {
+        unpacker.push(&part, tell)?;
+    }
+    unpacker.finish(tell)
+}
+
+fn make(blob: Digest, format: Format, events: &threads::Receiver<Event>, cache: &Cache) -> Result<Passed, Failed> {
+    // A zstd blob is often one frame.
+    let mut staged = cache.stage(format == Format::TarZstd).ok();
+    let (mut is_over, mut has_room) = (false, true);
+    let mut next = || match events.recv() {
+        Ok(event) => {
+            is_over |= matches!(event, Event::End { .. });
+            Ok(Some(event))
+        }
+        Err(_) if is_over => Ok(None),
+        Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    };
+    let mut keep = |at: u64, bytes: &[u8]| {
+        if has_room && !staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
+            tracing::debug!(layer = %blob, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
+            has_room = false;
+        }
+    };
+    let made = index::make(blob, format, &mut next, &mut keep)?;
+    Ok(Passed { made, staged })
+}
+
+/// The blob as it comes.
+struct Parts {
+    parts: mpsc::Receiver<Bytes>,
+    hash: Sha256,
+    /// What was looked at before.
+    head: Vec<Bytes>,
+}
+
+impl Parts {
+    /// The first bytes, which come again.
+    fn head(&mut self) -> Vec<u8> {
+        let mut head = Vec::new();
+        while head.len() < HEAD {
+            let Some(part) = self.parts.blocking_recv() else { break };
+            head.extend_from_slice(part.get(..HEAD).unwrap_or(&part));
+            self.head.insert(0, part);
+        }
+        head
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        let part = self.head.pop().or_else(|| self.parts.blocking_recv())?;
+        self.hash.update(&part);
+        Some(part)
+    }
+
+    /// Of the whole blob.
+    fn digest(mut self) -> Digest {
+        while self.next().is_some() {}
+        Digest::from_bytes(self.hash.finalize().into())
+    }
+}

@@ -1,0 +1,6 @@
+//! zTOCs of soci-snapshotter, and zTOCs that lie.
+
+mod fixtures;
+mod hostile;
+mod index;
+mod made;

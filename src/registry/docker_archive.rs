@@ -1,0 +1,349 @@
+//! Images in a tar as `docker save`, `podman save` and skopeo write it (`docker-archive:`; Docker image specification 1.2,
+//! "Combined Image JSON + Filesystem Changeset Format").
+//!
+//! ```text
+//! manifest.json      [{"Config": path, "RepoTags": [name, ...], "Layers": [path, ...]}, ...]
+//! <config>.json      the image's config; rootfs.diff_ids has the digest of each layer's tar
+//! <id>/layer.tar     a layer, or a link to one; also <digest>.tar, or blobs/sha256/<digest>
+//! ```
+//!
+//! Such an archive has no manifest with digests, so one is made of what is there, in the form of OCI: the digest of an image is the sha256
+//! of that JSON. A layer that is a plain tar has the digest that the config names for it, its diffID. docker with containerd's store
+//! saves layers as they were pulled, compressed: those have the digest that their name states, else that of their own bytes.
+//! None of this is believed: it is what the bytes are checked against when they are read.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Error;
+use super::archive::Archive;
+use super::layout::FileBlob;
+use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
+use super::remote::Document;
+use super::tarfile::{Content, members};
+use crate::blob::{ByteRange, Digest};
+
+/// Links to links are followed so far: docker and skopeo write none.
+const MOST_LINKS: usize = 8;
+
+/// What is read at a time to compute a digest.
+const PART: u64 = 1 << 20;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// One image of manifest.json. `RepoTags` is null where the image has no name.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+/// As much of a config as says what its layers are.
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<Digest>>,
+}
+
+/// The manifest that is made. Its fields are written in this order, without blanks.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+    media_type: &'static str,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+}
+
+/// The files and links of an archive by their names.
+struct Contents {
+    path: PathBuf,
+    file: File,
+    members: HashMap<String, Content>,
+}
+
+/// Finds an image: its manifest as it is made here, and where config and layers are. Blocking.
+///
+/// `name` is a canonical reference with a tag, or `@` and the image's place in manifest.json; without one the only image is meant.
+pub(super) fn open(path: &Path, image: &str, name: Option<&str>) -> Result<(Document, Archive), Error> {
+    let contents = Contents::open(path)?;
+    let items = contents.document("manifest.json")?;
+    let items: Vec<Item> =
+        serde_json::from_slice(&items).map_err(|source| contents.broken("manifest.json", &source))?;
+    let item = choose(image, name, items)?;
+    let config = contents.document(&item.config)?;
+    let parsed: Config = serde_json::from_slice(&config).map_err(|source| contents.broken(&item.config, &source))?;
+    let (diff_ids, layers) = (parsed.rootfs.diff_ids.unwrap_or_default(), item.layers.unwrap_or_default());
+    if layers.len() != diff_ids.len() || layers.len() > MOST_LAYERS {
+        let (named, said) = (layers.len(), diff_ids.len());
+        let what = format!("a docker archive: manifest.json names {named} layers and {} has {said}", item.config);
+        return Err(contents.refused(what));
+    }
+    let (_, config_place) = contents.find(&item.config)?;
+    let config_digest = Digest::of(&config);
+    let mut blobs = HashMap::from([(config_digest, config_place)]);
+    let descriptor =
+        |media_type: String, digest, place: ByteRange| Descriptor { media_type, digest, size: place.len() };
+    let mut manifest = Manifest {
+        schema_version: 2,
+        media_type: MANIFEST,
+        config: descriptor(CONFIG.to_owned(), config_digest, config_place),
+        layers: Vec::new(),
+    };
+    for (layer, diff_id) in layers.iter().zip(diff_ids) {
+        let (name, place) = contents.find(layer)?;
+        let (suffix, digest) = contents.layer(&name, place, diff_id)?;
+        manifest.layers.push(descriptor(format!("{LAYER}{suffix}"), digest, place));
+        blobs.insert(digest, place);
+    }
+    let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|source| contents.broken("manifest", &source))?);
+    Ok((Document { digest: Digest::of(&bytes), bytes }, Archive::new(path, contents.file, blobs)))
+}
+
+/// The image that is meant.
+fn choose(image: &str, wanted: Option<&str>, mut items: Vec<Item>) -> Result<Item, Error> {
+    let names: Vec<String> = items.iter().flat_map(|item| item.repo_tags.iter().flatten()).cloned().collect();
+    let found = match wanted {
+        None if items.len() == 1 => Some(0),
+        None => return Err(Error::AmbiguousArchive { image: image.to_owned(), count: items.len(), names }),
+        Some(wanted) => match wanted.strip_prefix('@') {
+            Some(place) => place.parse().ok().filter(|place| *place < items.len()),
+            None => items.iter().position(|item| item.repo_tags.iter().flatten().any(|name| is_named(name, wanted))),
+        },
+    };
+    let missing = || Error::NoTag { image: image.to_owned(), tag: wanted.unwrap_or_default().to_owned(), tags: names };
+    Ok(items.swap_remove(found.ok_or_else(missing)?))
+}
+
+/// Names in archives leave out what names on a command line may leave out.
+fn is_named(name: &str, wanted: &str) -> bool {
+    name.parse::<oci_client::Reference>().is_ok_and(|name| name.whole() == wanted)
+}
+
+impl Contents {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let (file, found) = members(path)?;
+        // The last of two entries of one name counts. Names that are no text are no image's.
+        let named = |name: &[u8]| std::str::from_utf8(name).ok().and_then(|name| clean("", name));
+        let members = found.into_iter().filter_map(|member| Some((named(&member.name)?, member.content))).collect();
+        Ok(Self { path: path.to_owned(), file, members })
+    }
+
+    fn refused(&self, what: String) -> Error {
+        Error::NotALayout { path: self.path.clone(), what }
+    }
+
+    fn broken(&self, name: &str, source: &serde_json::Error) -> Error {
+        self.refused(format!("a docker archive: its {name} cannot be read: {source}"))
+    }
+
+    /// A file by its name, links followed within the archive: the name that it has itself, and its bytes.
+    fn find(&self, name: &str) -> Result<(String, ByteRange), Error> {
+        let missing = || self.refused(format!("a docker archive that is whole: {name:?} is not in it"));
+        let mut at = clean("", name).ok_or_else(missing)?;
+        for _ in 0..=MOST_LINKS {
+            let (base, target) = match self.members.get(&at).ok_or_else(missing)? {
+                Content::File(place) => return Ok((at, *place)),
+                Content::Symlink(target) => (at.rsplit_once('/').map_or("", |(dir, _)| dir), target),
+                Content::HardLink(target) => ("", target),
+            };
+            let target = std::str::from_utf8(target).ok().and_then(|target| clean(base, target));
+            at = target.ok_or_else(|| self.refused(format!("a docker archive: {name:?} is a link out of it")))?;
+        }
+        Err(self.refused(format!("a docker archive: {name:?} leads through more than {MOST_LINKS} links")))
+    }
+
+    fn blob(&self, place: ByteRange) -> Result<FileBlob, Error> {
+        let error = |source| Error::File { path: self.path.clone(), what: "cannot be opened", source };
+        Ok(FileBlob::new(self.path.clone(), self.file.try_clone().map_err(error)?, place.start, place.len()))
+    }
+
+    /// A small file: manifest.json or a config.
+    fn document(&self, name: &str) -> Result<Bytes, Error> {
+        let (_, place) = self.find(name)?;
+        if place.len() > LARGEST_DOCUMENT as u64 {
+            return Err(self.refused(format!("a docker archive: its {name} has more than {LARGEST_DOCUMENT} bytes")));
+        }
+        self.blob(place)?.read(ByteRange { start: 0, end: place.len() })
+    }
+
+    /// A layer's compression, as the end of its media type, and its digest.
+    fn layer(&self, name: &str, place: ByteRange, diff_id: Digest) -> Result<(&'static str, Digest), Error> {
+        let blob = self.blob(place)?;
+        let suffix = compression(&blob.read(ByteRange { start: 0, end: place.len().min(4) })?);
+        let named = || name.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
+        let digest = match suffix {
+            "" => diff_id,
+            _ => named().map_or_else(|| digest_of(&blob), Ok)?,
+        };
+        Ok((suffix, digest))
+    }
+}
+
+fn compression(head: &[u8]) -> &'static str {
+    match head {
+        [0x1f, 0x8b, ..] => "+gzip",
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => "+zstd",
+        _ => "",
+    }
+}
+
+fn digest_of(blob: &FileBlob) -> Result<Digest, Error> {
+    let (mut hasher, mut at) = (Sha256::new(), 0);
+    while at < blob.size {
+        let end = blob.size.min(at.saturating_add(PART));
+        hasher.update(blob.read(ByteRange { start: at, end })?);
+        at = end;
+    }
+    Ok(Digest::from_bytes(hasher.finalize().into()))
+}
+
+/// A path in the archive as its shortest text; `None` for one that leads out of it.
+fn clean(base: &str, path: &str) -> Option<String> {
+    if path.starts_with('/') {
+        return None;
+    }
+    let mut parts: Vec<&str> = base.split('/').filter(|part| !part.is_empty()).collect();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            _ => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tarfile::tests::{archive, entry, link};
+    use super::*;
+
+    fn json(name: &str, value: &serde_json::Value) -> Vec<u8> {
+        entry(name, b'0', value.to_string().as_bytes())
+    }
+
+    fn item(config: &str, names: &[&str], layers: &[&str]) -> serde_json::Value {
+        serde_json::json!({"Config": config, "RepoTags": names, "Layers": layers})
+    }
+
+    fn config(layers: &[&[u8]]) -> serde_json::Value {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+        serde_json::json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    }
+
+    fn opened(parts: &[Vec<u8>], name: Option<&str>) -> Result<(serde_json::Value, Archive), Error> {
+        let file = archive(parts);
+        let (document, archive) = open(file.path(), "docker-archive:/x", name)?;
+        assert_eq!(document.digest, Digest::of(&document.bytes));
+        Ok((serde_json::from_slice(&document.bytes).unwrap(), archive))
+    }
+
+    fn refusal(parts: &[Vec<u8>], name: Option<&str>) -> String {
+        opened(parts, name).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn links_lead_to_layers_and_plain_tars_have_their_diff_ids() {
+        let layers = ["i1/layer.tar", "./i2/layer.tar", "blobs/x"];
+        let (manifest, archive) = opened(
+            &[
+                json("manifest.json", &serde_json::json!([item("c.json", &["a"], &layers)])),
+                json("./c.json", &config(&[b"one", b"two", b"one"])),
+                entry("one.tar", b'0', b"one"),
+                link("i1/layer.tar", b'2', "../one.tar"),
+                entry("i2/layer.tar", b'0', b"two"),
+                link("blobs/x", b'1', "i1/layer.tar"),
+            ],
+            None,
+        )
+        .unwrap();
+        for (layer, data) in manifest["layers"].as_array().unwrap().iter().zip([b"one", b"two", b"one"]) {
+            assert_eq!(layer["mediaType"], LAYER);
+            let digest: Digest = layer["digest"].as_str().unwrap().parse().unwrap();
+            let blob = archive.blob(&digest).unwrap();
+            assert_eq!(blob.read(ByteRange { start: 0, end: blob.size }).unwrap(), &data[..]);
+        }
+        assert!(archive.blob(&manifest["config"]["digest"].as_str().unwrap().parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn compressed_layers_have_their_own_digests() {
+        let (gzip, zstd) = (b"\x1f\x8b\x08\0 gzip", b"\x28\xb5\x2f\xfd zstd");
+        let named = format!("blobs/sha256/{}", Digest::of(gzip).hex());
+        let (manifest, _) = opened(
+            &[
+                json("manifest.json", &serde_json::json!([item("c", &[], &[&named, "z"])])),
+                json("c", &config(&[b"one", b"two"])),
+                entry(&named, b'0', gzip),
+                entry("z", b'0', zstd),
+            ],
+            None,
+        )
+        .unwrap();
+        for (layer, (data, suffix)) in [(&gzip[..], "+gzip"), (zstd, "+zstd")].into_iter().enumerate() {
+            let layer = &manifest["layers"][layer];
+            assert_eq!(layer["mediaType"], format!("{LAYER}{suffix}"));
+            assert_eq!(layer["digest"], Digest::of(data).to_string());
+        }
+    }
+
+    #[test]
+    fn images_are_told_apart_by_name_and_place() {
+        let parts = [
+            json("manifest.json", &serde_json::json!([item("a", &["x", "q.io/y:1"], &[]), item("b", &["z:2"], &[])])),
+            json("a", &config(&[])),
+            json("b", &serde_json::json!({"rootfs": {}})),
+        ];
+        let config = |name: &str| opened(&parts, Some(name)).unwrap().0["config"]["size"].as_u64().unwrap();
+        let (a, b) = (config("docker.io/library/x:latest"), config("docker.io/library/z:2"));
+        assert_ne!(a, b);
+        assert_eq!((config("q.io/y:1"), config("@0"), config("@1")), (a, a, b));
+        for (name, says) in [(None, "x, q.io/y:1, z:2"), (Some("docker.io/library/z:3"), "z:2"), (Some("@2"), "@2")] {
+            let error = refusal(&parts, name);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_broken_or_hostile_is_refused_by_name() {
+        let with = |item: serde_json::Value, more: &[Vec<u8>]| {
+            let manifest = json("manifest.json", &serde_json::json!([item]));
+            refusal(&[vec![manifest, json("c", &config(&[b"one"]))], more.to_vec()].concat(), None)
+        };
+        let layer = |path: &str, more: &[Vec<u8>]| with(item("c", &[], &[path]), more);
+        assert!(layer("gone", &[]).contains("\"gone\" is not in it"));
+        assert!(layer("../../etc/passwd", &[]).contains("is not in it"));
+        assert!(layer("l", &[link("l", b'2', "/etc/passwd")]).contains("a link out of it"));
+        assert!(layer("d/l", &[link("d/l", b'2', "../../x")]).contains("a link out of it"));
+        assert!(layer("l", &[link("l", b'2', "l")]).contains("more than 8 links"));
+        assert!(layer("l", &[link("l", b'1', "gone")]).contains("\"l\" is not in it"));
+        assert!(with(item("c", &[], &[]), &[]).contains("names 0 layers and c has 1"));
+        assert!(with(item("d", &[], &[]), &[entry("d", b'0', b"[]")]).contains("its d cannot be read"));
+        assert!(with(item("d", &[], &[]), &[entry("d", b'0', &vec![b' '; 5 << 20])]).contains("more than 4194304"));
+        assert!(refusal(&[entry("index.json", b'0', b"{}")], None).contains("\"manifest.json\" is not in it"));
+        assert!(refusal(&[entry("manifest.json", b'0', b"{}")], None).contains("manifest.json cannot be read"));
+        assert!(refusal(&[entry("manifest.json", b'0', b"[]")], None).contains("none of the 0 images"));
+    }
+}

@@ -1,0 +1,290 @@
+//! The headers of a tar on this machine: which files and links it has, and where their bytes lie.
+//!
+//! Just enough of tar to find what an archive of images holds: POSIX ustar, GNU long names and pax `path`, `linkpath` and `size`
+//! (POSIX.1-2024, pax). Other kinds of entries are passed over.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::Error;
+use crate::blob::ByteRange;
+
+const BLOCK: u64 = 512;
+
+/// Long names and pax headers beyond this are no image's.
+const LARGEST_HEADER: u64 = 64 << 10;
+
+/// Entries beyond this are no image's.
+const MOST_ENTRIES: usize = 1 << 20;
+
+/// Bytes of all names beyond this are no image's.
+const MOST_NAMES: usize = 128 << 20;
+
+/// A file or a link in a tar.
+pub(super) struct Member {
+    pub(super) name: Vec<u8>,
+    pub(super) content: Content,
+}
+
+pub(super) enum Content {
+    File(ByteRange),
+    /// The target as it is written: it may start from the link's own directory.
+    Symlink(Vec<u8>),
+    /// The name of another member.
+    HardLink(Vec<u8>),
+}
+
+/// Reads all headers. Blocking.
+pub(super) fn members(path: &Path) -> Result<(File, Vec<Member>), Error> {
+    let error = |source| Error::File { path: path.to_owned(), what: "cannot be read", source };
+    let file = File::open(path).map_err(error)?;
+    let end = file.metadata().map_err(error)?.len();
+    let mut scan = Scan { file: &file, at: 0, end };
+    let mut found = Vec::new();
+    let mut names = 0;
+    loop {
+        let broken = match scan.next() {
+            Ok(Some(_)) if found.len() == MOST_ENTRIES || names > MOST_NAMES => "too many entries",
+            Ok(Some(member)) => {
+                names += member.len();
+                found.push(member);
+                continue;
+            }
+            Ok(None) => return Ok((file, found)),
+            Err(Broken::Io(source)) => return Err(error(source)),
+            Err(Broken::Format(what)) => what,
+        };
+        let what = format!("an uncompressed tar of images: {broken} at byte {}", scan.at);
+        return Err(Error::NotALayout { path: path.to_owned(), what });
+    }
+}
+
+impl Member {
+    /// Bytes of its names.
+    fn len(&self) -> usize {
+        let target = match &self.content {
+            Content::File(_) => 0,
+            Content::Symlink(target) | Content::HardLink(target) => target.len(),
+        };
+        self.name.len() + target
+    }
+}
+
+enum Broken {
+    Io(std::io::Error),
+    Format(&'static str),
+}
+
+struct Scan<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+/// One header: its fields, and where the data is.
+struct Header {
+    kind: u8,
+    name: Vec<u8>,
+    target: Vec<u8>,
+    data: ByteRange,
+}
+
+impl Scan<'_> {
+    /// The next file or link.
+    fn next(&mut self) -> Result<Option<Member>, Broken> {
+        let (mut name, mut target, mut size) = (None, None, None);
+        while let Some(header) = self.header(size)? {
+            let content = match header.kind {
+                b'L' => {
+                    name = Some(self.text(header.data)?);
+                    continue;
+                }
+                b'K' => {
+                    target = Some(self.text(header.data)?);
+                    continue;
+                }
+                b'x' => {
+                    let records = self.text(header.data)?;
+                    name = record(&records, b"path").map(<[u8]>::to_vec).or(name);
+                    target = record(&records, b"linkpath").map(<[u8]>::to_vec).or(target);
+                    let number = record(&records, b"size").map(decimal);
+                    size = number.map(|number| number.ok_or(Broken::Format("a pax size is no number"))).transpose()?;
+                    continue;
+                }
+                b'g' => continue,
+                b'0' | 0 => Content::File(header.data),
+                b'1' => Content::HardLink(target.take().unwrap_or(header.target)),
+                b'2' => Content::Symlink(target.take().unwrap_or(header.target)),
+                _ => {
+                    (name, target, size) = (None, None, None);
+                    continue;
+                }
+            };
+            return Ok(Some(Member { name: name.unwrap_or(header.name), content }));
+        }
+        Ok(None)
+    }
+
+    fn header(&mut self, pax_size: Option<u64>) -> Result<Option<Header>, Broken> {
+        if self.at.saturating_add(BLOCK) > self.end {
+            return if self.at == self.end && self.at > 0 {
+                Ok(None)
+            } else {
+                Err(Broken::Format("the file ends in a header"))
+            };
+        }
+        let mut block = [0u8; BLOCK as usize];
+        self.file.read_exact_at(&mut block, self.at).map_err(Broken::Io)?;
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let (raw_size, checksum) = (number(part(&block, 124, 12)), number(part(&block, 148, 8)));
+        if checksum != Some(sum(&block)) {
+            return Err(Broken::Format("a header's checksum is wrong"));
+        }
+        let kind = block.get(156).copied().unwrap_or(0);
+        // A pax size is that of the file, not of the headers between.
+        let own = if matches!(kind, b'L' | b'K' | b'x' | b'g') { None } else { pax_size };
+        let size = own.or(raw_size).ok_or(Broken::Format("a size is no number"))?;
+        // Links and directories may state a size without having data.
+        let size = if matches!(kind, b'1'..=b'6') { 0 } else { size };
+        let data = ByteRange::at(self.at.saturating_add(BLOCK), size).filter(|data| data.end <= self.end);
+        let data = data.ok_or(Broken::Format("an entry passes the end of the file"))?;
+        self.at =
+            data.end.checked_next_multiple_of(BLOCK).ok_or(Broken::Format("an entry is too large"))?.min(self.end);
+        Ok(Some(Header { kind, name: full_name(&block), target: until_nul(part(&block, 157, 100)).to_vec(), data }))
+    }
+
+    fn text(&self, data: ByteRange) -> Result<Vec<u8>, Broken> {
+        let length = usize::try_from(data.len()).ok().filter(|_| data.len() <= LARGEST_HEADER);
+        let mut text = vec![0; length.ok_or(Broken::Format("a name is too long"))?];
+        self.file.read_exact_at(&mut text, data.start).map_err(Broken::Io)?;
+        while text.last() == Some(&0) {
+            text.pop();
+        }
+        Ok(text)
+    }
+}
+
+fn part(block: &[u8], start: usize, length: usize) -> &[u8] {
+    block.get(start..start.saturating_add(length)).unwrap_or_default()
+}
+
+fn until_nul(field: &[u8]) -> &[u8] {
+    field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+fn full_name(block: &[u8]) -> Vec<u8> {
+    let (name, prefix) = (until_nul(part(block, 0, 100)), until_nul(part(block, 345, 155)));
+    // GNU's own format has other things in the place of the prefix.
+    let posix = part(block, 257, 6) == b"ustar\0";
+    if posix && !prefix.is_empty() { [prefix, b"/", name].concat() } else { name.to_vec() }
+}
+
+/// Octal text, or GNU's base-256 where the first bit is set.
+fn number(field: &[u8]) -> Option<u64> {
+    let (first, rest) = field.split_first()?;
+    if *first & 0x80 != 0 {
+        let start = u64::from(*first & 0x7f);
+        return rest.iter().try_fold(start, |value, byte| value.checked_mul(256)?.checked_add(u64::from(*byte)));
+    }
+    let text = until_nul(field).trim_ascii();
+    text.iter().try_fold(0u64, |value, digit| match digit {
+        b'0'..=b'7' => value.checked_mul(8)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+fn decimal(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// The sum of a header's bytes, its checksum field counted as blanks.
+fn sum(block: &[u8]) -> u64 {
+    let bytes = block.iter().enumerate();
+    bytes.map(|(index, byte)| if (148..156).contains(&index) { 32 } else { u64::from(*byte) }).sum()
+}
+
+/// The value of a pax record: `LENGTH KEY=VALUE\n`. The last one of a key counts.
+fn record<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let mut found = None;
+    while let Some(blank) = records.iter().position(|byte| *byte == b' ') {
+        let length = records.get(..blank).and_then(decimal).and_then(|length| usize::try_from(length).ok())?;
+        let record = records.get(blank.checked_add(1)?..length)?.strip_suffix(b"\n")?;
+        let value = record.strip_prefix(key).and_then(|rest| rest.strip_prefix(b"="));
+        found = value.or(found);
+        records = records.get(length..)?;
+    }
+    found
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn header(name: &str, kind: u8, size: &[u8], target: &str) -> Vec<u8> {
+        let mut block = vec![0u8; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..124 + size.len()].copy_from_slice(size);
+        block[156] = kind;
+        block[157..157 + target.len()].copy_from_slice(target.as_bytes());
+        block[257..263].copy_from_slice(b"ustar\0");
+        let checksum = format!("{:06o}\0 ", sum(&block));
+        block[148..156].copy_from_slice(checksum.as_bytes());
+        block
+    }
+
+    pub(in crate::registry) fn entry(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
+        sized(name, kind, format!("{:011o}", data.len()).as_bytes(), data)
+    }
+
+    /// With another size in its header.
+    pub(in crate::registry) fn sized(name: &str, kind: u8, size: &[u8], data: &[u8]) -> Vec<u8> {
+        let mut entry = header(name, kind, size, "");
+        entry.extend(data);
+        entry.resize(entry.len().next_multiple_of(512), 0);
+        entry
+    }
+
+    pub(in crate::registry) fn link(name: &str, kind: u8, target: &str) -> Vec<u8> {
+        header(name, kind, b"", target)
+    }
+
+    pub(in crate::registry) fn archive(parts: &[Vec<u8>]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&parts.concat()).unwrap();
+        file
+    }
+
+    #[test]
+    fn links_are_found_with_targets_of_any_length() {
+        let long = "d/".repeat(80) + "f";
+        let pax = format!("{} linkpath={long}\n", 4 + 9 + 1 + long.len());
+        let file = archive(&[
+            link("a", b'1', "short"),
+            entry("././@LongLink", b'K', format!("{long}\0").as_bytes()),
+            link("b", b'2', "cut"),
+            entry("PaxHeader", b'x', pax.as_bytes()),
+            link("c", b'2', "cut"),
+            entry("d", b'0', b"x"),
+        ]);
+        let (_, found) = members(file.path()).unwrap();
+        let [a, b, c, d] = &found[..] else { panic!("{} members", found.len()) };
+        assert!(matches!(&a.content, Content::HardLink(target) if target == b"short"));
+        for symlink in [b, c] {
+            assert!(matches!(&symlink.content, Content::Symlink(target) if target == long.as_bytes()));
+        }
+        assert!(d.name == b"d" && matches!(d.content, Content::File(data) if data.len() == 1));
+    }
+
+    #[test]
+    fn large_numbers_are_read() {
+        assert_eq!(number(&[0x80, 0, 0, 0, 2, 0, 0, 0, 1]), Some(0x2_0000_0001));
+        assert_eq!(number(&[0xff; 12]), None);
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"9"), None);
+    }
+}
