@@ -6,12 +6,14 @@ import sys
 
 import link
 import local
+import plain
 from report import Report
 from world import World
 
 PARTS = {
     "start": link.start,
     "whole": link.whole,
+    "plain": plain.plain,
     "small": local.small,
     "big": local.big,
     "memory": local.memory,

@@ -113,9 +113,9 @@ def blobs(world, tag):
     return [manifest["config"]["digest"]] + [layer["digest"] for layer in manifest["layers"]]
 
 
-def curl_whole(world, link):
+def curl_whole(world, link, tag):
     out = world.fresh("curl")
-    urls = [f"http://127.0.0.1:{link.port}/v2/bench/blobs/{digest}" for digest in blobs(world, "zc")]
+    urls = [f"http://127.0.0.1:{link.port}/v2/bench/blobs/{digest}" for digest in blobs(world, tag)]
     targets = [part for number, url in enumerate(urls) for part in ["-o", out / str(number), url]]
 
     def work():
@@ -137,7 +137,7 @@ def whole(world, report, options):
     link = world.link(world.bench_registry())
     samples = {"curl": []} | {name: [] for name in PREFETCH}
     for _ in range(options.runs or 3):
-        samples["curl"].append(curl_whole(world, link))
+        samples["curl"].append(curl_whole(world, link, "zc"))
         for name, prefetch in PREFETCH.items():
             samples[name].append(crfs_whole(world, link, prefetch))
     best = median(samples["curl"])
