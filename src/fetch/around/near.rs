@@ -16,6 +16,9 @@ pub(super) const MOST_CREDIT: u64 = 4 << 20;
 /// Units of a file that are looked at; a small one seldom has more than two.
 const LOOKED_AT: usize = 64;
 
+/// Files that are looked at in one go for some that are not there: a directory may have thousands, all of them in the cache.
+const CANDIDATES: usize = 128;
+
 /// A directory with something to spend.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -86,7 +89,7 @@ impl Around {
     /// too short for a request of their own are passed over.
     pub(super) fn near(&self, near: &mut Directory, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
         let mut run: Option<Run> = None;
-        for (file, way) in self.candidates(near) {
+        for (file, way) in self.candidates(near).into_iter().take(CANDIDATES) {
             let small = self.small(file)?.filter(|small| small.bytes <= near.credit);
             let Some(Small { place, units, bytes }) = small else { continue };
             let is_absent = self.is_absent(place.layer, &units)?;
