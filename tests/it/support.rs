@@ -10,7 +10,7 @@ use crfs::blob::{ByteRange, Digest, Documents};
 use crfs::registry::{Blob, Client, Error, Freshness, Image, ImageRef, Options};
 
 /// No test waits for longer, whatever is broken.
-const HANG_LIMIT: Duration = Duration::from_secs(60);
+const HANG_LIMIT: Duration = Duration::from_secs(30);
 
 /// Ends a test that hangs.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
