@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf, absolute};
 use super::args::{FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg};
 use super::environment::Environment;
 use crate::fs::tree::OpaqueXattr;
-use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch, SociUse};
-use crate::registry::{self, AuthPlaces, ImageRef, Platform};
+use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
+use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
 
 /// Why what was typed has no meaning.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +71,9 @@ pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageO
         whole_layer_below: args.whole_layer_below,
         insecure_unverified_toc: args.insecure_unverified_toc,
         soci: match args.soci_index {
-            Some(digest) => SociUse::Digest(digest),
-            None if args.soci_v1 => SociUse::Referring,
-            None => SociUse::Annotated,
+            Some(digest) => Some(SociChoice::Digest(digest)),
+            None if args.soci_v1 => Some(SociChoice::Referring),
+            None => Some(SociChoice::Annotated),
         },
     })
 }

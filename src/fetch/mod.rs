@@ -25,6 +25,6 @@ pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf};
 pub use decode::Units;
 pub use error::Error;
 pub use layer::{Engine, Layer, Reindex, Stats};
-pub use pass::{PassError, Passed, download, pass};
+pub use pass::{Pass, PassError, Passed};
 pub use prefetch::{Prefetch, prefetch};
 pub use source::Source;

@@ -52,44 +52,47 @@ impl PassError {
     }
 }
 
-/// Reads all of a layer that has no index. `progress` is told of each byte of the blob.
-///
-/// # Errors
-/// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
-pub async fn pass(
-    layer: Descriptor,
-    source: Source,
-    freshness: Freshness,
-    cache: Cache,
-    progress: Arc<AtomicU64>,
-) -> Result<Passed, PassError> {
-    let (sender, receiver) = mpsc::channel(PARTS);
-    let size = layer.size;
-    let worker = tokio::task::spawn_blocking(move || index_blob(&layer, receiver, &cache));
-    let fed = feed(&source, size, freshness, sender, &progress).await;
-    let done = worker.await.map_err(|_| Error::Interrupted)?;
-    fed?;
-    Ok(done?)
+/// A layer of which all is read.
+pub struct Pass {
+    pub layer: Descriptor,
+    pub source: Source,
+    pub freshness: Freshness,
+    pub cache: Cache,
+    /// Told of each byte of the blob.
+    pub progress: Arc<AtomicU64>,
 }
 
-/// Reads all of a layer whose table of contents nothing else vouches for. Gives its bytes, which have its digest.
-///
-/// # Errors
-/// Where the blob cannot be had, does not have its digest, or the cache has no room for it.
-pub async fn download(
-    layer: Descriptor,
-    source: Source,
-    freshness: Freshness,
-    cache: Cache,
-    progress: Arc<AtomicU64>,
-) -> Result<Arc<dyn ByteSource>, PassError> {
-    let (sender, receiver) = mpsc::channel(PARTS);
-    let size = layer.size;
-    let worker = tokio::task::spawn_blocking(move || keep_blob(&layer, receiver, &cache));
-    let fed = feed(&source, size, freshness, sender, &progress).await;
-    let done = worker.await.map_err(|_| Error::Interrupted)?;
-    fed?;
-    done
+impl Pass {
+    /// Indexes a layer that has no table of contents, and stores what it holds.
+    ///
+    /// # Errors
+    /// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
+    pub async fn index(self) -> Result<Passed, PassError> {
+        self.run(|layer, parts, cache| Ok(index_blob(layer, parts, cache)?)).await
+    }
+
+    /// Keeps the blob of a layer whose table of contents nothing else vouches for. Gives its bytes, which have its digest.
+    ///
+    /// # Errors
+    /// Where the blob cannot be had, does not have its digest, or the cache has no room for it.
+    pub async fn hold(self) -> Result<Arc<dyn ByteSource>, PassError> {
+        self.run(keep_blob).await
+    }
+
+    /// Hands the blob as it comes to `work`, on a thread that may block.
+    async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Descriptor, mpsc::Receiver<Bytes>, &Cache) -> Result<T, PassError> + Send + 'static,
+    ) -> Result<T, PassError> {
+        let Self { layer, source, freshness, cache, progress } = self;
+        let (sender, receiver) = mpsc::channel(PARTS);
+        let size = layer.size;
+        let worker = tokio::task::spawn_blocking(move || work(&layer, receiver, &cache));
+        let fed = feed(&source, size, freshness, sender, &progress).await;
+        let done = worker.await.map_err(|_| Error::Interrupted)?;
+        fed?;
+        done
+    }
 }
 
 /// Hands the blob on as it comes, until nobody takes it.

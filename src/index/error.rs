@@ -18,7 +18,7 @@ pub enum Error {
         "layer {layer} is {what}: crfs serves tar, tar+gzip and tar+zstd layers, with an index or without; convert the image to one of these"
     )]
     Foreign { layer: Digest, what: String },
-    #[error("layer {layer}: the manifest names a TOC of it, but it has none")]
+    #[error("layer {layer}: it has no TOC where it should have one")]
     NoToc { layer: Digest },
     #[error(
         "layer {layer}: its blob has the digest that the manifest names, but cannot be decompressed; push the image again"
@@ -83,6 +83,9 @@ pub enum Problem {
         offset: u64,
         problem: Box<Problem>,
     },
+
+    #[error("a window cannot be compressed: {0}")]
+    Window(std::io::Error),
 
     #[error("it has no name")]
     NoName,

@@ -74,9 +74,6 @@ pub(crate) const LAYER_FILE: u64 = 16 << 40;
 pub(crate) const MAJOR: u32 = (1 << 12) - 1;
 pub(crate) const MINOR: u32 = (1 << 20) - 1;
 
-/// Bytes that deflate can refer back to (RFC 1951, section 2).
-pub(crate) const WINDOW: usize = 32 << 10;
-
 /// Compressed and decoded bytes of a unit above which what it yields is kept for as long as the layer is mounted: reading one file would cost
 /// all of it.
 pub(crate) const HUGE_UNIT: u64 = 16 << 20;

@@ -175,7 +175,7 @@ pub fn open(
 ///
 /// # Errors
 /// As [`open`](fn@open).
-pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Found, Error> {
+pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
     open::open_whole(layer, source)
 }
 

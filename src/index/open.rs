@@ -33,9 +33,12 @@ pub(super) fn open(
     look(layer, source, external, whole, options.insecure_unverified_toc)
 }
 
-pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Found, Error> {
+pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
     let external = |_: &Descriptor| Err("it is in another image, which the digest of the layer says nothing of".into());
-    look(layer, source, &external, Whole::Verified, false)
+    match look(layer, source, &external, Whole::Verified, false)? {
+        Found::Indexed(opened) => Ok(opened),
+        Found::Plain { .. } | Found::Unvouched(_) => Err(Error::NoToc { layer: layer.digest }),
+    }
 }
 
 fn look(

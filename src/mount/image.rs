@@ -86,7 +86,7 @@ impl Engine {
         let passes = Semaphore::new(PASSES);
         let (config, soci) = (OnceCell::new(), OnceCell::new());
         let (turns, lowest_failed) = (Mutex::default(), AtomicUsize::new(usize::MAX));
-        let soci_choice = options.soci.choice();
+        let soci_choice = options.soci;
         Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci })
     }
 

@@ -12,7 +12,7 @@ use super::event::Report;
 use super::image::{Engine, RESOLVE_WITHIN};
 use super::layer::OpenLayer;
 use super::look::runtime;
-use super::options::{ImageOptions, SociUse};
+use super::options::ImageOptions;
 use crate::blob::{ByteRange, Digest};
 use crate::cache::Cache;
 use crate::index::{Identity, LayerKey, Trust};
@@ -46,7 +46,7 @@ pub struct IndexedLayer {
 pub fn index(options: &ImageOptions, output: Option<&Path>, report: &Report) -> Result<Indexed, Error> {
     let (open, cache) = runtime()?.block_on(async {
         // An index of our own is better than a zTOC, so layers that have one are read as well.
-        let options = ImageOptions { soci: SociUse::Never, ..options.clone() };
+        let options = ImageOptions { soci: None, ..options.clone() };
         let engine = Arc::new(Engine::new(&options, RESOLVE_WITHIN)?);
         let image = engine.resolve().await?;
         Ok::<_, Error>((engine.open(image, 0, report).await?, engine.cache().clone()))

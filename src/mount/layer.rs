@@ -10,7 +10,7 @@ use super::Error;
 use super::event::{Event, Report};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::cache::Cache;
-use crate::fetch::{self, Passed, Reindex};
+use crate::fetch::{self, Pass, Passed, Reindex};
 use crate::index::{self, Descriptor, Format, Found, Identity, LayerKey, Opened, StoredIndex, Summary, Trust};
 use crate::registry::{self, Client, Freshness, ImageRef, PastCaches};
 
@@ -104,11 +104,6 @@ impl Pending {
             Some(bytes) => fetch::Source::Held { blob: self.layer.blob.clone(), bytes: Arc::new(bytes.clone()) },
             None => fetch::Source::Blob(self.layer.blob.clone()),
         }
-    }
-
-    /// Bytes that are still to be fetched.
-    pub(super) fn size(&self) -> u64 {
-        if self.blob.is_some() { 0 } else { self.layer.size }
     }
 }
 
@@ -224,7 +219,7 @@ impl Opener {
 
     /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
     pub(super) async fn pass(self: &Arc<Self>, pending: Pending, reading: &Reading) -> Result<OpenLayer, Error> {
-        reading.of.fetch_add(pending.size(), Ordering::Relaxed);
+        reading.of.fetch_add(pending.layer.size, Ordering::Relaxed);
         match self.read_whole(&pending, Freshness::Any, Arc::clone(&reading.bytes)).await {
             Err(error) if error.is_wrong_bytes() => {
                 tracing::warn!(layer = %pending.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
@@ -241,24 +236,32 @@ impl Opener {
         freshness: Freshness,
         progress: Arc<AtomicU64>,
     ) -> Result<OpenLayer, Error> {
+        let pass = self.pass_over(&pending.layer, pending.source(), freshness, progress);
         match pending.reason {
-            Reason::Unvouched(_) => self.hold(pending, freshness, progress).await,
-            Reason::Plain | Reason::Evicted => self.make_index(pending, freshness, progress).await,
+            Reason::Unvouched(_) => self.hold(pending.layer.clone(), pass).await,
+            Reason::Plain | Reason::Evicted => self.make_index(pending.layer.clone(), pass, pending.diff_id).await,
         }
+    }
+
+    fn pass_over(
+        &self,
+        layer: &registry::Layer,
+        source: fetch::Source,
+        freshness: Freshness,
+        progress: Arc<AtomicU64>,
+    ) -> Pass {
+        Pass { layer: descriptor(layer), source, freshness, cache: self.cache.clone(), progress }
     }
 
     async fn make_index(
         self: &Arc<Self>,
-        pending: &Pending,
-        freshness: Freshness,
-        progress: Arc<AtomicU64>,
+        layer: registry::Layer,
+        pass: Pass,
+        diff_id: Option<Digest>,
     ) -> Result<OpenLayer, Error> {
-        let (layer, descriptor) = (pending.layer.clone(), descriptor(&pending.layer));
-        let cache = self.cache.clone();
-        let Passed { made, staged } =
-            fetch::pass(descriptor.clone(), pending.source(), freshness, cache, progress).await?;
-        check_diff_id(&layer, Some(made.diff_id), pending.diff_id)?;
-        let opener = Arc::clone(self);
+        let Passed { made, staged } = pass.index().await?;
+        check_diff_id(&layer, Some(made.diff_id), diff_id)?;
+        let (opener, digest) = (Arc::clone(self), layer.digest);
         let keep = move || {
             let key = LayerKey { blob: layer.digest, identity: Identity::Own };
             if let Some(staged) = staged {
@@ -267,7 +270,7 @@ impl Opener {
                 opener.cache.adopt(&key, &index, staged);
             }
             opener.cache.put_index(&key, &made.encoded);
-            let index = opener.stored(&descriptor, Some(&key), &made.encoded)?;
+            let index = opener.stored(&descriptor(&layer), Some(&key), &made.encoded)?;
             let is_huge = index.has_huge_unit()?;
             let open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
             if is_huge && !open.contents.is_kept()? {
@@ -275,29 +278,20 @@ impl Opener {
             }
             Ok(open)
         };
-        blocking(pending.layer.digest, keep).await
+        blocking(digest, keep).await
     }
 
     /// Keeps the blob itself for as long as it is mounted: whoever reads it later reads it by its TOC.
-    async fn hold(
-        self: &Arc<Self>,
-        pending: &Pending,
-        freshness: Freshness,
-        progress: Arc<AtomicU64>,
-    ) -> Result<OpenLayer, Error> {
-        let (layer, descriptor) = (pending.layer.clone(), descriptor(&pending.layer));
-        let cache = self.cache.clone();
-        let held = fetch::download(descriptor.clone(), pending.source(), freshness, cache, progress).await?;
-        let opener = Arc::clone(self);
-        let open = move || match index::open_whole(&descriptor, &*held)? {
-            Found::Indexed(opened) => {
-                opener.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
-                opener.opened(layer, &descriptor, opened, (Some(held), None))
-            }
-            // The same bytes showed one before.
-            Found::Plain { .. } | Found::Unvouched(_) => Err(index::Error::NoToc { layer: layer.digest }.into()),
+    async fn hold(self: &Arc<Self>, layer: registry::Layer, pass: Pass) -> Result<OpenLayer, Error> {
+        let held = pass.hold().await?;
+        let (opener, digest) = (Arc::clone(self), layer.digest);
+        let open = move || {
+            let descriptor = descriptor(&layer);
+            let opened = index::open_whole(&descriptor, &*held)?;
+            opener.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
+            opener.opened(layer, &descriptor, opened, (Some(held), None))
         };
-        blocking(pending.layer.digest, open).await
+        blocking(digest, open).await
     }
 
     /// How a layer gets its index again that was damaged in use. In memory from then on: the disk has shown what it is worth.
@@ -318,7 +312,7 @@ impl Opener {
             };
             let made = match found {
                 Ok(Found::Indexed(opened)) => Ok(opened.encoded),
-                Ok(found) => opener.index_again(&layer, &descriptor, matches!(found, Found::Unvouched(_))),
+                Ok(found) => opener.index_again(&layer, matches!(found, Found::Unvouched(_))),
                 Err(error) => Err(error),
             };
             made.map(|encoded| Arc::new(encoded) as Arc<dyn ByteSource>)
@@ -328,18 +322,12 @@ impl Opener {
     }
 
     /// Makes the index of a layer again that was read whole. It is the same, since it follows from the blob.
-    fn index_again(&self, layer: &registry::Layer, descriptor: &Descriptor, has_toc: bool) -> Result<Bytes, Error> {
-        let (source, cache) = (fetch::Source::Blob(layer.blob.clone()), self.cache.clone());
-        let (any, progress) = (Freshness::Any, Arc::default());
+    fn index_again(&self, layer: &registry::Layer, has_toc: bool) -> Result<Bytes, Error> {
+        let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
         if has_toc {
-            let held = self.runtime.block_on(fetch::download(descriptor.clone(), source, any, cache, progress))?;
-            return match index::open_whole(descriptor, &*held)? {
-                Found::Indexed(opened) => Ok(opened.encoded),
-                _ => Err(index::Error::NoToc { layer: layer.digest }.into()),
-            };
+            return Ok(index::open_whole(&descriptor(layer), &*self.runtime.block_on(pass.hold())?)?.encoded);
         }
-        let passed = self.runtime.block_on(fetch::pass(descriptor.clone(), source, any, cache, progress))?;
-        Ok(passed.made.encoded)
+        Ok(self.runtime.block_on(pass.index())?.made.encoded)
     }
 
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.

@@ -36,30 +36,8 @@ pub struct ImageOptions {
     /// Blobs smaller than this many bytes are read whole, in one request.
     pub whole_layer_below: u64,
     pub insecure_unverified_toc: bool,
-    pub soci: SociUse,
-}
-
-/// Which SOCI index is used for layers without a table of contents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SociUse {
-    Never,
-    /// The one that the image's manifest names.
-    Annotated,
-    /// That, or else one that refers to the image.
-    Referring,
-    Digest(Digest),
-}
-
-impl SociUse {
-    pub(super) const fn choice(self) -> Option<SociChoice> {
-        match self {
-            Self::Never => None,
-            Self::Annotated => Some(SociChoice::Annotated),
-            Self::Referring => Some(SociChoice::Referring),
-            Self::Digest(digest) => Some(SociChoice::Digest(digest)),
-        }
-    }
+    /// Which SOCI index is used for layers without a table of contents; `None`: none.
+    pub soci: Option<SociChoice>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,7 +119,7 @@ mod tests {
             io_deadline: Duration::from_millis(1500),
             whole_layer_below: u64::MAX,
             insecure_unverified_toc: true,
-            soci: SociUse::Digest(Digest::of(b"")),
+            soci: Some(SociChoice::Digest(Digest::of(b""))),
         };
         let options = MountOptions {
             source,

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::blob::Blob;
 use super::client::{Client, Source, blocking};
 use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
@@ -25,7 +27,8 @@ const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 const MOST_REFERRERS: usize = 8;
 
 /// Which SOCI index of an image is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SociChoice {
     /// The one that the image's manifest names, if it names one.
     Annotated,

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use crfs::cache::LAYOUT;
 use crfs::fs::view::{LastSymlink, ReadError, View};
 use crfs::mount::image::{Engine, OpenImage};
-use crfs::mount::options::{ImageOptions, SociUse};
+use crfs::mount::options::ImageOptions;
 use crfs::mount::{Error, Event, Report};
+use crfs::registry::SociChoice;
 
 use crate::image::{File, Layer, estargz, manifest, noise, ramp, stargz, zstd_chunked};
 use crate::registry::{Fault, Lie, On, Registry};
@@ -110,7 +111,7 @@ pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOpt
         io_deadline: Duration::from_secs(20),
         whole_layer_below: 0,
         insecure_unverified_toc: true,
-        soci: SociUse::Annotated,
+        soci: Some(SociChoice::Annotated),
     }
 }
 

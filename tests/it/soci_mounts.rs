@@ -7,7 +7,8 @@ use std::time::Duration;
 use crfs::blob::Digest;
 use crfs::cache::{LAYOUT, clear};
 use crfs::index::Trust;
-use crfs::mount::options::{ImageOptions, SociUse};
+use crfs::mount::options::ImageOptions;
+use crfs::registry::SociChoice;
 use serde_json::{Value, json};
 
 use crate::contents::{Opened, image_options, open, walk};
@@ -250,7 +251,7 @@ async fn what_a_lying_ztoc_shows_is_seen_by_nobody_else() {
             let plain = lab.open("plain").await;
             assert_eq!(trust(&plain), Trust::Blob, "{what}");
             lab.assert_right(&plain).await;
-            let never = ImageOptions { soci: SociUse::Never, ..lab.options("lying") };
+            let never = ImageOptions { soci: None, ..lab.options("lying") };
             lab.assert_right(&open(&never).await.unwrap()).await;
 
             // A mount stays what it is; the next one has the layer's own index.
@@ -455,7 +456,7 @@ async fn an_index_that_refers_to_the_image_is_used_only_when_asked_for() {
         } else {
             lab.registry.push_referrers("a", &image, &listed(&[&index]));
         }
-        let referring = ImageOptions { soci: SociUse::Referring, ..lab.options("a") };
+        let referring = ImageOptions { soci: Some(SociChoice::Referring), ..lab.options("a") };
         let opened = open(&referring).await.unwrap();
         assert_eq!(trust(&opened), Trust::Soci);
         lab.assert_right(&opened).await;
@@ -488,7 +489,7 @@ async fn an_index_that_the_user_names_is_used_or_the_mount_fails() {
     named.files.pop();
     let named = named.ztoc();
     let index = lab.push_index("a", 2, None, &named);
-    let options = |digest: Digest| ImageOptions { soci: SociUse::Digest(digest), ..lab.options("a") };
+    let options = |digest: Digest| ImageOptions { soci: Some(SociChoice::Digest(digest)), ..lab.options("a") };
     let given: Digest = index["digest"].as_str().unwrap().parse().unwrap();
     let opened = open(&options(given)).await.unwrap();
     assert_eq!((trust(&opened), lab.keys()), (Trust::Soci, vec![key(Digest::of(&named))]));
@@ -500,7 +501,7 @@ async fn an_index_that_the_user_names_is_used_or_the_mount_fails() {
         let error = open(&options(digest)).await.err().expect("it opened").chain();
         assert!(error.contains(&digest.to_string()), "{error}");
     }
-    let never = open(&ImageOptions { soci: SociUse::Never, ..lab.options("a") }).await.unwrap();
+    let never = open(&ImageOptions { soci: None, ..lab.options("a") }).await.unwrap();
     assert_eq!(trust(&never), Trust::Blob);
     lab.assert_right(&never).await;
 }

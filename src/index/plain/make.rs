@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use sha2::{Digest as _, Sha256};
-
 use super::stream::{Events, Span, Spans, Stream};
 use super::unpack::Start;
 use crate::blob::{ByteRange, Digest};
@@ -230,8 +228,7 @@ impl<'a> Contents<'a> {
             // Nothing to store, nor to fetch: what was zeros in a blob of that digest always is.
             self.tables.check(&Check { range, kind: CheckKind::Hole });
         } else {
-            let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
-            self.tables.check(&Check { range, kind: CheckKind::Digest(digest) });
+            self.tables.check(&Check { range, kind: CheckKind::Digest(Digest::of(&bytes)) });
             (self.keep)(start, &bytes);
         }
         bytes.clear();

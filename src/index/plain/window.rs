@@ -2,7 +2,6 @@
 
 use std::io;
 
-use crate::index::limits;
 use crate::sys::inflate::{Inflate, Stop, WINDOW};
 
 /// zstd's level: windows are a large part of an index, and packed once.
@@ -63,5 +62,5 @@ pub(in crate::index) fn pack(window: &[u8]) -> io::Result<Vec<u8>> {
 
 /// The window that was packed.
 pub(in crate::index) fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
-    zstd::bulk::decompress(packed, limits::WINDOW)
+    zstd::bulk::decompress(packed, WINDOW)
 }

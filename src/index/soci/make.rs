@@ -106,7 +106,7 @@ impl Spans<'_> {
             Compression::Uncompressed => Codec::Stored,
             Compression::Gzip => {
                 let packed = span.window.as_ref().map(|bytes| window::pack(bytes)).transpose();
-                let packed = packed.map_err(|_| Problem::NoOffset)?.unwrap_or_default();
+                let packed = packed.map_err(Problem::Window)?.unwrap_or_default();
                 Codec::Deflate { bits: span.bits, window: self.tables.window(&packed) }
             }
         };

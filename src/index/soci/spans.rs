@@ -6,12 +6,10 @@ use flatbuffers::root_with_opts;
 use super::ztoc_generated::ztoc::{CompressionInfo, TarZinfo};
 use super::{Span, ZtocProblem, size, verifier_options};
 use crate::blob::{ByteRange, Digest};
+use crate::sys::inflate::WINDOW;
 
 /// Bytes before the first checkpoint: i32 count, i64 span size.
 const HEADER: usize = 4 + 8;
-
-/// Bytes of the tar stream that a checkpoint remembers (RFC 1951: no distance is larger).
-pub(super) const WINDOW: usize = 32 << 10;
 
 /// Bytes of a checkpoint.
 const CHECKPOINT: usize = 8 + 8 + 1 + WINDOW;

@@ -236,7 +236,7 @@ fn what_nothing_vouches_for_is_known_as_such_with_one_read() {
             }
             assert_eq!(reads.len(), 1, "{name}");
             let held = blob(&image, &layer.digest);
-            let whole = indexed(open_whole(&layer, &held)).unwrap();
+            let whole = open_whole(&layer, &held).unwrap();
             assert_eq!((whole.trust, whole.identity), (Trust::Blob, Some(Identity::Own)));
         }
     }

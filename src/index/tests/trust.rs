@@ -81,7 +81,7 @@ fn a_toc_that_nothing_names_needs_the_whole_blob_or_the_users_word() {
         assert_eq!((insecure.trust, insecure.identity), (Trust::Unverified, None));
         let at_the_limit = Options { whole_layer_below: layer.size, ..NEVER_WHOLE };
         assert!(is_unvouched(&layer, &blob, &at_the_limit));
-        let verified = indexed(open_whole(&layer, &blob)).unwrap();
+        let verified = open_whole(&layer, &blob).unwrap();
         assert_eq!((verified.trust, verified.identity, verified.encoded), (whole.trust, whole.identity, whole.encoded));
     }
 }

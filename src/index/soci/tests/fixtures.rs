@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::super::spans::WINDOW;
 use super::super::*;
 use crate::index::tar;
 use crate::index::toc::EntryType;
+use crate::sys::inflate::WINDOW;
 
 pub(super) fn fixtures() -> Option<PathBuf> {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::spans::WINDOW;
 use super::super::*;
 use super::fixtures::{fixtures, ztocs};
 use super::made::{BLOB, FILE, Made, MadeEntry, digest, gzip, tar};
@@ -15,6 +14,7 @@ use crate::index::{
     CheckKind, Codec, Descriptor, Format, Identity, LayerKey, Opened, StoredIndex, Trust, Unit, Unpacker, make,
     open_ztoc,
 };
+use crate::sys::inflate::WINDOW;
 use crate::sys::inflate::{Inflate, Stop, Wrapping};
 
 fn descriptor(digest: Digest, size: u64) -> Descriptor {

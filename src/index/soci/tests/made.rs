@@ -6,8 +6,8 @@ use super::super::generated::{
     CompressionInfo, CompressionInfoArgs, FileMetadata, FileMetadataArgs, Record, RecordArgs, TOC, TOCArgs, TarZinfo,
     TarZinfoArgs, Ztoc as Root, ZtocArgs,
 };
-use super::super::spans::WINDOW;
 use super::super::*;
+use crate::sys::inflate::WINDOW;
 
 pub(super) struct MadeEntry<'a> {
     pub(super) name: &'a [u8],
