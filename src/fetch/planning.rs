@@ -63,12 +63,32 @@ impl Layer {
         Ok(nobody)
     }
 
-    /// Takes the duty for what of the first run is still missing; also gives back what is to be done after it.
-    pub(super) fn take_first(self: &Arc<Self>, runs: Vec<Run>) -> Result<(Option<Job>, Vec<Run>), Error> {
+    /// Who brings what is not there of some units, and requests for what nobody brings.
+    pub(super) fn lacking(&self, units: Range<u32>) -> Result<(Vec<Waiter>, Vec<Run>), Damaged> {
+        let mut waiters = Vec::new();
+        for unit in units.clone() {
+            self.on_their_way(plan::checks_of_unit(&self.index, unit)?.into_iter(), &mut waiters);
+        }
+        // Looked for afterwards: what has failed meanwhile is missing.
+        Ok((waiters, self.missing_runs(units)?))
+    }
+
+    fn on_their_way(&self, checks: impl Iterator<Item = u32>, waiters: &mut Vec<Waiter>) {
+        waiters.extend(checks.filter_map(|check| self.flights.join(check)));
+    }
+
+    /// Takes the duty for what of the first run is still missing, and the place of one who waits for what others have begun to bring; also
+    /// gives back what is to be done after it.
+    pub(super) fn take_first(
+        self: &Arc<Self>,
+        runs: Vec<Run>,
+        waiters: &mut Vec<Waiter>,
+    ) -> Result<(Option<Job>, Vec<Run>), Error> {
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let mut runs = runs.into_iter();
         let Some(run) = runs.next() else { return Ok((None, Vec::new())) };
         let wanted = plan::checks_in(&self.index, &run)?;
+        self.on_their_way(wanted.iter().map(|wanted| wanted.check), waiters);
         let missing: Vec<u32> =
             wanted.iter().map(|wanted| wanted.check).filter(|check| self.is_missing(*check)).collect();
         let mut left = plan::runs(&self.index, &missing)?.into_iter();

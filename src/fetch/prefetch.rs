@@ -31,8 +31,12 @@ const QUIET: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Tries of a part that the registry answers for, but badly. While it cannot be reached there is no end of them.
+/// Tries of a part that the registry answers for, but badly, before what is behind it has its turn. While it cannot be reached there is
+/// no end of them.
 const TRIES: u32 = 2;
+
+/// What was passed over is tried again when all else is there, with pauses that double up to this one.
+const LONGEST_PAUSE_OF_BAD: Duration = Duration::from_secs(3600);
 
 /// What to fetch before it is asked for (`--prefetch`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -107,25 +111,51 @@ pub async fn prefetch(layers: Vec<Arc<Layer>>, prefetch: Prefetch) {
         }
     }
     if prefetch == Prefetch::All {
+        let mut bad = Vec::new();
         for layer in &layers {
-            let quiet = (layer.source.round_trip() * QUIET_ROUND_TRIPS).max(QUIET);
-            layer.prefetch(ByteRange { start: 0, end: u64::MAX }, quiet).await;
+            let steps = layer.prefetch(ByteRange { start: 0, end: u64::MAX }, layer.quiet()).await;
+            bad.extend(steps.into_iter().map(|step| (layer, step)));
         }
+        fetch_what_was_bad(bad).await;
+    }
+}
+
+/// A registry can be repaired while the mount stays.
+async fn fetch_what_was_bad(mut bad: Vec<(&Arc<Layer>, Range<u32>)>) {
+    let mut pause = PAUSE;
+    while !bad.is_empty() {
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE_OF_BAD);
+        let mut still = Vec::new();
+        for (layer, step) in bad {
+            if layer.fetch_quietly(step.clone(), layer.quiet()).await.is_err() {
+                still.push((layer, step));
+            }
+        }
+        bad = still;
     }
 }
 
 impl Layer {
-    /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`.
-    async fn prefetch(self: &Arc<Self>, blob: ByteRange, quiet: Duration) {
+    /// For how long no reader has waited when a program has stopped asking.
+    fn quiet(&self) -> Duration {
+        (self.source.round_trip() * QUIET_ROUND_TRIPS).max(QUIET)
+    }
+
+    /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`. Returns those that were bad.
+    async fn prefetch(self: &Arc<Self>, blob: ByteRange, quiet: Duration) -> Vec<Range<u32>> {
         let layer = Arc::clone(self);
         let units = match tokio::task::spawn_blocking(move || layer.index().units_in_blob(blob)).await {
             Ok(Ok(units)) => units,
-            Ok(Err(error)) => return tracing::warn!(%error, "nothing is prefetched"),
-            Err(_) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "nothing is prefetched");
+                return Vec::new();
+            }
+            Err(_) => return Vec::new(),
         };
-        stream::unfold(units, |units| self.next_step(units))
-            .for_each_concurrent(REQUESTS, |step| self.prefetch_step(step, quiet))
-            .await;
+        let steps = stream::unfold(units, |units| self.next_step(units));
+        let results = steps.map(|step| self.prefetch_step(step, quiet)).buffer_unordered(REQUESTS);
+        results.filter_map(|result| std::future::ready(result.err())).collect().await
     }
 
     /// The units of the next step, and what is left after it.
@@ -152,36 +182,42 @@ impl Layer {
         }
     }
 
-    /// Fetches some units, as far as they are missing.
-    async fn prefetch_step(self: &Arc<Self>, units: Range<u32>, quiet: Duration) {
+    /// Fetches some units, as far as they are missing. They are given back when they are bad: what is behind them may be good.
+    async fn prefetch_step(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Range<u32>> {
         let (mut tries, mut failures) = (0, 0u32);
         loop {
-            let Err(error) = self.fetch_quietly(units.clone(), quiet).await else { return };
+            let Err(error) = self.fetch_quietly(units.clone(), quiet).await else { return Ok(()) };
             tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
             tries += u32::from(!error.may_pass());
             if tries >= TRIES {
-                // What is behind it may be good.
-                return;
+                return Err(units);
             }
             failures = failures.saturating_add(1);
             tokio::time::sleep(PAUSE.saturating_mul(failures).min(LONGEST_PAUSE)).await;
         }
     }
 
+    /// Returns when all of these units are there, whoever brought them.
     async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Error> {
         let layer = Arc::clone(self);
-        let planned = tokio::task::spawn_blocking(move || layer.missing_runs(units)).await;
-        let mut runs = planned.map_err(|_| Error::Interrupted)??;
+        let planned = tokio::task::spawn_blocking(move || layer.lacking(units)).await;
+        let (mut waiters, mut runs) = planned.map_err(|_| Error::Interrupted)??;
         while !runs.is_empty() {
             self.gate.idle(quiet).await;
             // The duty is taken when its request is about to be sent, so that no reader waits for one that is not.
             let layer = Arc::clone(self);
-            let taken = tokio::task::spawn_blocking(move || layer.take_first(runs)).await;
-            let (job, rest) = taken.map_err(|_| Error::Interrupted)??;
-            runs = rest;
+            let taken = tokio::task::spawn_blocking(move || {
+                let taken = layer.take_first(runs, &mut waiters);
+                taken.map(|(job, rest)| (job, rest, waiters))
+            });
+            let (job, rest, others) = taken.await.map_err(|_| Error::Interrupted)??;
+            (runs, waiters) = (rest, others);
             if let Some(job) = job {
                 job.run().await?;
             }
+        }
+        for waiter in waiters {
+            waiter.wait().await?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crfs::registry::SociChoice;
 
 use crate::image::{File, Layer, estargz, manifest, noise, ramp, stargz, zstd_chunked};
 use crate::registry::{Fault, Lie, On, Registry};
-use crate::support::within;
+use crate::support::{until, within};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CHUNK: usize = 10_000;
@@ -239,12 +239,7 @@ async fn a_reader_that_gives_up_does_not_stop_its_fetch() {
     let (_, before) = lab.sent();
     let read = opened.view.read(ino, 0, u64::MAX);
     // Polled until its request is on its way, then dropped.
-    let dropped = async {
-        while lab.sent().1 == before {
-            tokio::task::yield_now().await
-        }
-    };
-    tokio::select! { _ = read => {}, () = within(dropped) => {} }
+    tokio::select! { _ = read => {}, () = until(|| lab.sent().1 > before) => {} }
     assert!(opened.read("many", 0, u64::MAX).await.unwrap() == lab.content("many"));
     assert!(lab.sent().1 - before <= lab.layer.blob.len() as u64);
 }
@@ -454,6 +449,26 @@ async fn prefetch_outlasts_a_registry_that_is_down_for_an_hour() {
     assert!(!prefetch.is_finished());
     lab.registry.come_up();
     tokio::time::timeout(Duration::from_secs(3600), prefetch).await.unwrap().unwrap();
+    tokio::time::resume();
+    lab.registry.go_down().await;
+    lab.assert_right(&opened).await;
+}
+
+/// The clock is a paused one, which goes on by itself while everybody sleeps.
+#[tokio::test]
+async fn prefetch_comes_back_to_what_was_bad() {
+    let lab = Lab::new(zstd_chunked).await;
+    let opened = lab.open().await;
+    lab.registry.fault(Fault::always(On::Blobs, Lie::WrongBytes));
+    let contents = Arc::clone(&opened.image.layers[0].contents);
+    let prefetch = tokio::spawn(crfs::fetch::prefetch(vec![contents], crfs::fetch::Prefetch::All));
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+    let (_, sent) = lab.sent();
+    assert!(sent < 100 * lab.layer.blob.len() as u64, "what is bad for a day is not asked for all day: {sent}");
+    assert!(!prefetch.is_finished());
+    lab.registry.clear_faults();
+    tokio::time::timeout(Duration::from_secs(3 * 3600), prefetch).await.unwrap().unwrap();
     tokio::time::resume();
     lab.registry.go_down().await;
     lab.assert_right(&opened).await;

@@ -17,6 +17,21 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANG_LIMIT, future).await.expect("the test hangs")
 }
 
+/// Between two looks at something: who looks all the time keeps a core from those who work.
+pub(crate) async fn pause() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
+/// Returns when `happened`, however long that takes.
+pub(crate) async fn until(happened: impl Fn() -> bool) {
+    within(async {
+        while !happened() {
+            pause().await;
+        }
+    })
+    .await;
+}
+
 #[derive(Default)]
 pub(crate) struct Memory {
     documents: Mutex<HashMap<Digest, Bytes>>,

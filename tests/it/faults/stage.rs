@@ -14,7 +14,7 @@ use super::{Outcome, Seen};
 use crate::contents::{Opened, image_options, open_within};
 use crate::image::{File, Layer, estargz, manifest, noise, zstd_chunked};
 use crate::registry::{Auth, Fault, Lasting, Lie, OCI_MANIFEST, On, Registry};
-use crate::support::within;
+use crate::support::{pause, until, within};
 
 /// Nothing moves for so long: EIO. Where the fault passes, no deadline must be near even on a busy machine.
 const PATIENCE: [(Span, Duration); 2] = [(Span::Once, Duration::from_secs(8)), (Span::Stays, Duration::from_secs(3))];
@@ -175,6 +175,7 @@ impl<'a> Stage<'a> {
                         if let Ok(again) = self.open().await {
                             return again;
                         }
+                        pause().await;
                     }
                 });
                 self.assert_cold(&again.await).await;
@@ -212,12 +213,7 @@ impl<'a> Stage<'a> {
         let mut outcome = Outcome::Unseen;
         if self.span == Span::Stays {
             // The reader comes for what prefetch has asked for already: the error that it gets was prefetch's own, or came after it.
-            within(async {
-                while contents.stats().requests == mounting {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            until(|| contents.stats().requests > mounting).await;
             let (read, ()) = tokio::join!(opened.read("cold", 0, u64::MAX), self.assert_others(&opened, before));
             match read {
                 Ok(bytes) => assert!(bytes == self.cold, "wrong bytes were served"),
@@ -243,12 +239,7 @@ impl<'a> Stage<'a> {
     /// Cached contents are read whatever happens; the last layer is read for the first time where the fault is about another.
     async fn assert_others(&self, opened: &Opened, before: usize) {
         if self.row.one_layer {
-            within(async {
-                while self.requests() == before {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            until(|| self.requests() > before).await;
             assert_eq!(opened.read("other", 0, u64::MAX).await.unwrap().len(), CHUNK, "another layer");
         }
         assert_eq!(opened.read("cached", 0, u64::MAX).await.unwrap().len(), CHUNK, "cached contents");
@@ -261,6 +252,7 @@ impl<'a> Stage<'a> {
                 if let Ok(bytes) = opened.read("cold", 0, u64::MAX).await {
                     return bytes;
                 }
+                pause().await;
             }
         });
         assert!(read.await == self.cold, "wrong bytes were served");
