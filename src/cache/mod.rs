@@ -41,7 +41,7 @@ pub use layer::{Disk, LayerFile, State};
 pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
 pub use space::Limits;
 pub(crate) use spool::Spool;
-pub use staged::Staged;
+pub use staged::{Adopted, Staged};
 
 use std::fs::File;
 use std::io;
@@ -157,18 +157,22 @@ impl Cache {
         Staged::new(store.ok_or(io::ErrorKind::Unsupported)?, is_needed)
     }
 
-    /// Staged contents are those of the index, to be kept under `key`. What of them is not kept is fetched again.
-    pub fn adopt(&self, key: &LayerKey, index: &StoredIndex, staged: Staged) {
-        let Some(store) = &self.store else { return };
+    /// Staged contents are those of the index, to be kept under `key`. What of them is not kept is fetched again. They stay as they are until
+    /// what is given back is dropped.
+    pub fn adopt(&self, key: &LayerKey, index: &StoredIndex, staged: Staged) -> Option<Adopted> {
+        let store = self.store.as_ref()?;
         let adopt = || {
             let checks = stored_checks(index, staged.end()).map_err(io::Error::other)?;
             staged.adopt(store, &layer_dir(key), &Groups::of(index).map_err(io::Error::other)?, checks)
         };
-        match adopt() {
-            Ok(true) => {}
-            Ok(false) => tracing::debug!(blob = %key.blob, "another process uses the layer already"),
-            Err(error) => tracing::warn!(blob = %key.blob, %error, "the layer's contents cannot be cached"),
+        let adopted = adopt().inspect_err(|error| {
+            tracing::warn!(blob = %key.blob, %error, "the layer's contents cannot be cached");
+        });
+        let adopted = adopted.ok()?;
+        if adopted.is_none() {
+            tracing::debug!(blob = %key.blob, "another process uses the layer already");
         }
+        adopted
     }
 
     /// A private layer file with checks that start at these places.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use super::groups::Groups;
 use super::lock::{self, Held};
 use super::sealed;
+use super::stored;
 use crate::blob::{ByteRange, Digest};
 
 const MAGIC: &[u8; 8] = b"crfs pr2";
@@ -107,6 +108,11 @@ impl Present {
     }
 
     /// The right to change what is there.
+    /// Whether it was not removed.
+    pub(super) fn is_linked(&self) -> bool {
+        stored::is_linked(&self.file)
+    }
+
     pub(super) fn lock(&self, patience: Duration) -> Option<Held<'_>> {
         lock::exclusive(&self.file, LOCK, patience)
     }

@@ -69,7 +69,7 @@ impl Spool {
     }
 
     /// It has a name from now on.
-    pub(super) fn now_named(mut self) {
+    pub(super) fn now_named(&mut self) {
         if let Some(store) = &self.store {
             store.name(std::mem::take(&mut self.taken));
         }

@@ -198,6 +198,20 @@ pub(super) fn remove(dir: &Dir, layer: &Path, with_index: bool) -> Option<u64> {
     Some(before.saturating_sub(after))
 }
 
+/// Takes care that nobody removes a layer file, or evicts from it, for as long as it is open. `false`: somebody is removing it.
+pub(super) fn keep(data: &File) -> io::Result<bool> {
+    Ok(lock::try_keep(data, Kind::Shared, IN_USE)? && lock::try_keep(data, Kind::Shared, PINNED)?)
+}
+
+/// The layer file, to be kept, if others use it and the first `checks` are there.
+pub(super) fn kept(dir: &Dir, layer: &Path, checks: u32) -> Option<File> {
+    let Stored { data, present } = Stored::open(dir, layer)?;
+    let is_kept = lock::is_held(&data, IN_USE) && keep(&data).ok()? && is_linked(&data);
+    // Whoever stores or evicts has this lock.
+    let _held = present.lock(Duration::ZERO).filter(|_| is_kept)?;
+    (0..checks).all(|check| present.is_there(check)).then_some(data)
+}
+
 pub(super) fn is_linked(file: &File) -> bool {
     file.metadata().is_ok_and(|found| found.nlink() > 0)
 }

@@ -264,10 +264,11 @@ impl Opener {
         let (opener, digest) = (Arc::clone(self), layer.digest);
         let keep = move || {
             let key = LayerKey { blob: layer.digest, identity: Identity::Own };
+            let mut adopted = None;
             if let Some(staged) = staged {
                 // Before the index, so that nobody uses the layer who has found that.
                 let index = StoredIndex::open(Arc::new(made.encoded.clone()), &layer.digest, Some(&key))?;
-                opener.cache.adopt(&key, &index, staged);
+                adopted = opener.cache.adopt(&key, &index, staged);
             }
             opener.cache.put_index(&key, &made.encoded);
             let index = opener.stored(&descriptor(&layer), Some(&key), &made.encoded)?;
@@ -276,6 +277,7 @@ impl Opener {
             if is_huge && !open.contents.is_kept()? {
                 return Err(Error::CannotKeep { layer: open.layer.digest, needed: open.summary().layer_file_len });
             }
+            drop(adopted);
             Ok(open)
         };
         blocking(digest, keep).await

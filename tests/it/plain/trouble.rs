@@ -194,6 +194,22 @@ async fn two_that_read_the_same_layer_at_once_both_get_it() {
     }
 }
 
+/// A layer that can only be unpacked from its start is lost when its contents are: those who all want to be the one that keeps them must
+/// not remove one another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_that_read_the_same_layer_again_at_once_all_get_it() {
+    let lab = Lab { files: huge(), ..Lab::new().await };
+    lab.push(zstd);
+    for _ in 0..6 {
+        let opened = futures_util::future::join_all((0..6).map(|_| lab.open())).await;
+        futures_util::future::join_all(opened.iter().map(|opened| lab.assert_right(opened))).await;
+        drop(opened);
+        for index in lab.kept().iter().filter(|path| path.ends_with("index")) {
+            std::fs::remove_file(index).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_image_may_have_the_same_layer_twice() {
     for (_, compress) in COMPRESSORS {
