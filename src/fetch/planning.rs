@@ -157,8 +157,10 @@ impl Layer {
         let run = self.or_whole(run)?;
         let wanted = plan::checks_in(&self.index, &run)?;
         let decoded = wanted.iter().map(|wanted| wanted.range.len()).sum::<u64>().max(1);
-        let share =
-            |wanted: &Wanted| u128::from(run.compressed.len()) * u128::from(wanted.range.len()) / u128::from(decoded);
+        let share = |wanted: &Wanted| {
+            let share = u128::from(run.compressed.len()) * u128::from(wanted.range.len()) / u128::from(decoded);
+            u64::try_from(share).unwrap_or(u64::MAX)
+        };
         let (mut duties, mut waiters) = (Vec::new(), Vec::new());
         for wanted in &wanted {
             let (duty, waiter) = match self.flights.take(wanted.check) {
@@ -174,8 +176,9 @@ impl Layer {
                 (_, Some(kept)) => duty.land(Ok(kept)),
                 _ => {
                     duties.push(duty);
-                    if needed.binary_search(&wanted.check).is_err() {
-                        planned.guessed.push((wanted.check, u64::try_from(share(wanted)).unwrap_or(u64::MAX)));
+                    match needed.binary_search(&wanted.check) {
+                        Ok(_) => planned.used = planned.used.saturating_add(share(wanted)),
+                        Err(_) => planned.guessed.push((wanted.check, share(wanted))),
                     }
                 }
             }

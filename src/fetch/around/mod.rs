@@ -291,9 +291,10 @@ impl Reading {
 /// What a request is to bring.
 #[derive(Debug, Default)]
 pub(super) struct Planned {
-    /// All bytes of it, and those of them that a reader needs.
+    /// All bytes of it, those of the units that a reader needs, and of these the share of what it reads.
     pub(super) bytes: u64,
     pub(super) needed: u64,
+    pub(super) used: u64,
     /// The checks that nobody has asked for, with their share of the bytes.
     pub(super) guessed: Vec<(u32, u64)>,
 }

@@ -31,9 +31,9 @@ const MOST_ASKED: u64 = 3;
 const EVERYTHING: u64 = 16 << 20;
 const EVERYTHING_PERCENT: u64 = 50;
 
-/// And who has read so many files in the order of the blob, each within so many units of the one before, goes on for a while.
+/// And who has read so many files in the order of the blob, each within so many bytes of contents behind the one before, goes on for a while.
 const FILES_IN_ORDER: u32 = 32;
-const NEXT_UNITS: u32 = 64;
+const NEXT: u64 = 4 << 20;
 
 /// Units that are looked at in one go for some that are not there.
 const LOOKED_AT: u32 = 4096;
@@ -54,17 +54,19 @@ pub(super) struct State {
     /// What the image's command needs. It counts once it was read: until then it has a bound of its own.
     pub(super) started: Stack<Wish>,
     dirs: Stack<Directory>,
-    /// Layer and unit that were read last.
-    last: (usize, u32),
+    /// Layer, unit, and place in the layer file that were read last.
+    last: (usize, u32, u64),
     /// Files that were read in the order of the blob, halved by each that was not.
     in_order: u32,
     /// What was wished for because everything is read: in this layer, from the first of these units to the second.
     everything: (usize, Range<u32>),
     /// The same from the start of each layer, where the one that is read has been fetched to its end.
     ends: HashMap<usize, u32>,
-    /// Compressed bytes that were asked for, and those of them that were read.
+    /// Compressed bytes that were asked for, and those of them whose units were read, if only in part.
     asked: u64,
     read: u64,
+    /// Without what the parts of these units that nobody has read have of them.
+    used: u64,
     waste: u64,
     /// Checks that were asked for and not read yet.
     guessed: HashMap<(usize, u32), Guessed>,
@@ -138,12 +140,13 @@ impl State {
             libraries: Stack(VecDeque::new()),
             started: Stack(VecDeque::new()),
             dirs: Stack(VecDeque::new()),
-            last: (0, 0),
+            last: (0, 0, 0),
             in_order: 0,
             everything: (0, 0..0),
             ends: HashMap::new(),
             asked: 0,
             read: 0,
+            used: 0,
             waste,
             guessed: HashMap::new(),
         }
@@ -167,6 +170,7 @@ impl State {
         if counts {
             self.asked = self.asked.saturating_add(planned.bytes);
             self.read = self.read.saturating_add(planned.needed);
+            self.used = self.used.saturating_add(planned.used);
         }
         let guessed = planned.guessed.iter().map(|(check, bytes)| ((layer, *check), Guessed { bytes: *bytes, counts }));
         self.guessed.extend(guessed);
@@ -178,6 +182,7 @@ impl State {
         if !self.guessed.is_empty() {
             for guess in checks.filter_map(|check| self.guessed.remove(&(layer, check))) {
                 self.read = self.read.saturating_add(guess.bytes);
+                self.used = self.used.saturating_add(guess.bytes);
                 self.asked = self.asked.saturating_add(if guess.counts { 0 } else { guess.bytes });
             }
         }
@@ -199,11 +204,11 @@ impl State {
         let Some((place, units)) = around.units(*file)? else { return Ok(false) };
         let Some(contents) = around.layers.get(*layer) else { return Ok(false) };
         let here = contents.index.units_over(range)?;
-        let (last_layer, last_unit) = std::mem::replace(&mut self.last, (*layer, here.end.saturating_sub(1)));
+        let here_now = (*layer, here.end.saturating_sub(1), range.start);
+        let (last_layer, _, last_place) = std::mem::replace(&mut self.last, here_now);
         let size = plan::compressed(&contents.index, &units)?;
         if self.seen.insert(*file) {
-            let is_next =
-                last_layer == *layer && (last_unit..last_unit.saturating_add(NEXT_UNITS)).contains(&here.start);
+            let is_next = last_layer == *layer && (last_place..last_place.saturating_add(NEXT)).contains(&range.start);
             self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
             self.programs.push(*file, false);
             if let Some(wish) = rest_of(around, place, &units, here.start)? {
@@ -304,11 +309,11 @@ impl State {
     fn everything(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
         let came = self.asked.saturating_sub(around.flying.load(Ordering::Acquire));
         let reads_all =
-            self.read > EVERYTHING && self.read.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
+            self.used > EVERYTHING && self.used.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
         if !reads_all && self.in_order < FILES_IN_ORDER {
             return Ok(None);
         }
-        let (layer, unit) = self.last;
+        let (layer, unit, _) = self.last;
         if self.everything.0 != layer || !self.everything.1.contains(&unit) {
             self.everything = (layer, unit..unit.saturating_add(1));
         }
