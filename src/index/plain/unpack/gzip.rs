@@ -6,6 +6,13 @@ use super::{Event, Output, SPAN, Start, Tell};
 use crate::index::plain::window::{self, Checkpoint};
 use crate::sys::inflate::{Inflate, Stop, WINDOW, Wrapping};
 
+/// Compressed bytes of a unit at least, for the next one to start with a window: where text is packed well, windows would be more than a hundredth
+/// of the blob; and what a round trip costs anyway is no less.
+const LEAST: u64 = if cfg!(fuzzing) { 1 << 10 } else { 320 << 10 };
+
+/// So many spans are a unit, however few bytes of the blob they are: it is decompressed from its start.
+const MOST_SPANS: u64 = 4;
+
 /// Compressed bytes looked at to find what of a window is needed. Those of so much output are far fewer, unless somebody wants to be a nuisance.
 const LOOKAHEAD: usize = 256 << 10;
 
@@ -38,6 +45,8 @@ pub(crate) struct Gzip {
     /// Where the last member that is whole has ended.
     end: Option<u64>,
     waiting: Option<Waiting>,
+    /// Where in the blob the last unit has started.
+    unit: u64,
 }
 
 impl Gzip {
@@ -50,6 +59,7 @@ impl Gzip {
             place: Place::Header,
             end: None,
             waiting: None,
+            unit: 0,
         })
     }
 
@@ -97,18 +107,25 @@ impl Gzip {
     fn block(&mut self, bits: u8, tell: Tell<'_>) -> io::Result<()> {
         let is_first = self.place == Place::Header;
         self.place = Place::Data;
-        if !self.output.is_due(SPAN) {
+        if !self.is_due(is_first) {
             return Ok(());
         }
         self.settle(true, tell)?;
         let compressed = self.consumed.saturating_sub(u64::from(bits > 0));
         let unit = self.output.start(compressed, Start::Deflate { bits }, tell)?;
+        self.unit = compressed;
         if !is_first {
             let checkpoint = Checkpoint { bits, first: self.last_byte, window: self.inflate.window() };
             let until = self.output.produced + WINDOW as u64;
             self.waiting = Some(Waiting { unit, checkpoint, following: Vec::new(), until });
         }
         Ok(())
+    }
+
+    /// Whether a unit is to start here; the first block of a member needs no window.
+    fn is_due(&self, is_first: bool) -> bool {
+        let is_worth_a_window = || self.consumed.saturating_sub(self.unit) >= LEAST;
+        self.output.is_due(SPAN) && (is_first || is_worth_a_window() || self.output.is_due(MOST_SPANS * SPAN))
     }
 
     fn member_ended(&mut self, tell: Tell<'_>) -> io::Result<()> {

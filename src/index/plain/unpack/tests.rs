@@ -109,6 +109,17 @@ fn gzip_units_start_about_every_span_and_need_only_their_windows() {
 }
 
 #[test]
+fn units_of_what_is_packed_well_are_longer() {
+    let text: Vec<u8> = (0..900_000u32).flat_map(|line| format!("line {}\n", line % 1000).into_bytes()).collect();
+    let blob = gzip(&text, 9);
+    let told = told(Format::TarGzip, &blob, 50_000).unwrap();
+    assert!(told.bytes == text);
+    let lengths: Vec<u64> = told.units.windows(2).map(|two| two[1].1 - two[0].1).collect();
+    assert!(!lengths.is_empty() && lengths.iter().all(|length| (4 * SPAN..6 * SPAN).contains(length)), "{lengths:?}");
+    check_spans(&told, &blob);
+}
+
+#[test]
 fn windows_lose_what_nothing_refers_to() {
     // Noise that is never repeated: what follows refers to nothing.
     let mut noise = content(5 << 20);
