@@ -92,7 +92,7 @@ fn see_all(rows: &[Row]) -> BTreeMap<(usize, bool, usize), Seen> {
 
 fn text(seen: Option<&Seen>, phase: Phase) -> String {
     let Some(Seen { outcome, requests }) = seen else { return "-".to_owned() };
-    let failed = if matches!(phase, Phase::Manifest | Phase::Toc) { "refused" } else { "EIO" };
+    let failed = if matches!(phase, Phase::Manifest | Phase::Toc | Phase::Pass) { "refused" } else { "EIO" };
     match outcome {
         Outcome::Unseen => format!("unseen ({requests})"),
         Outcome::Failed(message) if message.contains("nothing moved") => format!("{failed} at the deadline"),
@@ -104,7 +104,7 @@ fn text(seen: Option<&Seen>, phase: Phase) -> String {
 /// Both tables, as they stand in the document.
 fn tables(rows: &[Row], seen: &BTreeMap<(usize, bool, usize), Seen>) -> String {
     let mut outcomes = String::from(
-        "| fault | | manifest | table of contents | cold read | prefetch | other layers |\n|---|---|---|---|---|---|---|\n",
+        "| fault | | manifest | table of contents | one pass | cold read | prefetch | other layers |\n|---|---|---|---|---|---|---|---|\n",
     );
     let mut messages: Vec<(&str, Vec<&str>)> = Vec::new();
     for (number, row) in rows.iter().enumerate() {
@@ -115,7 +115,7 @@ fn tables(rows: &[Row], seen: &BTreeMap<(usize, bool, usize), Seen>) -> String {
             let others = if row.one_layer { "go on" } else { "the same" };
             writeln!(outcomes, "| {} | {span} | {fields} | {others} |", row.fault).unwrap();
         }
-        for phase in [Phase::Manifest, Phase::Read] {
+        for phase in [Phase::Manifest, Phase::Pass, Phase::Read] {
             let Some(Seen { outcome: Outcome::Failed(message), .. }) = seen.get(&(number, true, phase as usize)) else {
                 continue;
             };

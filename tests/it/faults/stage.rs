@@ -12,7 +12,7 @@ use crfs::mount::options::ImageOptions;
 use super::table::{Host, Phase, Row, Span, Trouble};
 use super::{Outcome, Seen};
 use crate::contents::{Opened, image_options, open_within};
-use crate::image::{File, Layer, estargz, manifest, noise, zstd_chunked};
+use crate::image::{File, Layer, config, estargz, gzip, manifest_with, noise, plain, tar, zstd_chunked};
 use crate::registry::{Auth, Fault, Lasting, Lie, OCI_MANIFEST, On, Registry};
 use crate::support::{pause, until, within};
 
@@ -34,24 +34,25 @@ pub(super) struct Stage<'a> {
     temp: tempfile::TempDir,
 }
 
-fn layer(write: fn(&[File], usize) -> Layer, name: &'static str, content: &[u8]) -> Layer {
-    write(&[File { name, content: content.to_vec() }], CHUNK)
-}
-
 impl<'a> Stage<'a> {
     pub(super) async fn new(row: &'a Row, span: Span, phase: Phase) -> Self {
         let registry = Registry::start().await;
         let (storage, tokens) = (registry.start_sharing().await, registry.start_sharing().await);
         let cold = noise(6 * CHUNK, 7);
-        // A bomb needs a codec that goes on and on.
-        let write = if matches!(row.trouble, Trouble::Bomb) { estargz } else { zstd_chunked };
-        let layers = [
-            layer(zstd_chunked, "cached", &noise(CHUNK, 1)),
-            layer(write, "cold", &cold),
-            layer(zstd_chunked, "other", &noise(CHUNK, 3)),
-        ];
-        let blobs = layers.each_ref().map(|layer| layer.blob.as_slice());
-        registry.push("a", "1", OCI_MANIFEST, &manifest(&layers.each_ref()), &blobs);
+        let files = [File { name: "cold", content: cold.clone() }];
+        let struck = match (phase, &row.trouble) {
+            (Phase::Pass, _) => plain(gzip(&tar(&files))),
+            // A bomb needs a codec that goes on and on.
+            (_, Trouble::Bomb) => estargz(&files, CHUNK),
+            _ => zstd_chunked(&files, CHUNK),
+        };
+        let layer = |name, seed| zstd_chunked(&[File { name, content: noise(CHUNK, seed) }], CHUNK);
+        let layers = [layer("cached", 1), struck, layer("other", 3)];
+        // Of the others nobody looks at the diffID.
+        let config = config(&[Digest::of(&tar(&files)); 3]);
+        let blobs = layers.iter().map(|layer| layer.blob.as_slice()).chain([config.as_slice()]);
+        let manifest = manifest_with(&config, &layers.each_ref());
+        registry.push("a", "1", OCI_MANIFEST, &manifest, &blobs.collect::<Vec<_>>());
         let stage =
             Self { row, span, phase, registry, storage, tokens, layers, cold, temp: tempfile::tempdir().unwrap() };
         stage.set_up();
@@ -117,15 +118,20 @@ impl<'a> Stage<'a> {
     async fn strike(&self) {
         let lasting = if self.span == Span::Once { Lasting::Times(1) } else { Lasting::Always };
         let on = if self.phase == Phase::Manifest { On::Manifests } else { On::Blobs };
+        // A pass begins behind a look for a table of contents.
+        let fault = |on, lie| {
+            let spared = u32::from(self.phase == Phase::Pass && on != On::Token);
+            Fault::new(on, lasting, lie).behind(spared)
+        };
         if self.is_about(Host::Tokens) {
             self.registry.expire_tokens();
         }
         match self.row.trouble.clone() {
-            Trouble::Lie(Host::Tokens, lie) => self.tokens.fault(Fault::new(On::Token, lasting, lie)),
+            Trouble::Lie(Host::Tokens, lie) => self.tokens.fault(fault(On::Token, lie)),
             Trouble::Lie(Host::Storage, lie) => {
-                self.storage.fault(Fault::new(On::Storage, lasting, lie).about(&self.part()));
+                self.storage.fault(fault(On::Storage, lie).about(&self.part()));
             }
-            Trouble::Lie(Host::Registry, lie) => self.registry.fault(Fault::new(on, lasting, lie).about(&self.part())),
+            Trouble::Lie(Host::Registry, lie) => self.registry.fault(fault(on, lie).about(&self.part())),
             Trouble::Down(host) => self.host(host).go_down().await,
             Trouble::TokenEnds if self.span == Span::Once => {}
             Trouble::TokenEnds => {
@@ -147,7 +153,7 @@ impl<'a> Stage<'a> {
     /// One fault in one phase, from its beginning to its end.
     pub(super) async fn play(self) -> Seen {
         let seen = match self.phase {
-            Phase::Manifest | Phase::Toc => self.mount().await,
+            Phase::Manifest | Phase::Toc | Phase::Pass => self.mount().await,
             Phase::Read => self.read().await,
             Phase::Prefetch => self.prefetch().await,
         };

@@ -31,13 +31,15 @@ pub(super) enum Phase {
     Manifest,
     /// A mount asks for a layer's table of contents.
     Toc,
+    /// A mount reads a layer whole that has none.
+    Pass,
     /// A reader waits for what is not cached.
     Read,
     /// Prefetch runs, and a reader comes for the same.
     Prefetch,
 }
 
-pub(super) const PHASES: [Phase; 4] = [Phase::Manifest, Phase::Toc, Phase::Read, Phase::Prefetch];
+pub(super) const PHASES: [Phase; 5] = [Phase::Manifest, Phase::Toc, Phase::Pass, Phase::Read, Phase::Prefetch];
 
 /// For how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +65,7 @@ const BOTH: &[Span] = &[Span::Once, Span::Stays];
 fn row(fault: &'static str, trouble: Trouble) -> Row {
     let never: &[Phase] = match trouble {
         Trouble::Lie(Host::Storage, _) | Trouble::Down(Host::Storage) => &[Phase::Manifest],
-        Trouble::Bomb => &[Phase::Manifest, Phase::Toc],
+        Trouble::Bomb => &[Phase::Manifest, Phase::Toc, Phase::Pass],
         _ => &[],
     };
     let one_layer = matches!(trouble, Trouble::Lie(Host::Registry | Host::Storage, _) | Trouble::Bomb);

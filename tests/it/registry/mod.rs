@@ -84,11 +84,13 @@ pub(crate) struct Fault {
     pub(crate) lie: Lie,
     /// The only paths that it is about are those that hold this.
     pub(crate) about: String,
+    /// So many requests come before it.
+    pub(crate) spared: u32,
 }
 
 impl Fault {
     pub(crate) fn new(on: On, lasting: Lasting, lie: Lie) -> Self {
-        Self { on, lasting, lie, about: String::new() }
+        Self { on, lasting, lie, about: String::new(), spared: 0 }
     }
 
     pub(crate) fn always(on: On, lie: Lie) -> Self {
@@ -102,6 +104,11 @@ impl Fault {
     /// Only for paths that hold a text.
     pub(crate) fn about(self, part: &str) -> Self {
         Self { about: part.to_owned(), ..self }
+    }
+
+    /// Only behind so many requests.
+    pub(crate) fn behind(self, spared: u32) -> Self {
+        Self { spared, ..self }
     }
 }
 

@@ -123,6 +123,10 @@ fn take_fault(state: &State, request: &Request) -> Option<Lie> {
         Some(fault.on) == kind(request) && request.path.contains(&fault.about) && !over
     };
     let index = faults.iter().position(applies)?;
+    if let Some(left) = faults[index].spared.checked_sub(1) {
+        faults[index].spared = left;
+        return None;
+    }
     let lie = faults[index].lie.clone();
     match &mut faults[index].lasting {
         Lasting::Times(1) => drop(faults.remove(index)),
