@@ -298,6 +298,7 @@ impl LayerFile {
     /// Lets nothing of it be evicted, by any process, for as long as it is open: it could not be fetched again in parts.
     pub fn pin(&self) {
         let Contents::Shared(shared) = &self.contents else { return };
+        let _change = shared.change.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever evicts looks for it under this lock.
         let _held = shared.present.lock(PATIENCE);
         if let Err(error) = lock::try_keep(&shared.data, Kind::Shared, stored::PINNED) {

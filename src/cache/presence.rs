@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The first three never change and follow from the index; they are here for those who evict or verify without it. A group's generation
-//! is another random number after each eviction, and 0 before anything was stored. It is written before anything is taken away, and read
-//! after anything was read: bytes that were read while it stayed the same were not evicted meanwhile. Everything is a hint otherwise:
+//! is a random number, another one after each eviction, and 0 before anything was stored, and while it is evicted: then nothing of it can be
+//! verified. It is written before anything is taken away, and read after anything was read: bytes that were read while it stayed the same
+//! were not evicted meanwhile. Everything is a hint otherwise:
 //! contents are verified before a process uses them. Numbers are little endian.
 
 use std::fs::File;
@@ -107,12 +108,12 @@ impl Present {
         open().is_ok_and(|file| is_left(&file)) && open().is_ok_and(|file| Self::read(file).is_none())
     }
 
-    /// The right to change what is there.
     /// Whether it was not removed.
     pub(super) fn is_linked(&self) -> bool {
         stored::is_linked(&self.file)
     }
 
+    /// The right to change what is there.
     pub(super) fn lock(&self, patience: Duration) -> Option<Held<'_>> {
         lock::exclusive(&self.file, LOCK, patience)
     }
@@ -136,6 +137,11 @@ impl Present {
         let random = RandomState::new().build_hasher().finish();
         sealed::write(&self.file, self.record(group), random)?;
         Ok(sealed::seal(random))
+    }
+
+    /// Nothing of the group is there, whatever else is said, until it has another generation. Under the lock.
+    pub(super) fn end_generation(&self, group: usize) -> io::Result<()> {
+        self.file.write_all_at(&[0; sealed::LEN as usize], self.record(group))
     }
 
     /// By the logical clock of the cache; 0: nothing is stored.

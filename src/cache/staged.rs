@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::groups::Groups;
 use super::presence::{self, Present};
@@ -20,9 +20,11 @@ const MOST_OF_CACHE: u64 = 2;
 /// How long the lock of a layer is waited for that others have just begun to use.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Tries to take the place of what was there before, when others do the same or look at it, and what is between them.
-const TRIES: u32 = 300;
-const PAUSE: Duration = Duration::from_millis(1);
+/// How long others are waited for who remove what was there before, or use it to see that it lacks something; and how long where the contents
+/// cannot be had again in parts. Each look takes some of that.
+const CONTEST: Duration = Duration::from_millis(300);
+const CONTEST_OF_NEEDED: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Keeps contents that were adopted from being removed or evicted, until they are opened.
 pub struct Adopted {
@@ -62,63 +64,63 @@ impl Staged {
     }
 
     /// They are right: they become the layer's contents, of which the first `checks` are there, in place of what nobody uses; or what another
-    /// has that uses the layer, if as much is there. `None`: another uses less.
+    /// has that uses the layer, if as much is there. `None`: another uses less. `is_needed`: they cannot be had again in parts.
     ///
     /// The file gets its name before anything says that something is in it. A crash in between leaves what the next who opens the layer finds.
     pub(super) fn adopt(
         mut self,
         store: &Arc<Store>,
         layer: &Path,
-        groups: &Groups,
-        checks: u32,
+        (groups, checks): (&Groups, u32),
+        is_needed: bool,
     ) -> io::Result<Option<Adopted>> {
         // From the moment that it has a name it is in use.
         self.spool.file().set_len(groups.len())?;
         stored::keep(self.spool.file())?;
-        for _ in 0..TRIES {
-            let kept = match stored::kept(&store.dir, layer, checks) {
-                Some(kept) => Some(kept),
-                None => self.take_place(store, layer, groups, checks)?,
-            };
-            if let Some(_data) = kept {
+        let room = presence::len(groups).next_multiple_of(PAGE) + 4 * PAGE;
+        let _room = store.room(room).ok_or(io::ErrorKind::StorageFull)?;
+        let (start, patience) = (Instant::now(), if is_needed { CONTEST_OF_NEEDED } else { CONTEST });
+        loop {
+            if let Some(_data) = stored::kept(&store.dir, layer, checks) {
                 return Ok(Some(Adopted { _data }));
             }
-            // Another removes what is there, or uses it for as long as it takes to see that it lacks something.
-            thread::sleep(PAUSE);
+            match self.take_place(store, layer, groups, checks) {
+                Ok(true) => return Ok(Some(Adopted { _data: self.spool.file().try_clone()? })),
+                // A directory that another has just removed, or a lock.
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
+                    return Err(error);
+                }
+                Ok(false) | Err(_) if start.elapsed() >= patience => return Ok(None),
+                Ok(false) | Err(_) => thread::sleep(PAUSE),
+            }
         }
-        Ok(None)
     }
 
-    /// `None`: another came in between.
-    fn take_place(
-        &mut self,
-        store: &Arc<Store>,
-        layer: &Path,
-        groups: &Groups,
-        checks: u32,
-    ) -> io::Result<Option<File>> {
+    /// `false`: another is there.
+    fn take_place(&mut self, store: &Arc<Store>, layer: &Path, groups: &Groups, checks: u32) -> io::Result<bool> {
         let (dir, path) = (&store.dir, layer.join("data"));
         if !dir.lacks(&path) {
-            let Some(freed) = stored::remove(dir, layer, false) else { return Ok(None) };
+            let Some(freed) = stored::remove(dir, layer, false) else { return Ok(false) };
             store.freed(freed);
         }
-        let room = presence::len(groups).next_multiple_of(PAGE) + 4 * PAGE;
-        let room = store.room(room).ok_or(io::ErrorKind::StorageFull)?;
-        let present = Present::open(dir.open_or_create(&layer.join("present"))?, groups.clone(), PATIENCE)?;
-        // Whoever finds the file waits for this lock before it looks for what is there.
-        let held = present.lock(PATIENCE).ok_or(io::ErrorKind::WouldBlock)?;
-        if !dir.link(self.spool.file(), &path)? {
-            return Ok(None);
+        let open = || Present::open(dir.open_or_create(&layer.join("present"))?, groups.clone(), PATIENCE);
+        let mut present = open()?;
+        {
+            // Whoever finds the file waits for this lock before it looks for what is there.
+            let _held = present.lock(PATIENCE).ok_or(io::ErrorKind::WouldBlock)?;
+            if !dir.link(self.spool.file(), &path)? {
+                return Ok(false);
+            }
+            self.spool.now_named();
+            if present.is_linked() {
+                present.set_first(checks, store.clock())?;
+                return Ok(true);
+            }
         }
-        if !present.is_linked() {
-            // Another removed what was there before, at the same time.
-            drop(held);
-            dir.remove(&path)?;
-            return Ok(None);
-        }
-        self.spool.now_named();
+        // Another removed it together with what was there before. Nobody does any more: the file is in use.
+        present = open()?;
+        let _held = present.lock(PATIENCE).ok_or(io::ErrorKind::WouldBlock)?;
         present.set_first(checks, store.clock())?;
-        drop(room);
-        Ok(Some(self.spool.file().try_clone()?))
+        Ok(present.is_linked() && stored::is_linked(self.spool.file()))
     }
 }

@@ -99,7 +99,7 @@ impl Stored {
     }
 
     fn with(layer: &Path, open: impl Fn(&Path) -> io::Result<File>) -> Option<Self> {
-        // In this order: a layer is removed with `data` last, so that what is opened after it belongs to it, or to nothing.
+        // In this order: a layer is removed with `data` last. Where it was removed in between, `data` has no name any more.
         let data = open(&layer.join("data")).ok()?;
         let present = Present::read(open(&layer.join("present")).ok()?)?;
         Some(Self { data, present })
@@ -110,11 +110,14 @@ impl Stored {
     ///
     /// A crash leaves what is there to be verified anew, or bytes that nothing tells of, which go with the next eviction.
     pub(super) fn evict(&self, group: usize, patience: Duration) -> Option<u64> {
-        let _held = self.present.lock(patience).filter(|_| !lock::is_held(&self.data, PINNED))?;
+        // What was removed has another's presence beside its name now.
+        let is_free = || is_linked(&self.data) && !lock::is_held(&self.data, PINNED);
+        let _held = self.present.lock(patience).filter(|_| is_free())?;
         let before = allocated(&self.data);
         let range = self.present.groups().bytes(group);
         if has_data(&self.data, range.start, range.end) {
-            let cleared = self.present.next_generation(group).and_then(|_| self.present.clear(group));
+            // With another generation instead of none, somebody could verify by it what is gone the next moment.
+            let cleared = self.present.end_generation(group).and_then(|()| self.present.clear(group));
             match cleared.and_then(|()| punch(&self.data, range)) {
                 Ok(true) => {}
                 Ok(false) => return Some(self.empty(before)),
@@ -128,7 +131,7 @@ impl Stored {
     /// Where holes cannot be punched: all of the layer's contents go at once.
     fn empty(&self, before: u64) -> u64 {
         for group in 0..self.present.groups().count() {
-            let cleared = self.present.next_generation(group).and_then(|_| self.present.clear(group));
+            let cleared = self.present.end_generation(group).and_then(|()| self.present.clear(group));
             if cleared.and_then(|()| self.present.set_last_use(group, 0)).is_err() {
                 return 0;
             }

@@ -74,7 +74,10 @@ impl Layer {
             state => state,
         };
         let is_there = state == State::Ready;
-        assert!(!is_there || buffer == self.bytes(range), "layer {}, {range}", self.number);
+        let wrong = buffer.iter().zip(self.bytes(range)).position(|(byte, right)| *byte != right).filter(|_| is_there);
+        let found =
+            wrong.map(|at| (at, buffer[at], buffer[at..].iter().take_while(|byte| **byte == buffer[at]).count()));
+        assert!(wrong.is_none(), "layer {}, {range}: at, byte, how many of it: {found:?}", self.number);
         is_there
     }
 
@@ -356,6 +359,27 @@ fn clear_takes_contents_and_leaves_what_is_in_use_working() {
     assert_eq!(clear(temp.path(), false).unwrap().in_use, 0);
     assert!(stored::layers(&Dir::existing(&temp.path().join(LAYOUT)).unwrap()).is_empty());
     assert_eq!(clear(&temp.path().join("no"), false).unwrap().total, 0);
+}
+
+/// Between the first and the last step of an eviction a reader finds nothing: what it verified then would be gone the next moment.
+#[test]
+fn nothing_is_verified_of_what_is_being_evicted() {
+    let temp = tempfile::tempdir().unwrap();
+    let layer = Layer::new(1, 3 * MIB);
+    let caches = [Cache::of_size(temp.path(), 100 * MIB), Cache::of_size(temp.path(), 100 * MIB)];
+    let files = caches.each_ref().map(|cache| layer.open(cache));
+    assert!(layer.publish(&files[0], 0) && layer.read(&files[0], 0) && layer.read(&files[1], 0));
+    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let stored = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
+    stored.present.end_generation(0).unwrap();
+    assert!(stored.present.is_there(0), "it is not cleared yet");
+    for file in &files {
+        assert_eq!(file.state(0), State::Missing);
+        assert_eq!(file.verify(0, layer.checks[0], Some(layer.digests[0])), State::Missing);
+    }
+    assert!(stored.evict(0, std::time::Duration::ZERO).is_some_and(|freed| freed > 0));
+    assert!(files.iter().all(|file| !layer.read(file, 0)));
+    assert!(layer.publish(&files[1], 0) && files.iter().all(|file| layer.read(file, 0)));
 }
 
 /// A generator of numbers that are the same in every run (Marsaglia's xorshift64).

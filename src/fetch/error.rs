@@ -39,6 +39,11 @@ impl Error {
         matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::Interrupted)
     }
 
+    /// Whether the registry may have other bytes one day: it can have no other index, and this host no more room by itself.
+    pub(super) fn may_be_mended(&self) -> bool {
+        self.may_pass() || matches!(self, Self::WrongBytes { .. })
+    }
+
     /// Whether nothing came within the deadline, so that trying again at once would only wait once more.
     pub(super) fn is_deadline(&self) -> bool {
         match self {

@@ -21,6 +21,11 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
+    /// What came of it, if it is over.
+    pub(super) fn outcome(&self) -> Option<Result<(), Error>> {
+        self.outcome.borrow().as_ref().map(|outcome| outcome.as_ref().map(drop).map_err(Clone::clone))
+    }
+
     pub(super) async fn wait(mut self) -> Outcome {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(Err(Error::Interrupted)),

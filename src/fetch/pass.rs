@@ -60,6 +60,8 @@ pub struct Pass {
     pub cache: Cache,
     /// Told of each byte of the blob.
     pub progress: Arc<AtomicU64>,
+    /// Whether it is known that what it holds cannot be had in parts.
+    pub is_huge: bool,
 }
 
 impl Pass {
@@ -68,7 +70,8 @@ impl Pass {
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
     pub async fn index(self) -> Result<Passed, PassError> {
-        self.run(|layer, parts, cache| Ok(index_blob(layer, parts, cache)?)).await
+        let is_huge = self.is_huge;
+        self.run(move |layer, parts, cache| Ok(index_blob(layer, parts, cache, is_huge)?)).await
     }
 
     /// Keeps the blob of a layer whose table of contents nothing else vouches for. Gives its bytes, which have its digest.
@@ -84,7 +87,7 @@ impl Pass {
         self,
         work: impl FnOnce(&Descriptor, mpsc::Receiver<Bytes>, &Cache) -> Result<T, PassError> + Send + 'static,
     ) -> Result<T, PassError> {
-        let Self { layer, source, freshness, cache, progress } = self;
+        let Self { layer, source, freshness, cache, progress, is_huge: _ } = self;
         let (sender, receiver) = mpsc::channel(PARTS);
         let size = layer.size;
         let worker = tokio::task::spawn_blocking(move || work(&layer, receiver, &cache));
@@ -132,7 +135,12 @@ fn keep_blob(
 }
 
 /// The blocking half of a pass.
-fn index_blob(layer: &Descriptor, parts: mpsc::Receiver<Bytes>, cache: &Cache) -> Result<Passed, index::Error> {
+fn index_blob(
+    layer: &Descriptor,
+    parts: mpsc::Receiver<Bytes>,
+    cache: &Cache,
+    is_huge: bool,
+) -> Result<Passed, index::Error> {
     let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
@@ -144,7 +152,9 @@ fn index_blob(layer: &Descriptor, parts: mpsc::Receiver<Bytes>, cache: &Cache) -
             // Its digest tells whether it is the blob that is wrong, or what came of it.
             (unpacked, parts.digest())
         });
-        let made = make(layer.digest, format, &received, cache);
+        // A zstd blob is often one frame.
+        let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
+        let made = make(layer.digest, format, &received, staged);
         // What is still coming is for nobody.
         drop(received);
         (unpacking.join(), made)
@@ -180,9 +190,12 @@ fn unpack(format: Format, parts: &mut Parts, tell: &mut dyn FnMut(Event) -> io::
     unpacker.finish(tell)
 }
 
-fn make(blob: Digest, format: Format, events: &threads::Receiver<Event>, cache: &Cache) -> Result<Passed, Failed> {
-    // A zstd blob is often one frame.
-    let mut staged = cache.stage(format == Format::TarZstd).ok();
+fn make(
+    blob: Digest,
+    format: Format,
+    events: &threads::Receiver<Event>,
+    mut staged: Option<Staged>,
+) -> Result<Passed, Failed> {
     let (mut is_over, mut has_room) = (false, true);
     let mut next = || match events.recv() {
         Ok(event) => {

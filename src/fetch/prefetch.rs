@@ -1,6 +1,7 @@
 //! What is fetched for nobody in particular, always behind those who wait: on the link as well, by asking for little at a time and only
 //! while nobody has waited for a while.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::pin;
@@ -13,6 +14,7 @@ use futures_util::stream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::flight::Waiter;
 use super::plan;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
@@ -35,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// no end of them.
 const TRIES: u32 = 2;
 
-/// What was passed over is tried again when all else is there, with pauses that double up to this one.
+/// Wrong bytes that were passed over are tried again when all else is there, with pauses that double up to this one.
 const LONGEST_PAUSE_OF_BAD: Duration = Duration::from_secs(3600);
 
 /// What to fetch before it is asked for (`--prefetch`).
@@ -111,7 +113,7 @@ pub async fn prefetch(layers: Vec<Arc<Layer>>, prefetch: Prefetch) {
         }
     }
     if prefetch == Prefetch::All {
-        let mut bad = Vec::new();
+        let mut bad = VecDeque::new();
         for layer in &layers {
             let steps = layer.prefetch(ByteRange { start: 0, end: u64::MAX }, layer.quiet()).await;
             bad.extend(steps.into_iter().map(|step| (layer, step)));
@@ -120,19 +122,21 @@ pub async fn prefetch(layers: Vec<Arc<Layer>>, prefetch: Prefetch) {
     }
 }
 
-/// A registry can be repaired while the mount stays.
-async fn fetch_what_was_bad(mut bad: Vec<(&Arc<Layer>, Range<u32>)>) {
+/// A registry can be repaired while the mount stays. As long as it is not, one step of each is tried at a time.
+async fn fetch_what_was_bad(mut bad: VecDeque<(&Arc<Layer>, Range<u32>)>) {
     let mut pause = PAUSE;
-    while !bad.is_empty() {
+    while let Some((layer, step)) = bad.pop_front() {
         tokio::time::sleep(pause).await;
-        pause = pause.saturating_mul(2).min(LONGEST_PAUSE_OF_BAD);
-        let mut still = Vec::new();
-        for (layer, step) in bad {
-            if layer.fetch_quietly(step.clone(), layer.quiet()).await.is_err() {
-                still.push((layer, step));
+        match layer.fetch_quietly(step.clone(), layer.quiet()).await {
+            Ok(()) => pause = Duration::ZERO,
+            Err(error) => {
+                pause = pause.saturating_mul(2).clamp(PAUSE, LONGEST_PAUSE_OF_BAD);
+                tracing::debug!(layer = %layer.digest(), %error, next = ?pause, "prefetch failed again");
+                if error.may_be_mended() {
+                    bad.push_back((layer, step));
+                }
             }
         }
-        bad = still;
     }
 }
 
@@ -182,7 +186,7 @@ impl Layer {
         }
     }
 
-    /// Fetches some units, as far as they are missing. They are given back when they are bad: what is behind them may be good.
+    /// Fetches some units, as far as they are missing. They are given back when they are wrong: what is behind them may be right.
     async fn prefetch_step(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Range<u32>> {
         let (mut tries, mut failures) = (0, 0u32);
         loop {
@@ -190,20 +194,24 @@ impl Layer {
             tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
             tries += u32::from(!error.may_pass());
             if tries >= TRIES {
-                return Err(units);
+                return if error.may_be_mended() { Err(units) } else { Ok(()) };
             }
             failures = failures.saturating_add(1);
             tokio::time::sleep(PAUSE.saturating_mul(failures).min(LONGEST_PAUSE)).await;
         }
     }
 
-    /// Returns when all of these units are there, whoever brought them.
+    /// Returns when all of these units that were missing were brought, whoever did it.
     async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Error> {
         let layer = Arc::clone(self);
         let planned = tokio::task::spawn_blocking(move || layer.lacking(units)).await;
         let (mut waiters, mut runs) = planned.map_err(|_| Error::Interrupted)??;
         while !runs.is_empty() {
             self.gate.idle(quiet).await;
+            // Those that are over hold what they have brought.
+            let over: Result<(), Error> = waiters.iter().filter_map(Waiter::outcome).collect();
+            over?;
+            waiters.retain(|waiter| waiter.outcome().is_none());
             // The duty is taken when its request is about to be sent, so that no reader waits for one that is not.
             let layer = Arc::clone(self);
             let taken = tokio::task::spawn_blocking(move || {

@@ -237,6 +237,7 @@ impl Opener {
         progress: Arc<AtomicU64>,
     ) -> Result<OpenLayer, Error> {
         let pass = self.pass_over(&pending.layer, pending.source(), freshness, progress);
+        let pass = Pass { is_huge: pending.reason == Reason::Evicted, ..pass };
         match pending.reason {
             Reason::Unvouched(_) => self.hold(pending.layer.clone(), pass).await,
             Reason::Plain | Reason::Evicted => self.make_index(pending.layer.clone(), pass, pending.diff_id).await,
@@ -250,7 +251,7 @@ impl Opener {
         freshness: Freshness,
         progress: Arc<AtomicU64>,
     ) -> Pass {
-        Pass { layer: descriptor(layer), source, freshness, cache: self.cache.clone(), progress }
+        Pass { layer: descriptor(layer), source, freshness, cache: self.cache.clone(), progress, is_huge: false }
     }
 
     async fn make_index(

@@ -133,7 +133,7 @@ impl Dir {
         )
     }
 
-    /// Gives a file without a name one; `false`: there is such a file, or the filesystem cannot.
+    /// Gives a file without a name one; `false`: there is such a file.
     pub(super) fn link(&self, file: &File, path: &Path) -> io::Result<bool> {
         self.make_parents(path)?;
         let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -142,7 +142,7 @@ impl Dir {
         let linked = linkat(AT_FDCWD, descriptor.as_str(), &parent, name, AtFlags::AT_SYMLINK_FOLLOW);
         match linked {
             Ok(()) => Ok(true),
-            Err(Errno::EEXIST | Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EXDEV) => Ok(false),
+            Err(Errno::EEXIST) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }

@@ -54,18 +54,18 @@ pub(super) struct State {
     /// What the image's command needs. It counts once it was read: until then it has a bound of its own.
     pub(super) started: Stack<Wish>,
     dirs: Stack<Directory>,
-    /// Layer, unit, and place in the layer file that were read last.
-    last: (usize, u32, u64),
+    /// Layer and unit that were read last, and from where in the layer file to the end of the file that this is of.
+    last: (usize, u32, ByteRange),
     /// Files that were read in the order of the blob, halved by each that was not.
     in_order: u32,
     /// What was wished for because everything is read: in this layer, from the first of these units to the second.
     everything: (usize, Range<u32>),
     /// The same from the start of each layer, where the one that is read has been fetched to its end.
     ends: HashMap<usize, u32>,
-    /// Compressed bytes that were asked for, and those of them whose units were read, if only in part.
+    /// Compressed bytes that were asked for, and those of units that were read, if only in part; again for each other part that is read.
     asked: u64,
     read: u64,
-    /// Without what the parts of these units that nobody has read have of them.
+    /// The share of what was read, of these units.
     used: u64,
     waste: u64,
     /// Checks that were asked for and not read yet.
@@ -140,7 +140,7 @@ impl State {
             libraries: Stack(VecDeque::new()),
             started: Stack(VecDeque::new()),
             dirs: Stack(VecDeque::new()),
-            last: (0, 0, 0),
+            last: (0, 0, ByteRange { start: 0, end: 0 }),
             in_order: 0,
             everything: (0, 0..0),
             ends: HashMap::new(),
@@ -204,11 +204,11 @@ impl State {
         let Some((place, units)) = around.units(*file)? else { return Ok(false) };
         let Some(contents) = around.layers.get(*layer) else { return Ok(false) };
         let here = contents.index.units_over(range)?;
-        let here_now = (*layer, here.end.saturating_sub(1), range.start);
-        let (last_layer, _, last_place) = std::mem::replace(&mut self.last, here_now);
+        let rest = ByteRange { start: range.start, end: place.range.end };
+        let (last_layer, _, last) = std::mem::replace(&mut self.last, (*layer, here.end.saturating_sub(1), rest));
         let size = plan::compressed(&contents.index, &units)?;
         if self.seen.insert(*file) {
-            let is_next = last_layer == *layer && (last_place..last_place.saturating_add(NEXT)).contains(&range.start);
+            let is_next = last_layer == *layer && (last.start..last.end.saturating_add(NEXT)).contains(&range.start);
             self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
             self.programs.push(*file, false);
             if let Some(wish) = rest_of(around, place, &units, here.start)? {

@@ -8,7 +8,7 @@ use crate::sys::inflate::{Inflate, Stop, WINDOW, Wrapping};
 
 /// Compressed bytes of a unit at least, for the next one to start with a window: where text is packed well, windows would be more than a hundredth
 /// of the blob; and what a round trip costs anyway is no less.
-const LEAST: u64 = if cfg!(fuzzing) { 1 << 10 } else { 320 << 10 };
+pub(super) const LEAST: u64 = if cfg!(fuzzing) { 1 << 10 } else { 320 << 10 };
 
 /// So many spans are a unit, however few bytes of the blob they are: it is decompressed from its start.
 const MOST_SPANS: u64 = 4;
