@@ -16,4 +16,5 @@ pub mod fs;
 pub mod index;
 pub mod mount;
 pub mod registry;
+pub mod store;
 pub mod sys;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part, and what it may use besides itself, `blob` (the words all share) and `sys`.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("blob", &[]),
     ("sys", &[]),
     ("registry", &[]),
@@ -14,7 +14,8 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("fetch", &["registry", "index", "cache"]),
     ("fs", &["index", "fetch"]),
     ("mount", &["registry", "index", "cache", "fetch", "fs"]),
-    ("cli", &["registry", "index", "cache", "fetch", "fs", "mount"]),
+    ("store", &["registry", "index", "cache", "fetch", "fs", "mount"]),
+    ("cli", &["registry", "index", "cache", "fetch", "fs", "mount", "store"]),
 ];
 
 /// The parts that a line imports: `crate::PART`. A line may have several.

@@ -76,6 +76,12 @@ impl Cache {
         Self::with(path, |dir| store::limits(dir, size))
     }
 
+    /// A cache that keeps nothing.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { store: None }
+    }
+
     fn with(path: &Path, limits: impl FnOnce(&Dir) -> Limits) -> Self {
         match Dir::create(&path.join(LAYOUT)) {
             Ok(dir) => {

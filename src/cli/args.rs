@@ -35,6 +35,7 @@ pub(super) enum Command {
     Cat(CatArgs),
     Stat(StatArgs),
     Status(StatusArgs),
+    Store(StoreArgs),
     Cache(CacheArgs),
     /// Serves a mount whose options come on standard input. `crfs mount` starts it.
     #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
@@ -89,6 +90,15 @@ pub(super) struct ImageArgs {
         help = "The image: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
     )]
     pub(super) reference: OsString,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+    #[command(flatten)]
+    pub(super) cache: CachePlaceArgs,
+}
+
+/// How to reach an image's registry, and what to believe of it.
+#[derive(Debug, Args)]
+pub(super) struct AccessArgs {
     /// The image for this platform. Default: that of this machine.
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = |text: &str| text.parse::<Platform>())]
     pub(super) platform: Option<Platform>,
@@ -102,15 +112,6 @@ pub(super) struct ImageArgs {
     /// A directory with certificates: *.crt of authorities, *.cert and *.key of this client.
     #[arg(long, value_name = "DIR")]
     pub(super) cert_dir: Option<PathBuf>,
-    /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
-    /// they are mounted. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
-    #[arg(long, value_name = "DIR")]
-    pub(super) cache_dir: Option<PathBuf>,
-    /// The most that the cache may take on the disk, all in all; what was not used for the longest time goes first. Give all
-    /// mounts the same, since each keeps to its own. Default: 10 GiB, or a tenth of the filesystem where that is less. Nothing
-    /// is stored where less than 5 % of the filesystem would stay free, or less than 1 GiB (a quarter, where that is less).
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    pub(super) cache_size: Option<u64>,
     /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next
     /// read tries again.
     #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "120s")]
@@ -129,6 +130,20 @@ pub(super) struct ImageArgs {
     /// Use this SOCI index of the repository. It is trusted as the image is.
     #[arg(long, value_name = "DIGEST", value_parser = |text: &str| text.parse::<Digest>())]
     pub(super) soci_index: Option<Digest>,
+}
+
+/// Where what was fetched is kept.
+#[derive(Debug, Args)]
+pub(super) struct CachePlaceArgs {
+    /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
+    /// they are mounted. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// The most that the cache may take on the disk, all in all; what was not used for the longest time goes first. Give all
+    /// mounts the same, since each keeps to its own. Default: 10 GiB, or a tenth of the filesystem where that is less. Nothing
+    /// is stored where less than 5 % of the filesystem would stay free, or less than 1 GiB (a quarter, where that is less).
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(super) cache_size: Option<u64>,
 }
 
 /// Take a crfs mount from its directory
@@ -224,6 +239,113 @@ pub(super) struct StatusArgs {
     pub(super) json: bool,
 }
 
+/// Let podman run images without pulling them: its additional image store
+///
+/// One server shows the layers of all images that were added. podman lists these images as read-only (R/O), and runs them at once; what a container
+/// reads is fetched when it first reads it.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE, disable_help_subcommand = true)]
+pub(super) struct StoreArgs {
+    #[command(subcommand)]
+    pub(super) command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StoreCommand {
+    Serve(StoreServeArgs),
+    Add(StoreAddArgs),
+    Rm(StoreRmArgs),
+    Ls(StoreLsArgs),
+    Config(StoreConfigArgs),
+}
+
+/// Which store.
+#[derive(Debug, Args)]
+pub(super) struct StorePlaceArgs {
+    /// The store's directory, for podman. Default: /var/lib/crfs/store for root, else $XDG_DATA_HOME/crfs/store.
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
+    /// Where crfs keeps what it knows of the store, its socket and its log: a directory for its owner alone. Default: crfs in the
+    /// store's directory.
+    #[arg(long, value_name = "DIR")]
+    pub(super) state: Option<PathBuf>,
+}
+
+/// Serve a store, in the foreground
+///
+/// Says on standard error, and to a service manager, when podman can use the store. Images may be added and removed meanwhile, by other commands.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_SERVE)]
+pub(super) struct StoreServeArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+    #[command(flatten)]
+    pub(super) cache: CachePlaceArgs,
+    /// What to fetch beyond what is read: with none, nothing.
+    #[arg(long, value_enum, default_value = "hints")]
+    pub(super) prefetch: StorePrefetchArg,
+}
+
+/// Add images to a store
+///
+/// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there
+/// already, its name is added.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_ADD)]
+pub(super) struct StoreAddArgs {
+    /// The images: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(super) images: Vec<OsString>,
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+    /// The name that podman is to know the image by. Default: its own; of one on disk, localhost and the last part of its path.
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub(super) name: Option<String>,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Remove images from a store
+///
+/// An image that a container or another image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_RM)]
+pub(super) struct StoreRmArgs {
+    /// The images, by name or id.
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(super) images: Vec<String>,
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+    /// A store of podman's own (its --root) that may need the image, besides this user's. May be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub(super) podman_root: Vec<PathBuf>,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// List the images of a store
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_LS)]
+pub(super) struct StoreLsArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Print what has to stand in storage.conf for podman to use a store
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_CONFIG)]
+pub(super) struct StoreConfigArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+}
+
 /// Show, clear or verify what was fetched and is kept on disk
 ///
 /// All mounts of a user share one cache. It may be shown, cleared and verified while they are in use.
@@ -297,6 +419,14 @@ pub(super) enum PrefetchArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum StorePrefetchArg {
+    /// Nothing but what is read.
+    None,
+    /// What is likely read next.
+    Hints,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum FrontendArg {
     /// The best that works here.
     Auto,
@@ -337,17 +467,17 @@ mod tests {
     fn defaults_of_mount() {
         let args = mount(&["alpine", "/mnt"]);
         assert_eq!(args.mount_deadline, Duration::from_secs(60));
-        assert_eq!(args.image.io_deadline, Duration::from_secs(120));
-        assert_eq!(args.image.whole_layer_below, 1 << 20);
+        assert_eq!(args.image.access.io_deadline, Duration::from_secs(120));
+        assert_eq!(args.image.access.whole_layer_below, 1 << 20);
         assert_eq!((args.prefetch, args.frontend), (PrefetchArg::Hints, FrontendArg::Auto));
-        assert_eq!((args.image.tls_verify, args.allow_other, args.image.cache_size), (None, None, None));
-        assert!(!args.foreground && !args.image.insecure_unverified_toc);
+        assert_eq!((args.image.access.tls_verify, args.allow_other, args.image.cache.cache_size), (None, None, None));
+        assert!(!args.foreground && !args.image.access.insecure_unverified_toc);
     }
 
     #[test]
     fn switches_take_a_value_only_after_an_equals_sign() {
-        assert_eq!(mount(&["--tls-verify", "alpine", "/mnt"]).image.tls_verify, Some(true));
-        assert_eq!(mount(&["--tls-verify=false", "alpine", "/mnt"]).image.tls_verify, Some(false));
+        assert_eq!(mount(&["--tls-verify", "alpine", "/mnt"]).image.access.tls_verify, Some(true));
+        assert_eq!(mount(&["--tls-verify=false", "alpine", "/mnt"]).image.access.tls_verify, Some(false));
         assert_eq!(mount(&["--allow-other=false", "alpine", "/mnt"]).allow_other, Some(false));
     }
 

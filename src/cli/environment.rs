@@ -13,11 +13,15 @@ const SYS_ADMIN: u64 = 1 << 21;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Environment {
+    /// Of the user, also where a user namespace calls them root.
     pub(super) uid: u32,
     pub(super) auth_file: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) cache_home: Option<PathBuf>,
     pub(super) config_home: Option<PathBuf>,
+    pub(super) data_home: Option<PathBuf>,
+    /// $CONTAINERS_STORAGE_CONF: where podman's storage.conf is.
+    pub(super) storage_conf: Option<PathBuf>,
     pub(super) docker_config: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
     pub(super) rust_log: Option<String>,
@@ -31,12 +35,16 @@ impl Environment {
         let value = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = |name| value(name).map(PathBuf::from);
         let proc = |file| std::fs::read_to_string(Path::new("/proc/self").join(file)).unwrap_or_default();
+        // In `podman unshare` everybody is called root; it says who they are.
+        let rootless = value("_CONTAINERS_ROOTLESS_UID").and_then(|uid| uid.to_str()?.parse().ok());
         Self {
-            uid: nix::unistd::geteuid().as_raw(),
+            uid: rootless.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
             auth_file: path("REGISTRY_AUTH_FILE"),
             runtime_dir: path("XDG_RUNTIME_DIR"),
             cache_home: path("XDG_CACHE_HOME"),
             config_home: path("XDG_CONFIG_HOME"),
+            data_home: path("XDG_DATA_HOME"),
+            storage_conf: path("CONTAINERS_STORAGE_CONF"),
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             rust_log: value("RUST_LOG").map(|text| text.to_string_lossy().into_owned()),
@@ -53,6 +61,27 @@ impl Environment {
         let in_home = self.home.as_ref().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
         let base = self.cache_home.clone().filter(|dir| dir.is_absolute()).or(in_home);
         base.map_or_else(|| PathBuf::from(format!("/var/tmp/crfs-{}", self.uid)), |base| base.join("crfs"))
+    }
+
+    /// Where the store is without `--root`.
+    pub(super) fn store_dir(&self) -> PathBuf {
+        if self.uid == 0 {
+            return PathBuf::from("/var/lib/crfs/store");
+        }
+        self.data_dir().join("crfs/store")
+    }
+
+    /// $XDG_DATA_HOME, or what stands for it.
+    pub(super) fn data_dir(&self) -> PathBuf {
+        let in_home = self.home.as_ref().filter(|home| home.is_absolute()).map(|home| home.join(".local/share"));
+        let base = self.data_home.clone().filter(|dir| dir.is_absolute()).or(in_home);
+        base.unwrap_or_else(|| PathBuf::from(format!("/var/tmp/crfs-{}", self.uid)))
+    }
+
+    /// $XDG_CONFIG_HOME, or what stands for it.
+    pub(super) fn config_dir(&self) -> PathBuf {
+        let in_home = self.home.as_ref().map(|home| home.join(".config"));
+        self.config_home.clone().filter(|dir| dir.is_absolute()).or(in_home).unwrap_or_else(|| "/etc".into())
     }
 
     pub(super) fn state_dirs(&self) -> Vec<PathBuf> {

@@ -246,6 +246,126 @@ Fields of --json, an array in the order in which they were mounted:
     exit_help!()
 );
 
+pub(super) const STORE: &str = concat!(
+    "\
+Examples:
+  crfs store serve &
+  crfs store add docker.io/library/python:3.13
+  crfs store config >> /etc/containers/storage.conf    # look at it first
+  podman images                                        # lists it as R/O
+  podman run docker.io/library/python:3.13
+  crfs store ls
+  crfs store rm docker.io/library/python:3.13
+
+contrib/ of the sources has units for systemd. docs/podman.md says what holds
+for which podman, kernel and privilege.
+
+`crfs store COMMAND --help` has the options of each.
+",
+    exit_help!()
+);
+
+macro_rules! store_environment_help {
+    () => {
+        "
+Environment:
+  XDG_DATA_HOME           where an ordinary user's store is without --root
+                            (~/.local/share)
+"
+    };
+}
+
+pub(super) const STORE_SERVE: &str = concat!(
+    "\
+Examples:
+  crfs store serve
+  crfs store serve --root /srv/store --cache-size 50G
+  podman unshare crfs store serve          # an ordinary user's own
+
+When podman can use the store it says so on standard error:
+  crfs: serving /var/lib/crfs/store: 3 images
+
+A layer that cannot be opened (its registry cannot be reached, and nothing of it
+is cached) keeps no other image from being served; it is tried again.
+
+It ends on SIGTERM where nothing uses its layers; otherwise it says so and
+stays, and a second SIGTERM ends it all the same. Containers that run then read
+errors; stop and start them once it serves again. It logs to standard error, and
+to server.log (JSON lines) in --state.
+",
+    store_environment_help!(),
+    "  XDG_CACHE_HOME          where the cache is without --cache-dir (~/.cache)
+  NOTIFY_SOCKET           told when podman can use the store (sd_notify(3))
+  RUST_LOG                what is logged, such as crfs=debug; wins over -v
+",
+    exit_help!()
+);
+
+pub(super) const STORE_ADD: &str = concat!(
+    "\
+Examples:
+  crfs store add alpine quay.io/a/b:1.2
+  crfs store add --name localhost/tools:1 oci:/srv/images/tools
+  crfs store add --json alpine | jq -r '.[].id'
+
+Without a server the image is there for the next one. A name that another image
+had is the new one's from then on. Fields of --json: see `crfs store ls --help`.
+
+",
+    image_help!(),
+    store_environment_help!(),
+    exit_help!()
+);
+
+pub(super) const STORE_RM: &str = concat!(
+    "\
+Examples:
+  crfs store rm alpine
+  crfs store rm --podman-root /srv/containers 4f1c7a2e9d0b
+
+All are removed or none. It looks into podman's own store of this user, where
+storage.conf says that it is, and into each --podman-root. Fields of --json: see
+`crfs store ls --help`.
+",
+    store_environment_help!(),
+    "  CONTAINERS_STORAGE_CONF the storage.conf that podman reads
+",
+    exit_help!()
+);
+
+pub(super) const STORE_LS: &str = concat!(
+    "\
+Examples:
+  crfs store ls
+  crfs store ls --json | jq -r '.[] | select(.served | not) | .problem'
+
+Fields of --json, an array:
+  id                      podman's image id
+  digest                  of the manifest
+  names                   an array
+  created                 when it was built (RFC 3339)
+  size, layers            bytes of all files, number of layers
+  source                  where its layers come from
+  served                  whether a server runs that can read all of its layers
+  problem                 why not; null where nothing is known
+",
+    store_environment_help!(),
+    exit_help!()
+);
+
+pub(super) const STORE_CONFIG: &str = concat!(
+    "\
+Examples:
+  crfs store config
+  crfs store config --root /srv/store
+
+It changes nothing. For one command there is also
+  podman --storage-opt overlay.imagestore=DIR ...
+",
+    store_environment_help!(),
+    exit_help!()
+);
+
 macro_rules! cache_environment_help {
     () => {
         "
@@ -336,7 +456,9 @@ mod tests {
     fn lines_fit_a_terminal() {
         use super::*;
         let cache = [CACHE, CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY];
-        for text in [CRFS, MOUNT, UMOUNT, INSPECT, INDEX, LS, CAT, STAT, STATUS].into_iter().chain(cache) {
+        let store = [STORE, STORE_SERVE, STORE_ADD, STORE_RM, STORE_LS, STORE_CONFIG];
+        let others = [CRFS, MOUNT, UMOUNT, INSPECT, INDEX, LS, CAT, STAT, STATUS];
+        for text in others.into_iter().chain(cache).chain(store) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }

@@ -10,6 +10,7 @@ mod help;
 mod mount;
 mod options;
 mod show;
+mod store;
 mod values;
 
 use std::io::{self, Write};
@@ -21,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
 use crate::mount::{self as engine, Error};
-use args::{Cli, Command};
+use args::{Cli, Command, StoreCommand};
 use environment::Environment;
 use options::UsageError;
 
@@ -47,6 +48,10 @@ pub fn run() -> ExitCode {
             complain(&error.chain());
             ExitCode::FAILURE
         }
+        Err(Failure::Store(error)) => {
+            complain(&error.chain());
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -54,6 +59,7 @@ pub fn run() -> ExitCode {
 enum Failure {
     Usage(UsageError),
     Failed(Error),
+    Store(crate::store::Error),
     /// Whoever waits has been told already.
     Reported,
 }
@@ -61,6 +67,12 @@ enum Failure {
 impl From<UsageError> for Failure {
     fn from(error: UsageError) -> Self {
         Self::Usage(error)
+    }
+}
+
+impl From<crate::store::Error> for Failure {
+    fn from(error: crate::store::Error) -> Self {
+        Self::Store(error)
     }
 }
 
@@ -73,7 +85,13 @@ impl From<Error> for Failure {
 fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<(), Failure> {
     let log = options::log(verbose, environment);
     // A server starts its log itself, when it has a directory for it.
-    if !matches!(command, Command::Serve) && !matches!(&command, Command::Mount(args) if args.foreground) {
+    let serves = match &command {
+        Command::Serve => true,
+        Command::Mount(args) => args.foreground,
+        Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
+        _ => false,
+    };
+    if !serves {
         engine::log::start(&log, None);
     }
     match command {
@@ -86,6 +104,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Cat(args) => show::cat(args, environment),
         Command::Stat(args) => show::stat(args, environment),
         Command::Status(args) => show::status(&args, environment),
+        Command::Store(args) => store::store(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),
     }
 }

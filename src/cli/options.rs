@@ -1,12 +1,16 @@
 //! What was typed, with the environment, becomes what is meant.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf, absolute};
 
-use super::args::{FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg};
+use super::args::{
+    AccessArgs, CachePlaceArgs, FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg, StorePlaceArgs,
+};
 use super::environment::Environment;
 use crate::fs::tree::OpaqueXattr;
 use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
+use crate::store::Paths;
 
 /// Why what was typed has no meaning.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +19,8 @@ pub(super) enum UsageError {
     NotUtf8,
     #[error("{0}")]
     Image(#[from] crate::registry::Error),
+    #[error("--name is for one IMAGE at a time")]
+    NameOfSeveral,
     #[error("--opaque-xattr goes with --layer")]
     OpaqueWithoutLayer,
     #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]
@@ -58,24 +64,44 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
 }
 
 pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageOptions, UsageError> {
-    let reference = args.reference.to_str().ok_or(UsageError::NotUtf8)?.parse()?;
+    let ImageArgs { reference, access, cache } = args;
+    source(&reference, &access, &cache, environment)
+}
+
+/// What `image` means, by what was said of how to reach it.
+pub(super) fn source(
+    reference: &OsStr,
+    access: &AccessArgs,
+    cache: &CachePlaceArgs,
+    environment: &Environment,
+) -> Result<ImageOptions, UsageError> {
+    let reference = reference.to_str().ok_or(UsageError::NotUtf8)?.parse()?;
     Ok(ImageOptions {
         image: rooted_image(reference)?,
-        platform: args.platform.unwrap_or_else(Platform::of_this_machine),
-        auth_files: auth_files(args.authfile, environment)?,
-        tls_verify: args.tls_verify,
-        cert_dir: args.cert_dir.as_deref().map(rooted).transpose()?,
-        cache_dir: cache_dir(args.cache_dir.as_deref(), environment)?,
-        cache_size: args.cache_size,
-        io_deadline: args.io_deadline,
-        whole_layer_below: args.whole_layer_below,
-        insecure_unverified_toc: args.insecure_unverified_toc,
-        soci: match args.soci_index {
+        platform: access.platform.clone().unwrap_or_else(Platform::of_this_machine),
+        auth_files: auth_files(access.authfile.clone(), environment)?,
+        tls_verify: access.tls_verify,
+        cert_dir: access.cert_dir.as_deref().map(rooted).transpose()?,
+        cache_dir: cache_dir(cache.cache_dir.as_deref(), environment)?,
+        cache_size: cache.cache_size,
+        io_deadline: access.io_deadline,
+        whole_layer_below: access.whole_layer_below,
+        insecure_unverified_toc: access.insecure_unverified_toc,
+        soci: match access.soci_index {
             Some(digest) => Some(SociChoice::Digest(digest)),
-            None if args.soci_v1 => Some(SociChoice::Referring),
+            None if access.soci_v1 => Some(SociChoice::Referring),
             None => Some(SociChoice::Annotated),
         },
     })
+}
+
+/// Where a store is.
+pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result<Paths, UsageError> {
+    let root = match &place.root {
+        Some(root) => rooted(root)?,
+        None => rooted(&environment.store_dir())?,
+    };
+    Ok(Paths::new(root, place.state.as_deref().map(rooted).transpose()?))
 }
 
 pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Result<PathBuf, UsageError> {
@@ -83,7 +109,7 @@ pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Resu
 }
 
 /// The server leaves the directory in which all this was typed.
-fn rooted(path: &Path) -> Result<PathBuf, UsageError> {
+pub(super) fn rooted(path: &Path) -> Result<PathBuf, UsageError> {
     absolute(path).map_err(|source| UsageError::Path { path: path.to_owned(), source })
 }
 

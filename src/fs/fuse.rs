@@ -7,11 +7,12 @@
 //! | a name that is missing | an entry with inode 0: the kernel remembers that, too |
 //! | OPEN, OPENDIR | ENOSYS: never sent again, the page cache is kept, and open() works even while nobody answers |
 //! | FLUSH, FSYNC, ACCESS, LSEEK, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
-//! | GETXATTR where the view has no xattr | ENOSYS, which it remembers: `ls -l` asks for each file, and answers are not cached |
+//! | GETXATTR where the view has no xattr, but in a store | ENOSYS, which it remembers: `ls -l` asks for each file, and answers are not cached |
 //! | whatever writes | EROFS (the superblock is read-only, so it hardly ever gets here) |
 //! | IOCTL | ENOTTY |
 //!
-//! No handle has state and an image never changes, so entries and attributes are valid for ever, and node ids are the tree's inode numbers.
+//! No handle has state and an image never changes, so entries and attributes are valid for ever, and node ids are the tree's inode numbers
+//! (forest.rs; what stands above the layers of a store may change, and is asked for again each time).
 //! fuser logs a warning for each request that is left to its default methods, hence all are written out here. It answers what it
 //! does not know (STATX) with ENOSYS by itself.
 //!
@@ -42,8 +43,8 @@ use tokio::runtime::Handle;
 use self::attr::{file_attr, no_entry};
 use self::read::{Buffers, Read};
 use super::errno::Refused;
-use super::tree::Ino;
-use super::view::{BLOCK_SIZE, View};
+use super::forest::{Forest, Named, Node, Stat};
+use super::view::BLOCK_SIZE;
 use super::xattr;
 
 mod attr;
@@ -83,14 +84,11 @@ const CAPABILITIES: [InitFlags; 8] = [
 pub struct Options {
     /// Show `trusted.*` xattrs in lists: the server has CAP_SYS_ADMIN in the initial user namespace.
     pub list_trusted: bool,
-    /// The upper half of every inode number but the root's. Single-layer views of one image get different ones: fuse-overlayfs shows the
-    /// numbers of its lower directories as they are, and files of different layers would look like hard links of each other.
-    pub inode_group: u32,
 }
 
-/// Answers the kernel's requests from a view.
+/// Answers the kernel's requests from what is served.
 pub struct Frontend {
-    view: Arc<View>,
+    forest: Arc<Forest>,
     /// Where reads run that have to wait.
     runtime: Handle,
     buffers: Arc<Buffers>,
@@ -99,8 +97,8 @@ pub struct Frontend {
 
 impl Frontend {
     #[must_use]
-    pub fn new(view: Arc<View>, runtime: Handle, options: Options) -> Self {
-        Self { view, runtime, buffers: Arc::default(), options }
+    pub fn new(forest: Arc<Forest>, runtime: Handle, options: Options) -> Self {
+        Self { forest, runtime, buffers: Arc::default(), options }
     }
 }
 
@@ -139,44 +137,9 @@ fn errno(refused: &Refused) -> Errno {
     Errno::from_i32(refused.errno() as i32)
 }
 
-impl Frontend {
-    /// The tree's number of an inode as the kernel knows it: the root is 1 (FUSE_ROOT_ID) in every group.
-    fn ino(&self, number: INodeNo) -> Result<Ino, Refused> {
-        let ino = number.0 & u64::from(u32::MAX);
-        Ino::new(ino).filter(|ino| self.number(*ino) == number).ok_or(Refused::UnknownInode)
-    }
-
-    fn number(&self, ino: Ino) -> INodeNo {
-        let group = if ino == Ino::ROOT { 0 } else { u64::from(self.options.inode_group) << 32 };
-        INodeNo(group | ino.get())
-    }
-
-    fn attr_of(&self, ino: Ino) -> Option<FileAttr> {
-        let attr = self.view.tree().attr(ino)?;
-        Some(FileAttr { ino: self.number(ino), ..file_attr(&attr) })
-    }
-
-    fn attr(&self, number: INodeNo) -> Result<FileAttr, Refused> {
-        self.attr_of(self.ino(number)?).ok_or(Refused::UnknownInode)
-    }
-
-    fn entry(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Refused> {
-        let dir = self.ino(parent)?;
-        if !self.view.is_dir(dir) {
-            return Err(Refused::NotADirectory);
-        }
-        let found = self.view.tree().lookup(dir, name.as_bytes());
-        found.map_or_else(|| Ok(no_entry()), |ino| self.attr_of(ino).ok_or(Refused::UnknownInode))
-    }
-
-    /// A directory's entries from a position on, each with the position after it.
-    fn entries(&self, dir: INodeNo, from: u64) -> Result<impl Iterator<Item = (u64, &OsStr, FileAttr)>, Refused> {
-        let start = usize::try_from(from).unwrap_or(usize::MAX);
-        let entries = self.view.entries(self.ino(dir)?, start).ok_or(Refused::NotADirectory)?;
-        Ok((from.saturating_add(1)..)
-            .zip(entries)
-            .filter_map(|(next, (name, ino))| Some((next, OsStr::from_bytes(name), self.attr_of(ino)?))))
-    }
+fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {
+    let ttl = if stat.lasting { FOR_EVER } else { Duration::ZERO };
+    (ttl, FileAttr { ino: INodeNo(stat.number), ..file_attr(&stat.attr) })
 }
 
 fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
@@ -204,47 +167,52 @@ impl Filesystem for Frontend {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.entry(parent, name) {
-            Ok(attr) => reply.entry(&FOR_EVER, &attr, GENERATION),
+        match self.forest.named(parent.0, name.as_bytes()) {
+            Ok(Named::Node(stat)) => {
+                let (ttl, attr) = reply_attr(&stat);
+                reply.entry(&ttl, &attr, GENERATION);
+            }
+            Ok(Named::Nothing { lasting: true }) => reply.entry(&FOR_EVER, &no_entry(), GENERATION),
+            Ok(Named::Nothing { lasting: false }) => reply.error(Errno::ENOENT),
             Err(refused) => reply.error(errno(&refused)),
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr(ino) {
-            Ok(attr) => reply.attr(&FOR_EVER, &attr),
+        match self.forest.stat(ino.0) {
+            Ok(stat) => {
+                let (ttl, attr) = reply_attr(&stat);
+                reply.attr(&ttl, &attr);
+            }
             Err(refused) => reply.error(errno(&refused)),
         }
     }
 
     fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        let target = self.ino(number).and_then(|ino| self.view.tree().readlink(ino).ok_or(Refused::NotASymlink));
-        match target {
-            Ok(target) => reply.data(target),
+        match self.forest.target(number.0) {
+            Ok(target) => reply.data(&target),
             Err(refused) => reply.error(errno(&refused)),
         }
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.entries(ino, offset) {
-            Ok(mut entries) => {
-                let full = |(next, name, attr): (u64, &OsStr, FileAttr)| reply.add(attr.ino, next, attr.kind, name);
-                entries.any(full);
-                reply.ok();
-            }
+        let full = |next: u64, name: &[u8], stat: &Stat| {
+            let (_, attr) = reply_attr(stat);
+            reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
+        };
+        match self.forest.entries(ino.0, offset, full) {
+            Ok(()) => reply.ok(),
             Err(refused) => reply.error(errno(&refused)),
         }
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        match self.entries(ino, offset) {
-            Ok(mut entries) => {
-                let full = |(next, name, attr): (u64, &OsStr, FileAttr)| {
-                    reply.add(attr.ino, next, name, &FOR_EVER, &attr, GENERATION)
-                };
-                entries.any(full);
-                reply.ok();
-            }
+        let full = |next: u64, name: &[u8], stat: &Stat| {
+            let (ttl, attr) = reply_attr(stat);
+            reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION)
+        };
+        match self.forest.entries(ino.0, offset, full) {
+            Ok(()) => reply.ok(),
             Err(refused) => reply.error(errno(&refused)),
         }
     }
@@ -260,29 +228,26 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let ino = match self.ino(number) {
-            Ok(ino) => ino,
-            Err(refused) => return reply.error(errno(&refused)),
-        };
-        let read = Read { ino, offset, size, reply };
-        read.answer(&self.runtime, &self.view, &self.buffers);
+        match self.forest.node(number.0) {
+            Ok(Node::InView { view, ino, .. }) => {
+                Read { ino, offset, size, reply }.answer(&self.runtime, &view, &self.buffers);
+            }
+            Ok(made) => reply.data(&made.made_bytes(offset, size).unwrap_or_default()),
+            Err(refused) => reply.error(errno(&refused)),
+        }
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let totals = self.view.totals();
+        let totals = self.forest.totals();
         reply.statfs(totals.blocks, 0, 0, totals.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
     }
 
     fn getxattr(&self, _req: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self
-            .ino(number)
-            .and_then(|ino| xattr::get(&self.view, self.options.list_trusted, ino, name.as_bytes(), size));
-        reply_xattr(reply, value);
+        reply_xattr(reply, self.forest.xattr(number.0, self.options.list_trusted, name.as_bytes(), size));
     }
 
     fn listxattr(&self, _req: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.ino(number).and_then(|ino| xattr::list(&self.view, self.options.list_trusted, ino, size));
-        reply_xattr(reply, names);
+        reply_xattr(reply, self.forest.xattr_names(number.0, self.options.list_trusted, size));
     }
 
     fn ioctl(

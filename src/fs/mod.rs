@@ -1,7 +1,7 @@
 //! The image tree (pure), the overlay rules, and the FUSE frontend.
 //!
 //! ```text
-//! index::Entries of each layer -> overlay -> tree::Tree -> view::View -> fuse::Frontend -> /dev/fuse
+//! index::Entries of each layer -> overlay -> tree::Tree -> view::View -> forest::Forest -> fuse::Frontend -> /dev/fuse
 //!                                                              |
 //!                                         view::Contents: the layers' bytes, from fetch
 //! ```
@@ -9,6 +9,7 @@
 mod errno;
 #[cfg(test)]
 mod fake;
+pub mod forest;
 pub mod fuse;
 mod overlay;
 mod paths;

@@ -68,7 +68,7 @@ impl Tree {
     /// # Errors
     /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree do not suffice.
     pub fn merged(layers: &[Entries]) -> Result<Self, Error> {
-        merge(layers, None)
+        merge_over(layers, None, MADE_UP)
     }
 
     /// One layer alone, the way overlayfs wants a lower directory: whiteouts are character devices 0:0, opaque directories have an xattr
@@ -77,24 +77,41 @@ impl Tree {
     /// # Errors
     /// Where a hard link names a file of a lower layer, and where the numbers of a tree do not suffice.
     pub fn single(layer: &Entries, opaque: OpaqueXattr) -> Result<Self, Error> {
-        merge(std::slice::from_ref(layer), Some(opaque))
+        Self::single_over(layer, opaque, None)
+    }
+
+    /// The same above a layer with that root, whose attributes the root has where the layer has no entry for its own: overlayfs shows the
+    /// attributes of the uppermost root.
+    ///
+    /// # Errors
+    /// As [`Tree::single`].
+    pub fn single_over(layer: &Entries, opaque: OpaqueXattr, root: Option<Meta>) -> Result<Self, Error> {
+        merge_over(std::slice::from_ref(layer), Some(opaque), root.unwrap_or(MADE_UP))
     }
 }
 
 /// All layers merged; with `alone`, the one layer as a lower directory.
+#[cfg(test)]
 pub(super) fn merge<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>) -> Result<Tree, Error> {
+    merge_over(layers, alone, MADE_UP)
+}
+
+/// The same, with a root of those attributes where no layer has an entry for it.
+fn merge_over<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>, made_up_root: Meta) -> Result<Tree, Error> {
     if u16::try_from(layers.len()).is_err() {
         return Err(Error::TooLarge { what: "layers", limit: u64::from(u16::MAX) });
     }
     let layers: Vec<_> = (0..).zip(layers).map(|(number, entries)| Numbered { number, entries }).collect();
     let mut merge = Merge {
         alone,
+        made_up: made_up_root,
         tree: Builder::new(),
         inos: layers.iter().map(|layer| vec![None; layer.entries.len()]).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
     };
     merge.dir(root(&layers))?;
+    merge.made_up = MADE_UP;
     while let Some((dir, sources)) = merge.queue.pop_front() {
         merge.fill(dir, &sources)?;
     }
@@ -206,6 +223,8 @@ fn root<'a, L: LayerEntries>(layers: &[Numbered<'a, L>]) -> Dir<'a, L> {
 struct Merge<'m, 'a, L> {
     /// Set for a single-layer view.
     alone: Option<OpaqueXattr>,
+    /// What a directory has that no layer has an entry for.
+    made_up: Meta,
     tree: Builder,
     /// Of each layer's nodes, the inode number once it has one: hard links of a layer share a node, so they share this.
     inos: Vec<Vec<Option<Ino>>>,
@@ -263,13 +282,13 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
     }
 
     fn dir(&mut self, dir: Dir<'a, L>) -> Result<Ino, Error> {
-        let ino = self.tree.dir(dir.attrs.as_ref().map_or(MADE_UP, Source::meta))?;
+        let ino = self.tree.dir(dir.attrs.as_ref().map_or(self.made_up, Source::meta))?;
         for (name, value) in dir.attrs.iter().flat_map(|source| source.layer.entries.xattrs(source.node)) {
             self.tree.xattr(name, value)?;
         }
         let opaque = || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
-        if let Some(xattr) = self.alone.filter(|_| opaque()) {
-            self.tree.xattr(xattr.name(), b"y")?;
+        for xattr in self.alone.filter(|_| opaque()).map(OpaqueXattr::names).unwrap_or_default() {
+            self.tree.xattr(xattr, b"y")?;
         }
         self.queue.push_back((ino, dir.joined));
         Ok(ino)

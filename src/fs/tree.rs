@@ -19,6 +19,7 @@
 //!
 //! The order of numbers depends on the layers alone, so the same image has the same inode numbers on every mount and machine.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::ops::Range;
 
@@ -88,24 +89,30 @@ pub struct Extent {
     pub len: u64,
 }
 
-/// The xattr a single-layer view shows on an opaque directory.
+/// The xattr, or xattrs, that a single-layer view shows on an opaque directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpaqueXattr {
     /// `trusted.overlay.opaque`, which only root's overlayfs reads.
     Trusted,
     /// `user.overlay.opaque`, which overlayfs mounted with `userxattr` reads.
     User,
+    /// Both, in a store, which overlays of root and of users may have below them.
+    Both,
 }
 
 impl OpaqueXattr {
-    /// The xattr's name (Linux, Documentation/filesystems/overlayfs.rst).
+    /// The xattr's name (Linux, Documentation/filesystems/overlayfs.rst), or names.
     #[must_use]
-    pub const fn name(self) -> &'static [u8] {
+    pub const fn names(self) -> &'static [&'static [u8]] {
         match self {
-            Self::Trusted => b"trusted.overlay.opaque",
-            Self::User => b"user.overlay.opaque",
+            Self::Trusted => &[Self::TRUSTED],
+            Self::User => &[Self::USER],
+            Self::Both => &[Self::TRUSTED, Self::USER],
         }
     }
+
+    pub(super) const TRUSTED: &'static [u8] = b"trusted.overlay.opaque";
+    pub(super) const USER: &'static [u8] = b"user.overlay.opaque";
 }
 
 /// Why layers make no tree. `layer` counts from 0, the lowest; paths have no leading slash.
@@ -275,6 +282,13 @@ impl Tree {
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         (self.inodes.len() as u64, self.file_bytes)
+    }
+
+    /// The users and the groups that own something.
+    #[must_use]
+    pub fn owners(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        let users = self.inodes.iter().map(|inode| inode.uid).collect();
+        (users, self.inodes.iter().map(|inode| inode.gid).collect())
     }
 
     fn inode(&self, ino: Ino) -> Option<&Inode> {

@@ -6,6 +6,8 @@
 //! | `trusted.*` of the image, `trusted.overlay.opaque` of a single-layer view | if the server has CAP_SYS_ADMIN | if listed; the opaque one always |
 //! | `user.overlay.opaque` of a single-layer view | no | yes |
 //!
+//! A layer of a store has both opaque xattrs, since root's overlayfs and those of users look for different ones.
+//!
 //! What is listed can be read and, but for the opaque one, the reverse: overlayfs's copy-up fails over an xattr that is in only one of the two.
 //! FUSE does not filter `trusted.*` out of a list, as other filesystems do for callers without the capability, and copy-up by such a caller fails
 //! over a name that it cannot read; a server without the capability has no caller with it, as a rule, so it does not list them.
@@ -29,12 +31,29 @@ pub(super) enum Answer<'a> {
     Bytes(Cow<'a, [u8]>),
 }
 
+/// The same without a view to borrow from.
+pub(super) type Owned = Answer<'static>;
+
+impl Answer<'_> {
+    pub(super) fn own(self) -> Owned {
+        match self {
+            Self::Size(size) => Answer::Size(size),
+            Self::Bytes(bytes) => Answer::Bytes(Cow::Owned(bytes.into_owned())),
+        }
+    }
+}
+
+/// The names of the xattrs of what has none.
+pub(super) fn none(size: u32) -> Result<Owned, Refused> {
+    fit(Cow::Borrowed(&[]), size)
+}
+
 fn is_opaque(name: &[u8]) -> bool {
-    name == OpaqueXattr::Trusted.name() || name == OpaqueXattr::User.name()
+    name == OpaqueXattr::TRUSTED || name == OpaqueXattr::USER
 }
 
 fn is_listed(name: &[u8], list_trusted: bool) -> bool {
-    if name.starts_with(b"trusted.") { list_trusted } else { name != OpaqueXattr::User.name() }
+    if name.starts_with(b"trusted.") { list_trusted } else { name != OpaqueXattr::USER }
 }
 
 /// The value of an xattr. `size` is that of the caller's buffer; 0 asks for the value's.
@@ -125,7 +144,7 @@ mod tests {
             let (view, dir, _) = single(opaque);
             assert_eq!((names(&view, true, dir), names(&view, false, dir)), (listed.into(), String::new()));
             for list_trusted in [true, false] {
-                let answer = get(&view, list_trusted, dir, opaque.name(), 1).unwrap();
+                let answer = get(&view, list_trusted, dir, opaque.names()[0], 1).unwrap();
                 assert_eq!(answer, Answer::Bytes(Cow::Borrowed(b"y")));
             }
         }

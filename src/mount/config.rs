@@ -1,5 +1,6 @@
 //! The image's config (OCI image specification 1.1, "Image Configuration"): for what platform it is, and what it starts.
 
+use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
@@ -20,7 +21,7 @@ const DIRECTORIES: usize = 64;
 const WORDS: usize = 4;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(crate) struct Config {
     #[serde(default)]
     os: String,
     #[serde(default)]
@@ -51,11 +52,19 @@ struct Execution {
 impl Config {
     /// From the cache or the registry; `None` where it cannot be had or is not what the manifest names.
     pub(super) async fn read(image: &registry::Image, cache: &Cache) -> Option<Self> {
+        Self::parse(&Self::bytes(image, cache).await?)
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// The same as it stands in the registry.
+    pub(super) async fn bytes(image: &registry::Image, cache: &Cache) -> Option<Bytes> {
         let config = image.config.clone().filter(|config| config.size <= LARGEST)?;
         let cache = cache.clone();
         let read = move || {
-            let kept = cache.get(&config.digest);
-            let bytes = kept.or_else(|| {
+            cache.get(&config.digest).or_else(|| {
                 let range = ByteRange { start: 0, end: config.size };
                 let right = |source: &dyn ByteSource| {
                     source.read_at(range).ok().filter(|read| Digest::of(read) == config.digest)
@@ -63,8 +72,7 @@ impl Config {
                 let read = right(&config.blob).or_else(|| right(&PastCaches(&config.blob)))?;
                 cache.put(&config.digest, &read);
                 Some(read)
-            })?;
-            serde_json::from_slice(&bytes).ok()
+            })
         };
         tokio::task::spawn_blocking(read).await.ok()?
     }
@@ -82,7 +90,7 @@ impl Config {
     }
 
     /// The files that are read when the image's own command starts, each as the paths that it may have, the best first.
-    pub(super) fn started(&self) -> Vec<Vec<String>> {
+    pub(crate) fn started(&self) -> Vec<Vec<String>> {
         let Some(execution) = &self.config else { return Vec::new() };
         let words = execution.entrypoint.iter().chain(&execution.cmd).flatten().take(WORDS);
         let dir = execution.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");

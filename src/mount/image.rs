@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
@@ -20,6 +21,7 @@ use super::server::Served;
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fetch::{self, Around, Files, Prefetch};
+use crate::fs::forest::Forest;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
@@ -27,7 +29,7 @@ use crate::index::{self, Summary};
 use crate::registry::{self, Client, Soci, SociChoice};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
-pub(super) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Layers that are read whole at a time: the link is shared anyway, and each takes memory and two threads.
 const PASSES: usize = 6;
@@ -64,6 +66,11 @@ impl Engine {
     /// # Errors
     /// Where the client cannot be set up.
     pub fn new(options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
+        Self::sharing(Cache::open(&options.cache_dir, options.cache_size), options, resolve_within)
+    }
+
+    /// The same, with a cache that is open already.
+    pub(crate) fn sharing(cache: Cache, options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,
@@ -71,7 +78,6 @@ impl Engine {
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };
-        let cache = Cache::open(&options.cache_dir, options.cache_size);
         let opener = Opener {
             image: options.image.clone(),
             client: Client::new(client, Arc::new(cache.clone()))?.with_resolve_deadline(resolve_within),
@@ -90,7 +96,7 @@ impl Engine {
         Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci })
     }
 
-    pub(super) fn cache(&self) -> &Cache {
+    pub(crate) fn cache(&self) -> &Cache {
         &self.opener.cache
     }
 
@@ -113,13 +119,26 @@ impl Engine {
         report: &Report,
     ) -> Result<OpenImage, Error> {
         let image = Arc::new(image);
+        let wanted = (first..).zip(image.layers.iter().cloned()).collect();
+        let layers = self.open_each(&image, wanted, report).await.into_values().collect::<Result<_, Error>>()?;
+        let image = Arc::try_unwrap(image).unwrap_or_else(|image| (*image).clone());
+        Ok(OpenImage { image, layers })
+    }
+
+    /// Opens some of an image's layers at once, each with its number: what came of each.
+    pub(crate) async fn open_each(
+        self: &Arc<Self>,
+        image: &Arc<registry::Image>,
+        wanted: Vec<(usize, registry::Layer)>,
+        report: &Report,
+    ) -> BTreeMap<usize, Result<OpenLayer, Error>> {
         let reading = Arc::new(Reading::default());
+        let of = wanted.len();
         let open = |(number, layer): (usize, registry::Layer)| {
-            let (engine, image, reading) = (Arc::clone(self), Arc::clone(&image), Arc::clone(&reading));
-            async move { (number, engine.open_layer(&image, layer, first + number, &reading).await) }
+            let (engine, image, reading) = (Arc::clone(self), Arc::clone(image), Arc::clone(&reading));
+            async move { (number, engine.open_layer(&image, layer, number, &reading).await) }
         };
-        let mut opening: FuturesUnordered<_> = image.layers.iter().cloned().enumerate().map(open).collect();
-        let of = image.layers.len();
+        let mut opening: FuturesUnordered<_> = wanted.into_iter().map(open).collect();
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
         // Progress that nobody hears is none.
@@ -134,10 +153,7 @@ impl Engine {
                 _ = ticks.tick() => reading.tell(report),
             }
         }
-        drop(opening);
-        let layers = results.into_values().collect::<Result<_, Error>>()?;
-        let image = Arc::try_unwrap(image).unwrap_or_else(|image| (*image).clone());
-        Ok(OpenImage { image, layers })
+        results
     }
 
     /// Looks at all layers at once, for `crfs inspect`: what came of each, the lowest first.
@@ -232,6 +248,19 @@ impl Engine {
         Ok(self.soci.get_or_try_init(find).await?.as_ref())
     }
 
+    /// The image of a manifest that was verified before, without asking a registry.
+    ///
+    /// # Errors
+    /// Where it is none, or the layout or archive is gone.
+    pub(crate) async fn resolve_pinned(&self, manifest: Bytes) -> Result<registry::Image, Error> {
+        Ok(self.opener.client.resolve_pinned(&self.opener.image, manifest).await?)
+    }
+
+    /// The bytes of the image's config.
+    pub(crate) async fn config_bytes(&self, image: &registry::Image) -> Option<Bytes> {
+        Config::bytes(image, self.cache()).await
+    }
+
     /// The image's config, read once.
     pub(super) async fn config(&self, image: &registry::Image) -> Option<&Config> {
         self.config.get_or_init(|| Config::read(image, self.cache())).await.as_ref()
@@ -295,15 +324,15 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
             let _ended = tokio::task::spawn_blocking(move || around.starts(&started)).await;
         }
     });
-    let frontend =
-        Frontend::new(Arc::new(view), Handle::current(), Options { list_trusted: options.system_admin, inode_group });
+    let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
+    let frontend = Frontend::new(forest, Handle::current(), Options { list_trusted: options.system_admin });
     let contents = image.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
     Ok(Served {
         name: image.image.name.clone(),
         digest: image.image.digest,
         layers: image.layers.len(),
         lazy: image.layers.iter().filter(|layer| layer.is_lazy()).count(),
-        read_ahead: read_ahead(&image.layers),
+        read_ahead: read_ahead(image.layers.iter()),
         serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
         figures: figures(image.layers),
@@ -316,8 +345,8 @@ async fn started(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> 
 }
 
 /// How many KiB the kernel is to read ahead: 16 units, since a read brings whole units anyway, but no more than the 1 MiB of a READ.
-fn read_ahead(layers: &[OpenLayer]) -> u32 {
-    let total = |of: fn(&Summary) -> u64| layers.iter().map(|layer| of(layer.summary())).fold(0, u64::saturating_add);
+pub(crate) fn read_ahead<'a>(layers: impl Iterator<Item = &'a OpenLayer> + Clone) -> u32 {
+    let total = |of: fn(&Summary) -> u64| layers.clone().map(|layer| of(layer.summary())).fold(0, u64::saturating_add);
     let (bytes, units) = (total(|summary| summary.layer_file_len), total(|summary| summary.units.into()));
     let unit = bytes.checked_div(units).unwrap_or(0);
     u32::try_from(unit.saturating_mul(16) >> 10).unwrap_or(u32::MAX).clamp(READ_AHEAD.start, READ_AHEAD.end)
@@ -327,6 +356,6 @@ fn figures(layers: Vec<OpenLayer>) -> Figures {
     Arc::new(move || layers.iter().fold(Activity::default(), |sum, layer| sum.and(layer_activity(layer))))
 }
 
-fn layer_activity(layer: &OpenLayer) -> Activity {
+pub(crate) fn layer_activity(layer: &OpenLayer) -> Activity {
     Activity { stats: layer.contents.stats(), last_error: layer.contents.last_error() }
 }

@@ -24,6 +24,8 @@ const TOC_TAG: &str = "-esgztoc";
 pub struct OpenLayer {
     pub layer: registry::Layer,
     pub trust: Trust,
+    /// Under what its contents are kept; `None`: nothing vouches for them.
+    pub identity: Option<Identity>,
     pub contents: Arc<fetch::Layer>,
     /// The blob was read whole to open it, so that nothing is left to fetch.
     pub whole: bool,
@@ -361,7 +363,7 @@ impl Opener {
         };
         let reindex = self.reindex(&layer, key, ztoc);
         let contents = self.engine.layer(layer.digest, index, source, file, reindex);
-        OpenLayer { layer, trust, contents, whole }
+        OpenLayer { layer, trust, identity: key.map(|key| key.identity), contents, whole }
     }
 
     /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).

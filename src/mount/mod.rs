@@ -10,30 +10,31 @@
 //! The state directory of a mount (state.rs) is what `crfs status` and `crfs umount` know it by.
 
 pub mod background;
-mod config;
-mod control;
+pub(crate) mod config;
+pub(crate) mod control;
 mod error;
-mod escape;
+pub(crate) mod escape;
 mod event;
-mod fusedev;
+pub(crate) mod fusedev;
 pub mod image;
 pub mod indexes;
 pub mod inspect;
-mod layer;
+pub(crate) mod layer;
 pub mod log;
 pub mod look;
-mod mounts;
+pub(crate) mod mounts;
 mod notify;
 pub mod options;
 pub mod server;
-mod signals;
-mod state;
+pub(crate) mod session;
+pub(crate) mod signals;
+pub(crate) mod state;
 pub mod status;
 pub mod unmount;
 mod wire;
 
 pub use control::Activity;
-pub use error::Error;
+pub use error::{Error, chain};
 pub use escape::escape;
 pub use event::{Event, Ready, Report};
 pub use notify::notify;

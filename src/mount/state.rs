@@ -220,7 +220,7 @@ fn is_locked(dir: File) -> bool {
 }
 
 /// A name of an open directory that fits into the 108 bytes of a socket's address.
-fn short_path(dir: &File) -> PathBuf {
+pub(crate) fn short_path(dir: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 

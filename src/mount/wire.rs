@@ -120,4 +120,5 @@ pub(super) struct WirePlatform {
 pub(super) enum WireOpaque {
     Trusted,
     User,
+    Both,
 }

@@ -84,6 +84,28 @@ impl Client {
         }
     }
 
+    /// The image of a manifest that was verified before, wherever `image` says that its blobs are. Asks no registry anything.
+    ///
+    /// # Errors
+    /// Where it is no manifest of an image, or the layout or archive cannot be read.
+    pub async fn resolve_pinned(&self, image: &ImageRef, manifest: Bytes) -> Result<Image, Error> {
+        let source = match image {
+            ImageRef::DockerArchive { file, name } => {
+                let (file, whole, name) = (file.clone(), image.name(), name.clone());
+                let (_, archive) = blocking(move || docker_archive::open(&file, &whole, name.as_deref())).await?;
+                Some(Source::Local(Layout::Archive(Arc::new(archive))))
+            }
+            _ => self.source(image).await?,
+        };
+        let source = source.ok_or_else(|| Error::Manifest {
+            what: image.to_string(),
+            kind: "manifest",
+            reason: "nothing is known of where its blobs are".to_owned(),
+        })?;
+        let document = Document { digest: Digest::of(&manifest), bytes: manifest };
+        self.choose(image, &source, document).await
+    }
+
     /// Where what belongs to an image is kept beside it; `None` where nothing can be.
     pub(super) async fn source(&self, image: &ImageRef) -> Result<Option<Source>, Error> {
         Ok(match image {
@@ -223,8 +245,8 @@ impl Client {
                 Content::Image(manifest) if soci::is_index(&manifest) => passed_over = true,
                 Content::Image(Manifest { layers, config, annotations, .. }) => {
                     let (layers, config) = self.blobs(source, layers, config).await?;
-                    let (name, digest) = (image.name(), document.digest);
-                    return Ok(Image { name, digest, platform, layers, config, annotations });
+                    let (name, digest, manifest) = (image.name(), document.digest, document.bytes);
+                    return Ok(Image { name, digest, manifest, platform, layers, config, annotations });
                 }
                 Content::Index(_) if depth == DEEPEST_INDEX => {
                     return Err(refused(format!("indexes are nested more than {DEEPEST_INDEX} deep")));

@@ -35,6 +35,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 pub use blob::{Blob, Body, PastCaches, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};
@@ -68,6 +70,8 @@ pub struct Image {
     pub name: String,
     /// The digest of its manifest.
     pub digest: Digest,
+    /// The bytes of its manifest.
+    pub manifest: Bytes,
     /// What its index says it is for; `None` where no index led to it.
     pub platform: Option<Platform>,
     pub layers: Vec<Layer>,

@@ -15,7 +15,8 @@ use self::mounted::{Counting, Mounted, Never, SlowDisk, mount_overlay, skipped};
 use super::*;
 use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
 use crate::fs::overlay::merge;
-use crate::fs::tree::{Builder, NewNode, Tree};
+use crate::fs::tree::{Builder, Ino, NewNode, Tree};
+use crate::fs::view::View;
 use crate::index::{Meta, Time};
 
 fn tree(spec: &Spec) -> Tree {

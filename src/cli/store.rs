@@ -1,0 +1,221 @@
+//! `crfs store`: podman's additional image store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::args::{
+    CachePlaceArgs, StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
+    StoreServeArgs,
+};
+use super::environment::Environment;
+use super::format::{self, Side, printable, table};
+use super::mount::with_progress;
+use super::{Failure, complain, json, options, print};
+use crate::mount::options::LogOptions;
+use crate::mount::{self as engine};
+use crate::store::commands::{self, Listing};
+use crate::store::{ServeOptions, serve as run};
+
+/// Digits of an id, as podman shows it.
+const ID: usize = 12;
+
+pub(super) fn store(command: StoreCommand, log: &LogOptions, environment: &Environment) -> Result<(), Failure> {
+    match command {
+        StoreCommand::Serve(args) => serve(&args, log, environment),
+        StoreCommand::Add(args) => add(&args, environment),
+        StoreCommand::Rm(args) => remove(args, environment),
+        StoreCommand::Ls(args) => list(&args, environment),
+        StoreCommand::Config(args) => config(&args, environment),
+    }
+}
+
+fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> Result<(), Failure> {
+    let options = ServeOptions {
+        paths: options::store(&args.place, environment)?,
+        cache_dir: options::cache_dir(args.cache.cache_dir.as_deref(), environment)?,
+        cache_size: args.cache.cache_size,
+        guesses: args.prefetch != StorePrefetchArg::None,
+        // Containers are of many users. In a user namespace of one's own that is allowed, too.
+        allow_other: nix::unistd::geteuid().is_root(),
+        log: log.clone(),
+    };
+    let root = options.paths.root.display().to_string();
+    run(&options, |ready| {
+        let not_served = match ready.not_served {
+            0 => String::new(),
+            count => format!(", {count} of them not yet (`crfs store ls` says why)"),
+        };
+        complain(&format!("serving {root}: {} images{not_served}", ready.images));
+        if let Some(Err(error)) = environment.notify_socket.as_deref().map(|socket| engine::notify(socket, ready.pid)) {
+            complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
+        }
+    })?;
+    Ok(())
+}
+
+fn add(args: &StoreAddArgs, environment: &Environment) -> Result<(), Failure> {
+    if args.name.is_some() && args.images.len() > 1 {
+        return Err(options::UsageError::NameOfSeveral.into());
+    }
+    let paths = options::store(&args.place, environment)?;
+    let cache = CachePlaceArgs { cache_dir: None, cache_size: None };
+    let sources = args.images.iter().map(|image| options::source(image, &args.access, &cache, environment));
+    let mut added = Vec::new();
+    for source in sources.collect::<Result<Vec<_>, _>>()? {
+        let listings = with_progress(|report| commands::add(&paths, source, args.name.clone(), report))?;
+        if !args.json {
+            print(&listings.iter().map(added_line).collect::<String>())?;
+        }
+        added.extend(listings);
+    }
+    if args.json {
+        print(&json(&added)?)?;
+    }
+    Ok(())
+}
+
+fn added_line(image: &Listing) -> String {
+    let layers = if image.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", image.layers) };
+    let name = image.names.last().map_or("<none>", String::as_str);
+    let waits = if image.served { "" } else { "; not served yet: `crfs store serve`" };
+    format::printable(&format!("{name}: {}, {layers}{waits}", short(&image.id))) + "\n"
+}
+
+fn short(id: &str) -> &str {
+    id.get(..ID).unwrap_or(id)
+}
+
+fn remove(args: StoreRmArgs, environment: &Environment) -> Result<(), Failure> {
+    let paths = options::store(&args.place, environment)?;
+    let named = args.podman_root.iter().map(|root| options::rooted(root)).collect::<Result<Vec<_>, _>>()?;
+    let roots = std::iter::once(podman_root(environment)).chain(named).collect();
+    let removed = with_progress(|report| commands::remove(&paths, args.images, roots, report))?;
+    if args.json {
+        print(&json(&removed)?)?;
+    }
+    Ok(())
+}
+
+fn list(args: &StoreLsArgs, environment: &Environment) -> Result<(), Failure> {
+    let images = commands::list(&options::store(&args.place, environment)?)?;
+    Ok(print(&if args.json { json(&images)? } else { list_text(&images) })?)
+}
+
+fn list_text(images: &[Listing]) -> String {
+    let titles = ["IMAGE ID", "NAME", "LAYERS", "SIZE", "CREATED", "STATE"].map(str::to_owned);
+    let rows = images.iter().flat_map(|image| {
+        let unnamed = ["<none>".to_owned()];
+        let names = if image.names.is_empty() { &unnamed[..] } else { &image.names };
+        names.iter().map(|name| row(image, name)).collect::<Vec<_>>()
+    });
+    let rows: Vec<_> = std::iter::once(titles.to_vec()).chain(rows).collect();
+    use Side::{Left, Right};
+    table(&[Left, Left, Right, Right, Left, Left], &rows)
+}
+
+fn row(image: &Listing, name: &str) -> Vec<String> {
+    let state = match (image.served, &image.problem) {
+        (true, _) => "served".to_owned(),
+        (false, Some(problem)) => printable(problem),
+        (false, None) => "not served".to_owned(),
+    };
+    vec![
+        short(&image.id).to_owned(),
+        printable(name),
+        image.layers.to_string(),
+        format::bytes(image.size),
+        image.created.get(..10).unwrap_or_default().to_owned(),
+        state,
+    ]
+}
+
+/// The file that podman reads, by default (containers-storage.conf(5)).
+fn storage_conf(environment: &Environment) -> PathBuf {
+    match &environment.storage_conf {
+        Some(path) => path.clone(),
+        None if environment.uid == 0 => "/etc/containers/storage.conf".into(),
+        None => environment.config_dir().join("containers/storage.conf"),
+    }
+}
+
+/// Where podman keeps what it has itself.
+fn podman_root(environment: &Environment) -> PathBuf {
+    let conf = std::fs::read_to_string(storage_conf(environment)).unwrap_or_default();
+    let default = match environment.uid {
+        0 => "/var/lib/containers/storage".into(),
+        _ => environment.data_dir().join("containers/storage"),
+    };
+    graph_root(&conf).unwrap_or(default)
+}
+
+/// `graphroot = "..."` of a storage.conf.
+fn graph_root(conf: &str) -> Option<PathBuf> {
+    let value = |line: &str| {
+        let (key, value) = line.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        (key.trim() == "graphroot" && value.starts_with('/')).then(|| PathBuf::from(value))
+    };
+    conf.lines().find_map(value)
+}
+
+fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failure> {
+    let root = options::store(&args.place, environment)?.root;
+    Ok(print(&config_text(&root, &storage_conf(environment), &podman_version(), environment.uid))?)
+}
+
+/// What `podman --version` says.
+fn podman_version() -> String {
+    let output = Command::new("podman").arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "no podman was found".to_owned())
+}
+
+fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
+    let there = std::fs::read_to_string(conf);
+    let advice = match &there {
+        Ok(text) if text.contains("[storage.options]") => {
+            "has a part [storage.options] already: put the last line into that"
+        }
+        Ok(_) => "is there already: add the last two lines to it",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there yet: this is all of it",
+        Err(_) => "cannot be read here",
+    };
+    let places = match uid {
+        0 => "runroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n",
+        _ => "",
+    };
+    format!(
+        "# {version}. {} {advice}.\n[storage]\ndriver = \"overlay\"\n{places}\n[storage.options]\nadditionalimagestores = [{}]\n",
+        printable(&conf.display().to_string()),
+        quoted(root)
+    )
+}
+
+/// A basic string of TOML 1.0.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{text}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_conf_is_whole_where_there_is_none() {
+        let text = config_text(Path::new("/s/\"x"), Path::new("/nowhere/storage.conf"), "podman version 4.3.1", 0);
+        assert!(text.starts_with("# podman version 4.3.1. /nowhere/storage.conf is not there yet"), "{text}");
+        assert!(text.contains("graphroot") && text.ends_with("additionalimagestores = [\"/s/\\\"x\"]\n"), "{text}");
+        assert!(!config_text(Path::new("/s"), Path::new("/nowhere/c"), "", 7).contains("graphroot"));
+    }
+
+    #[test]
+    fn podmans_own_store_is_where_it_is_told() {
+        assert_eq!(graph_root("[storage]\n# graphroot = \"/a\"\n graphroot=\"/b\"\n"), Some("/b".into()));
+        assert_eq!(graph_root("graphroot = \"\"\n"), None);
+        let environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
+        assert_eq!(podman_root(&environment), Path::new("/home/u/.local/share/containers/storage"));
+        assert_eq!(environment.store_dir(), Path::new("/home/u/.local/share/crfs/store"));
+    }
+}

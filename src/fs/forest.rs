@@ -1,0 +1,293 @@
+//! What is served through one /dev/fuse: one view alone, or a store of views below directories that come and go.
+//!
+//! ```text
+//! 1 root ─ made directories, files and symlinks          numbers below 2^32, or the highest of a view's group
+//!             `── roots of views                         each view is a group: its number in the upper 32 bits, its tree's below
+//! ```
+//!
+//! A view never changes, so the kernel may keep all that it is told of one. What is made changes when a view is added or removed: directories
+//! that are not `lasting`, and the names in them, are asked for again each time. A number never comes to mean another node while the
+//! forest lives: whoever grows it gives each view a number that no other had.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use super::errno::Refused;
+use super::tree::{Attr, Ino, Type};
+use super::view::{Totals, View};
+use super::xattr;
+use crate::index::Time;
+
+/// The number of the mount's root (FUSE_ROOT_ID).
+pub const ROOT: u64 = 1;
+
+/// Nodes that belong to a view and are made: so many numbers at the end of its group, which no tree reaches.
+const MADE: u64 = 16;
+
+/// What stands above the views.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// `lasting`: the names in it stay what they are.
+    Dir {
+        entries: BTreeMap<Vec<u8>, u64>,
+        lasting: bool,
+    },
+    File(Bytes),
+    Symlink(Vec<u8>),
+}
+
+/// All of a store at one moment.
+#[derive(Default)]
+pub struct Grown {
+    pub views: HashMap<u32, Arc<View>>,
+    pub made: HashMap<u64, Made>,
+    /// The modification time of what is made, in seconds since 1970.
+    pub changed: i64,
+}
+
+/// Everything that a frontend serves.
+pub struct Forest(Kind);
+
+enum Kind {
+    Alone { view: Arc<View>, group: u32 },
+    Store(RwLock<Arc<Grown>>),
+}
+
+/// A node, found.
+pub(super) enum Node {
+    InView { view: Arc<View>, ino: Ino, group: u32 },
+    Made { grown: Arc<Grown>, number: u64 },
+}
+
+/// What stat says of a node.
+pub(super) struct Stat {
+    pub(super) number: u64,
+    pub(super) attr: Attr,
+    /// Whether the kernel may keep it.
+    pub(super) lasting: bool,
+}
+
+/// What a name stands for.
+pub(super) enum Named {
+    Node(Stat),
+    /// Nothing. `lasting`: it will stay so.
+    Nothing {
+        lasting: bool,
+    },
+}
+
+/// The number of a node that is made for the view of a group; `which` is below 16.
+#[must_use]
+pub const fn made(group: u32, which: u8) -> u64 {
+    ((group as u64) << 32) | (u32::MAX as u64 - (which as u64 % MADE))
+}
+
+/// The number of the root of a view in a store.
+#[must_use]
+pub const fn root_of(group: u32) -> u64 {
+    ((group as u64) << 32) | ROOT
+}
+
+impl Forest {
+    /// One view. `group` is the upper half of every inode number but the root's. Single-layer views of one image get different ones:
+    /// fuse-overlayfs shows the numbers of its lower directories as they are, and files of different layers would look like hard links
+    /// of each other.
+    #[must_use]
+    pub const fn alone(view: Arc<View>, group: u32) -> Self {
+        Self(Kind::Alone { view, group })
+    }
+
+    #[must_use]
+    pub fn store(grown: Grown) -> Self {
+        Self(Kind::Store(RwLock::new(Arc::new(grown))))
+    }
+
+    /// What is served from now on, by a store.
+    pub fn grow(&self, grown: Grown) {
+        if let Kind::Store(current) = &self.0 {
+            *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(grown);
+        }
+    }
+
+    pub(super) fn node(&self, number: u64) -> Result<Node, Refused> {
+        let group = u32::try_from(number >> 32).map_err(|_| Refused::UnknownInode)?;
+        let ino = Ino::new(number & u64::from(u32::MAX)).ok_or(Refused::UnknownInode)?;
+        match &self.0 {
+            Kind::Alone { view, group: own } => {
+                let is_ours = if ino == Ino::ROOT { group == 0 } else { group == *own };
+                let view = Some(view).filter(|_| is_ours).ok_or(Refused::UnknownInode)?;
+                Ok(Node::InView { view: Arc::clone(view), ino, group: *own })
+            }
+            Kind::Store(grown) => {
+                let grown = Arc::clone(&grown.read().unwrap_or_else(PoisonError::into_inner));
+                if grown.made.contains_key(&number) {
+                    return Ok(Node::Made { grown, number });
+                }
+                let view = grown.views.get(&group).map(Arc::clone).ok_or(Refused::UnknownInode)?;
+                Ok(Node::InView { view, ino, group })
+            }
+        }
+    }
+
+    /// The number by which the kernel knows a node of a view.
+    fn number(&self, group: u32, ino: Ino) -> u64 {
+        match self.0 {
+            Kind::Alone { .. } if ino == Ino::ROOT => ROOT,
+            _ => (u64::from(group) << 32) | ino.get(),
+        }
+    }
+
+    fn stat_in(&self, view: &View, group: u32, ino: Ino) -> Option<Stat> {
+        let attr = view.tree().attr(ino)?;
+        Some(Stat { number: self.number(group, ino), attr, lasting: true })
+    }
+
+    pub(super) fn stat(&self, number: u64) -> Result<Stat, Refused> {
+        let stat = match self.node(number)? {
+            Node::InView { view, ino, group } => self.stat_in(&view, group, ino),
+            Node::Made { grown, number } => grown.stat(number),
+        };
+        stat.ok_or(Refused::UnknownInode)
+    }
+
+    pub(super) fn named(&self, parent: u64, name: &[u8]) -> Result<Named, Refused> {
+        match self.node(parent)? {
+            Node::InView { view, ino, group } => {
+                if !view.is_dir(ino) {
+                    return Err(Refused::NotADirectory);
+                }
+                let Some(found) = view.tree().lookup(ino, name) else { return Ok(Named::Nothing { lasting: true }) };
+                self.stat_in(&view, group, found).map(Named::Node).ok_or(Refused::UnknownInode)
+            }
+            Node::Made { grown, number } => {
+                let Some(Made::Dir { entries, lasting }) = grown.made.get(&number) else {
+                    return Err(Refused::NotADirectory);
+                };
+                let Some(found) = entries.get(name) else { return Ok(Named::Nothing { lasting: *lasting }) };
+                let stat = self.stat(*found)?;
+                Ok(Named::Node(Stat { lasting: stat.lasting && *lasting, ..stat }))
+            }
+        }
+    }
+
+    /// Gives a directory's entries from a position on to `take`, each with the position after it, until that says that it is full.
+    pub(super) fn entries(
+        &self,
+        dir: u64,
+        from: u64,
+        mut take: impl FnMut(u64, &[u8], &Stat) -> bool,
+    ) -> Result<(), Refused> {
+        let start = usize::try_from(from).unwrap_or(usize::MAX);
+        let next = from.saturating_add(1)..;
+        match self.node(dir)? {
+            Node::InView { view, ino, group } => {
+                let entries = view.entries(ino, start).ok_or(Refused::NotADirectory)?;
+                let stats = entries.filter_map(|(name, ino)| Some((name, self.stat_in(&view, group, ino)?)));
+                let _full = next.zip(stats).any(|(next, (name, stat))| take(next, name, &stat));
+            }
+            Node::Made { grown, number } => {
+                let Some(Made::Dir { entries, lasting }) = grown.made.get(&number) else {
+                    return Err(Refused::NotADirectory);
+                };
+                // A view that cannot be had is left out; looking its name up says that something is wrong.
+                let dots = [(&b"."[..], number), (&b".."[..], ROOT)];
+                let all = dots.into_iter().chain(entries.iter().map(|(name, number)| (name.as_slice(), *number)));
+                let stats = all.filter_map(|(name, number)| Some((name, self.stat(number).ok()?)));
+                let stats = stats.map(|(name, stat)| (name, Stat { lasting: stat.lasting && *lasting, ..stat }));
+                let _full = next.zip(stats.skip(start)).any(|(next, (name, stat))| take(next, name, &stat));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn target(&self, number: u64) -> Result<Vec<u8>, Refused> {
+        let target = match self.node(number)? {
+            Node::InView { view, ino, .. } => view.tree().readlink(ino).map(<[u8]>::to_vec),
+            Node::Made { grown, number } => match grown.made.get(&number) {
+                Some(Made::Symlink(target)) => Some(target.clone()),
+                _ => None,
+            },
+        };
+        target.ok_or(Refused::NotASymlink)
+    }
+
+    /// An xattr's value, as [`xattr::get`]. What is made has none.
+    pub(super) fn xattr(
+        &self,
+        number: u64,
+        list_trusted: bool,
+        name: &[u8],
+        size: u32,
+    ) -> Result<xattr::Owned, Refused> {
+        match self.node(number)? {
+            // The kernel would never ask again, also not for what is added later.
+            Node::InView { view, .. } if self.is_store() && !view.has_xattrs() => Err(Refused::NoSuchXattr),
+            Node::InView { view, ino, .. } => xattr::get(&view, list_trusted, ino, name, size).map(xattr::Answer::own),
+            Node::Made { .. } => Err(Refused::NoSuchXattr),
+        }
+    }
+
+    pub(super) fn xattr_names(&self, number: u64, list_trusted: bool, size: u32) -> Result<xattr::Owned, Refused> {
+        match self.node(number)? {
+            Node::InView { view, ino, .. } => xattr::list(&view, list_trusted, ino, size).map(xattr::Answer::own),
+            Node::Made { .. } => xattr::none(size).map(xattr::Answer::own),
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        match &self.0 {
+            Kind::Alone { view, .. } => view.totals(),
+            Kind::Store(grown) => grown.read().unwrap_or_else(PoisonError::into_inner).totals(),
+        }
+    }
+
+    fn is_store(&self) -> bool {
+        matches!(self.0, Kind::Store(_))
+    }
+}
+
+impl Grown {
+    fn stat(&self, number: u64) -> Option<Stat> {
+        let made = self.made.get(&number)?;
+        let (kind, mode, size, lasting) = match made {
+            Made::Dir { lasting, .. } => (Type::Dir, 0o755, 0, *lasting),
+            Made::File(bytes) => (Type::File, 0o644, bytes.len(), true),
+            Made::Symlink(target) => (Type::Symlink, 0o777, target.len(), true),
+        };
+        let attr = Attr {
+            ino: Ino::ROOT,
+            kind,
+            mode,
+            nlink: if kind == Type::Dir { 2 } else { 1 },
+            uid: 0,
+            gid: 0,
+            size: size as u64,
+            mtime: Time { secs: self.changed, nanos: 0 },
+            major: 0,
+            minor: 0,
+        };
+        Some(Stat { number, attr, lasting })
+    }
+
+    fn totals(&self) -> Totals {
+        let views = self.views.values().map(|view| view.totals());
+        let own = Totals { blocks: 0, inodes: self.made.len() as u64 };
+        views.fold(own, |sum, view| Totals {
+            blocks: sum.blocks.saturating_add(view.blocks),
+            inodes: sum.inodes.saturating_add(view.inodes),
+        })
+    }
+}
+
+impl Node {
+    /// The bytes of a file that is made, from an offset on.
+    pub(super) fn made_bytes(&self, offset: u64, size: u32) -> Option<Bytes> {
+        let Self::Made { grown, number } = self else { return None };
+        let Some(Made::File(bytes)) = grown.made.get(number) else { return None };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(size as usize).min(bytes.len());
+        Some(bytes.slice(start..end))
+    }
+}

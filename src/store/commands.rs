@@ -1,0 +1,99 @@
+//! `crfs store add`, `rm` and `ls`: by the store's server where one runs, else in this process, for the server that comes later.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::control::{self, Request};
+pub use super::open::Listing;
+use super::open::{self, Lock, Store};
+use super::paths::Paths;
+use super::records::Records;
+use crate::cache::Cache;
+use crate::mount::look::runtime;
+use crate::mount::options::ImageOptions;
+use crate::mount::state::short_path;
+use crate::mount::{Event, Report};
+
+/// How long a server that starts, or another command, is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Who changes the store.
+enum Changer {
+    Server(UnixStream),
+    Here(Box<Lock>),
+}
+
+/// Adds an image.
+///
+/// # Errors
+/// Where it cannot be had or not be served; the store is as it was, then.
+pub fn add(paths: &Paths, source: ImageOptions, name: Option<String>, report: &Report) -> Result<Vec<Listing>, Error> {
+    perform(paths, Request::Add { source: Box::new(source), name }, report)
+}
+
+/// Removes images by their names or ids. `podman`: the roots of podman's own stores, which may use them.
+///
+/// # Errors
+/// Where one is not there, or is used; none is removed, then.
+pub fn remove(paths: &Paths, names: Vec<String>, podman: Vec<PathBuf>, report: &Report) -> Result<Vec<Listing>, Error> {
+    perform(paths, Request::Remove { names, podman }, report)
+}
+
+/// All images of the store.
+///
+/// # Errors
+/// Where the store cannot be read.
+pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
+    if let Some(server) = connect(paths) {
+        return control::ask(server, &Request::List, paths.log(), &mut |_| {});
+    }
+    let records = Records::read(&paths.records())?;
+    Ok(records.images.iter().map(|image| open::listing(&records, image)).collect())
+}
+
+fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
+    paths.create()?;
+    // Progress that nobody hears is none.
+    let mut on_event = |event: &Event| drop(report(event));
+    match changer(paths)? {
+        Changer::Server(server) => control::ask(server, &request, paths.log(), &mut on_event),
+        Changer::Here(lock) => here(paths, request, *lock, report),
+    }
+}
+
+fn changer(paths: &Paths) -> Result<Changer, Error> {
+    let start = Instant::now();
+    loop {
+        if let Some(server) = connect(paths) {
+            return Ok(Changer::Server(server));
+        }
+        if let Some(lock) = Lock::take(paths)? {
+            return Ok(Changer::Here(Box::new(lock)));
+        }
+        if start.elapsed() >= PATIENCE {
+            return Err(Error::Taken { root: paths.root.clone() });
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// By a name that is short enough for a socket, wherever the store is.
+fn connect(paths: &Paths) -> Option<UnixStream> {
+    let dir = std::fs::File::open(&paths.state).ok()?;
+    UnixStream::connect(short_path(&dir).join(super::serve::SOCKET)).ok()
+}
+
+fn here(paths: &Paths, request: Request, lock: Lock, report: &Report) -> Result<Vec<Listing>, Error> {
+    let place = Records::read(&paths.records())?.cache;
+    let cache = match (&request, place) {
+        (_, Some(place)) => Cache::open(&place.dir, place.size),
+        (Request::Add { source, .. }, None) => Cache::open(&source.cache_dir, source.cache_size),
+        _ => Cache::none(),
+    };
+    let store = Arc::new(Store::new(paths.clone(), cache, None, lock)?);
+    runtime()?.block_on(store.perform(request, report))
+}

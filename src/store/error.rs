@@ -1,0 +1,59 @@
+//! Why something about a store failed, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::blob::Digest;
+use crate::mount;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{} cannot be understood: it is not of this version of crfs, or damaged", path.display())]
+    Records { path: PathBuf, source: serde_json::Error },
+    #[error("{} has been locked for {seconds} s, by podman or another tool; end that, and try again", path.display())]
+    PodmanLock { path: PathBuf, seconds: u64 },
+    #[error("another crfs has the store {} and does not answer; end it, and try again", root.display())]
+    Taken { root: PathBuf },
+    #[error("the store {} is served already", root.display())]
+    Served { root: PathBuf },
+    #[error("{message}")]
+    Reported { message: String },
+    #[error("the server of the store ended before it had answered; see {}", log.display())]
+    Silent { log: PathBuf, source: io::Error },
+
+    #[error("{image}: its config cannot be had; add it again, or push it again")]
+    NoConfig { image: String },
+    #[error("{image}: its config is refused: {reason}")]
+    Config { image: String, reason: String },
+    #[error("{image}: {text:?} is no name for podman ({reason}); give it one with --name")]
+    Name { image: String, text: String, reason: String },
+    #[error("{image}: layer {number} ({layer}) cannot be served")]
+    Layer { image: String, number: usize, layer: Digest, source: mount::Error },
+
+    #[error(
+        "{image}: the store has that image ({}) already as {name}, with layers of other blobs; `crfs store rm` that first", id.hex()
+    )]
+    OtherLayers { image: String, id: Digest, name: String },
+
+    #[error("the store has no image {name:?}; `crfs store ls` lists them")]
+    NoImage { name: String },
+    #[error("{name:?} is more than one image: {}", ids.join(", "))]
+    Ambiguous { name: String, ids: Vec<String> },
+    #[error("{image} is used by {user}; remove that first (podman rm, podman rmi)")]
+    InUse { image: String, user: String },
+    #[error("{} is not of the form that podman writes, so nobody knows what uses the image", path.display())]
+    Podman { path: PathBuf, source: serde_json::Error },
+
+    #[error(transparent)]
+    Mount(#[from] mount::Error),
+}
+
+impl Error {
+    /// The message and its causes, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        mount::chain(self)
+    }
+}

@@ -1,0 +1,149 @@
+//! Writes what podman reads, by its rules: under its write locks, layers.json before images.json.
+
+use std::fs;
+use std::io;
+
+use super::lockfile::{self, Held};
+use super::paths::{Kind, Paths};
+use super::records::{Image, Records, replace};
+use super::{Error, podman};
+
+/// The files of an image, before its name is in the list.
+pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
+    let dir = paths.image(&image.id.hex());
+    let made = fs::DirBuilder::new().recursive(true).create(&dir);
+    made.map_err(|source| Error::File { path: dir.clone(), source })?;
+    let files = podman::big_data(image).map(|(key, digest, _)| (podman::big_data_file(&key), digest));
+    for (name, digest) in files {
+        replace(&dir.join(name), if digest == image.id { config } else { manifest }, 0o644)?;
+    }
+    let readable = fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    readable.map_err(|source| Error::File { path: dir, source })
+}
+
+/// Removes the files of images that no record has.
+pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
+    let Ok(entries) = fs::read_dir(paths.image("")) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_image = name.len() == 64;
+        if is_image && !records.images.iter().any(|image| image.id.hex() == name) {
+            if let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
+            }
+        }
+    }
+}
+
+/// Lets podman see what the records say. A list that is the same already is not touched, so that nobody reads it again.
+///
+/// Whoever reads layers before images may have read layers.json before this and images.json after it: it finds the missing layer when it
+/// looks for it, since the lock file has changed.
+pub(super) fn publish(paths: &Paths, records: &Records) -> Result<(), Error> {
+    let both = || -> io::Result<Option<Vec<Held>>> {
+        let Some(layers) = Held::to_write(&paths.podman(Kind::Layers, "lock"))? else { return Ok(None) };
+        let images = Held::to_write(&paths.podman(Kind::Images, "lock"))?;
+        Ok(images.map(|images| vec![layers, images]))
+    };
+    let path = paths.podman(Kind::Layers, "lock");
+    let locks = lockfile::all(lockfile::PATIENCE, both).map_err(|source| Error::File { path: path.clone(), source })?;
+    let seconds = lockfile::PATIENCE.as_secs();
+    let locks = locks.ok_or(Error::PodmanLock { path: path.clone(), seconds })?;
+    let lists = [(Kind::Layers, podman::layers(records)), (Kind::Images, podman::images(records))];
+    for (lock, (kind, list)) in locks.iter().zip(lists) {
+        let path = paths.podman(kind, "json");
+        let list = list.map_err(|source| Error::Records { path: path.clone(), source })?;
+        if fs::read(&path).is_ok_and(|old| old == list) {
+            continue;
+        }
+        // First, so that a crash here costs a reader a look at an unchanged list, and hides nothing.
+        lock.touch().map_err(|source| Error::File { path: paths.podman(kind, "lock"), source })?;
+        replace(&path, &list, 0o644)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::store::records::tests::{image, layer};
+
+    fn read(paths: &Paths, kind: Kind) -> Vec<Value> {
+        let text = fs::read(paths.podman(kind, "json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        publish(&paths, &records).unwrap();
+        let lock = |kind| fs::read(paths.podman(kind, "lock")).unwrap();
+        let (layers, images) = (lock(Kind::Layers), lock(Kind::Images));
+        assert_eq!((layers.len(), images.len()), (64, 64));
+        records.put(image("i", &["a:1"], &[]));
+        publish(&paths, &records).unwrap();
+        assert_eq!(lock(Kind::Layers), layers);
+        assert_ne!(lock(Kind::Images), images);
+    }
+
+    /// Both orders in which podman reads, while an image comes and goes: under read locks, as podman does.
+    #[test]
+    fn no_reader_sees_an_image_without_its_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut with = Records::default();
+        let one = layer(&mut with, "one", None);
+        with.layers.push(one);
+        let without = with.clone();
+        with.put(image("i", &["a:1"], &["one"]));
+        publish(&paths, &Records::default()).unwrap();
+        let done = AtomicBool::new(false);
+        let locked = |kind| loop {
+            if let Some(_held) = Held::to_read(&paths.podman(kind, "lock")).unwrap() {
+                return read(&paths, kind);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    publish(&paths, &with).unwrap();
+                    publish(&paths, &without).unwrap();
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            while !done.load(Ordering::SeqCst) {
+                let images = locked(Kind::Images);
+                let layers = locked(Kind::Layers);
+                assert!(images.is_empty() || !layers.is_empty());
+            }
+        });
+    }
+
+    #[test]
+    fn an_images_files_come_and_go_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        records.put(image("i", &[], &[]));
+        write_image(&paths, &records.images[0], b"manifest", b"config").unwrap();
+        let path = paths.image(&Digest::of(b"i").hex());
+        assert_eq!(fs::read(path.join("manifest")).unwrap(), b"manifest");
+        let config = podman::big_data_file(&Digest::of(b"i").to_string());
+        assert_eq!(fs::read(path.join(config)).unwrap(), b"config");
+        remove_other_images(&paths, &records);
+        assert!(path.exists());
+        remove_other_images(&paths, &Records::default());
+        assert!(!path.exists() && paths.podman(Kind::Images, "lock").exists());
+    }
+
+    use crate::blob::Digest;
+}

@@ -1,0 +1,41 @@
+//! podman's additional image store: images that podman runs and that were never pulled.
+//!
+//! ```text
+//! ROOT/                                  --root, for storage.conf's additionalimagestores
+//!     overlay-images/images.json, .lock  real files, so that podman never needs a server to read them (files.rs, podman.rs)
+//!     overlay-images/<image id>/         manifest and config, byte for byte
+//!     overlay-layers/layers.json, .lock
+//!     overlay/                           one FUSE mount (trees.rs)
+//!         <layer id>/{diff/, link, lower, merged/}
+//!         l/<link> -> ../<layer id>/diff
+//! ROOT/crfs/                             --state, for its owner alone
+//!     store.json                         what the store holds, and where it came from (records.rs)
+//!     lock                               held by whoever changes the store: a server, or a command where none runs
+//!     control.sock, server.log
+//! ```
+//!
+//! store.json is the truth; images.json and layers.json follow from it. An image is added from below: its layers are served, then named in
+//! layers.json, then the image in images.json. It goes the other way, and its layers stay for a while after it.
+//!
+//! The layout is that of containers/storage 1.43 (podman 4.3.1), and what later versions up to 1.62 read of it; docs/podman.md says more.
+
+mod add;
+mod contents;
+mod control;
+mod error;
+mod files;
+mod lockfile;
+mod open;
+mod paths;
+mod podman;
+mod records;
+mod refer;
+mod remove;
+mod serve;
+mod trees;
+
+pub mod commands;
+
+pub use error::Error;
+pub use paths::Paths;
+pub use serve::{ServeOptions, serve};

@@ -1,0 +1,292 @@
+//! The store as the process has it that may change it: what it holds, which layers are open, and how they are opened.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::contents::Wants;
+use super::paths::Paths;
+use super::records::{Image, Records};
+use super::trees::{self, Trees};
+use super::{Error, files, podman};
+use crate::blob::Digest;
+use crate::cache::Cache;
+use crate::mount::Report;
+use crate::mount::config::Config;
+use crate::mount::image::{Engine, RESOLVE_WITHIN, read_ahead};
+use crate::mount::mounts::Device;
+use crate::mount::options::ImageOptions;
+use crate::registry;
+
+/// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Whoever has this may change the store. Nobody else may, in any process.
+pub(super) struct Lock {
+    _held: Flock<File>,
+}
+
+impl Lock {
+    /// `None`: somebody has it.
+    pub(super) fn take(paths: &Paths) -> Result<Option<Self>, Error> {
+        let path = paths.lock();
+        let failed = |source| Error::File { path: path.clone(), source };
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(Some(Self { _held: held })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+/// A store that this process may change.
+pub(super) struct Store {
+    pub(super) paths: Paths,
+    pub(super) cache: Cache,
+    pub(super) records: tokio::sync::Mutex<Records>,
+    pub(super) trees: Trees,
+    /// What is mounted, once it is.
+    pub(super) device: OnceLock<Device>,
+    /// Why a layer is not open.
+    problems: Mutex<HashMap<Digest, String>>,
+    /// Since when no image has a layer.
+    unused: Mutex<HashMap<Digest, Instant>>,
+    _lock: Lock,
+}
+
+/// An image, as `crfs store ls --json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    pub id: String,
+    pub digest: Digest,
+    pub names: Vec<String>,
+    pub created: String,
+    /// Bytes of all files.
+    pub size: u64,
+    pub layers: usize,
+    /// Where it comes from.
+    pub source: String,
+    /// Whether all of its layers can be read.
+    pub served: bool,
+    /// Why not.
+    pub problem: Option<String>,
+}
+
+impl Store {
+    /// `wants`: who joins layers to images, where more is to be fetched than what is read.
+    pub(super) fn new(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
+        let records = Records::read(&paths.records())?;
+        let trees = Trees::new(wants);
+        trees.show(&records);
+        let (problems, unused) = (Mutex::default(), Mutex::default());
+        let records = tokio::sync::Mutex::new(records);
+        let device = OnceLock::new();
+        Ok(Self { paths, cache, records, trees, device, problems, unused, _lock: lock })
+    }
+
+    pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
+        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN)?))
+    }
+
+    /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
+    /// knows of it, and until podman knows no more of it.
+    pub(super) fn commit(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
+        changed.changed();
+        changed.write(&self.paths.records())?;
+        let grows = changed.layers.len() >= records.layers.len();
+        if grows {
+            self.trees.show(&changed);
+        }
+        if let Err(error) = files::publish(&self.paths, &changed) {
+            self.trees.show(records);
+            records.write(&self.paths.records())?;
+            return Err(error);
+        }
+        self.trees.show(&changed);
+        *records = changed;
+        self.read_ahead();
+        Ok(())
+    }
+
+    /// Lets the kernel read ahead as far as the layers' units want it.
+    pub(super) fn read_ahead(&self) {
+        if let Some(device) = self.device.get() {
+            device.set_read_ahead(read_ahead(self.trees.planted().values().map(|planted| &planted.layer)));
+        }
+    }
+
+    /// Opens the layers of all images that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
+    pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
+        let images = self.records.lock().await.images.clone();
+        let mut all = true;
+        for image in images {
+            if let Err(error) = self.open(&image, report).await {
+                tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
+                all = false;
+            }
+        }
+        all
+    }
+
+    async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
+        let is_open = |records: &Records, id: &Digest| {
+            records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some())
+        };
+        let records = self.records.lock().await.clone();
+        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| !is_open(&records, id)).collect();
+        if closed.is_empty() {
+            return Ok(());
+        }
+        let opened = self.open_layers(image, &closed, report).await;
+        if let Err(error) = &opened {
+            let mut problems = self.problems();
+            problems.extend(closed.iter().map(|(_, id)| (**id, error.chain())));
+        }
+        opened
+    }
+
+    async fn open_layers(
+        self: &Arc<Self>,
+        image: &Image,
+        closed: &[(usize, &Digest)],
+        report: &Report,
+    ) -> Result<(), Error> {
+        let path = self.paths.image(&image.id.hex()).join("manifest");
+        let manifest = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
+        if Digest::of(&manifest) != image.manifest {
+            let why =
+                std::io::Error::new(std::io::ErrorKind::InvalidData, "it has another digest; add the image again");
+            return Err(Error::File { path, source: why });
+        }
+        let engine = self.engine(&image.source)?;
+        let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
+        let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
+        let results = engine.open_each(&resolved, wanted.collect(), report).await;
+        let records = self.records.lock().await;
+        for (number, result) in results {
+            let refused = |source| layer_error(image.name(), number, &resolved, source);
+            let layer = result.map_err(refused)?;
+            let Some(record) = image.layers.get(number).and_then(|id| records.layer(id)) else { continue };
+            let below = record.parent.and_then(|parent| records.layer(&parent));
+            let below = below.and_then(|below| self.trees.view(below.number));
+            let made = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()));
+            let (tree, _) = made.map_err(refused)?;
+            self.trees.plant(record, tree, layer);
+            self.problems().remove(&record.id);
+        }
+        self.trees.show(&records);
+        self.read_ahead();
+        Ok(())
+    }
+
+    pub(super) async fn list(&self) -> Vec<Listing> {
+        let records = self.records.lock().await;
+        records.images.iter().map(|image| self.listing(&records, image)).collect()
+    }
+
+    pub(super) fn listing(&self, records: &Records, image: &Image) -> Listing {
+        let problems = self.problems();
+        let problem = image.layers.iter().find_map(|layer| problems.get(layer).cloned());
+        let is_open = |id: &Digest| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some());
+        Listing { served: image.layers.iter().all(is_open), problem, ..listing(records, image) }
+    }
+
+    /// Joins layers to images as they are read for the first time.
+    pub(super) async fn join_layers(&self, mut wanted: UnboundedReceiver<u32>) {
+        while let Some(number) = wanted.recv().await {
+            let records = self.records.lock().await.clone();
+            let id = records.layers.iter().find(|layer| layer.number == number).map(|layer| layer.id);
+            let image = id.and_then(|id| records.images.iter().find(|image| image.layers.contains(&id)));
+            if let Some(image) = image {
+                tokio::task::block_in_place(|| self.join(&records, image));
+            }
+        }
+    }
+
+    /// The same for images that were added, and will be run.
+    pub(super) async fn join_added(&self, added: &[Listing]) {
+        let records = self.records.lock().await.clone();
+        let is_added = |image: &&Image| added.iter().any(|added| added.id == image.id.hex());
+        if self.trees.guesses() {
+            let images = records.images.iter().filter(is_added);
+            tokio::task::block_in_place(|| images.for_each(|image| self.join(&records, image)));
+        }
+    }
+
+    /// Makes the tree of an image, so that what is fetched around a miss follows from it.
+    pub(super) fn join(&self, records: &Records, image: &Image) {
+        let path = self.paths.image(&image.id.hex()).join(podman::big_data_file(&image.id.to_string()));
+        let config = std::fs::read(path).ok().and_then(|bytes| Config::parse(&bytes));
+        let command = config.map(|config| config.started()).unwrap_or_default();
+        if let Err(error) = self.trees.join(records, image, command) {
+            tracing::debug!(error = error.chain(), "nothing is fetched around misses of this image");
+        }
+    }
+
+    /// Remembers which layers no image has any more.
+    pub(super) fn note_unused(&self, records: &Records) {
+        let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+        unused.retain(|id, _| !records.is_used(id));
+        for layer in records.layers.iter().filter(|layer| !records.is_used(&layer.id)) {
+            unused.entry(layer.id).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Removes the layers that no image has had for a while, and what else is left of images; comes back when the next may be due.
+    pub(super) async fn sweep(&self) {
+        tokio::time::sleep(LINGER).await;
+        let mut records = self.records.lock().await;
+        self.note_unused(&records);
+        let due = |id: &Digest| {
+            let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+        };
+        let mut swept = records.clone();
+        swept.layers.retain(|layer| !due(&layer.id));
+        if swept.layers.len() < records.layers.len() {
+            if let Err(error) = tokio::task::block_in_place(|| self.commit(&mut records, swept)) {
+                tracing::warn!(error = error.chain(), "layers that nobody uses stay");
+            }
+        }
+        files::remove_other_images(&self.paths, &records);
+    }
+
+    fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is known of an image where no server runs.
+pub(super) fn listing(records: &Records, image: &Image) -> Listing {
+    let sizes = image.layers.iter().filter_map(|id| records.layer(id)).map(|layer| layer.facts.size);
+    Listing {
+        id: image.id.hex(),
+        digest: image.manifest,
+        names: image.names.clone(),
+        created: image.created.clone(),
+        size: sizes.fold(0, u64::saturating_add),
+        layers: image.layers.len(),
+        source: image.source.image.to_string(),
+        served: false,
+        problem: None,
+    }
+}
+
+pub(super) fn layer_error(
+    image: &str,
+    number: usize,
+    resolved: &registry::Image,
+    source: crate::mount::Error,
+) -> Error {
+    let layer = resolved.layers.get(number).map_or(resolved.digest, |layer| layer.digest);
+    Error::Layer { image: image.to_owned(), number, layer, source }
+}

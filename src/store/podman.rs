@@ -1,0 +1,288 @@
+//! How podman names things, and the two lists that it reads: images.json and layers.json of containers/storage 1.43 (images.go, layers.go).
+
+use serde::Serialize;
+
+use super::records::{Image, Layer, Records};
+use crate::blob::Digest;
+
+/// Characters of a link. So short, since 4.3.1 hands the paths of all lower directories to mount(2) in one page: 100 layers fit below the default
+/// root. Never 26: that is how long podman's own are.
+const LINK: usize = 7;
+
+const LINK_LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// The id of a layer: that of the diffIDs up to it (OCI image specification 1.1, config.md, "Layer ChainID", but without the prefixes).
+pub(super) fn chain_id(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match parent {
+        None => *diff_id,
+        Some(parent) => Digest::of(format!("{}+{}", parent.hex(), diff_id.hex()).as_bytes()),
+    }
+}
+
+/// The id of a layer whose chain id is that of other contents.
+pub(super) fn other_id(chain_id: &Digest, contents: &str) -> Digest {
+    Digest::of(format!("crfs+{}+{contents}", chain_id.hex()).as_bytes())
+}
+
+/// A layer's name in `l/`, which is the same in every store that has the layer. `is_taken` says of a name whether another layer has it.
+pub(super) fn link(id: &Digest, is_taken: impl Fn(&str) -> bool) -> String {
+    let names = (0u32..).map(|attempt| {
+        let digest = Digest::of(format!("{}+{attempt}", id.hex()).as_bytes());
+        let letters = digest.as_bytes().iter().map(|byte| {
+            let place = usize::from(*byte) % LINK_LETTERS.len();
+            char::from(LINK_LETTERS.get(place).copied().unwrap_or(b'0'))
+        });
+        letters.take(LINK).collect::<String>()
+    });
+    names.into_iter().find(|name| !is_taken(name)).unwrap_or_default()
+}
+
+/// A layer's `lower` file: the links of the layers below it, the uppermost first. The base has none.
+pub(super) fn lower(records: &Records, layer: &Layer) -> Option<String> {
+    let links = records.links_below(layer);
+    let links: Vec<_> = links.iter().map(|link| format!("l/{link}")).collect();
+    Some(links.join(":")).filter(|lower| !lower.is_empty())
+}
+
+/// The file of an image's big data: by its key where that is a plain word, else by base64.
+pub(super) fn big_data_file(key: &str) -> String {
+    use base64::Engine as _;
+    match key.contains(|letter: char| !letter.is_ascii_alphanumeric()) {
+        true => format!("={}", base64::prelude::BASE64_STANDARD.encode(key)),
+        false => key.to_owned(),
+    }
+}
+
+/// The keys of an image's big data: twice the manifest, and the config.
+pub(super) fn big_data(image: &Image) -> [(String, Digest, u64); 3] {
+    let [manifest, config] = image.sizes;
+    [
+        ("manifest".to_owned(), image.manifest, manifest),
+        (format!("manifest-{}", image.manifest), image.manifest, manifest),
+        (image.id.to_string(), image.id, config),
+    ]
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ImageEntry<'a> {
+    id: String,
+    digest: Digest,
+    names: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<String>,
+    metadata: &'static str,
+    created: &'a str,
+    big_data_names: Vec<String>,
+    big_data_sizes: serde_json::Map<String, serde_json::Value>,
+    big_data_digests: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct LayerEntry<'a> {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    created: &'a str,
+    diff_digest: Digest,
+    diff_size: u64,
+    /// As if it had never been compressed: with a compressed digest podman could ask for a blob that nobody can give.
+    compression: u8,
+    uidset: &'a [u32],
+    gidset: &'a [u32],
+}
+
+/// images.json
+pub(super) fn images(records: &Records) -> serde_json::Result<Vec<u8>> {
+    let entries: Vec<_> = records.images.iter().map(image_entry).collect();
+    serde_json::to_vec(&entries)
+}
+
+fn image_entry(image: &Image) -> ImageEntry<'_> {
+    let data = big_data(image);
+    ImageEntry {
+        id: image.id.hex(),
+        digest: image.manifest,
+        names: &image.names,
+        layer: image.layers.last().map(Digest::hex),
+        metadata: "{}",
+        created: &image.created,
+        big_data_names: data.iter().map(|(key, ..)| key.clone()).collect(),
+        big_data_sizes: data.iter().map(|(key, _, size)| (key.clone(), (*size).into())).collect(),
+        big_data_digests: data.iter().map(|(key, digest, _)| (key.clone(), digest.to_string().into())).collect(),
+    }
+}
+
+/// layers.json
+pub(super) fn layers(records: &Records) -> serde_json::Result<Vec<u8>> {
+    let created = |layer: &Layer| {
+        let image = records.images.iter().find(|image| image.layers.contains(&layer.id));
+        image.map_or(EPOCH, |image| image.created.as_str())
+    };
+    let entries: Vec<_> = records
+        .layers
+        .iter()
+        .map(|layer| LayerEntry {
+            id: layer.id.hex(),
+            parent: layer.parent.as_ref().map(Digest::hex),
+            created: created(layer),
+            diff_digest: layer.diff_id,
+            diff_size: layer.facts.size,
+            compression: 0,
+            uidset: &layer.facts.users,
+            gidset: &layer.facts.groups,
+        })
+        .collect();
+    serde_json::to_vec(&entries)
+}
+
+/// What stands for a time that is none.
+pub(super) const EPOCH: &str = "1970-01-01T00:00:00Z";
+
+/// Whether podman can read a time (RFC 3339). It refuses the whole list over one that it cannot.
+pub(super) fn is_time(text: &str) -> bool {
+    let number = |from: usize, len: usize| -> Option<u32> {
+        let digits = text.get(from..from.checked_add(len)?)?;
+        digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    let punctuation = |place: usize, wanted: u8| text.as_bytes().get(place) == Some(&wanted);
+    let parts = [(0, 4), (5, 2), (8, 2), (11, 2), (14, 2), (17, 2)].map(|(from, len)| number(from, len));
+    let [Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)] = parts else { return false };
+    let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    let is_leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let days = match month {
+        2 if is_leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    let in_range = (1..=days).contains(&day) && hour < 24 && minute < 60 && second < 60;
+    in_range && marks.iter().all(|(place, mark)| punctuation(*place, *mark)) && is_zone(text.get(19..).unwrap_or(""))
+}
+
+/// What follows the seconds: a fraction, perhaps, and `Z` or an offset.
+fn is_zone(text: &str) -> bool {
+    let zone = match text.strip_prefix('.') {
+        Some(rest) => {
+            let zone = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
+            if zone.len() == rest.len() {
+                return false;
+            }
+            zone
+        }
+        None => text,
+    };
+    let offset = |zone: &str| {
+        let (hours, minutes) = zone.split_once(':')?;
+        let number = |text: &str| if text.len() == 2 { text.parse::<u8>().ok() } else { None };
+        Some(number(hours)? < 24 && number(minutes)? < 60)
+    };
+    zone == "Z" || zone.strip_prefix(['+', '-']).and_then(offset).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::store::records::tests::{image, layer};
+
+    #[test]
+    fn chain_ids_are_those_that_podman_computes() {
+        let digest = |digit: &str| format!("sha256:{}", digit.repeat(64)).parse::<Digest>().unwrap();
+        let base = chain_id(None, &digest("1"));
+        assert_eq!(base, digest("1"));
+        let next = chain_id(Some(&base), &digest("2"));
+        let by_hand = Digest::of(format!("{}+{}", "1".repeat(64), "2".repeat(64)).as_bytes());
+        assert_eq!(next, by_hand);
+        assert_ne!(other_id(&next, "x"), other_id(&next, "y"));
+    }
+
+    #[test]
+    fn links_are_short_stay_the_same_and_are_no_others() {
+        let ids: Vec<_> = (0..1000).map(|n: u32| Digest::of(&n.to_le_bytes())).collect();
+        let links: BTreeSet<_> = ids.iter().map(|id| link(id, |_| false)).collect();
+        assert_eq!(links.len(), 1000);
+        assert!(
+            links.iter().all(|link| link.len() == LINK && link.bytes().all(|letter| letter.is_ascii_alphanumeric()))
+        );
+        let first = link(&ids[0], |_| false);
+        assert_eq!(first, link(&ids[0], |_| false));
+        assert_ne!(first, link(&ids[0], |name| name == first));
+    }
+
+    #[test]
+    fn a_hundred_layers_fit_into_a_page_of_mount_options() {
+        let lowers = "/var/lib/crfs/store/overlay/l/".len() + LINK + 1;
+        let upper = "/var/lib/containers/storage/overlay//diff".len() + 64;
+        let options = "lowerdir=,upperdir=,workdir=,metacopy=on,volatile".len();
+        assert!(100 * lowers + 2 * upper + options < 4095);
+    }
+
+    #[test]
+    fn big_data_is_found_where_podman_looks() {
+        assert_eq!(big_data_file("manifest"), "manifest");
+        assert_eq!(big_data_file("sha256:00"), "=c2hhMjU2OjAw");
+        assert_eq!(big_data_file("manifest-sha256:00"), "=bWFuaWZlc3Qtc2hhMjU2OjAw");
+    }
+
+    #[test]
+    fn the_lists_have_what_podman_reads() {
+        let mut records = Records::default();
+        for (id, parent) in [("one", None), ("two", Some("one"))] {
+            let new = layer(&mut records, id, parent);
+            records.layers.push(new);
+        }
+        records.put(image("i", &["a:1"], &["one", "two"]));
+        let (one, two) = (Digest::of(b"one").hex(), Digest::of(b"two").hex());
+        let (id, manifest) = (Digest::of(b"i"), Digest::of(b"m"));
+        let images: Value = serde_json::from_slice(&images(&records).unwrap()).unwrap();
+        let key = format!("manifest-{manifest}");
+        assert_eq!(
+            images,
+            json!([{
+                "id": id.hex(), "digest": manifest, "names": ["a:1"], "layer": two, "metadata": "{}",
+                "created": "2020-01-02T03:04:05Z",
+                "big-data-names": ["manifest", key, id.to_string()],
+                "big-data-sizes": {"manifest": 10, key.as_str(): 10, id.to_string(): 20},
+                "big-data-digests": {"manifest": manifest, key.as_str(): manifest, id.to_string(): id},
+            }])
+        );
+        let layers: Value = serde_json::from_slice(&layers(&records).unwrap()).unwrap();
+        let common = json!({
+            "id": one, "created": "2020-01-02T03:04:05Z", "diff-digest": Digest::of(b"d"), "diff-size": 7,
+            "compression": 0, "uidset": [0, 5], "gidset": [0],
+        });
+        assert_eq!(layers[0], common);
+        assert_eq!((&layers[1]["id"], &layers[1]["parent"]), (&json!(two), &json!(one)));
+        assert_eq!(lower(&records, &records.layers[1]).as_deref(), Some("l/ONE"));
+        assert_eq!(lower(&records, &records.layers[0]), None);
+    }
+
+    #[test]
+    fn only_times_that_podman_can_read_are_times() {
+        for good in ["2020-02-29T23:59:59Z", EPOCH, "2021-01-01T00:00:00.123456789+02:00", "0001-01-01T00:00:00-00:30"]
+        {
+            assert!(is_time(good), "{good}");
+        }
+        let bad = [
+            "",
+            "2021-02-29T00:00:00Z",
+            "2021-13-01T00:00:00Z",
+            "2021-01-01T24:00:00Z",
+            "2021-01-01 00:00:00Z",
+            "2021-01-01T00:00:00",
+            "2021-01-01T00:00:00.Z",
+            "2021-01-01T00:00:00+2:00",
+            "2021-01-01T00:00:60Z",
+            "+021-01-01T00:00:00Z",
+        ];
+        for bad in bad {
+            assert!(!is_time(bad), "{bad}");
+        }
+    }
+}

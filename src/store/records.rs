@@ -1,0 +1,258 @@
+//! What a store holds: store.json, for crfs alone. All that podman reads follows from it.
+//!
+//! A layer's number is never given again: it stands in the inode numbers of all that is in the layer.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::blob::Digest;
+use crate::mount::options::ImageOptions;
+
+const VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Records {
+    version: u32,
+    /// The number of the next layer.
+    next: u32,
+    /// How often anything was changed.
+    changes: u32,
+    /// Where the last server had its cache, for commands that run without one.
+    pub(super) cache: Option<CachePlace>,
+    pub(super) images: Vec<Image>,
+    /// Parents before their children.
+    pub(super) layers: Vec<Layer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CachePlace {
+    pub(super) dir: PathBuf,
+    pub(super) size: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Image {
+    /// The digest of its config; podman's image id.
+    pub(super) id: Digest,
+    pub(super) manifest: Digest,
+    pub(super) names: Vec<String>,
+    /// When it was built, as its config says it, in RFC 3339.
+    pub(super) created: String,
+    /// Bytes of manifest and config.
+    pub(super) sizes: [u64; 2],
+    /// The lowest first.
+    pub(super) layers: Vec<Digest>,
+    /// Where its layers come from.
+    pub(super) source: ImageOptions,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Layer {
+    /// Its chain id, or what stands for it (ids.rs).
+    pub(super) id: Digest,
+    pub(super) parent: Option<Digest>,
+    /// The upper half of its inode numbers.
+    pub(super) number: u32,
+    /// Its name in `l/`.
+    pub(super) link: String,
+    pub(super) diff_id: Digest,
+    /// What its contents are, and who vouches for them: two layers are one where this is equal, and their parents are.
+    pub(super) contents: String,
+    /// What podman is told of it.
+    pub(super) facts: Facts,
+}
+
+/// What is found out when a layer is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// Bytes of all files.
+    pub(super) size: u64,
+    /// Owners of anything in it.
+    pub(super) users: Vec<u32>,
+    pub(super) groups: Vec<u32>,
+}
+
+impl Image {
+    /// For messages.
+    pub(super) fn name(&self) -> &str {
+        self.names.first().map_or("<none>", String::as_str)
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self { version: VERSION, next: 1, changes: 0, cache: None, images: Vec::new(), layers: Vec::new() }
+    }
+}
+
+impl Records {
+    /// Those of a store; none where nothing was added yet.
+    pub(super) fn read(path: &Path) -> Result<Self, Error> {
+        let text = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            read => read.map_err(|source| Error::File { path: path.to_owned(), source })?,
+        };
+        let wrong = |source| Error::Records { path: path.to_owned(), source };
+        let records: Self = serde_json::from_slice(&text).map_err(wrong)?;
+        if records.version != VERSION {
+            return Err(wrong(serde::de::Error::custom(format!("version {} is unknown", records.version))));
+        }
+        Ok(records)
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|source| Error::Records { path: path.to_owned(), source })?;
+        replace(path, &text, 0o600)
+    }
+
+    pub(super) const fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    pub(super) const fn changed(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+    }
+
+    pub(super) fn take_number(&mut self) -> u32 {
+        let number = self.next;
+        self.next = number.saturating_add(1);
+        number
+    }
+
+    pub(super) fn layer(&self, id: &Digest) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.id == *id)
+    }
+
+    /// Whether any image has that layer.
+    pub(super) fn is_used(&self, layer: &Digest) -> bool {
+        self.images.iter().any(|image| image.layers.contains(layer))
+    }
+
+    /// The links of the layers below one, the next one first.
+    pub(super) fn links_below(&self, layer: &Layer) -> Vec<&str> {
+        let next = |layer: &&Layer| self.layer(layer.parent.as_ref()?);
+        std::iter::successors(next(&layer), next).map(|layer| layer.link.as_str()).collect()
+    }
+
+    /// Adds an image, or what is new of one; a name that another image had is its from now on.
+    pub(super) fn put(&mut self, new: Image) {
+        for image in &mut self.images {
+            image.names.retain(|name| !new.names.contains(name));
+        }
+        match self.images.iter_mut().find(|image| image.id == new.id) {
+            Some(image) => {
+                let mut names = std::mem::take(&mut image.names);
+                names.extend(new.names);
+                *image = Image { names, ..new };
+            }
+            None => self.images.push(new),
+        }
+    }
+}
+
+/// Puts a file in the place of another, so that a reader sees either, and a power cut leaves either.
+pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let write = || {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        let mut file = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(dir)?;
+        file.write_all(bytes)?;
+        // Whatever the umask was.
+        file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(failed)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::registry::Platform;
+
+    pub(in super::super) fn source() -> ImageOptions {
+        ImageOptions {
+            image: "docker.io/library/a:1".parse().unwrap(),
+            platform: Platform { os: "linux".into(), architecture: "amd64".into(), variant: None },
+            auth_files: Vec::new(),
+            tls_verify: None,
+            cert_dir: None,
+            cache_dir: "/c".into(),
+            cache_size: None,
+            io_deadline: Duration::from_secs(1),
+            whole_layer_below: 0,
+            insecure_unverified_toc: false,
+            soci: None,
+        }
+    }
+
+    pub(in super::super) fn image(id: &str, names: &[&str], layers: &[&str]) -> Image {
+        Image {
+            id: Digest::of(id.as_bytes()),
+            manifest: Digest::of(b"m"),
+            names: names.iter().map(ToString::to_string).collect(),
+            created: "2020-01-02T03:04:05Z".into(),
+            sizes: [10, 20],
+            layers: layers.iter().map(|layer| Digest::of(layer.as_bytes())).collect(),
+            source: source(),
+        }
+    }
+
+    pub(in super::super) fn layer(records: &mut Records, id: &str, parent: Option<&str>) -> Layer {
+        Layer {
+            id: Digest::of(id.as_bytes()),
+            parent: parent.map(|parent| Digest::of(parent.as_bytes())),
+            number: records.take_number(),
+            link: id.to_uppercase(),
+            diff_id: Digest::of(b"d"),
+            contents: id.into(),
+            facts: Facts { size: 7, users: vec![0, 5], groups: vec![0] },
+        }
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.json");
+        let mut records = Records::read(&path).unwrap();
+        assert_eq!(records, Records::default());
+        let one = layer(&mut records, "one", None);
+        records.layers.push(one);
+        records.put(image("i", &["a:1"], &["one"]));
+        records.write(&path).unwrap();
+        assert_eq!(Records::read(&path).unwrap(), records);
+        assert_eq!(records.take_number(), 2);
+        fs::write(&path, r#"{"version": 1}"#).unwrap();
+        assert!(Records::read(&path).unwrap_err().to_string().contains("store.json"));
+    }
+
+    #[test]
+    fn a_name_is_one_images_and_an_image_may_have_several() {
+        let mut records = Records::default();
+        records.put(image("i", &["a:1"], &[]));
+        records.put(image("i", &["a:2"], &[]));
+        records.put(image("j", &["a:1"], &[]));
+        let names: Vec<_> = records.images.iter().map(|image| image.names.clone()).collect();
+        assert_eq!(names, [vec!["a:2"], vec!["a:1"]]);
+    }
+
+    #[test]
+    fn links_below_a_layer_have_the_next_first() {
+        let mut records = Records::default();
+        for (id, parent) in [("a", None), ("b", Some("a")), ("c", Some("b"))] {
+            let new = layer(&mut records, id, parent);
+            records.layers.push(new);
+        }
+        assert_eq!(records.links_below(&records.layers[2]), ["B", "A"]);
+        assert!(records.links_below(&records.layers[0]).is_empty());
+    }
+}

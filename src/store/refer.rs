@@ -1,0 +1,172 @@
+//! Who uses an image: the containers and images in podman's own stores, read under podman's locks.
+//!
+//! containers/storage 1.43 writes containers.json, images.json and layers.json; from 1.44 on what ends with the machine's run is in
+//! volatile-containers.json and volatile-layers.json. Whoever makes a container has the write lock of its layers from before it looks for the image until
+//! it has written the container down, so that nobody who holds the three locks is told too little.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::Error;
+use super::lockfile::{self, Held};
+use crate::blob::Digest;
+
+/// The parts of podman's own stores that tell, each with its list or lists.
+const PARTS: [(&str, &str, &[&str]); 3] = [
+    ("overlay-layers", "layers.lock", &["layers.json", "volatile-layers.json"]),
+    ("overlay-images", "images.lock", &["images.json"]),
+    ("overlay-containers", "containers.lock", &["containers.json", "volatile-containers.json"]),
+];
+
+#[derive(Deserialize)]
+struct Item {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    parent: String,
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    layer: String,
+}
+
+/// podman's own stores, and their locks for as long as this lives: nothing new comes to use an image meanwhile.
+pub(super) struct Users {
+    layers: Vec<Item>,
+    images: Vec<Item>,
+    containers: Vec<Item>,
+    _locks: Vec<Held>,
+}
+
+impl Users {
+    /// Those of the stores at `roots`; one that is not there has none.
+    pub(super) fn read(roots: &[PathBuf]) -> Result<Self, Error> {
+        let locks: Vec<_> = roots
+            .iter()
+            .flat_map(|root| PARTS.iter().map(|(part, lock, _)| root.join(part).join(lock)))
+            .filter(|path| path.exists())
+            .collect();
+        let take = || -> io::Result<Option<Vec<Held>>> { locks.iter().map(|path| Held::to_read(path)).collect() };
+        let path = locks.first().cloned().unwrap_or_default();
+        let held =
+            lockfile::all(lockfile::PATIENCE, take).map_err(|source| Error::File { path: path.clone(), source })?;
+        let seconds = lockfile::PATIENCE.as_secs();
+        let held = held.ok_or(Error::PodmanLock { path, seconds })?;
+        let mut users = Self { layers: Vec::new(), images: Vec::new(), containers: Vec::new(), _locks: held };
+        for root in roots {
+            for ((part, _, lists), items) in
+                PARTS.iter().zip([&mut users.layers, &mut users.images, &mut users.containers])
+            {
+                for list in *lists {
+                    items.extend(read_list::<Item>(&root.join(part).join(list))?);
+                }
+            }
+        }
+        Ok(users)
+    }
+
+    /// Who uses that image, or one of the layers that would go with it.
+    pub(super) fn of(&self, image: &Digest, layers: &[Digest]) -> Option<String> {
+        let id = image.hex();
+        if let Some(container) = self.containers.iter().find(|container| container.image == id) {
+            return Some(format!("the container {}", name(container)));
+        }
+        let own: HashSet<&str> = self.layers.iter().map(|layer| layer.id.as_str()).collect();
+        let going: HashSet<String> =
+            layers.iter().map(Digest::hex).filter(|layer| !own.contains(layer.as_str())).collect();
+        let mut on_top: Vec<&str> =
+            self.layers.iter().filter(|layer| going.contains(&layer.parent)).map(|layer| layer.id.as_str()).collect();
+        let mut seen: HashSet<&str> = HashSet::new();
+        while let Some(layer) = on_top.pop() {
+            if seen.insert(layer) {
+                on_top.extend(self.layers.iter().filter(|above| above.parent == layer).map(|above| above.id.as_str()));
+            }
+        }
+        let uses = |item: &&Item| seen.contains(item.layer.as_str()) || going.contains(&item.layer);
+        let container = self.containers.iter().find(uses).map(|container| format!("the container {}", name(container)));
+        let other = |item: &&Item| item.id != id && uses(item);
+        let image = || self.images.iter().find(other).map(|image| format!("the image {}", name(image)));
+        let layer = || seen.iter().next().map(|layer| format!("the layer {layer}, of no image"));
+        container.or_else(image).or_else(layer)
+    }
+}
+
+fn name(item: &Item) -> &str {
+    item.names.iter().flatten().next().unwrap_or(&item.id)
+}
+
+fn read_list<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+        Ok(text) if text.is_empty() => Ok(Vec::new()),
+        Ok(text) => serde_json::from_slice(&text).map_err(|source| Error::Podman { path: path.to_owned(), source }),
+    }
+}
+
+/// The layers that an image alone has.
+pub(super) fn going(records: &super::records::Records, image: &super::records::Image) -> Vec<Digest> {
+    let others = || records.images.iter().filter(|other| other.id != image.id);
+    image.layers.iter().filter(|layer| !others().any(|other| other.layers.contains(layer))).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn store(layers: &Value, images: &Value, containers: &Value) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for ((part, lock, lists), list) in PARTS.iter().zip([layers, images, containers]) {
+            let part = dir.path().join(part);
+            fs::create_dir(&part).unwrap();
+            fs::write(part.join(lock), "").unwrap();
+            fs::write(part.join(lists[0]), list.to_string()).unwrap();
+        }
+        dir
+    }
+
+    fn user(layers: Value, images: Value, containers: Value) -> Option<String> {
+        let dir = store(&layers, &images, &containers);
+        let users = Users::read(&[dir.path().to_owned(), dir.path().join("missing")]).unwrap();
+        users.of(&Digest::of(b"image"), &[Digest::of(b"base"), Digest::of(b"top")])
+    }
+
+    #[test]
+    fn containers_images_and_builds_on_top_are_users() {
+        let (image, top) = (Digest::of(b"image").hex(), Digest::of(b"top").hex());
+        assert_eq!(user(json!([]), json!([]), json!([])), None);
+        let container = json!([{"id": "c1", "names": ["happy"], "image": image, "layer": "x"}]);
+        assert_eq!(user(json!([]), json!([]), container).unwrap(), "the container happy");
+        let layers = json!([{"id": "l1", "parent": top}, {"id": "l2", "parent": "l1"}, {"id": "l3"}]);
+        let derived = json!([{"id": "i2", "layer": "l2"}]);
+        assert_eq!(user(layers.clone(), derived, json!([])).unwrap(), "the image i2");
+        let build = json!([{"id": "b1", "names": ["working"], "image": "i2", "layer": "l2"}]);
+        assert_eq!(user(layers.clone(), json!([]), build).unwrap(), "the container working");
+        assert!(user(layers, json!([]), json!([])).unwrap().contains("of no image"));
+        let stranger = json!([{"id": "l9", "parent": "other"}]);
+        assert_eq!(user(stranger, json!([{"id": "i9", "layer": "l9"}]), json!([])), None);
+    }
+
+    /// A layer that podman has pulled itself stays when ours goes.
+    #[test]
+    fn what_podman_has_itself_is_not_ours() {
+        let top = Digest::of(b"top").hex();
+        let layers = json!([{"id": top}, {"id": "l1", "parent": top}]);
+        assert_eq!(user(layers, json!([{"id": "i2", "layer": "l1"}]), json!([])), None);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_no_empty_one() {
+        let dir = store(&json!([]), &json!([]), &json!({}));
+        let error = Users::read(&[dir.path().to_owned()]).err().unwrap();
+        assert!(error.to_string().contains("containers.json"), "{error}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Removes an image, or one of its names, where podman does not use it.
+
+use std::path::PathBuf;
+
+use super::Error;
+use super::open::{Listing, Store};
+use super::records::{Image, Records};
+use super::refer::{self, Users};
+use crate::mount::Report;
+use crate::registry::ImageRef;
+
+/// Hexadecimal digits of an id that are enough to mean one.
+const SHORTEST_ID: usize = 4;
+
+impl Store {
+    /// Removes images, each given by a name or an id; of one with several names, only that name. `podman`: the roots of podman's own stores.
+    ///
+    /// # Errors
+    /// Where one is not there, or is in use: the others are as they were, too.
+    pub(super) async fn remove(
+        &self,
+        names: &[String],
+        podman: &[PathBuf],
+        _report: &Report,
+    ) -> Result<Vec<Listing>, Error> {
+        let mut records = self.records.lock().await;
+        tokio::task::block_in_place(|| {
+            let users = Users::read(podman)?;
+            let mut changed = records.clone();
+            for name in names {
+                remove(&mut changed, name, &users)?;
+            }
+            let gone = records.images.iter().filter(|image| !changed.images.contains(image));
+            let listings = gone.map(|image| self.listing(&records, image)).collect();
+            self.commit(&mut records, changed)?;
+            drop(users);
+            self.note_unused(&records);
+            Ok(listings)
+        })
+    }
+}
+
+fn remove(records: &mut Records, name: &str, users: &Users) -> Result<(), Error> {
+    let (position, full) = find(records, name)?;
+    let Some(image) = records.images.get_mut(position) else { return Ok(()) };
+    if let Some(full) = full.filter(|_| image.names.len() > 1) {
+        image.names.retain(|name| *name != full);
+        return Ok(());
+    }
+    let image = image.clone();
+    if let Some(user) = users.of(&image.id, &refer::going(records, &image)) {
+        return Err(Error::InUse { image: image.name().to_owned(), user });
+    }
+    records.images.remove(position);
+    Ok(())
+}
+
+/// The image that is meant, and its name where it is meant by that.
+fn find(records: &Records, text: &str) -> Result<(usize, Option<String>), Error> {
+    let full = full_name(text);
+    let by_name =
+        |image: &Image| image.names.iter().find(|name| *name == text || Some(*name) == full.as_ref()).cloned();
+    let named = records.images.iter().enumerate().find_map(|(position, image)| Some((position, by_name(image)?)));
+    if let Some((position, name)) = named {
+        return Ok((position, Some(name)));
+    }
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_id = hex.len() >= SHORTEST_ID && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let meant = |image: &Image| is_id && image.id.hex().starts_with(hex);
+    let found: Vec<_> = records.images.iter().enumerate().filter(|(_, image)| meant(image)).collect();
+    match found.as_slice() {
+        [(position, _)] => Ok((*position, None)),
+        [] => Err(Error::NoImage { name: text.to_owned() }),
+        several => {
+            let ids = several.iter().map(|(_, image)| image.id.hex()).collect();
+            Err(Error::Ambiguous { name: text.to_owned(), ids })
+        }
+    }
+}
+
+/// A name as the store has it: completed.
+fn full_name(text: &str) -> Option<String> {
+    let image = text.parse::<ImageRef>().ok()?;
+    super::add::name_of(&image).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::Digest;
+    use crate::store::records::tests::image;
+
+    fn records() -> Records {
+        let mut records = Records::default();
+        records.put(image("i", &["docker.io/library/a:latest", "quay.io/b:1"], &[]));
+        records.put(image("j", &[], &[]));
+        records
+    }
+
+    #[test]
+    fn an_image_with_several_names_loses_one() {
+        let mut records = records();
+        let nobody = Users::read(&[]).unwrap();
+        remove(&mut records, "a", &nobody).unwrap();
+        assert_eq!(records.images[0].names, ["quay.io/b:1"]);
+        remove(&mut records, "quay.io/b:1", &nobody).unwrap();
+        assert_eq!(records.images.len(), 1);
+        remove(&mut records, &Digest::of(b"j").hex()[..8], &nobody).unwrap();
+        assert!(records.images.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        let records = records();
+        for missing in ["b", "a:1", "abc", "ffffffff", ""] {
+            assert!(matches!(find(&records, missing), Err(Error::NoImage { .. })), "{missing}");
+        }
+        let id = Digest::of(b"i");
+        assert_eq!(find(&records, &id.to_string()).unwrap(), (0, None));
+    }
+}

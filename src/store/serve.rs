@@ -1,0 +1,210 @@
+//! `crfs store serve`: the one server of a store.
+//!
+//! ```text
+//! lock ─> lists for podman ─> mount(2) at overlay/ ─> open all layers ─> ready ─> ... ─> ENODEV
+//!                                                       `── what cannot be opened is tried again, later and later
+//! ```
+//!
+//! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which the
+//! next server takes away.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::open::{Lock, Store};
+use super::paths::Paths;
+use super::records::{CachePlace, Layer};
+use super::{Error, control};
+use crate::cache::Cache;
+use crate::fs::fuse::{Frontend, Options, Server};
+use crate::mount::fusedev::{self, Detach, Target};
+use crate::mount::log::{self, RotatingLog};
+use crate::mount::look::runtime;
+use crate::mount::options::LogOptions;
+use crate::mount::session::{End, Unserved, raise_descriptor_limit};
+use crate::mount::signals::{self, EndSignals};
+use crate::mount::state::short_path;
+use crate::mount::{self, Report, mounts};
+use crate::sys;
+
+pub(super) const SOCKET: &str = "control.sock";
+
+/// What /proc/mounts shows.
+const SOURCE: &str = "crfs-store";
+
+/// How long readiness waits for layers that are hard to open.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// Between two tries to open what could not be opened.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// How long another command that changes the store is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// What a server is asked to be.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    pub paths: Paths,
+    pub cache_dir: PathBuf,
+    pub cache_size: Option<u64>,
+    /// Whether more is fetched than what is read.
+    pub guesses: bool,
+    pub allow_other: bool,
+    pub log: LogOptions,
+}
+
+/// What is ready to be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    pub images: usize,
+    /// Those of them of which a layer cannot be read yet.
+    pub not_served: usize,
+    pub pid: u32,
+}
+
+/// Serves until the mount ends. `ready` is called once podman can use the store.
+///
+/// # Errors
+/// Where it cannot be mounted, or serving fails.
+pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    sys::keep_heap_small();
+    options.paths.create()?;
+    let lock = lock(&options.paths)?;
+    log::start(&options.log, RotatingLog::open(&options.paths.log()).ok());
+    // A working directory on a mount would keep that one busy, its own for ever.
+    nix::unistd::chdir("/").map_err(|errno| mount::Error::Runtime { source: errno.into() })?;
+    raise_descriptor_limit();
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(options, lock, ready));
+    // What is still in flight is for nobody.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn lock(paths: &Paths) -> Result<Lock, Error> {
+    let start = Instant::now();
+    loop {
+        match Lock::take(paths)? {
+            Some(lock) => return Ok(lock),
+            None if start.elapsed() < PATIENCE && !is_answered(paths) => std::thread::sleep(GLANCE),
+            None => return Err(Error::Served { root: paths.root.clone() }),
+        }
+    }
+}
+
+fn is_answered(paths: &Paths) -> bool {
+    let dir = File::open(&paths.state);
+    dir.is_ok_and(|dir| std::os::unix::net::UnixStream::connect(short_path(&dir).join(SOCKET)).is_ok())
+}
+
+async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let failed = |source| Error::Mount(mount::Error::Runtime { source });
+    let mut signals = EndSignals::listen().map_err(failed)?;
+    signals::survive_file_size_limit().map_err(failed)?;
+    let cache = Cache::open(&options.cache_dir, options.cache_size);
+    let (wants, wanted) = mpsc::unbounded_channel();
+    let wants = Some(wants).filter(|_| options.guesses);
+    let store = Arc::new(Store::new(options.paths.clone(), cache, wants, lock)?);
+    spawn(&store, |store| async move { store.join_layers(wanted).await });
+    begin(&store, options).await?;
+
+    let dir = options.paths.mount();
+    let target = Target { dir: &usable_point(&dir)?, source: SOURCE, allow_other: options.allow_other };
+    let mounted = Unserved::mount(&target)?;
+    let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
+    let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
+    session.become_usable().await?;
+    // Nobody else sets it.
+    drop(store.device.set(session.mounted.device));
+    let listener = bind(&options.paths)?;
+    let quiet: Report = Arc::new(|_| Ok(()));
+    let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
+    tokio::select! {
+        _opened = opening => {}
+        () = tokio::time::sleep(OPENING) => {}
+        () = signals.next() => return Ok(()),
+    }
+    tokio::spawn(control::answer(listener, Arc::clone(&store)));
+    spawn(&store, |store| async move { store.sweep().await });
+    session.mounted.stays = true;
+    let images = store.list().await;
+    let not_served = images.iter().filter(|image| !image.served).count();
+    ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
+    match session.end(&mut signals).await {
+        End::Unmounted => Ok(()),
+        End::GivenUp => {
+            session.mounted.stays = false;
+            Ok(())
+        }
+        End::Failed(source) => Err(mount::Error::Session { dir, source }.into()),
+    }
+}
+
+fn spawn<F: Future<Output = ()> + Send + 'static>(
+    store: &Arc<Store>,
+    work: impl FnOnce(Arc<Store>) -> F,
+) -> JoinHandle<()> {
+    tokio::spawn(work(Arc::clone(store)))
+}
+
+/// Lets podman see what the store holds, also what commands have changed while no server ran. Layers that no image has any more go: nobody who
+/// still wants one can have read the list while it was served.
+async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
+    let mut records = store.records.lock().await;
+    let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
+    let mut changed = records.clone();
+    changed.cache = Some(place);
+    let used = |layer: &Layer| changed.images.iter().any(|image| image.layers.contains(&layer.id));
+    changed.layers = changed.layers.iter().filter(|layer| used(layer)).cloned().collect();
+    tokio::task::block_in_place(|| store.commit(&mut records, changed))
+}
+
+/// Comes back after the first round, and goes on by itself until all are open.
+async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
+    if store.open_all(report).await {
+        return;
+    }
+    let (store, report) = (Arc::clone(store), Arc::clone(report));
+    tokio::spawn(async move {
+        let mut pause = FIRST_RETRY;
+        loop {
+            tokio::time::sleep(pause).await;
+            if store.open_all(&report).await {
+                return;
+            }
+            pause = pause.saturating_mul(2).min(LAST_RETRY);
+        }
+    });
+}
+
+/// Takes away the mounts of servers that are gone. None can be alive, since this process has the lock.
+fn usable_point(dir: &Path) -> Result<PathBuf, Error> {
+    let failed = |source| mount::Error::Directory { dir: dir.to_owned(), source };
+    let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
+    let dir = parent.join(dir.file_name().unwrap_or_default());
+    while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_ours()) {
+        fusedev::unmount(&dir, Detach::Lazily)?;
+    }
+    Ok(mounts::usable_point(&dir)?)
+}
+
+fn bind(paths: &Paths) -> Result<UnixListener, Error> {
+    let path = paths.state.join(SOCKET);
+    let failed = |source| Error::File { path: path.clone(), source };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let dir = File::open(&paths.state).map_err(failed)?;
+    mount::control::bind(&short_path(&dir).join(SOCKET)).map_err(failed)
+}

@@ -1,0 +1,150 @@
+//! What the FUSE mount at `overlay/` shows: the layers that are open, each with what podman wants beside it.
+//!
+//! Numbers: 1 is the root, 2 is `l/`; a layer's number is the upper half of all inode numbers that belong to it, so that they are the same after
+//! a restart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::contents::{self, LayerContents, Part, Wants};
+use super::podman;
+use super::records::{Facts, Image, Layer, Records};
+use crate::blob::Digest;
+use crate::fs::forest::{self, Forest, Grown, Made};
+use crate::fs::tree::{OpaqueXattr, Tree};
+use crate::fs::view::{Contents, View};
+use crate::index::Meta;
+use crate::mount;
+use crate::mount::layer::OpenLayer;
+
+const LINKS: u64 = 2;
+
+/// What is made for each layer, by its place.
+const DIRECTORY: u8 = 0;
+const LINK_FILE: u8 = 1;
+const LOWER_FILE: u8 = 2;
+const SYMLINK: u8 = 3;
+const MERGED: u8 = 4;
+
+/// A layer that can be read.
+pub(super) struct Planted {
+    id: Digest,
+    contents: String,
+    pub(super) view: Arc<View>,
+    pub(super) layer: OpenLayer,
+    pub(super) read: Arc<LayerContents>,
+}
+
+/// All layers that are open, and what is shown of them.
+pub(super) struct Trees {
+    forest: Arc<Forest>,
+    planted: Mutex<HashMap<u32, Planted>>,
+    /// Who joins layers to images, if anybody does.
+    wants: Option<Wants>,
+}
+
+/// One layer as a lower directory, and what podman is to know of it. Its root has the attributes of the root below it where it says nothing of
+/// its own root. Takes a while.
+pub(super) fn tree(layer: &OpenLayer, below: Option<&View>) -> Result<(Arc<Tree>, Facts), mount::Error> {
+    let entries = layer.contents.index().entries()?;
+    let tree = Tree::single_over(&entries, OpaqueXattr::Both, below.and_then(root_meta))?;
+    let (users, groups) = tree.owners();
+    let facts =
+        Facts { size: tree.totals().1, users: users.into_iter().collect(), groups: groups.into_iter().collect() };
+    Ok((Arc::new(tree), facts))
+}
+
+fn root_meta(view: &View) -> Option<Meta> {
+    let attr = view.tree().attr(view.tree().root())?;
+    Some(Meta { mode: attr.mode, uid: attr.uid, gid: attr.gid, mtime: attr.mtime })
+}
+
+impl Trees {
+    pub(super) fn new(wants: Option<Wants>) -> Self {
+        let forest = Forest::store(grown(&Records::default(), &HashMap::new()));
+        Self { forest: Arc::new(forest), planted: Mutex::default(), wants }
+    }
+
+    pub(super) fn forest(&self) -> Arc<Forest> {
+        Arc::clone(&self.forest)
+    }
+
+    /// Makes a layer readable by its number, from now on and for as long as the process lives.
+    pub(super) fn plant(&self, record: &Layer, tree: Arc<Tree>, layer: OpenLayer) {
+        let (contents, wants) = (Arc::clone(&layer.contents), self.wants.clone());
+        let read = LayerContents::new(record.number, contents, Arc::clone(&tree), wants);
+        let view = Arc::new(View::new(tree, Arc::clone(&read) as Arc<dyn Contents>));
+        let planted = Planted { id: record.id, contents: record.contents.clone(), view, layer, read };
+        self.planted().insert(record.number, planted);
+    }
+
+    /// Whether more is fetched than what is read.
+    pub(super) const fn guesses(&self) -> bool {
+        self.wants.is_some()
+    }
+
+    /// Lets the layers of an image be read as its parts; those of it that are not open are left out. Takes a while.
+    pub(super) fn join(&self, records: &Records, image: &Image, command: Vec<Vec<String>>) -> Result<(), mount::Error> {
+        let parts: Vec<_> = {
+            let planted = self.planted();
+            let part = |id: &Digest| {
+                let contents = Arc::clone(&planted.get(&records.layer(id)?.number)?.read);
+                let others = |other: &&Image| other.id != image.id && other.layers.contains(id);
+                Some(Part { contents, is_own: !records.images.iter().any(|other| others(&other)) })
+            };
+            image.layers.iter().filter_map(part).collect()
+        };
+        contents::join(&parts, command)
+    }
+
+    /// The number of a layer that was there before, whether or not it still is.
+    pub(super) fn number(&self, id: &Digest, contents: &str) -> Option<u32> {
+        let planted = self.planted();
+        let found = planted.iter().find(|(_, planted)| planted.id == *id && planted.contents == contents);
+        found.map(|(number, _)| *number)
+    }
+
+    pub(super) fn view(&self, number: u32) -> Option<Arc<View>> {
+        self.planted().get(&number).map(|planted| Arc::clone(&planted.view))
+    }
+
+    /// Shows what the records have.
+    pub(super) fn show(&self, records: &Records) {
+        let grown = grown(records, &self.planted());
+        self.forest.grow(grown);
+    }
+
+    pub(super) fn planted(&self) -> MutexGuard<'_, HashMap<u32, Planted>> {
+        self.planted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A layer that is not open has a `diff` that gives an error, and not one that is empty.
+fn grown(records: &Records, planted: &HashMap<u32, Planted>) -> Grown {
+    let mut made = HashMap::new();
+    let mut root = BTreeMap::from([(b"l".to_vec(), LINKS)]);
+    let mut links = BTreeMap::new();
+    for layer in &records.layers {
+        let number = |which| forest::made(layer.number, which);
+        root.insert(layer.id.hex().into_bytes(), number(DIRECTORY));
+        links.insert(layer.link.clone().into_bytes(), number(SYMLINK));
+        made.insert(number(SYMLINK), Made::Symlink(format!("../{}/diff", layer.id.hex()).into_bytes()));
+        made.insert(number(LINK_FILE), Made::File(layer.link.clone().into()));
+        made.insert(number(MERGED), Made::Dir { entries: BTreeMap::new(), lasting: true });
+        let mut entries = BTreeMap::from([
+            (b"diff".to_vec(), forest::root_of(layer.number)),
+            (b"link".to_vec(), number(LINK_FILE)),
+            (b"merged".to_vec(), number(MERGED)),
+        ]);
+        if let Some(lower) = podman::lower(records, layer) {
+            made.insert(number(LOWER_FILE), Made::File(lower.into()));
+            entries.insert(b"lower".to_vec(), number(LOWER_FILE));
+        }
+        made.insert(number(DIRECTORY), Made::Dir { entries, lasting: planted.contains_key(&layer.number) });
+    }
+    made.insert(forest::ROOT, Made::Dir { entries: root, lasting: false });
+    made.insert(LINKS, Made::Dir { entries: links, lasting: false });
+    let views = planted.iter().map(|(number, planted)| (*number, Arc::clone(&planted.view))).collect();
+    // The directories' time changes with what is in them, so that the kernel drops what it has kept of a listing.
+    Grown { views, made, changed: i64::from(records.changes()) }
+}
