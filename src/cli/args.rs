@@ -40,6 +40,9 @@ pub(super) enum Command {
     /// Serves a mount whose options come on standard input. `crfs mount` starts it.
     #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
     Serve,
+    /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
+    #[command(name = crate::store::SUBCOMMAND, hide = true)]
+    UserNamespace,
 }
 
 /// Mount an image, read-only, on a directory
@@ -257,6 +260,7 @@ pub(super) enum StoreCommand {
     Rm(StoreRmArgs),
     Ls(StoreLsArgs),
     Config(StoreConfigArgs),
+    Share(StoreShareArgs),
 }
 
 /// Which store.
@@ -344,6 +348,23 @@ pub(super) struct StoreLsArgs {
 pub(super) struct StoreConfigArgs {
     #[command(flatten)]
     pub(super) place: StorePlaceArgs,
+}
+
+/// Let a user's rootless podman use root's store
+///
+/// For that user the layers are mounted once more, so that what root owns in them is the user's. It stays so after a restart of the server. Needs Linux 6.12
+/// and the user's ids in /etc/subuid and /etc/subgid.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_SHARE)]
+pub(super) struct StoreShareArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
+    /// The user.
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: String,
+    /// Take it away again.
+    #[arg(long)]
+    pub(super) stop: bool,
 }
 
 /// Show, clear or verify what was fetched and is kept on disk

@@ -366,6 +366,21 @@ It changes nothing. For one command there is also
     exit_help!()
 );
 
+pub(super) const STORE_SHARE: &str = concat!(
+    "\
+Examples:
+  crfs store share --user ann
+  podman --storage-opt \
+      overlay.imagestore=/var/lib/crfs/store/users/ann images    # as ann
+  crfs store share --user ann --stop
+
+It prints the directory that the user's storage.conf has to name, in
+additionalimagestores; `crfs store config` shows where that stands.
+",
+    store_environment_help!(),
+    exit_help!()
+);
+
 macro_rules! cache_environment_help {
     () => {
         "
@@ -456,7 +471,7 @@ mod tests {
     fn lines_fit_a_terminal() {
         use super::*;
         let cache = [CACHE, CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY];
-        let store = [STORE, STORE_SERVE, STORE_ADD, STORE_RM, STORE_LS, STORE_CONFIG];
+        let store = [STORE, STORE_SERVE, STORE_ADD, STORE_RM, STORE_LS, STORE_CONFIG, STORE_SHARE];
         let others = [CRFS, MOUNT, UMOUNT, INSPECT, INDEX, LS, CAT, STAT, STATUS];
         for text in others.into_iter().chain(cache).chain(store) {
             for line in text.lines() {

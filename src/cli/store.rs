@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::args::{
     CachePlaceArgs, StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
-    StoreServeArgs,
+    StoreServeArgs, StoreShareArgs,
 };
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
@@ -27,6 +27,7 @@ pub(super) fn store(command: StoreCommand, log: &LogOptions, environment: &Envir
         StoreCommand::Rm(args) => remove(args, environment),
         StoreCommand::Ls(args) => list(&args, environment),
         StoreCommand::Config(args) => config(&args, environment),
+        StoreCommand::Share(args) => share(args, environment),
     }
 }
 
@@ -93,6 +94,16 @@ fn remove(args: StoreRmArgs, environment: &Environment) -> Result<(), Failure> {
     let removed = with_progress(|report| commands::remove(&paths, args.images, roots, report))?;
     if args.json {
         print(&json(&removed)?)?;
+    }
+    Ok(())
+}
+
+fn share(args: StoreShareArgs, environment: &Environment) -> Result<(), Failure> {
+    let paths = options::store(&args.place, environment)?;
+    let dir = paths.of_user(&args.user);
+    commands::share(&paths, args.user, args.stop)?;
+    if !args.stop {
+        print(&format!("{}\n", printable(&dir.display().to_string())))?;
     }
     Ok(())
 }

@@ -168,7 +168,7 @@ impl Serving {
         let dir = self.session.mounted.dir.clone();
         tracing::info!(dir = %dir.display(), image = self.ready.name, digest = %self.ready.digest, "mounted");
         tokio::spawn(self.prefetch);
-        match self.session.end(signals).await {
+        match self.session.end(signals, || ()).await {
             End::Unmounted => {
                 tracing::info!(dir = %dir.display(), "unmounted");
                 Ok(())

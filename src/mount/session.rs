@@ -79,8 +79,9 @@ impl Session {
         Ok(())
     }
 
-    /// Comes back when the kernel is done with the mount, or two signals wanted it to end.
-    pub(crate) async fn end(&mut self, signals: &mut EndSignals) -> End {
+    /// Comes back when the kernel is done with the mount, or two signals wanted it to end. `let_go` is called at the first one, before the mount is
+    /// unmounted where nothing uses it.
+    pub(crate) async fn end(&mut self, signals: &mut EndSignals, let_go: impl Fn()) -> End {
         let mut asked = false;
         loop {
             tokio::select! {
@@ -89,7 +90,10 @@ impl Session {
                     false => End::Unmounted,
                 },
                 () = signals.next() => match asked {
-                    false => self.mounted.leave_if_idle(),
+                    false => {
+                        let_go();
+                        self.mounted.leave_if_idle();
+                    }
                     true => return End::GivenUp,
                 },
             }

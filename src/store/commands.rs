@@ -43,6 +43,15 @@ pub fn remove(paths: &Paths, names: Vec<String>, podman: Vec<PathBuf>, report: &
     perform(paths, Request::Remove { names, podman }, report)
 }
 
+/// Gives the store to a user of the machine, now if it is served and whenever it is; with `stop`, takes it away.
+///
+/// # Errors
+/// Where there is no such user, or no ids for their containers, or the kernel cannot do it.
+pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
+    let nobody: Report = Arc::new(|_| Ok(()));
+    perform(paths, Request::Share { user, stop }, &nobody).map(drop)
+}
+
 /// All images of the store.
 ///
 /// # Errors

@@ -139,7 +139,7 @@ impl Contents for LayerContents {
             }
             if let Some(wants) = self.wants.as_ref().filter(|_| !self.has_asked.swap(true, Ordering::AcqRel)) {
                 // Nobody listens any more when the server ends.
-                drop(wants.send(self.number));
+                let _heard = wants.send(self.number);
             }
             Around::read(&self.alone, 0, ino.get(), range).await
         })

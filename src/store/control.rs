@@ -29,6 +29,7 @@ pub(super) enum Request {
     Add { source: Box<ImageOptions>, name: Option<String> },
     Remove { names: Vec<String>, podman: Vec<PathBuf> },
     List,
+    Share { user: String, stop: bool },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +47,7 @@ impl Store {
             Request::Add { source, name } => Ok(vec![self.add(*source, name, report).await?]),
             Request::Remove { names, podman } => self.remove(&names, &podman, report).await,
             Request::List => Ok(self.list().await),
+            Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Vec::new()),
         }
     }
 }

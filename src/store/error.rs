@@ -46,6 +46,17 @@ pub enum Error {
     #[error("{} is not of the form that podman writes, so nobody knows what uses the image", path.display())]
     Podman { path: PathBuf, source: serde_json::Error },
 
+    #[error("the user {name}")]
+    User { name: String, source: io::Error },
+    #[error("the store cannot be cloned to {}", dir.display())]
+    Clone { dir: PathBuf, source: io::Error },
+    #[error(
+        "the store cannot be cloned to {}: this kernel cannot map the owners of a FUSE mount (Linux 6.12 can); let the user run a store of their own", dir.display()
+    )]
+    NoMapping { dir: PathBuf },
+    #[error("a user namespace cannot be made")]
+    Namespace { source: io::Error },
+
     #[error(transparent)]
     Mount(#[from] mount::Error),
 }

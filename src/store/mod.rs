@@ -8,6 +8,7 @@
 //!     overlay/                           one FUSE mount (trees.rs)
 //!         <layer id>/{diff/, link, lower, merged/}
 //!         l/<link> -> ../<layer id>/diff
+//!     users/<name>/                      the same for a user, by clones (share.rs)
 //! ROOT/crfs/                             --state, for its owner alone
 //!     store.json                         what the store holds, and where it came from (records.rs)
 //!     lock                               held by whoever changes the store: a server, or a command where none runs
@@ -24,6 +25,7 @@ mod contents;
 mod control;
 mod error;
 mod files;
+mod idmap;
 mod lockfile;
 mod open;
 mod paths;
@@ -32,10 +34,12 @@ mod records;
 mod refer;
 mod remove;
 mod serve;
+mod share;
 mod trees;
 
 pub mod commands;
 
 pub use error::Error;
+pub use idmap::{SUBCOMMAND, hold_namespace};
 pub use paths::Paths;
 pub use serve::{ServeOptions, serve};

@@ -197,7 +197,8 @@ impl Store {
         let problems = self.problems();
         let problem = image.layers.iter().find_map(|layer| problems.get(layer).cloned());
         let is_open = |id: &Digest| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some());
-        Listing { served: image.layers.iter().all(is_open), problem, ..listing(records, image) }
+        let served = self.device.get().is_some() && image.layers.iter().all(is_open);
+        Listing { served, problem, ..listing(records, image) }
     }
 
     /// Joins layers to images as they are read for the first time.

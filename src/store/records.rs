@@ -23,6 +23,8 @@ pub(super) struct Records {
     changes: u32,
     /// Where the last server had its cache, for commands that run without one.
     pub(super) cache: Option<CachePlace>,
+    /// Who has the store besides its owner.
+    pub(super) users: Vec<String>,
     pub(super) images: Vec<Image>,
     /// Parents before their children.
     pub(super) layers: Vec<Layer>,
@@ -85,7 +87,15 @@ impl Image {
 
 impl Default for Records {
     fn default() -> Self {
-        Self { version: VERSION, next: 1, changes: 0, cache: None, images: Vec::new(), layers: Vec::new() }
+        Self {
+            version: VERSION,
+            next: 1,
+            changes: 0,
+            cache: None,
+            users: Vec::new(),
+            images: Vec::new(),
+            layers: Vec::new(),
+        }
     }
 }
 

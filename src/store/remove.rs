@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::Error;
 use super::open::{Listing, Store};
 use super::records::{Image, Records};
 use super::refer::{self, Users};
+use super::{Error, share};
 use crate::mount::Report;
 use crate::registry::ImageRef;
 
@@ -25,7 +25,7 @@ impl Store {
     ) -> Result<Vec<Listing>, Error> {
         let mut records = self.records.lock().await;
         tokio::task::block_in_place(|| {
-            let users = Users::read(podman)?;
+            let users = Users::read(&[podman, &share::podman_roots(&records)].concat())?;
             let mut changed = records.clone();
             for name in names {
                 remove(&mut changed, name, &users)?;

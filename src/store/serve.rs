@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::open::{Lock, Store};
 use super::paths::Paths;
 use super::records::{CachePlace, Layer};
-use super::{Error, control};
+use super::{Error, control, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::mount::fusedev::{self, Detach, Target};
@@ -124,8 +124,8 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
     session.become_usable().await?;
-    // Nobody else sets it.
-    drop(store.device.set(session.mounted.device));
+    // Nobody has set it before.
+    let _first = store.device.set(session.mounted.device);
     let listener = bind(&options.paths)?;
     let quiet: Report = Arc::new(|_| Ok(()));
     let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
@@ -134,13 +134,18 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
         () = tokio::time::sleep(OPENING) => {}
         () = signals.next() => return Ok(()),
     }
+    let records = store.records.lock().await;
     tokio::spawn(control::answer(listener, Arc::clone(&store)));
     spawn(&store, |store| async move { store.sweep().await });
+    tokio::task::block_in_place(|| store.share_again(&records));
+    drop(records);
     session.mounted.stays = true;
     let images = store.list().await;
     let not_served = images.iter().filter(|image| !image.served).count();
     ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
-    match session.end(&mut signals).await {
+    let end = session.end(&mut signals, || share::take_clones_away(&options.paths, Detach::IfIdle)).await;
+    share::take_clones_away(&options.paths, Detach::Lazily);
+    match end {
         End::Unmounted => Ok(()),
         End::GivenUp => {
             session.mounted.stays = false;

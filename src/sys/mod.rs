@@ -1,8 +1,9 @@
-//! The only unsafe code of crfs: descriptors that are bare numbers, and zlib.
+//! The only unsafe code of crfs: descriptors that are bare numbers, system calls that no library has, and zlib.
 
 pub(crate) mod inflate;
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
 
@@ -25,6 +26,30 @@ pub(crate) fn close_inherited_on_exec() {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing and touches no memory; it sets a flag of descriptors. Where the kernel
     // does not know it (before Linux 5.11) it does nothing.
     let _unknown = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Lets a mount that is nowhere yet show owners as a user namespace maps them (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12).
+#[allow(unsafe_code)]
+pub(crate) fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: the path is a string that ends in NUL, the attributes a structure of the size that is given, and both live until the call
+    // returns; it changes nothing but the mount.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Keeps the heap of a server that lives for long as small as what is in use. glibc otherwise has up to eight arenas a CPU, each of which keeps

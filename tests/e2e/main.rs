@@ -26,4 +26,6 @@ mod plain;
 mod readers;
 mod refusals;
 mod soci;
+mod store;
+mod store_life;
 mod support;

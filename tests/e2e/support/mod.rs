@@ -5,6 +5,7 @@ pub(crate) mod fixtures;
 pub(crate) mod lab;
 pub(crate) mod lies;
 pub(crate) mod mount;
+pub(crate) mod podman;
 pub(crate) mod proxy;
 pub(crate) mod registry;
 

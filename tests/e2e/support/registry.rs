@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -93,10 +93,15 @@ impl Registry {
     /// Pushes a fixture, byte for byte as it is, and gives its reference there.
     #[track_caller]
     pub(crate) fn push(&self, lab: &Lab, fixture: &str) -> String {
+        self.push_layout(&lab.fixtures().join(fixture), &fixture.to_lowercase())
+    }
+
+    /// Pushes the image of a layout.
+    #[track_caller]
+    pub(crate) fn push_layout(&self, layout: &Path, name: &str) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/push.py");
-        let name = fixture.to_lowercase();
         let mut command = Command::new("python3");
-        command.arg(script).arg(lab.fixtures().join(fixture)).arg(self.host()).arg(&name);
+        command.arg(script).arg(layout).arg(self.host()).arg(name);
         if self.access == Access::Password {
             command.args([USER, PASSWORD]);
         }

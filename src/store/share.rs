@@ -1,0 +1,116 @@
+//! Gives users of the machine root's store: for each a directory with a clone of the mount in which what root owns is the user's, and what others own
+//! is one of the ids that the user's podman has (idmap.rs).
+//!
+//! ```text
+//! ROOT/users/NAME/overlay                          the clone
+//! ROOT/users/NAME/{overlay-images,overlay-layers}  symlinks to root's
+//! ```
+//!
+//! It is not in the user's home: a user who could put a symlink there would have root mount anywhere.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::idmap::{Account, mount_clone};
+use super::open::Store;
+use super::paths::Paths;
+use super::records::Records;
+use crate::mount::fusedev::{self, Detach};
+use crate::mount::mounts;
+
+impl Paths {
+    /// A user's directory, for their storage.conf.
+    #[must_use]
+    pub fn of_user(&self, name: &str) -> PathBuf {
+        self.root.join("users").join(name)
+    }
+}
+
+impl Store {
+    /// Gives the store to a user, from now on and after each start; or takes it away.
+    pub(super) async fn share(&self, name: &str, stop: bool) -> Result<(), Error> {
+        let account = Account::find(name)?;
+        let mut records = self.records.lock().await;
+        tokio::task::block_in_place(|| {
+            let mut changed = records.clone();
+            changed.users.retain(|user| *user != account.name);
+            if stop {
+                take_away(&self.paths, &account.name)?;
+            } else {
+                if self.device.get().is_some() {
+                    give(&self.paths, &account)?;
+                }
+                changed.users.push(account.name);
+            }
+            self.commit(&mut records, changed)
+        })
+    }
+
+    /// Gives the store to all users again, after a start. One who cannot have it keeps no other from it.
+    pub(super) fn share_again(&self, records: &Records) {
+        for name in &records.users {
+            if let Err(error) = Account::find(name).and_then(|account| give(&self.paths, &account)) {
+                tracing::warn!(user = name, error = error.chain(), "a user does not have the store");
+            }
+        }
+    }
+}
+
+/// Takes all users' clones away that are not in use: they keep the server from ending, and would be dead after it.
+pub(super) fn take_clones_away(paths: &Paths, how: Detach) {
+    let Ok(users) = fs::read_dir(paths.root.join("users")) else { return };
+    for user in users.flatten() {
+        if let Err(error) = unmount(&user.path().join("overlay"), how) {
+            tracing::warn!(error = error.chain(), "a user's part of the store stays");
+        }
+    }
+}
+
+/// Where podman keeps what users have themselves, by default: they may use what the store has.
+pub(super) fn podman_roots(records: &Records) -> Vec<PathBuf> {
+    let accounts = records.users.iter().filter_map(|name| Account::find(name).ok());
+    accounts.map(|account| account.home.join(".local/share/containers/storage")).collect()
+}
+
+fn give(paths: &Paths, account: &Account) -> Result<(), Error> {
+    let map = account.map()?;
+    let dir = paths.of_user(&account.name);
+    let overlay = dir.join("overlay");
+    let failed = |source| Error::File { path: overlay.clone(), source };
+    unmount(&overlay, Detach::Lazily)?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(&overlay).map_err(failed)?;
+    for name in ["overlay-images", "overlay-layers"] {
+        link(&paths.root.join(name), &dir.join(name))?;
+    }
+    mount_clone(&paths.mount(), &overlay, &map)
+}
+
+fn link(target: &Path, link: &Path) -> Result<(), Error> {
+    match symlink(target, link) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::File { path: link.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn take_away(paths: &Paths, name: &str) -> Result<(), Error> {
+    let dir = paths.of_user(name);
+    unmount(&dir.join("overlay"), Detach::Lazily)?;
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File { path: dir, source: error }),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away whatever crfs has mounted there.
+fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
+    let is_ours = || mounts::at(dir).map(|mount| mount.is_some_and(|mount| mount.is_ours()));
+    while is_ours().map_err(|source| Error::File { path: dir.to_owned(), source })? {
+        fusedev::unmount(dir, how)?;
+    }
+    Ok(())
+}

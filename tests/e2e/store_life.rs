@@ -1,0 +1,185 @@
+//! A store's server comes and goes, as do images: what podman and containers see meanwhile.
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::store::{derived, layout};
+use crate::support::command::{send, start};
+use crate::support::lab::{CRFS, skip};
+use crate::support::podman::{Podman, Store};
+use crate::support::registry::Access;
+use crate::support::{Lab, Registry, run, until};
+
+const BUSY: &str = "localhost/busy:1";
+
+#[test]
+fn a_killed_server_breaks_only_what_reads_its_layers() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    podman.start("user", BUSY);
+    let links = link_names(&store);
+    store.end(Signal::SIGKILL);
+
+    for command in [&["images"][..], &["ps", "-a"], &["inspect", "user"], &["image", "exists", BUSY], &["logs", "user"]]
+    {
+        podman.podman(command).ok();
+    }
+    assert!(podman.image(BUSY).is_some());
+    assert!(!podman.run(&[], BUSY, "true").good(), "there is nothing to run it from");
+    assert!(!podman.podman(&["exec", "user", "/bin/busybox", "md5sum", "/bin/zcat"]).good());
+    assert_eq!(store.list()[0]["served"], json!(false));
+
+    store.serve();
+    assert_eq!(link_names(&store), links);
+    assert_eq!(podman.run(&[], BUSY, "echo again").ok(), "again\n");
+    podman.podman(&["stop", "-t", "0", "user"]).ok();
+    podman.podman(&["start", "user"]).ok();
+    assert_eq!(podman.podman(&["exec", "user", "/bin/busybox", "echo", "here"]).ok(), "here\n");
+}
+
+fn link_names(store: &Store) -> Vec<String> {
+    let entries = fs::read_dir(store.path("overlay/l")).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What is cached is served without its registry, and what cannot be had keeps nothing else from being served.
+#[test]
+fn images_survive_a_restart_and_a_dead_registry() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let mut registry = Registry::new(&lab, Access::Open);
+    store.add(BUSY, &registry.push(&lab, "busy-estargz"));
+    let gone = derived(&lab, "big-estargz", 1);
+    store.add("localhost/gone:1", &layout(&gone));
+    assert_eq!(podman.run(&[], BUSY, "echo cached").ok(), "cached\n");
+    registry.stop();
+    store.end(Signal::SIGKILL);
+    fs::remove_dir_all(&gone).unwrap();
+
+    let ready = store.serve();
+    assert!(ready.contains("2 images, 1 of them not yet"), "{ready}");
+    assert_eq!(podman.run(&[], BUSY, "echo cached").ok(), "cached\n");
+    assert!(podman.image("localhost/gone:1").is_some(), "it is still the store's");
+    let listed = store.list().into_iter().find(|image| image["names"][0] == "localhost/gone:1").unwrap();
+    assert!(listed["problem"].as_str().unwrap().contains(gone.to_str().unwrap()), "{listed}");
+    assert!(!podman.podman(&["run", "--rm", "localhost/gone:1", "/x"]).good());
+}
+
+#[test]
+fn commands_work_without_a_server() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add("localhost/other:1", &lab.layout("late-zc-new"));
+    let podman = Podman::new(&lab, &store);
+    assert!(podman.image(BUSY).is_some() && podman.image("localhost/other:1").is_some());
+    store.crfs("rm", &["localhost/other:1"]).ok();
+    assert!(podman.image("localhost/other:1").is_none());
+    let ready = store.serve();
+    assert!(ready.ends_with("1 images"), "{ready}");
+    assert_eq!(podman.run(&[], BUSY, "echo here").ok(), "here\n");
+    let second = run(Command::new(CRFS).args(["store", "serve", "--root"]).arg(store.root())).refused();
+    assert!(second.contains("served already"), "{second}");
+}
+
+/// While images come and go, podman runs another one. (`podman images` may fail then, as it does when podman itself removes an image: it lists all, and
+/// looks at each after that.)
+#[test]
+fn images_come_and_go_while_podman_runs() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    let changing = layout(&derived(&lab, "busy-estargz", 3));
+    let done = AtomicBool::new(false);
+    let runs = std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            let mut runs = 0;
+            while !done.load(Ordering::SeqCst) || runs < 10 {
+                assert_eq!(podman.run(&[], BUSY, "cat /etc/hostname > /x; echo right").ok(), "right\n");
+                runs += 1;
+            }
+            runs
+        });
+        for _ in 0..200 {
+            store.add("localhost/changing:1", &changing);
+            store.crfs("rm", &["localhost/changing:1"]).ok();
+        }
+        done.store(true, Ordering::SeqCst);
+        running.join().unwrap()
+    });
+    assert!(runs >= 10, "{runs}");
+}
+
+#[test]
+fn a_signal_ends_an_idle_server_and_two_a_busy_one() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let mounted = |store: &Store| {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        mounts.contains(&format!(" {} ", store.path("overlay").display()))
+    };
+    assert!(mounted(&store));
+    store.end(Signal::SIGTERM);
+    assert!(!mounted(&store));
+
+    store.serve();
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    let podman = Podman::new(&lab, &store);
+    podman.start("user", BUSY);
+    send(store.pid(), Signal::SIGTERM);
+    until("the end of the mount", || (!mounted(&store)).then_some(()));
+    assert_eq!(podman.podman(&["exec", "user", "/bin/busybox", "echo", "still"]).ok(), "still\n");
+    store.end(Signal::SIGTERM);
+}
+
+/// The units of contrib/, with this binary in them.
+#[test]
+fn systemd_takes_the_units() {
+    let Some(lab) = Lab::new() else { return };
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        let _skipped: Option<()> = skip("there is no systemd-analyze: install the package systemd");
+        return;
+    }
+    for (unit, scope) in [("crfs-store.service", "--system"), ("crfs-store-user.service", "--user")] {
+        let path = format!("{}/contrib/{unit}", env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(path).unwrap().replace("/usr/bin/crfs", CRFS);
+        let copy = lab.path(unit);
+        fs::write(&copy, text).unwrap();
+        let runtime = lab.fresh("run");
+        let mut command = Command::new("systemd-analyze");
+        let verified = run(command.args([scope, "--man=no", "verify"]).arg(&copy).env("XDG_RUNTIME_DIR", runtime));
+        assert!(verified.good() && verified.stderr.is_empty(), "{verified}");
+    }
+}
+
+/// One that starts while another process changes the store waits for it, and podman's locks are waited for.
+#[test]
+fn whoever_reads_the_lists_is_waited_for() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let lock = store.path("overlay-images/images.lock");
+    let script = "import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print('locked', flush=True); sys.stdin.read()";
+    let mut reader = Command::new("python3");
+    reader.args(["-c", script]).arg(&lock).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut reader = reader.spawn().unwrap();
+    let mut line = [0; 7];
+    std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let mut add =
+        start(Command::new(CRFS).args(["store", "add", "--root"]).arg(store.root()).arg(lab.layout("late-zc-new")));
+    until("the layers are served", || (link_names(&store).len() == 2).then_some(()));
+    assert!(add.try_wait().unwrap().is_none(), "the list was changed under a reader");
+    drop(reader.stdin.take());
+    reader.wait().unwrap();
+    until("the end of add", || add.try_wait().unwrap().map(|status| assert!(status.success())));
+    assert_eq!(store.list().len(), 1);
+}

@@ -1,0 +1,236 @@
+//! podman with stores of its own, and a crfs store for it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::command::{Finished, ends, run, send};
+use super::lab::{CRFS, Lab, skip};
+
+/// What containers need on machines without cgroups v2, or without the right to raise limits. No network: nothing of it is of interest here.
+pub(crate) const LIMITS: [&str; 5] = [
+    "--network=none",
+    "--ulimit=nofile=20000:20000",
+    "--ulimit=nproc=1000:1000",
+    "--security-opt=seccomp=unconfined",
+    "--log-driver=k8s-file",
+];
+
+/// A crfs store, served until dropped.
+pub(crate) struct Store {
+    root: PathBuf,
+    cache: PathBuf,
+    server: Option<Child>,
+}
+
+impl Store {
+    /// A store that is served. `None`, said on stderr, where there is no podman.
+    #[track_caller]
+    pub(crate) fn new(lab: &Lab) -> Option<Self> {
+        let mut store = Self::unserved(lab)?;
+        store.serve();
+        Some(store)
+    }
+
+    /// One that is not served yet.
+    pub(crate) fn unserved(lab: &Lab) -> Option<Self> {
+        for program in ["podman", "runc"] {
+            if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
+                return skip(&format!("there is no {program}: install the package {program}"));
+            }
+        }
+        Some(Self { root: lab.path("store"), cache: lab.fresh("cache"), server: None })
+    }
+
+    /// Starts the server, and waits until it says that podman can use the store. Gives that line.
+    #[track_caller]
+    pub(crate) fn serve(&mut self) -> String {
+        let mut command = Command::new(CRFS);
+        command.args(["store", "serve", "--root"]).arg(&self.root).arg("--cache-dir").arg(&self.cache);
+        let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("crfs: serving"));
+        // Read on, so that the server never waits for us; what it says there is in server.log, too.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.server = Some(server);
+        ready.unwrap_or_else(|| panic!("the server ended: {}", self.log()))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.root.join("crfs/server.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// `crfs store COMMAND --root ...`
+    #[track_caller]
+    pub(crate) fn crfs(&self, command: &str, arguments: &[impl AsRef<OsStr>]) -> Finished {
+        run(Command::new(CRFS).args(["store", command, "--root"]).arg(&self.root).args(arguments))
+    }
+
+    /// Adds an image under a name of its own; gives its id.
+    #[track_caller]
+    pub(crate) fn add(&self, name: &str, image: &str) -> String {
+        let text = self.crfs("add", &["--json", "--name", name, image]).ok();
+        let added: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(added[0]["served"], self.server.is_some(), "{text}");
+        added[0]["id"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn list(&self) -> Vec<Value> {
+        serde_json::from_str(&self.crfs("ls", &["--json"]).ok()).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.as_ref().expect("no server runs").id()
+    }
+
+    /// Sends its server a signal, and waits for its end.
+    #[track_caller]
+    pub(crate) fn end(&mut self, signal: Signal) {
+        if let Some(mut server) = self.server.take() {
+            send(server.id(), signal);
+            ends("the end of the server", &mut server);
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.end(Signal::SIGKILL);
+        detach_below(&self.root);
+    }
+}
+
+/// podman with a root of its own, and a crfs store beside it. Its containers are gone when it is dropped.
+pub(crate) struct Podman {
+    root: PathBuf,
+    options: Vec<String>,
+    /// What podman is started by, if not directly.
+    pub(crate) under: Vec<String>,
+}
+
+impl Podman {
+    pub(crate) fn new(lab: &Lab, store: &Store) -> Self {
+        Self::at(lab, store.root())
+    }
+
+    /// By a name of the store's root: podman hands the paths of all layers to the kernel in one page.
+    pub(crate) fn at(lab: &Lab, imagestore: &Path) -> Self {
+        let root = lab.fresh("podman");
+        let mut options: Vec<String> =
+            ["--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=file"].map(str::to_owned).into();
+        options.push(format!("--root={}/graph", root.display()));
+        options.push(format!("--runroot={}/run", root.display()));
+        options.push(format!("--tmpdir={}/tmp", root.display()));
+        options.push(format!("--storage-opt=overlay.imagestore={}", imagestore.display()));
+        Self { root, options, under: Vec::new() }
+    }
+
+    /// With another option.
+    pub(crate) fn with(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
+        self
+    }
+
+    /// podman's own store.
+    pub(crate) fn graph(&self) -> PathBuf {
+        self.root.join("graph")
+    }
+
+    #[track_caller]
+    pub(crate) fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
+        let mut words = self.under.iter().cloned().chain(std::iter::once("podman".to_owned()));
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(&self.options).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// `podman ARGUMENTS`
+    #[track_caller]
+    pub(crate) fn podman(&self, arguments: &[impl AsRef<OsStr>]) -> Finished {
+        run(&mut self.command(arguments))
+    }
+
+    /// The command that runs a script in a new container, which goes with it.
+    pub(crate) fn running(&self, options: &[&str], image: &str, script: &str) -> Command {
+        let arguments = [&["run", "--rm"][..], &LIMITS, options, &[image, "/bin/busybox", "sh", "-c", script]].concat();
+        self.command(&arguments)
+    }
+
+    #[track_caller]
+    pub(crate) fn run(&self, options: &[&str], image: &str, script: &str) -> Finished {
+        run(&mut self.running(options, image, script))
+    }
+
+    /// A container that waits for its end, by name.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, image: &str) {
+        let command = ["/bin/busybox", "sh", "-c", "while :; do /bin/busybox sleep 1000; done"];
+        let arguments = [&["run", "-d", "--name", name][..], &LIMITS, &[image], &command].concat();
+        self.podman(&arguments).ok();
+    }
+
+    /// The image's line of `podman images`, if it lists it: name, id, whether it is read-only.
+    #[track_caller]
+    pub(crate) fn image(&self, name: &str) -> Option<String> {
+        let text = self.podman(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}} {{.ReadOnly}}"]).ok();
+        text.lines().find(|line| line.starts_with(name)).map(str::to_owned)
+    }
+
+    /// What a container of an image shows, until the guard is dropped.
+    #[track_caller]
+    pub(crate) fn mount(&self, image: &str) -> Mounted<'_> {
+        let arguments = [&["create"][..], &LIMITS, &[image, "/bin/sh"]].concat();
+        let container = self.podman(&arguments).ok().trim().to_owned();
+        let dir = self.podman(&["mount", &container]).ok().trim().into();
+        Mounted { podman: self, container, dir }
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _removed = self.podman(&["rm", "-a", "-f", "-t", "0"]);
+        detach_below(&self.root);
+    }
+}
+
+/// A container's files.
+pub(crate) struct Mounted<'a> {
+    podman: &'a Podman,
+    container: String,
+    pub(crate) dir: PathBuf,
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _removed = self.podman.podman(&["rm", "-f", &self.container]);
+    }
+}
+
+/// Unmounts all that is mounted below a directory, so that a failed test leaves nothing behind.
+fn detach_below(dir: &Path) {
+    let below = || {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+        points.filter(|point| point.starts_with(dir)).next_back()
+    };
+    while let Some(point) = below() {
+        if umount2(&point, MntFlags::MNT_DETACH).is_err() {
+            break;
+        }
+    }
+}
