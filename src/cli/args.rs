@@ -41,8 +41,11 @@ pub(super) enum Command {
     #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
     Serve,
     /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
-    #[command(name = crate::store::SUBCOMMAND, hide = true)]
+    #[command(name = crate::store::NAMESPACE, hide = true)]
     UserNamespace,
+    /// Clears up after a store's server. The server starts it.
+    #[command(name = crate::store::GUARD, hide = true)]
+    StoreGuard,
 }
 
 /// Mount an image, read-only, on a directory

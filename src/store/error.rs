@@ -54,6 +54,8 @@ pub enum Error {
         "the store cannot be cloned to {}: this kernel cannot map the owners of a FUSE mount (Linux 6.12 can); let the user run a store of their own", dir.display()
     )]
     NoMapping { dir: PathBuf },
+    #[error("the guard of a store's server")]
+    Guard { source: io::Error },
     #[error("a user namespace cannot be made")]
     Namespace { source: io::Error },
 

@@ -5,7 +5,7 @@
 //!     overlay-images/images.json, .lock  real files, so that podman never needs a server to read them (files.rs, podman.rs)
 //!     overlay-images/<image id>/         manifest and config, byte for byte
 //!     overlay-layers/layers.json, .lock
-//!     overlay/                           one FUSE mount (trees.rs)
+//!     overlay/                           one FUSE mount (trees.rs), and what shows without it (stubs.rs)
 //!         <layer id>/{diff/, link, lower, merged/}
 //!         l/<link> -> ../<layer id>/diff
 //!     users/<name>/                      the same for a user, by clones (share.rs)
@@ -25,6 +25,7 @@ mod contents;
 mod control;
 mod error;
 mod files;
+mod guard;
 mod idmap;
 mod lockfile;
 mod open;
@@ -35,11 +36,13 @@ mod refer;
 mod remove;
 mod serve;
 mod share;
+mod stubs;
 mod trees;
 
 pub mod commands;
 
 pub use error::Error;
-pub use idmap::{SUBCOMMAND, hold_namespace};
+pub use guard::{SUBCOMMAND as GUARD, guard};
+pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
 pub use paths::Paths;
 pub use serve::{ServeOptions, serve};

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,15 +18,17 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::contents::Wants;
 use super::paths::Paths;
 use super::records::{Image, Records};
+use super::stubs::Stubs;
 use super::trees::{self, Trees};
 use super::{Error, files, podman};
 use crate::blob::Digest;
 use crate::cache::Cache;
-use crate::mount::Report;
 use crate::mount::config::Config;
+use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Engine, RESOLVE_WITHIN, read_ahead};
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
+use crate::mount::{self, Report, mounts};
 use crate::registry;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
@@ -31,7 +36,7 @@ const LINGER: Duration = Duration::from_secs(60);
 
 /// Whoever has this may change the store. Nobody else may, in any process.
 pub(super) struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
 }
 
 impl Lock {
@@ -41,10 +46,15 @@ impl Lock {
         let failed = |source| Error::File { path: path.clone(), source };
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Some(Self { _held: held })),
+            Ok(held) => Ok(Some(Self { held })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(failed(errno.into())),
         }
+    }
+
+    /// For another process, which has it then, too.
+    pub(super) fn share(&self) -> io::Result<Stdio> {
+        self.held.try_clone().map(Stdio::from)
     }
 }
 
@@ -60,7 +70,8 @@ pub(super) struct Store {
     problems: Mutex<HashMap<Digest, String>>,
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
-    _lock: Lock,
+    stubs: Stubs,
+    pub(super) lock: Lock,
 }
 
 /// An image, as `crfs store ls --json` has it.
@@ -84,13 +95,16 @@ pub struct Listing {
 impl Store {
     /// `wants`: who joins layers to images, where more is to be fetched than what is read.
     pub(super) fn new(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
+        let mount = paths.mount();
+        clear_point(&mount)?;
+        let stubs = Stubs::open(&mount).map_err(|source| Error::File { path: mount, source })?;
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        Ok(Self { paths, cache, records, trees, device, problems, unused, _lock: lock })
+        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -112,6 +126,7 @@ impl Store {
             return Err(error);
         }
         self.trees.show(&changed);
+        self.stubs.write(&changed);
         *records = changed;
         self.read_ahead();
         Ok(())
@@ -264,6 +279,17 @@ impl Store {
     fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes away the mounts of servers that are gone. None can be alive: this process has the lock.
+fn clear_point(dir: &Path) -> Result<(), Error> {
+    let failed = |source| mount::Error::Directory { dir: dir.to_owned(), source };
+    let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
+    let dir = parent.join(dir.file_name().unwrap_or_default());
+    while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_ours()) {
+        fusedev::unmount(&dir, Detach::Lazily)?;
+    }
+    Ok(())
 }
 
 /// What is known of an image where no server runs.

@@ -76,6 +76,8 @@ pub(super) struct Facts {
     /// Owners of anything in it.
     pub(super) users: Vec<u32>,
     pub(super) groups: Vec<u32>,
+    /// Mode, user and group of its root.
+    pub(super) root: [u32; 3],
 }
 
 impl Image {
@@ -225,8 +227,13 @@ pub(super) mod tests {
             link: id.to_uppercase(),
             diff_id: Digest::of(b"d"),
             contents: id.into(),
-            facts: Facts { size: 7, users: vec![0, 5], groups: vec![0] },
+            facts: Facts { size: 7, users: vec![0, 5], groups: vec![0], root: [0o711, own().0, own().1] },
         }
+    }
+
+    /// An owner that every test may give a file.
+    fn own() -> (u32, u32) {
+        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
     }
 
     #[test]

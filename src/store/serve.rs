@@ -5,13 +5,13 @@
 //!                                                       `── what cannot be opened is tried again, later and later
 //! ```
 //!
-//! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which the
-//! next server takes away.
+//! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which its
+//! guard takes away (guard.rs), and where that was killed as well the next server.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::guard::Guard;
 use super::open::{Lock, Store};
 use super::paths::Paths;
 use super::records::{CachePlace, Layer};
 use super::{Error, control, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
-use crate::mount::fusedev::{self, Detach, Target};
+use crate::mount::fusedev::{Detach, Target};
 use crate::mount::log::{self, RotatingLog};
 use crate::mount::look::runtime;
 use crate::mount::options::LogOptions;
@@ -119,11 +120,13 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     begin(&store, options).await?;
 
     let dir = options.paths.mount();
-    let target = Target { dir: &usable_point(&dir)?, source: SOURCE, allow_other: options.allow_other };
+    let target = Target { dir: &mounts::usable_point(&dir)?, source: SOURCE, allow_other: options.allow_other };
     let mounted = Unserved::mount(&target)?;
     let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
     session.become_usable().await?;
+    let guard = Guard::start(&options.paths, session.mounted.device, &store.lock);
+    let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
     // Nobody has set it before.
     let _first = store.device.set(session.mounted.device);
     let listener = bind(&options.paths)?;
@@ -190,17 +193,6 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
             pause = pause.saturating_mul(2).min(LAST_RETRY);
         }
     });
-}
-
-/// Takes away the mounts of servers that are gone. None can be alive, since this process has the lock.
-fn usable_point(dir: &Path) -> Result<PathBuf, Error> {
-    let failed = |source| mount::Error::Directory { dir: dir.to_owned(), source };
-    let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
-    let dir = parent.join(dir.file_name().unwrap_or_default());
-    while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_ours()) {
-        fusedev::unmount(&dir, Detach::Lazily)?;
-    }
-    Ok(mounts::usable_point(&dir)?)
 }
 
 fn bind(paths: &Paths) -> Result<UnixListener, Error> {

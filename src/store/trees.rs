@@ -49,8 +49,9 @@ pub(super) fn tree(layer: &OpenLayer, below: Option<&View>) -> Result<(Arc<Tree>
     let entries = layer.contents.index().entries()?;
     let tree = Tree::single_over(&entries, OpaqueXattr::Both, below.and_then(root_meta))?;
     let (users, groups) = tree.owners();
-    let facts =
-        Facts { size: tree.totals().1, users: users.into_iter().collect(), groups: groups.into_iter().collect() };
+    let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
+    let (users, groups) = (users.into_iter().collect(), groups.into_iter().collect());
+    let facts = Facts { size: tree.totals().1, users, groups, root };
     Ok((Arc::new(tree), facts))
 }
 

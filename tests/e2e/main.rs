@@ -28,4 +28,5 @@ mod refusals;
 mod soci;
 mod store;
 mod store_life;
+mod store_users;
 mod support;

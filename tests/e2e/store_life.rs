@@ -23,15 +23,30 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     let podman = Podman::new(&lab, &store);
     store.add(BUSY, &lab.layout("busy-estargz"));
     podman.start("user", BUSY);
+    podman.podman(&["commit", "-q", "user", "localhost/committed:1"]).ok();
     let links = link_names(&store);
     store.end(Signal::SIGKILL);
 
-    for command in [&["images"][..], &["ps", "-a"], &["inspect", "user"], &["image", "exists", BUSY], &["logs", "user"]]
-    {
+    let guarded = |store: &Store| fs::metadata(store.path("overlay/l")).is_ok().then_some(());
+    until("the end of the dead mount", || guarded(&store));
+
+    let without: [&[&str]; 8] = [
+        &["images"],
+        &["ps", "-a"],
+        &["inspect", "user"],
+        &["inspect", BUSY],
+        &["image", "exists", BUSY],
+        &["logs", "user"],
+        &["system", "df"],
+        &["tag", "localhost/committed:1", "localhost/committed:2"],
+    ];
+    for command in without {
         podman.podman(command).ok();
     }
     assert!(podman.image(BUSY).is_some());
-    assert!(!podman.run(&[], BUSY, "true").good(), "there is nothing to run it from");
+    // There is nothing to run it from, and no empty root instead.
+    let refused = podman.run(&[], BUSY, "true");
+    assert!(!refused.good() && refused.stderr.contains("not a directory"), "{refused}");
     assert!(!podman.podman(&["exec", "user", "/bin/busybox", "md5sum", "/bin/zcat"]).good());
     assert_eq!(store.list()[0]["served"], json!(false));
 

@@ -1,0 +1,90 @@
+#!/bin/sh
+# podman of the ordinary user nobody and a store, in a mount namespace of its own where /dev/fuse, /etc/subuid and /etc/subgid are what distributions make
+# them:
+#
+#     rootless-store.sh own|shared DIR CRFS IMAGE      DIR is for scratch; the user may read IMAGE, a layout, and run CRFS
+#
+# own: the user's own server, in podman unshare. shared: root's server, which gives the user the store.
+set -eu
+if [ "${1:-}" != --inside ]; then
+  exec unshare --mount --propagation private sh "$0" --inside "$@"
+fi
+shift
+how=$1 dir=$2 crfs=$3 image=$4
+echo "nobody:100000:65536" > "$dir/ids"
+for file in /etc/subuid /etc/subgid; do
+  mount --bind "$dir/ids" "$file"
+done
+# A tmpfs, since the directory may lie on a filesystem that allows no devices.
+mkdir "$dir/dev"
+mount -t tmpfs -o mode=0755 tmpfs "$dir/dev"
+mknod -m 0666 "$dir/dev/fuse" c 10 229
+mount --bind "$dir/dev/fuse" /dev/fuse
+install -d -o nobody -m 0700 "$dir/home" "$dir/run"
+cd "$dir/home"
+as_user() {
+  setpriv --reuid "$(id -u nobody)" --regid "$(id -g nobody)" --clear-groups env HOME="$dir/home" XDG_RUNTIME_DIR="$dir/run" "$@"
+}
+podman="podman --runtime=runc --cgroup-manager=cgroupfs --events-backend=file"
+# $1: a log that says when a server can be used.
+wait_for() {
+  tries=0
+  until grep -q "crfs: serving" "$1"; do
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || { cat "$1"; exit 1; }
+    sleep 0.1
+  done
+}
+server=
+clean_up() {
+  [ -z "$server" ] || kill -9 "$server" 2> /dev/null || :
+  pause=$(cat "$dir/run/libpod/tmp/pause.pid" 2> /dev/null) && kill -9 "$pause" || :
+}
+trap clean_up EXIT
+
+conf="$dir/home/.config/containers/storage.conf"
+as_user mkdir -p "${conf%/*}"
+if [ "$how" = own ]; then
+  store="$dir/home/.local/share/crfs/store"
+  as_user "$crfs" store config | as_user tee "$conf" > /dev/null
+  as_user mkdir -p "$store"
+  as_user $podman unshare sh -c 'echo $$ > "$HOME/pid"; exec "$@"' sh "$crfs" store serve > /dev/null 2> "$dir/log" &
+  wait_for "$dir/log"
+  server=$(cat "$dir/home/pid")
+  as_user $podman unshare "$crfs" store add --name localhost/busy:1 "oci:$image"
+else
+  root="$dir/store"
+  "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
+  server=$!
+  wait_for "$dir/log"
+  "$crfs" store add --root "$root" --name localhost/busy:1 "oci:$image"
+  store=$("$crfs" store share --root "$root" --user nobody)
+  as_user "$crfs" store config --root "$store" | as_user tee "$conf" > /dev/null
+fi
+
+as_user $podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
+script='stat -c %u:%g /bin/busybox; echo x > /bin/new; chown 5:6 /bin/busybox; stat -c %u:%g /bin/busybox /bin/new; rm /bin/zcat; ls /bin | wc -l'
+expected='0:0 5:6 0:0 269'
+# $1: options of podman
+run() {
+  got=$(as_user $podman $1 run --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox sh -c "$script")
+  [ "$(echo $got)" = "$expected" ] || { echo "got: $got"; exit 1; }
+}
+run ""
+[ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs"
+
+if [ "$how" = shared ]; then
+  container=$(as_user $podman create --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 sh)
+  # root's store knows of the user's container, where that is at its default place in their home.
+  if "$crfs" store rm --root "$root" --podman-root "$dir/home/.local/share/containers/storage" localhost/busy:1 2> "$dir/refused"; then exit 1; fi
+  grep "is used by the container" "$dir/refused"
+  as_user $podman rm "$container"
+  # The server comes back, and gives the user the store again.
+  kill -9 "$server"
+  "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
+  server=$!
+  wait_for "$dir/log"
+  grep " $store/overlay fuse.crfs " /proc/mounts
+  "$crfs" store share --root "$root" --user nobody --stop
+  if grep " $store/overlay " /proc/mounts; then exit 1; fi
+fi
