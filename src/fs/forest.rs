@@ -291,3 +291,114 @@ impl Node {
         Some(bytes.slice(start..end))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::fake::{FakeLayer, Ramp, Spec, What};
+    use crate::fs::overlay::merge;
+
+    fn view(spec: &Spec) -> Arc<View> {
+        Arc::new(View::new(merge(&[FakeLayer::new(spec)], None).unwrap(), Arc::new(Ramp::default())))
+    }
+
+    fn dir(entries: &[(&str, u64)], lasting: bool) -> Made {
+        Made::Dir {
+            entries: entries.iter().map(|(name, number)| (name.as_bytes().to_vec(), *number)).collect(),
+            lasting,
+        }
+    }
+
+    /// A root with a file, a symlink and a directory that holds the roots of two views, of which one is not there.
+    fn grown(spec: &Spec) -> Grown {
+        let made = HashMap::from([
+            (ROOT, dir(&[("d", made(7, 0)), ("f", made(7, 1)), ("s", made(7, 2))], false)),
+            (made(7, 0), dir(&[("diff", root_of(7)), ("gone", root_of(8))], true)),
+            (made(7, 1), Made::File(Bytes::from_static(b"hello"))),
+            (made(7, 2), Made::Symlink(b"d/diff".to_vec())),
+        ]);
+        Grown { views: HashMap::from([(7, view(spec))]), made, changed: 5 }
+    }
+
+    fn number(forest: &Forest, parent: u64, name: &str) -> Option<(u64, bool)> {
+        match forest.named(parent, name.as_bytes()).unwrap() {
+            Named::Node(stat) => Some((stat.number, stat.lasting)),
+            Named::Nothing { lasting } => {
+                let may_come = matches!(forest.0, Kind::Store(_)) && parent == ROOT;
+                assert_ne!(lasting, may_come, "what may come is not remembered as missing");
+                None
+            }
+        }
+    }
+
+    fn names(forest: &Forest, dir: u64, from: u64) -> Vec<(u64, String, u64)> {
+        let mut all = Vec::new();
+        let take = |next, name: &[u8], stat: &Stat| {
+            all.push((next, String::from_utf8_lossy(name).into_owned(), stat.number));
+            false
+        };
+        forest.entries(dir, from, take).unwrap();
+        all
+    }
+
+    #[test]
+    fn views_stand_below_what_is_made() {
+        let forest = Forest::store(grown(&Spec::default().with("a/b", What::File { size: 3 })));
+        assert_eq!(number(&forest, ROOT, "d"), Some((made(7, 0), false)), "it may go");
+        assert_eq!(number(&forest, made(7, 0), "diff"), Some((root_of(7), true)));
+        let (a, lasting) = number(&forest, root_of(7), "a").unwrap();
+        assert_eq!((a >> 32, lasting), (7, true));
+        assert_eq!(number(&forest, a, "b").map(|(b, _)| b >> 32), Some(7));
+        assert_eq!(number(&forest, root_of(7), "x"), None);
+        assert_eq!(number(&forest, ROOT, "x"), None);
+        assert_eq!(forest.target(made(7, 2)).unwrap(), b"d/diff");
+        assert_eq!(forest.stat(ROOT).unwrap().attr.mtime.secs, 5);
+        let bytes = |offset, size| forest.node(made(7, 1)).unwrap().made_bytes(offset, size).unwrap();
+        assert_eq!((&bytes(0, 100)[..], &bytes(1, 3)[..], &bytes(9, 9)[..]), (&b"hello"[..], &b"ell"[..], &b""[..]));
+    }
+
+    /// An empty directory would be an empty root.
+    #[test]
+    fn a_view_that_is_not_there_is_an_error() {
+        let forest = Forest::store(grown(&Spec::default()));
+        assert!(matches!(forest.named(made(7, 0), b"gone"), Err(Refused::UnknownInode)));
+        assert!(matches!(forest.stat(root_of(8)), Err(Refused::UnknownInode)));
+        assert!(forest.entries(root_of(8), 0, |_, _, _| false).is_err());
+    }
+
+    #[test]
+    fn listings_go_on_from_any_position() {
+        let forest = Forest::store(grown(&Spec::default().with("x", What::Fifo)));
+        let all = names(&forest, ROOT, 0);
+        assert_eq!(all.iter().map(|(_, name, _)| name.as_str()).collect::<Vec<_>>(), [".", "..", "d", "f", "s"]);
+        for (next, ..) in &all {
+            assert_eq!(names(&forest, ROOT, *next), all[usize::try_from(*next).unwrap()..]);
+        }
+        assert_eq!(names(&forest, root_of(7), 2)[0].1, "x");
+        assert_eq!(names(&forest, made(7, 0), 2).len(), 1, "without what is not there");
+    }
+
+    #[test]
+    fn what_was_removed_is_found_by_number_until_its_view_goes() {
+        let spec = Spec::default().with("x", What::File { size: 1 });
+        let forest = Forest::store(grown(&spec));
+        let (x, _) = number(&forest, root_of(7), "x").unwrap();
+        let views = HashMap::from([(7, view(&spec))]);
+        forest.grow(Grown { views, made: HashMap::from([(ROOT, dir(&[], false))]), changed: 6 });
+        assert_eq!(number(&forest, ROOT, "d"), None);
+        assert!(forest.stat(x).is_ok());
+        forest.grow(Grown::default());
+        assert!(matches!(forest.stat(x), Err(Refused::UnknownInode)));
+    }
+
+    #[test]
+    fn a_view_alone_has_its_group_in_all_numbers_but_the_roots() {
+        let forest = Forest::alone(view(&Spec::default().with("x", What::File { size: 1 })), 3);
+        let (x, _) = number(&forest, ROOT, "x").map(|found| (found.0, ())).unwrap();
+        assert_eq!(x >> 32, 3);
+        assert!(forest.stat(x).is_ok() && forest.stat(ROOT).is_ok());
+        for unknown in [x & u64::from(u32::MAX), root_of(3), root_of(4), 0] {
+            assert!(matches!(forest.stat(unknown), Err(Refused::UnknownInode)), "{unknown:#x}");
+        }
+    }
+}

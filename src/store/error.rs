@@ -30,7 +30,7 @@ pub enum Error {
     #[error("{image}: {text:?} is no name for podman ({reason}); give it one with --name")]
     Name { image: String, text: String, reason: String },
     #[error("{image}: layer {number} ({layer}) cannot be served")]
-    Layer { image: String, number: usize, layer: Digest, source: mount::Error },
+    Layer { image: String, number: usize, layer: Digest, source: Box<mount::Error> },
 
     #[error(
         "{image}: the store has that image ({}) already as {name}, with layers of other blobs; `crfs store rm` that first", id.hex()
@@ -60,7 +60,13 @@ pub enum Error {
     Namespace { source: io::Error },
 
     #[error(transparent)]
-    Mount(#[from] mount::Error),
+    Mount(Box<mount::Error>),
+}
+
+impl From<mount::Error> for Error {
+    fn from(error: mount::Error) -> Self {
+        Self::Mount(Box::new(error))
+    }
 }
 
 impl Error {

@@ -315,5 +315,5 @@ pub(super) fn layer_error(
     source: crate::mount::Error,
 ) -> Error {
     let layer = resolved.layers.get(number).map_or(resolved.digest, |layer| layer.digest);
-    Error::Layer { image: image.to_owned(), number, layer, source }
+    Error::Layer { image: image.to_owned(), number, layer, source: Box::new(source) }
 }

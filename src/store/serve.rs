@@ -109,7 +109,7 @@ fn is_answered(paths: &Paths) -> bool {
 }
 
 async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
-    let failed = |source| Error::Mount(mount::Error::Runtime { source });
+    let failed = |source| Error::from(mount::Error::Runtime { source });
     let mut signals = EndSignals::listen().map_err(failed)?;
     signals::survive_file_size_limit().map_err(failed)?;
     let cache = Cache::open(&options.cache_dir, options.cache_size);

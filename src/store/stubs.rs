@@ -1,7 +1,7 @@
 //! What lies below the FUSE mount, and shows where no server runs: as much of each layer as podman looks at when it does not read the layer.
 //!
 //! Without it `podman inspect` and `podman pull` would fail for images and containers on top of the store. `diff` is a file there and no directory, so
-//! that nothing can be run from it: mount(2) says "not a directory", where an empty directory would be an empty root.
+//! that nothing can be run from it: an overlay over a file is refused, and one over an empty directory would be an empty root.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Permissions};

@@ -225,8 +225,8 @@ impl Drop for Mounted<'_> {
 fn detach_below(dir: &Path) {
     let below = || {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-        points.filter(|point| point.starts_with(dir)).next_back()
+        let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+        points.rfind(|point| point.starts_with(dir))
     };
     while let Some(point) = below() {
         if umount2(&point, MntFlags::MNT_DETACH).is_err() {
