@@ -370,8 +370,8 @@ pub(super) const STORE_SHARE: &str = concat!(
     "\
 Examples:
   crfs store share --user ann
-  podman --storage-opt \
-      overlay.imagestore=/var/lib/crfs/store/users/ann images    # as ann
+  # as ann:
+  podman --storage-opt overlay.imagestore=/var/lib/crfs/store/users/ann images
   crfs store share --user ann --stop
 
 It prints the directory that the user's storage.conf has to name, in

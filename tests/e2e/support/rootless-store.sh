@@ -65,13 +65,15 @@ fi
 as_user $podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
 script='stat -c %u:%g /bin/busybox; echo x > /bin/new; chown 5:6 /bin/busybox; stat -c %u:%g /bin/busybox /bin/new; rm /bin/zcat; ls /bin | wc -l'
 expected='0:0 5:6 0:0 269'
-# $1: options of podman
+# $1: options of podman, $2: of podman run
 run() {
-  got=$(as_user $podman $1 run --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox sh -c "$script")
+  got=$(as_user $podman $1 run $2 --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox sh -c "$script")
   [ "$(echo $got)" = "$expected" ] || { echo "got: $got"; exit 1; }
 }
-run ""
-[ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs"
+run "" ""
+run "" "--userns=auto"
+run "" "--uidmap=0:1:1000 --gidmap=0:1:1000"
+[ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs" ""
 
 if [ "$how" = shared ]; then
   container=$(as_user $podman create --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 sh)
