@@ -300,8 +300,11 @@ pub(super) struct StoreServeArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STORE_ADD)]
 pub(super) struct StoreAddArgs {
-    /// The images: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
-    #[arg(value_name = "IMAGE", required = true)]
+    #[arg(
+        value_name = "IMAGE",
+        required = true,
+        help = "The images: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
+    )]
     pub(super) images: Vec<OsString>,
     #[command(flatten)]
     pub(super) place: StorePlaceArgs,

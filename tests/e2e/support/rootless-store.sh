@@ -25,7 +25,9 @@ cd "$dir/home"
 as_user() {
   setpriv --reuid "$(id -u nobody)" --regid "$(id -g nobody)" --clear-groups env HOME="$dir/home" XDG_RUNTIME_DIR="$dir/run" "$@"
 }
-podman="podman --runtime=runc --cgroup-manager=cgroupfs --events-backend=file"
+run_podman() {
+  as_user podman --runtime=runc --cgroup-manager=cgroupfs --events-backend=file "$@"
+}
 # $1: a log that says when a server can be used.
 wait_for() {
   tries=0
@@ -38,7 +40,7 @@ wait_for() {
 server=
 clean_up() {
   [ -z "$server" ] || kill -9 "$server" 2> /dev/null || :
-  pause=$(cat "$dir/run/libpod/tmp/pause.pid" 2> /dev/null) && kill -9 "$pause" || :
+  if pause=$(cat "$dir/run/libpod/tmp/pause.pid" 2> /dev/null); then kill -9 "$pause" || :; fi
 }
 trap clean_up EXIT
 
@@ -48,10 +50,11 @@ if [ "$how" = own ]; then
   store="$dir/home/.local/share/crfs/store"
   as_user "$crfs" store config | as_user tee "$conf" > /dev/null
   as_user mkdir -p "$store"
-  as_user $podman unshare sh -c 'echo $$ > "$HOME/pid"; exec "$@"' sh "$crfs" store serve > /dev/null 2> "$dir/log" &
+  # shellcheck disable=SC2016 # The inner shell's.
+  run_podman unshare sh -c 'echo $$ > "$HOME/pid"; exec "$@"' sh "$crfs" store serve > /dev/null 2> "$dir/log" &
   wait_for "$dir/log"
   server=$(cat "$dir/home/pid")
-  as_user $podman unshare "$crfs" store add --name localhost/busy:1 "oci:$image"
+  run_podman unshare "$crfs" store add --name localhost/busy:1 "oci:$image"
 else
   root="$dir/store"
   "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
@@ -62,13 +65,14 @@ else
   as_user "$crfs" store config --root "$store" | as_user tee "$conf" > /dev/null
 fi
 
-as_user $podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
+run_podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
 script='stat -c %u:%g /bin/busybox; echo x > /bin/new; chown 5:6 /bin/busybox; stat -c %u:%g /bin/busybox /bin/new; rm /bin/zcat; ls /bin | wc -l'
 expected='0:0 5:6 0:0 269'
 # $1: options of podman, $2: of podman run
 run() {
-  got=$(as_user $podman $1 run $2 --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox sh -c "$script")
-  [ "$(echo $got)" = "$expected" ] || { echo "got: $got"; exit 1; }
+  # shellcheck disable=SC2086 # None, or several.
+  got=$(run_podman $1 run $2 --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox sh -c "$script" | tr '\n' ' ')
+  [ "$got" = "$expected " ] || { echo "got: $got"; exit 1; }
 }
 run "" ""
 run "" "--userns=auto"
@@ -76,11 +80,11 @@ run "" "--uidmap=0:1:1000 --gidmap=0:1:1000"
 [ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs" ""
 
 if [ "$how" = shared ]; then
-  container=$(as_user $podman create --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 sh)
+  container=$(run_podman create --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 sh)
   # root's store knows of the user's container, where that is at its default place in their home.
   if "$crfs" store rm --root "$root" --podman-root "$dir/home/.local/share/containers/storage" localhost/busy:1 2> "$dir/refused"; then exit 1; fi
   grep "is used by the container" "$dir/refused"
-  as_user $podman rm "$container"
+  run_podman rm "$container"
   # The server comes back, and gives the user the store again.
   kill -9 "$server"
   "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
