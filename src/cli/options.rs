@@ -101,11 +101,18 @@ pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result
         Some(root) => rooted(root)?,
         None => rooted(&environment.store_dir())?,
     };
-    Ok(Paths::new(root, place.state.as_deref().map(rooted).transpose()?))
+    Ok(Paths::new(&root, place.state.as_deref().map(rooted).transpose()?))
 }
 
 pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Result<PathBuf, UsageError> {
     named.map_or_else(|| Ok(environment.cache_dir()), rooted)
+}
+
+/// One of podman's own stores that is not there would be taken for one that uses nothing.
+pub(super) fn podman_root(path: &Path) -> Result<PathBuf, UsageError> {
+    let missing = |source| UsageError::Path { path: path.to_owned(), source };
+    path.join("overlay-layers").metadata().map_err(missing)?;
+    rooted(path)
 }
 
 /// The server leaves the directory in which all this was typed.

@@ -36,6 +36,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         paths: options::store(&args.place, environment)?,
         cache_dir: options::cache_dir(args.cache.cache_dir.as_deref(), environment)?,
         cache_size: args.cache.cache_size,
+        podman: vec![podman_root(environment)],
         guesses: args.prefetch != StorePrefetchArg::None,
         // Containers are of many users. In a user namespace of one's own that is allowed, too.
         allow_other: nix::unistd::geteuid().is_root(),
@@ -89,7 +90,7 @@ fn short(id: &str) -> &str {
 
 fn remove(args: StoreRmArgs, environment: &Environment) -> Result<(), Failure> {
     let paths = options::store(&args.place, environment)?;
-    let named = args.podman_root.iter().map(|root| options::rooted(root)).collect::<Result<Vec<_>, _>>()?;
+    let named = args.podman_root.iter().map(|root| options::podman_root(root)).collect::<Result<Vec<_>, _>>()?;
     let roots = std::iter::once(podman_root(environment)).chain(named).collect();
     let removed = with_progress(|report| commands::remove(&paths, args.images, roots, report))?;
     if args.json {
@@ -157,17 +158,27 @@ fn podman_root(environment: &Environment) -> PathBuf {
         0 => "/var/lib/containers/storage".into(),
         _ => environment.data_dir().join("containers/storage"),
     };
-    graph_root(&conf).unwrap_or(default)
+    let of_users = if environment.uid == 0 { None } else { place_in(&conf, "rootless_storage_path") };
+    of_users.or_else(|| place_in(&conf, "graphroot")).map_or(default, |place| expanded(&place, environment))
 }
 
-/// `graphroot = "..."` of a storage.conf.
-fn graph_root(conf: &str) -> Option<PathBuf> {
+/// `key = "..."` of a storage.conf, which is TOML.
+fn place_in(conf: &str, key: &str) -> Option<String> {
     let value = |line: &str| {
-        let (key, value) = line.split_once('=')?;
-        let value = value.trim().trim_matches('"');
-        (key.trim() == "graphroot" && value.starts_with('/')).then(|| PathBuf::from(value))
+        let (found, value) = line.split_once('=')?;
+        let quote = value.trim().chars().next().filter(|quote| ['"', '\''].contains(quote))?;
+        let value = value.trim().strip_prefix(quote)?.split(quote).next()?;
+        (found.trim() == key && !value.is_empty()).then(|| value.to_owned())
     };
     conf.lines().find_map(value)
+}
+
+/// As containers/storage does it.
+fn expanded(place: &str, environment: &Environment) -> PathBuf {
+    let home = environment.home.as_deref().unwrap_or(Path::new("/")).to_string_lossy();
+    let user =
+        nix::unistd::User::from_uid(environment.uid.into()).ok().flatten().map_or_else(String::new, |user| user.name);
+    place.replace("$HOME", &home).replace("$USER", &user).replace("$UID", &environment.uid.to_string()).into()
 }
 
 fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failure> {
@@ -223,8 +234,11 @@ mod tests {
 
     #[test]
     fn podmans_own_store_is_where_it_is_told() {
-        assert_eq!(graph_root("[storage]\n# graphroot = \"/a\"\n graphroot=\"/b\"\n"), Some("/b".into()));
-        assert_eq!(graph_root("graphroot = \"\"\n"), None);
+        let place = |conf| place_in(conf, "graphroot");
+        assert_eq!(place("[storage]\n# graphroot = \"/a\"\n graphroot=\"/b\" # big\n").as_deref(), Some("/b"));
+        assert_eq!((place("graphroot = '/c'").as_deref(), place("graphroot = \"\"\n")), (Some("/c"), None));
+        let environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
+        assert_eq!(expanded("$HOME/a/$UID", &environment), Path::new("/home/u/a/7"));
         let environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
         assert_eq!(podman_root(&environment), Path::new("/home/u/.local/share/containers/storage"));
         assert_eq!(environment.store_dir(), Path::new("/home/u/.local/share/crfs/store"));

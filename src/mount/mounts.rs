@@ -6,10 +6,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use nix::sys::stat::{fstat, major, minor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Error;
@@ -22,6 +24,13 @@ pub(crate) const TYPE: &str = "fuse.crfs";
 pub(crate) struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
+}
+
+/// The superblock that an open file is on.
+pub(crate) fn device_of(file: impl AsFd) -> io::Result<Device> {
+    let number = fstat(file)?.st_dev;
+    let part = |part: u64| u32::try_from(part).map_err(io::Error::other);
+    Ok(Device { major: part(major(number))?, minor: part(minor(number))? })
 }
 
 impl fmt::Display for Device {

@@ -126,7 +126,8 @@ impl Store {
         let below: Option<Arc<View>> = parent.as_ref().and_then(view_of);
         let (tree, facts) = trees::tree(&layer, below.as_deref())?;
         let number = kept.or_else(|| self.trees.number(&id, &contents));
-        let number = number.unwrap_or_else(|| records.take_number());
+        // An image that was refused may have left layers open.
+        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let record = Layer { id, parent, number, link, diff_id: *diff_id, contents, facts };
         self.trees.plant(&record, tree, layer);

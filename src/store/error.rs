@@ -14,7 +14,9 @@ pub enum Error {
     Records { path: PathBuf, source: serde_json::Error },
     #[error("{} has been locked for {seconds} s, by podman or another tool; end that, and try again", path.display())]
     PodmanLock { path: PathBuf, seconds: u64 },
-    #[error("another crfs has the store {} and does not answer; end it, and try again", root.display())]
+    #[error(
+        "another crfs has the store {} and does not answer; end it, or give the --state that it has, and try again", root.display()
+    )]
     Taken { root: PathBuf },
     #[error("the store {} is served already", root.display())]
     Served { root: PathBuf },

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn what_has_not_changed_is_not_read_again() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::new(dir.path().join("s"), None);
+        let paths = Paths::new(&dir.path().join("s"), None);
         paths.create().unwrap();
         let mut records = Records::default();
         publish(&paths, &records).unwrap();
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn no_reader_sees_an_image_without_its_layers() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::new(dir.path().join("s"), None);
+        let paths = Paths::new(&dir.path().join("s"), None);
         paths.create().unwrap();
         let mut with = Records::default();
         let one = layer(&mut with, "one", None);
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn an_images_files_come_and_go_with_it() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::new(dir.path().join("s"), None);
+        let paths = Paths::new(&dir.path().join("s"), None);
         paths.create().unwrap();
         let mut records = Records::default();
         records.put(image("i", &[], &[]));

@@ -60,7 +60,7 @@ pub fn guard() -> Result<(), Error> {
     let guarded: Guarded = serde_json::from_str(&line).map_err(|error| failed(error.into()))?;
     // Its end is that of the server.
     input.read_to_end(&mut Vec::new()).map_err(failed)?;
-    let paths = Paths::new(guarded.root, None);
+    let paths = Paths::new(&guarded.root, None);
     share::take_clones_away(&paths, Detach::Lazily);
     let is_its = |mount: &mounts::Mount| mount.is_ours() && mount.device == guarded.device;
     match mounts::at(&paths.mount()).map_err(failed)?.filter(is_its) {

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Error;
+use crate::mount::mounts::{self, Device};
 use crate::sys;
 
 /// The hidden subcommand.
@@ -63,18 +64,24 @@ impl Account {
     }
 }
 
+/// podman hands the ranges out by where they start, whatever their order in the file.
 fn ranges(text: &str, name: &str, uid: u32, own: u32) -> Vec<Range> {
-    let mut ranges = vec![Range { inside: 0, outside: own.into(), count: 1 }];
     let uid = uid.to_string();
+    let mut given: Vec<(u64, u64)> = Vec::new();
     for line in text.lines() {
         let mut fields = line.split(':').map(str::trim);
         let (who, start, count) = (fields.next(), fields.next(), fields.next());
         let numbers = start.and_then(|start| start.parse().ok()).zip(count.and_then(|count| count.parse().ok()));
         let is_theirs = who.is_some_and(|who| who == name || who == uid);
         if let (true, Some((outside, count))) = (is_theirs, numbers) {
-            let inside = ranges.last().map_or(0, |last| last.inside.saturating_add(last.count));
-            ranges.push(Range { inside, outside, count });
+            given.push((outside, count));
         }
+    }
+    given.sort_unstable();
+    let mut ranges = vec![Range { inside: 0, outside: own.into(), count: 1 }];
+    for (outside, count) in given {
+        let inside = ranges.last().map_or(0, |last| last.inside.saturating_add(last.count));
+        ranges.push(Range { inside, outside, count });
     }
     ranges
 }
@@ -83,12 +90,16 @@ fn text(ranges: &[Range]) -> String {
     ranges.iter().map(|Range { inside, outside, count }| format!("{inside} {outside} {count}\n")).collect()
 }
 
-/// Mounts at `target` what is mounted at `source`, with its owners mapped.
-pub(super) fn mount_clone(source: &Path, target: &Path, map: &Map) -> Result<(), Error> {
+/// Mounts at `target` what is mounted at `source`, if that is `device`, with its owners mapped.
+pub(super) fn mount_clone(source: &Path, device: Device, target: &Path, map: &Map) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Clone { dir: target.to_owned(), source };
     let namespace = namespace(map).map_err(failed)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clone = open_tree(rustix::fs::CWD, source, flags).map_err(|errno| failed(errno.into()))?;
+    // A directory of this machine's own, where the store was unmounted, must not become the user's.
+    if mounts::device_of(&clone).map_err(failed)? != device {
+        return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the store is not mounted any more")));
+    }
     sys::map_owners(clone.as_fd(), namespace.as_fd()).map_err(|error| match error.raw_os_error() {
         Some(nix::libc::EINVAL) => Error::NoMapping { dir: target.to_owned() },
         _ => failed(error),
@@ -143,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_user_is_root_and_their_other_ids_follow() {
-        let file = "other:1:2\nme:100000:65536\n# me:7:7\n1000: 300000:10\nme:x:3\nme:5\n";
+        let file = "other:1:2\n1000: 300000:10\n# me:7:7\nme:100000:65536\nme:x:3\nme:5\n";
         let expected = "0 1000 1\n1 100000 65536\n65537 300000 10\n";
         assert_eq!(text(&ranges(file, "me", 1000, 1000)), expected);
         assert_eq!(text(&ranges("", "me", 1000, 50)), "0 50 1\n");

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Held {
 
     /// For reading, if nobody writes.
     pub(super) fn to_read(path: &Path) -> io::Result<Option<Self>> {
-        take(File::open(path)?, libc::F_RDLCK)
+        take(open_regular(path)?, libc::F_RDLCK)
     }
 
     /// Tells readers that what the lock is for has changed.
@@ -41,6 +41,15 @@ impl Held {
         let mut random = [0; LAST_WRITER];
         File::open("/dev/urandom")?.read_exact(&mut random)?;
         self.0.write_all_at(&random, 0)
+    }
+}
+
+/// A file to read, and nothing that is waited for: in a user's own store anything may stand there.
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 

@@ -8,10 +8,10 @@
 //!     overlay/                           one FUSE mount (trees.rs), and what shows without it (stubs.rs)
 //!         <layer id>/{diff/, link, lower, merged/}
 //!         l/<link> -> ../<layer id>/diff
+//!     crfs.lock                          held by whoever changes the store: a server, or a command where none runs
 //!     users/<name>/                      the same for a user, by clones (share.rs)
 //! ROOT/crfs/                             --state, for its owner alone
 //!     store.json                         what the store holds, and where it came from (records.rs)
-//!     lock                               held by whoever changes the store: a server, or a command where none runs
 //!     control.sock, server.log
 //! ```
 //!

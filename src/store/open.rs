@@ -1,6 +1,6 @@
 //! The store as the process has it that may change it: what it holds, which layers are open, and how they are opened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,10 +17,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::contents::Wants;
 use super::paths::Paths;
-use super::records::{Image, Records};
+use super::records::{Image, Layer, Records};
+use super::refer::Users;
 use super::stubs::Stubs;
 use super::trees::{self, Trees};
-use super::{Error, files, podman};
+use super::{Error, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
@@ -267,13 +268,38 @@ impl Store {
             unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
         };
         let mut swept = records.clone();
-        swept.layers.retain(|layer| !due(&layer.id));
-        if swept.layers.len() < records.layers.len() {
-            if let Err(error) = tokio::task::block_in_place(|| self.commit(&mut records, swept)) {
-                tracing::warn!(error = error.chain(), "layers that nobody uses stay");
+        tokio::task::block_in_place(|| {
+            let _locks = self.drop_layers(&mut swept, due);
+            if swept.layers.len() < records.layers.len() {
+                if let Err(error) = self.commit(&mut records, swept) {
+                    tracing::warn!(error = error.chain(), "layers that nobody uses stay");
+                }
             }
-        }
+        });
         files::remove_other_images(&self.paths, &records);
+    }
+
+    /// Drops the layers that no image has any more, where that is `due`, but for those that podman has put something on top of meanwhile.
+    /// Nobody can do so for as long as what is given back lives.
+    pub(super) fn drop_layers(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> Option<Users> {
+        let may_go = |layer: &Layer| !records.is_used(&layer.id) && due(&layer.id);
+        if !records.layers.iter().any(may_go) {
+            return None;
+        }
+        let users = Users::read(&[records.podman.as_slice(), &share::podman_roots(records)].concat());
+        let users = users.inspect_err(|error| {
+            tracing::warn!(error = error.chain(), "layers that no image has stay: podman may need them");
+        });
+        let users = users.ok()?;
+        let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
+        let needed: Vec<Digest> = going.iter().filter(|id| users.of(id, &[**id]).is_some()).copied().collect();
+        let parents = |id: &Digest| {
+            let next = |layer: &&Layer| records.layer(layer.parent.as_ref()?);
+            std::iter::successors(records.layer(id), next).map(|layer| layer.id).collect::<Vec<_>>()
+        };
+        let needed: HashSet<Digest> = needed.iter().flat_map(parents).collect();
+        records.layers.retain(|layer| !going.contains(&layer.id) || needed.contains(&layer.id));
+        Some(users)
     }
 
     fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {

@@ -17,9 +17,10 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// `state`: below the root where none is given.
+    /// `state`: below the root where none is given. Symlinks on the way to the root are followed now: the kernel's list of mounts has none.
     #[must_use]
-    pub fn new(root: PathBuf, state: Option<PathBuf>) -> Self {
+    pub fn new(root: &Path, state: Option<PathBuf>) -> Self {
+        let root = real(root);
         let state = state.unwrap_or_else(|| root.join("crfs"));
         Self { root, state }
     }
@@ -43,8 +44,9 @@ impl Paths {
         self.state.join("store.json")
     }
 
+    /// Below the root, whatever the state is: there is one server of a root.
     pub(super) fn lock(&self) -> PathBuf {
-        self.state.join("lock")
+        self.root.join("crfs.lock")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -88,6 +90,12 @@ impl Paths {
     }
 }
 
+/// A path without symlinks in that part of it that is there.
+fn real(path: &Path) -> PathBuf {
+    let there = |part: &Path| Some(part.canonicalize().ok()?.join(path.strip_prefix(part).ok()?));
+    path.ancestors().find_map(there).unwrap_or_else(|| path.to_owned())
+}
+
 /// The two lists that podman reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -111,7 +119,7 @@ mod tests {
     #[test]
     fn podman_can_read_its_part_and_nobody_the_other() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::new(dir.path().join("a/store"), None);
+        let paths = Paths::new(&dir.path().join("a/store"), None);
         paths.create().unwrap();
         paths.create().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;

@@ -176,7 +176,8 @@ fn is_zone(text: &str) -> bool {
     };
     let offset = |zone: &str| {
         let (hours, minutes) = zone.split_once(':')?;
-        let number = |text: &str| if text.len() == 2 { text.parse::<u8>().ok() } else { None };
+        let is_number = |text: &str| text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_digit());
+        let number = |text: &str| if is_number(text) { text.parse::<u8>().ok() } else { None };
         Some(number(hours)? < 24 && number(minutes)? < 60)
     };
     zone == "Z" || zone.strip_prefix(['+', '-']).and_then(offset).unwrap_or(false)
@@ -280,6 +281,8 @@ mod tests {
             "2021-01-01T00:00:00+2:00",
             "2021-01-01T00:00:60Z",
             "+021-01-01T00:00:00Z",
+            "2021-01-01T00:00:00++1:00",
+            "2021-01-01T00:00:00+01:+1",
         ];
         for bad in bad {
             assert!(!is_time(bad), "{bad}");

@@ -2,6 +2,7 @@
 //!
 //! A layer's number is never given again: it stands in the inode numbers of all that is in the layer.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ pub(super) struct Records {
     pub(super) cache: Option<CachePlace>,
     /// Who has the store besides its owner.
     pub(super) users: Vec<String>,
+    /// Where podman's own stores are that may use what the store has.
+    pub(super) podman: Vec<PathBuf>,
     pub(super) images: Vec<Image>,
     /// Parents before their children.
     pub(super) layers: Vec<Layer>,
@@ -95,6 +98,7 @@ impl Default for Records {
             changes: 0,
             cache: None,
             users: Vec::new(),
+            podman: Vec::new(),
             images: Vec::new(),
             layers: Vec::new(),
         }
@@ -113,6 +117,10 @@ impl Records {
         if records.version != VERSION {
             return Err(wrong(serde::de::Error::custom(format!("version {} is unknown", records.version))));
         }
+        let numbers: HashSet<u32> = records.layers.iter().map(|layer| layer.number).collect();
+        if numbers.len() < records.layers.len() {
+            return Err(wrong(serde::de::Error::custom("two layers have one number")));
+        }
         Ok(records)
     }
 
@@ -130,10 +138,18 @@ impl Records {
         self.changes = self.changes.wrapping_add(1);
     }
 
-    pub(super) fn take_number(&mut self) -> u32 {
-        let number = self.next;
+    /// `is_taken`: by a layer that is open and that the records do not have (any more).
+    pub(super) fn take_number(&mut self, is_taken: impl Fn(u32) -> bool) -> u32 {
+        let taken = |number: &u32| is_taken(*number) || self.layers.iter().any(|layer| layer.number == *number);
+        let number = (self.next..u32::MAX).find(|number| !taken(number)).unwrap_or(u32::MAX);
         self.next = number.saturating_add(1);
         number
+    }
+
+    /// Remembers where podman's own stores are.
+    pub(super) fn know_podman(&mut self, roots: &[PathBuf]) {
+        let new: Vec<PathBuf> = roots.iter().filter(|root| !self.podman.contains(root)).cloned().collect();
+        self.podman.extend(new);
     }
 
     pub(super) fn layer(&self, id: &Digest) -> Option<&Layer> {
@@ -223,7 +239,7 @@ pub(super) mod tests {
         Layer {
             id: Digest::of(id.as_bytes()),
             parent: parent.map(|parent| Digest::of(parent.as_bytes())),
-            number: records.take_number(),
+            number: records.take_number(|_| false),
             link: id.to_uppercase(),
             diff_id: Digest::of(b"d"),
             contents: id.into(),
@@ -247,7 +263,8 @@ pub(super) mod tests {
         records.put(image("i", &["a:1"], &["one"]));
         records.write(&path).unwrap();
         assert_eq!(Records::read(&path).unwrap(), records);
-        assert_eq!(records.take_number(), 2);
+        assert_eq!(records.take_number(|number| number < 5), 5, "2 to 4 are of layers that are open");
+        assert_eq!(records.take_number(|_| false), 6);
         fs::write(&path, r#"{"version": 1}"#).unwrap();
         assert!(Records::read(&path).unwrap_err().to_string().contains("store.json"));
     }

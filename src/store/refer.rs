@@ -5,8 +5,7 @@
 //! it has written the container down, so that nobody who holds the three locks is told too little.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,6 +21,9 @@ const PARTS: [(&str, &str, &[&str]); 3] = [
     ("overlay-images", "images.lock", &["images.json"]),
     ("overlay-containers", "containers.lock", &["containers.json", "volatile-containers.json"]),
 ];
+
+/// Bytes of a list, far more than any podman writes.
+const LONGEST_LIST: u64 = 256 << 20;
 
 #[derive(Deserialize)]
 struct Item {
@@ -102,10 +104,15 @@ fn name(item: &Item) -> &str {
 }
 
 fn read_list<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
-    match fs::read(path) {
+    let read = || {
+        let mut text = Vec::new();
+        lockfile::open_regular(path)?.take(LONGEST_LIST).read_to_end(&mut text).map(|_| text)
+    };
+    match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(Error::File { path: path.to_owned(), source }),
         Ok(text) if text.is_empty() => Ok(Vec::new()),
+        // One that is longer ends in the middle, which is an error.
         Ok(text) => serde_json::from_slice(&text).map_err(|source| Error::Podman { path: path.to_owned(), source }),
     }
 }
@@ -118,6 +125,8 @@ pub(super) fn going(records: &super::records::Records, image: &super::records::I
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::{Value, json};
 
     use super::*;

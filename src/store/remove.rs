@@ -25,8 +25,9 @@ impl Store {
     ) -> Result<Vec<Listing>, Error> {
         let mut records = self.records.lock().await;
         tokio::task::block_in_place(|| {
-            let users = Users::read(&[podman, &share::podman_roots(&records)].concat())?;
             let mut changed = records.clone();
+            changed.know_podman(podman);
+            let users = Users::read(&[changed.podman.as_slice(), &share::podman_roots(&records)].concat())?;
             for name in names {
                 remove(&mut changed, name, &users)?;
             }

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::guard::Guard;
 use super::open::{Lock, Store};
 use super::paths::Paths;
-use super::records::{CachePlace, Layer};
+use super::records::CachePlace;
 use super::{Error, control, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
@@ -58,6 +58,8 @@ pub struct ServeOptions {
     pub paths: Paths,
     pub cache_dir: PathBuf,
     pub cache_size: Option<u64>,
+    /// Where podman's own stores are that may use what the store has.
+    pub podman: Vec<PathBuf>,
     /// Whether more is fetched than what is read.
     pub guesses: bool,
     pub allow_other: bool,
@@ -165,16 +167,17 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
     tokio::spawn(work(Arc::clone(store)))
 }
 
-/// Lets podman see what the store holds, also what commands have changed while no server ran. Layers that no image has any more go: nobody who
-/// still wants one can have read the list while it was served.
+/// Lets podman see what the store holds, also what commands have changed while no server ran. Layers go that no image has any more.
 async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
     let mut records = store.records.lock().await;
     let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
     let mut changed = records.clone();
     changed.cache = Some(place);
-    let used = |layer: &Layer| changed.images.iter().any(|image| image.layers.contains(&layer.id));
-    changed.layers = changed.layers.iter().filter(|layer| used(layer)).cloned().collect();
-    tokio::task::block_in_place(|| store.commit(&mut records, changed))
+    changed.know_podman(&options.podman);
+    tokio::task::block_in_place(|| {
+        let _locks = store.drop_layers(&mut changed, |_| true);
+        store.commit(&mut records, changed)
+    })
 }
 
 /// Comes back after the first round, and goes on by itself until all are open.

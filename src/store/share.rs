@@ -19,7 +19,7 @@ use super::open::Store;
 use super::paths::Paths;
 use super::records::Records;
 use crate::mount::fusedev::{self, Detach};
-use crate::mount::mounts;
+use crate::mount::mounts::{self, Device};
 
 impl Paths {
     /// A user's directory, for their storage.conf.
@@ -40,8 +40,8 @@ impl Store {
             if stop {
                 take_away(&self.paths, &account.name)?;
             } else {
-                if self.device.get().is_some() {
-                    give(&self.paths, &account)?;
+                if let Some(device) = self.device.get() {
+                    give(&self.paths, *device, &account)?;
                 }
                 changed.users.push(account.name);
             }
@@ -51,8 +51,9 @@ impl Store {
 
     /// Gives the store to all users again, after a start. One who cannot have it keeps no other from it.
     pub(super) fn share_again(&self, records: &Records) {
+        let Some(device) = self.device.get() else { return };
         for name in &records.users {
-            if let Err(error) = Account::find(name).and_then(|account| give(&self.paths, &account)) {
+            if let Err(error) = Account::find(name).and_then(|account| give(&self.paths, *device, &account)) {
                 tracing::warn!(user = name, error = error.chain(), "a user does not have the store");
             }
         }
@@ -75,7 +76,7 @@ pub(super) fn podman_roots(records: &Records) -> Vec<PathBuf> {
     accounts.map(|account| account.home.join(".local/share/containers/storage")).collect()
 }
 
-fn give(paths: &Paths, account: &Account) -> Result<(), Error> {
+fn give(paths: &Paths, device: Device, account: &Account) -> Result<(), Error> {
     let map = account.map()?;
     let dir = paths.of_user(&account.name);
     let overlay = dir.join("overlay");
@@ -85,7 +86,7 @@ fn give(paths: &Paths, account: &Account) -> Result<(), Error> {
     for name in ["overlay-images", "overlay-layers"] {
         link(&paths.root.join(name), &dir.join(name))?;
     }
-    mount_clone(&paths.mount(), &overlay, &map)
+    mount_clone(&paths.mount(), device, &overlay, &map)
 }
 
 fn link(target: &Path, link: &Path) -> Result<(), Error> {

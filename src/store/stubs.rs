@@ -58,7 +58,8 @@ fn write_layer(dir: &Path, records: &Records, layer: &Layer) -> io::Result<()> {
         // An owner that this user namespace does not have.
         if error.raw_os_error() == Some(nix::libc::EINVAL) { Ok(()) } else { Err(error) }
     })?;
-    fs::set_permissions(&new, Permissions::from_mode(mode))?;
+    // It is a file of this machine: nobody is to run it as its owner.
+    fs::set_permissions(&new, Permissions::from_mode(mode & 0o1777))?;
     fs::rename(&new, &diff)
 }
 

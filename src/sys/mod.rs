@@ -28,11 +28,12 @@ pub(crate) fn close_inherited_on_exec() {
     let _unknown = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// Lets a mount that is nowhere yet show owners as a user namespace maps them (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12).
+/// Lets a mount that is nowhere yet show owners as a user namespace maps them (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12), read-only and
+/// without devices and set-user-id.
 #[allow(unsafe_code)]
 pub(crate) fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
