@@ -31,7 +31,7 @@ run_podman() {
 # $1: a log that says when a server can be used.
 wait_for() {
   tries=0
-  until grep -q "crfs: serving" "$1"; do
+  until grep -qs "crfs: serving" "$1"; do
     tries=$((tries + 1))
     [ $tries -lt 600 ] || { cat "$1"; exit 1; }
     sleep 0.1
@@ -87,9 +87,9 @@ if [ "$how" = shared ]; then
   run_podman rm "$container"
   # The server comes back, and gives the user the store again.
   kill -9 "$server"
-  "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
+  "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log-again" &
   server=$!
-  wait_for "$dir/log"
+  wait_for "$dir/log-again"
   grep " $store/overlay fuse.crfs " /proc/mounts
   "$crfs" store share --root "$root" --user nobody --stop
   if grep " $store/overlay " /proc/mounts; then exit 1; fi
