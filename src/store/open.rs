@@ -258,46 +258,53 @@ impl Store {
         }
     }
 
-    /// Removes the layers that no image has had for a while, and what else is left of images; comes back when the next may be due.
+    /// Removes the layers that no image has had for a while, and what else is left of images; to be called after something was removed.
     pub(super) async fn sweep(&self) {
-        tokio::time::sleep(LINGER).await;
-        let mut records = self.records.lock().await;
-        self.note_unused(&records);
-        let due = |id: &Digest| {
-            let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-            unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
-        };
-        let mut swept = records.clone();
-        tokio::task::block_in_place(|| {
-            let _locks = self.drop_layers(&mut swept, due);
-            if swept.layers.len() < records.layers.len() {
-                if let Err(error) = self.commit(&mut records, swept) {
-                    tracing::warn!(error = error.chain(), "layers that nobody uses stay");
-                }
+        loop {
+            tokio::time::sleep(LINGER).await;
+            let mut records = self.records.lock().await;
+            self.note_unused(&records);
+            let due = |id: &Digest| {
+                let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+                unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+            };
+            let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
+            files::remove_other_images(&self.paths, &records);
+            if swept {
+                return;
             }
-        });
-        files::remove_other_images(&self.paths, &records);
+        }
+    }
+
+    /// `false`: podman is busy, for as long as it unpacks a layer.
+    fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
+        let mut changed = records.clone();
+        let Some(_locks) = self.drop_layers(&mut changed, due) else { return false };
+        if changed.layers.len() < records.layers.len() {
+            if let Err(error) = self.commit(records, changed) {
+                tracing::warn!(error = error.chain(), "layers that nobody uses stay");
+            }
+        }
+        true
     }
 
     /// Drops the layers that no image has any more, where that is `due`, but for those that podman has put something on top of meanwhile.
-    /// Nobody can do so for as long as what is given back lives.
+    /// Nobody can do so for as long as what is given back lives. `None`: podman does not let anybody see now.
     pub(super) fn drop_layers(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> Option<Users> {
         let may_go = |layer: &Layer| !records.is_used(&layer.id) && due(&layer.id);
-        if !records.layers.iter().any(may_go) {
-            return None;
-        }
-        let users = Users::read(&[records.podman.as_slice(), &share::podman_roots(records)].concat());
+        let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
+        let roots = [records.podman.as_slice(), &share::podman_roots(records)].concat();
+        let users = Users::read(if going.is_empty() { &[] } else { &roots }, Duration::ZERO);
         let users = users.inspect_err(|error| {
-            tracing::warn!(error = error.chain(), "layers that no image has stay: podman may need them");
+            tracing::warn!(error = error.chain(), "layers that no image has stay for now: podman may need them");
         });
         let users = users.ok()?;
-        let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
-        let needed: Vec<Digest> = going.iter().filter(|id| users.of(id, &[**id]).is_some()).copied().collect();
         let parents = |id: &Digest| {
             let next = |layer: &&Layer| records.layer(layer.parent.as_ref()?);
             std::iter::successors(records.layer(id), next).map(|layer| layer.id).collect::<Vec<_>>()
         };
-        let needed: HashSet<Digest> = needed.iter().flat_map(parents).collect();
+        let needed = going.iter().filter(|id| users.of(id, &[**id]).is_some());
+        let needed: HashSet<Digest> = needed.flat_map(parents).collect();
         records.layers.retain(|layer| !going.contains(&layer.id) || needed.contains(&layer.id));
         Some(users)
     }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -47,8 +48,8 @@ pub(super) struct Users {
 }
 
 impl Users {
-    /// Those of the stores at `roots`; one that is not there has none.
-    pub(super) fn read(roots: &[PathBuf]) -> Result<Self, Error> {
+    /// Those of the stores at `roots`; one that is not there has none. podman's locks are waited for no longer than `patience`.
+    pub(super) fn read(roots: &[PathBuf], patience: Duration) -> Result<Self, Error> {
         let locks: Vec<_> = roots
             .iter()
             .flat_map(|root| PARTS.iter().map(|(part, lock, _)| root.join(part).join(lock)))
@@ -56,9 +57,8 @@ impl Users {
             .collect();
         let take = || -> io::Result<Option<Vec<Held>>> { locks.iter().map(|path| Held::to_read(path)).collect() };
         let path = locks.first().cloned().unwrap_or_default();
-        let held =
-            lockfile::all(lockfile::PATIENCE, take).map_err(|source| Error::File { path: path.clone(), source })?;
-        let seconds = lockfile::PATIENCE.as_secs();
+        let held = lockfile::all(patience, take).map_err(|source| Error::File { path: path.clone(), source })?;
+        let seconds = patience.as_secs();
         let held = held.ok_or(Error::PodmanLock { path, seconds })?;
         let mut users = Self { layers: Vec::new(), images: Vec::new(), containers: Vec::new(), _locks: held };
         for root in roots {
@@ -144,7 +144,7 @@ mod tests {
 
     fn user(layers: Value, images: Value, containers: Value) -> Option<String> {
         let dir = store(&layers, &images, &containers);
-        let users = Users::read(&[dir.path().to_owned(), dir.path().join("missing")]).unwrap();
+        let users = Users::read(&[dir.path().to_owned(), dir.path().join("missing")], Duration::ZERO).unwrap();
         users.of(&Digest::of(b"image"), &[Digest::of(b"base"), Digest::of(b"top")])
     }
 
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_list_that_cannot_be_read_is_no_empty_one() {
         let dir = store(&json!([]), &json!([]), &json!({}));
-        let error = Users::read(&[dir.path().to_owned()]).err().unwrap();
+        let error = Users::read(&[dir.path().to_owned()], Duration::ZERO).err().unwrap();
         assert!(error.to_string().contains("containers.json"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::lockfile::PATIENCE;
 use super::open::{Listing, Store};
 use super::records::{Image, Records};
 use super::refer::{self, Users};
@@ -27,7 +28,7 @@ impl Store {
         tokio::task::block_in_place(|| {
             let mut changed = records.clone();
             changed.know_podman(podman);
-            let users = Users::read(&[changed.podman.as_slice(), &share::podman_roots(&records)].concat())?;
+            let users = Users::read(&[changed.podman.as_slice(), &share::podman_roots(&records)].concat(), PATIENCE)?;
             for name in names {
                 remove(&mut changed, name, &users)?;
             }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn an_image_with_several_names_loses_one() {
         let mut records = records();
-        let nobody = Users::read(&[]).unwrap();
+        let nobody = Users::read(&[], PATIENCE).unwrap();
         remove(&mut records, "a", &nobody).unwrap();
         assert_eq!(records.images[0].names, ["quay.io/b:1"]);
         remove(&mut records, "quay.io/b:1", &nobody).unwrap();
