@@ -144,6 +144,9 @@ fn images_share_layers_and_have_several_names() {
     assert_eq!(of_one["names"], json!(["localhost/one:1", "localhost/one:2"]));
     let graph = podman.graph();
     let remove = |name: &str| store.crfs("rm", &["--podman-root", graph.to_str().unwrap(), name]);
+    let mistyped = remove(BUSY);
+    assert!(mistyped.status == Some(2) && mistyped.stderr.contains(graph.to_str().unwrap()), "{mistyped}");
+    podman.podman(&["images"]).ok();
     remove(BUSY).ok();
     assert_eq!(podman.run(&[], "localhost/one:2", "cat /file-1").ok(), "1");
     remove("localhost/one:1").ok();
