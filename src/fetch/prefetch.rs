@@ -122,7 +122,7 @@ pub async fn prefetch(layers: Vec<Arc<Layer>>, prefetch: Prefetch) {
     }
 }
 
-/// A registry can be repaired while the mount stays. As long as it is not, one step of each is tried at a time.
+/// A registry can be repaired while the mount stays. Until it is, one step is tried at a time.
 async fn fetch_what_was_bad(mut bad: VecDeque<(&Arc<Layer>, Range<u32>)>) {
     let mut pause = PAUSE;
     while let Some((layer, step)) = bad.pop_front() {
@@ -130,7 +130,8 @@ async fn fetch_what_was_bad(mut bad: VecDeque<(&Arc<Layer>, Range<u32>)>) {
         match layer.fetch_quietly(step.clone(), layer.quiet()).await {
             Ok(()) => pause = Duration::ZERO,
             Err(error) => {
-                pause = pause.saturating_mul(2).clamp(PAUSE, LONGEST_PAUSE_OF_BAD);
+                let longest = if error.may_pass() { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_BAD };
+                pause = pause.saturating_mul(2).clamp(PAUSE, longest);
                 tracing::debug!(layer = %layer.digest(), %error, next = ?pause, "prefetch failed again");
                 if error.may_be_mended() {
                     bad.push_back((layer, step));
