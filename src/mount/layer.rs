@@ -267,12 +267,12 @@ impl Opener {
         let (opener, digest) = (Arc::clone(self), layer.digest);
         let keep = move || {
             let key = LayerKey { blob: layer.digest, identity: Identity::Own };
-            let mut adopted = None;
-            if let Some(staged) = staged {
-                // Before the index, so that nobody uses the layer who has found that.
+            let adopt = |staged| -> Result<_, Error> {
                 let index = StoredIndex::open(Arc::new(made.encoded.clone()), &layer.digest, Some(&key))?;
-                adopted = opener.cache.adopt(&key, &index, staged);
-            }
+                Ok(opener.cache.adopt(&key, &index, staged))
+            };
+            // Before the index is kept, so that nobody uses the layer who has found that; and until the layer is open.
+            let _adopted = staged.map(adopt).transpose()?;
             opener.cache.put_index(&key, &made.encoded);
             let index = opener.stored(&descriptor(&layer), Some(&key), &made.encoded)?;
             let is_huge = index.has_huge_unit()?;
@@ -280,7 +280,6 @@ impl Opener {
             if is_huge && !open.contents.is_kept()? {
                 return Err(Error::CannotKeep { layer: open.layer.digest, needed: open.summary().layer_file_len });
             }
-            drop(adopted);
             Ok(open)
         };
         blocking(digest, keep).await
