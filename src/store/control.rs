@@ -52,7 +52,7 @@ impl Store {
     }
 }
 
-/// Answers until the task is dropped. `removed` is told when an image went.
+/// Answers until the task is dropped.
 pub(super) async fn answer(listener: UnixListener, store: Arc<Store>) {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,

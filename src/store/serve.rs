@@ -167,7 +167,8 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
     tokio::spawn(work(Arc::clone(store)))
 }
 
-/// Lets podman see what the store holds, also what commands have changed while no server ran. Layers go that no image has any more.
+/// Lets podman see what the store holds, also what commands have changed while no server ran. Layers go that no image has any
+/// more and podman does not stand on.
 async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
     let mut records = store.records.lock().await;
     let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
