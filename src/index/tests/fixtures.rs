@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, indexed, stored};
+use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, fixtures_dir, indexed, stored};
 use crate::blob::{ByteRange, Digest, SourceError};
 use crate::index::{
     Check, CheckKind, Child, Codec, Descriptor, Entries, Error, Kind, NodeId, StoredIndex, Trust, Unit,
@@ -43,16 +43,6 @@ const IMAGES: [(&str, bool); 25] = [
     ("twice-stargz", false),
     ("twice-zc-stargz", true),
 ];
-
-fn fixtures() -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let dir = std::env::var_os("CRFS_FIXTURES").map_or(default, PathBuf::from);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    eprintln!("skipped: no fixtures at {} (set CRFS_FIXTURES)", dir.display());
-    None
-}
 
 fn blob(image: &Path, digest: &Digest) -> Bytes {
     std::fs::read(image.join("blobs/sha256").join(digest.hex())).unwrap().into()
@@ -162,7 +152,7 @@ fn assert_covered(index: &StoredIndex, entries: &Entries, checks: &[Check]) {
 
 #[test]
 fn every_layer_opens_with_every_digest_right_and_looks_as_it_is_listed() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     let mut compared = 0;
     for (name, named) in &IMAGES {
         let image = fixtures.join(name);
@@ -200,7 +190,7 @@ fn listing(fixtures: &Path, image: &str, number: usize) -> Option<PathBuf> {
 
 #[test]
 fn a_layer_read_whole_gives_the_same_index_and_is_trusted() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     for (name, named) in &IMAGES {
         let image = fixtures.join(name);
         for layer in layers(&image, "latest") {
@@ -221,7 +211,7 @@ fn a_layer_read_whole_gives_the_same_index_and_is_trusted() {
 
 #[test]
 fn what_nothing_vouches_for_is_known_as_such_with_one_read() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     for name in ["big-stargz", "sink-stargz", "sink-zc-bare", "twice-stargz"] {
         let image = fixtures.join(name);
         for layer in layers(&image, "latest") {
@@ -244,7 +234,7 @@ fn what_nothing_vouches_for_is_known_as_such_with_one_read() {
 
 #[test]
 fn layers_without_a_toc_are_plain() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     for (name, number) in [("odd-gz", 0), ("raw-zst", 0), ("sink-mixed", 2), ("sink-docker", 0), ("sink-mixed", 3)] {
         let image = fixtures.join(name);
         let layer = &layers(&image, "latest")[number];

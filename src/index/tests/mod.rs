@@ -6,12 +6,24 @@ mod layers;
 mod trees;
 mod trust;
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use super::{Descriptor, Error, Found, Opened, Options, StoredIndex};
 use crate::blob::{ByteRange, ByteSource, SourceError};
+
+/// Where other writers' images are. Says so where they are not.
+pub(super) fn fixtures_dir() -> Option<PathBuf> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let dir = std::env::var_os("CRFS_FIXTURES").map_or(default, PathBuf::from);
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("skipped: no fixtures at {} (set CRFS_FIXTURES)", dir.display());
+    None
+}
 
 /// Reads a blob and remembers which ranges were asked for.
 struct Counted {

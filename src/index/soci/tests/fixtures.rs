@@ -1,24 +1,15 @@
 //! Every zTOC in ../shared/fixtures: its spans tile the blob, and its entries are those of the tar.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::super::*;
 use crate::index::tar;
+use crate::index::tests::fixtures_dir;
 use crate::index::toc::EntryType;
 use crate::sys::inflate::WINDOW;
-
-pub(super) fn fixtures() -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let dir = std::env::var_os("CRFS_FIXTURES").map_or(default, PathBuf::from);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    eprintln!("skipped: no fixtures at {} (set CRFS_FIXTURES)", dir.display());
-    None
-}
 
 fn blob(image: &Path, digest: &Value) -> Bytes {
     let digest: Digest = digest.as_str().unwrap().parse().unwrap();
@@ -112,7 +103,7 @@ fn entries_are_those_of_the_tar(ztoc: &Ztoc, tar: &[u8]) -> usize {
 
 #[test]
 fn every_ztoc_describes_its_layer() {
-    let Some(dir) = fixtures() else { return };
+    let Some(dir) = fixtures_dir() else { return };
     let (mut seen, mut entries, mut spans, mut plain, mut bits, mut empty) = (0, 0, 0, 0, 0, 0);
     for (_, bytes, layer) in ztocs(&dir) {
         let ztoc = read(&bytes, layer.len() as u64).unwrap();

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::fixtures::{fixtures, ztocs};
+use super::fixtures::ztocs;
 use super::made::{BLOB, FILE, Made, MadeEntry, digest, gzip, tar};
 use crate::index::error::Error;
 use crate::index::stored::Damaged;
+use crate::index::tests::fixtures_dir;
 use crate::index::{
     CheckKind, Codec, Descriptor, Format, Identity, LayerKey, Opened, StoredIndex, Trust, Unit, Unpacker, make,
     open_ztoc,
 };
-use crate::sys::inflate::WINDOW;
-use crate::sys::inflate::{Inflate, Stop, Wrapping};
+use crate::sys::inflate::{Inflate, Stop, WINDOW, Wrapping};
 
 fn descriptor(digest: Digest, size: u64) -> Descriptor {
     Descriptor { digest, size, media_type: String::new(), annotations: BTreeMap::new() }
@@ -111,7 +111,7 @@ fn layer_file(index: &StoredIndex, layer: &Bytes) -> Vec<u8> {
 
 #[test]
 fn every_ztoc_gives_the_index_that_its_layer_gives() {
-    let Some(dir) = fixtures() else { return };
+    let Some(dir) = fixtures_dir() else { return };
     let (mut seen, mut units) = (0, 0);
     for (name, bytes, layer) in ztocs(&dir) {
         let (of, named) = (descriptor(Digest::of(&layer), layer.len() as u64), Digest::of(&bytes));

@@ -1,23 +1,14 @@
 //! The plain tars of ../shared/fixtures, compared with their listings.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::blob::Digest;
 use crate::index::names;
-
-fn fixtures() -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let dir = std::env::var_os("CRFS_FIXTURES").map_or(default, PathBuf::from);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    eprintln!("skipped: no fixtures at {} (set CRFS_FIXTURES)", dir.display());
-    None
-}
+use crate::index::tests::fixtures_dir;
 
 /// The layers of the image, which are not compressed.
 fn layers(image: &Path) -> Vec<Vec<u8>> {
@@ -136,7 +127,7 @@ fn compare(what: &str, tree: BTreeMap<Vec<u8>, Seen>, mut listing: BTreeMap<Stri
 
 #[test]
 fn layers_are_what_their_listings_say() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     for (tree, layer_count) in [("sink", 3), ("late", 2)] {
         for (number, layer) in layers(&fixtures.join(format!("{tree}-tar"))).iter().take(layer_count).enumerate() {
             let name = format!("{tree}.layer{}.expected.jsonl", number + 1);
@@ -149,7 +140,7 @@ fn layers_are_what_their_listings_say() {
 
 #[test]
 fn trees_are_what_their_listings_say() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     for tree in ["gnu", "odd", "raw", "twice"] {
         let mut unpacked = BTreeMap::new();
         for layer in layers(&fixtures.join(format!("{tree}-tar"))) {
@@ -162,6 +153,6 @@ fn trees_are_what_their_listings_say() {
 
 #[test]
 fn an_empty_layer_has_no_entry() {
-    let Some(fixtures) = fixtures() else { return };
+    let Some(fixtures) = fixtures_dir() else { return };
     assert_eq!(read(&layers(&fixtures.join("sink-tar"))[3]).unwrap(), []);
 }
