@@ -138,7 +138,7 @@ fn choose(image: &str, wanted: Option<&str>, mut items: Vec<Item>) -> Result<Ite
 
 /// Names in archives leave out what names on a command line may leave out.
 fn is_named(name: &str, wanted: &str) -> bool {
-    name.parse::<oci_client::Reference>().is_ok_and(|name| name.whole() == wanted)
+    super::grammar::parse(name).is_ok_and(|name| name.whole() == wanted)
 }
 
 impl Contents {

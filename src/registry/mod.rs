@@ -15,6 +15,7 @@ mod client;
 mod credentials;
 mod docker_archive;
 mod errors;
+mod grammar;
 mod helper;
 mod layout;
 mod link;

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Error;
+use super::{Error, grammar};
 use crate::blob::Digest;
 
 /// Transports that other tools know, so that they are not taken for a host's name.
@@ -101,7 +101,7 @@ impl FromStr for ImageRef {
 
 fn registry_reference(text: &str, rest: &str) -> Result<ImageRef, Error> {
     let error = |reason: String| Error::Reference { text: text.to_owned(), reason };
-    let reference: oci_client::Reference = rest.parse().map_err(|source| error(format!("{source}")))?;
+    let reference = grammar::parse(rest).map_err(|reason| error(reason.to_owned()))?;
     let digest = reference.digest().map(str::parse::<Digest>).transpose();
     digest.map_err(|source| error(source.to_string()))?;
     Ok(ImageRef::Registry(reference))

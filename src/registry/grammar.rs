@@ -1,0 +1,166 @@
+//! The grammar of references to registries (distribution/reference v0.6, reference.go), and what they leave out completed.
+//!
+//! oci-client has a parser of the same; but it makes a regular expression of 25 ms first, which both processes of a mount would wait for. A
+//! test compares the two.
+
+use oci_client::Reference;
+
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_OF_OLD: &str = "index.docker.io";
+
+/// Bytes of the longest repository name.
+const LONGEST_NAME: usize = 255;
+
+/// Bytes of the longest tag.
+const LONGEST_TAG: usize = 128;
+
+/// `[HOST[:PORT]/]NAME[:TAG][@DIGEST]`
+pub(super) fn parse(text: &str) -> Result<Reference, &'static str> {
+    let (text, digest) = match text.split_once('@') {
+        Some((text, digest)) => (text, Some(digest)),
+        None => (text, None),
+    };
+    let (name, tag) = match text.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+        Some((name, tag)) => (name, Some(tag)),
+        None => (text, None),
+    };
+    if name.is_empty() {
+        return Err("the name is empty");
+    }
+    if tag.is_some_and(|tag| !is_tag(tag)) {
+        return Err("the tag may have letters, digits, _, . and -, 128 at most, and starts with none of the last two");
+    }
+    if digest.is_some_and(|digest| !is_digest(digest)) {
+        return Err("the digest is not sha256: and 64 hexadecimal digits");
+    }
+    let (registry, repository) = completed(name)?;
+    Ok(match (tag, digest) {
+        (Some(tag), Some(digest)) => Reference::with_tag_and_digest(registry, repository, tag.into(), digest.into()),
+        (None, Some(digest)) => Reference::with_digest(registry, repository, digest.into()),
+        (tag, None) => Reference::with_tag(registry, repository, tag.unwrap_or("latest").into()),
+    })
+}
+
+/// The registry and the repository: what is before the first slash is a host if it looks like one.
+fn completed(name: &str) -> Result<(String, String), &'static str> {
+    let host = name.split_once('/').filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost");
+    let (registry, repository) = host.unwrap_or((DOCKER_HUB, name));
+    if !is_host(registry) {
+        return Err("the registry is not HOST[:PORT]");
+    }
+    if !repository.split('/').all(is_component) {
+        return Err("the name may have lower case letters and digits, and between them one . or _, two _, or some -");
+    }
+    let registry = if registry == DOCKER_HUB_OF_OLD { DOCKER_HUB } else { registry };
+    let is_official = registry == DOCKER_HUB && !repository.contains('/');
+    let repository = if is_official { format!("library/{repository}") } else { repository.to_owned() };
+    if repository.len() > LONGEST_NAME {
+        return Err("the name is longer than 255 characters");
+    }
+    Ok((registry.to_owned(), repository))
+}
+
+fn is_host(text: &str) -> bool {
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_label = |label: &str| {
+        let is_of_it = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !label.is_empty() && label.bytes().all(is_of_it) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    host.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_component(text: &str) -> bool {
+    let is_of_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_separator = |text: &str| matches!(text, "" | "." | "_" | "__") || text.bytes().all(|byte| byte == b'-');
+    let is_known = |byte: u8| is_of_word(byte) || matches!(byte, b'.' | b'_' | b'-');
+    let ends_in_words = text.bytes().next().is_some_and(is_of_word) && text.bytes().next_back().is_some_and(is_of_word);
+    ends_in_words
+        && text.bytes().all(is_known)
+        && text.split(|char: char| char.is_ascii_lowercase() || char.is_ascii_digit()).all(is_separator)
+}
+
+fn is_tag(text: &str) -> bool {
+    let is_of_it = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    (1..=LONGEST_TAG).contains(&text.len()) && text.bytes().all(is_of_it) && !text.starts_with(['.', '-'])
+}
+
+fn is_digest(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or_default();
+    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn agrees(text: &str) {
+        // It takes A/b for a name on Docker Hub, which has none with capitals.
+        let theirs = text.parse::<Reference>().ok().filter(|theirs| !theirs.repository().contains('A'));
+        assert_eq!(parse(text).ok(), theirs, "{text:?}");
+    }
+
+    #[test]
+    fn what_oci_client_takes_is_taken() {
+        let long = format!("a/{}", "b".repeat(254));
+        let just = format!("a/{}", "b".repeat(253));
+        let tag = format!("a:{}", "t".repeat(129));
+        for text in [
+            "a",
+            "a:b",
+            "a/b",
+            "a.b/c",
+            "a.b:1/c",
+            "a:1/c",
+            "localhost/x",
+            "localhost",
+            "localhost:1",
+            "h.x:/a",
+            "-h.x/a",
+            "h-.x/a",
+            "h..x/a",
+            "a__b",
+            "a___b",
+            "a---b",
+            "a-b._c",
+            "a.",
+            ".a",
+            "a//b",
+            "/a",
+            "a/",
+            "A/b",
+            "A.b/c",
+            "a:",
+            "a@",
+            "@",
+            ":",
+            "",
+            "a:.b",
+            "a:-b",
+            "a:_b",
+            "a b",
+            "index.docker.io/a",
+            "docker.io/a",
+            "docker.io/a/b",
+            "a:b:c",
+            "a.b:1/c:d",
+            "h:x/a",
+            "1.2.3.4:5/a",
+            "a@sha256:12",
+            "a:b@sha256:x",
+            &long,
+            &just,
+            &tag,
+        ] {
+            agrees(text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_as_oci_client(text in "[aA0]{0,2}[a./:_@-]{0,4}[a0/.:_-]{0,4}(:[aA._-]{1,3})?(@sha256:[0a]{63,65})?") {
+            agrees(&text);
+        }
+    }
+}
