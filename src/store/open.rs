@@ -91,6 +91,8 @@ pub struct Listing {
     pub served: bool,
     /// Why not.
     pub problem: Option<String>,
+    /// Whether podman can push it, and what is built on it, to where its layers are not.
+    pub pushable: bool,
 }
 
 impl Store {
@@ -109,7 +111,13 @@ impl Store {
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
-        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN)?))
+        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, None)?))
+    }
+
+    /// The same, which makes tar-splits of the layers that it reads whole.
+    pub(super) fn full_engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
+        let dir = Some(self.paths.tar_splits());
+        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, dir)?))
     }
 
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
@@ -270,6 +278,7 @@ impl Store {
             };
             let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
             files::remove_other_images(&self.paths, &records);
+            files::remove_other_tar_splits(&self.paths, &records);
             if swept {
                 return;
             }
@@ -338,6 +347,7 @@ pub(super) fn listing(records: &Records, image: &Image) -> Listing {
         source: image.source.image.to_string(),
         served: false,
         problem: None,
+        pushable: image.layers.iter().all(|id| records.layer(id).is_some_and(|layer| layer.tar.is_some())),
     }
 }
 
