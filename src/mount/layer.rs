@@ -397,14 +397,14 @@ pub(super) fn check_diff_id(layer: &registry::Layer, got: Option<Digest>, named:
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     layer: Digest,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|source| Error::LayerTask { layer, source })?
 }
 
-fn descriptor(layer: &registry::Layer) -> Descriptor {
+pub(crate) fn descriptor(layer: &registry::Layer) -> Descriptor {
     Descriptor {
         digest: layer.digest,
         size: layer.size,

@@ -106,7 +106,10 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
         Ok(images) => {
             if adds {
                 let (store, added) = (Arc::clone(&store), images.clone());
-                tokio::spawn(async move { store.join_added(&added).await });
+                tokio::spawn(async move {
+                    store.join_added(&added).await;
+                    store.take_carried_tar_splits().await;
+                });
             }
             Answer::Images(images)
         }

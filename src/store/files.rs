@@ -105,11 +105,13 @@ pub(super) fn publish(paths: &Paths, records: &Records) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use serde_json::Value;
 
     use super::*;
+    use crate::store::records::Tar;
     use crate::store::records::tests::{image, layer};
 
     fn read(paths: &Paths, kind: Kind) -> Vec<Value> {
@@ -165,6 +167,33 @@ mod tests {
                 assert!(images.is_empty() || !layers.is_empty());
             }
         });
+    }
+
+    #[test]
+    fn tar_splits_are_for_those_who_have_the_layers_and_go_with_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        let mut one = layer(&mut records, "one", None);
+        one.tar = Some(Tar { len: 99, is_verified: true });
+        let path = paths.tar_split(&one.id);
+        let mut written = tempfile::tempfile().unwrap();
+        written.write_all(b"split").unwrap();
+        write_tar_split(&paths, &one.id, &mut written).unwrap();
+        records.layers.push(one);
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        publish(&paths, &records).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), mode()), (b"split".to_vec(), 0o600));
+        assert_eq!(read(&paths, Kind::Layers)[0]["diff-size"], 99);
+        records.users.push("ann".into());
+        publish(&paths, &records).unwrap();
+        assert_eq!(mode(), 0o644);
+        remove_other_tar_splits(&paths, &records);
+        assert!(path.exists());
+        records.layers[0].tar = None;
+        remove_other_tar_splits(&paths, &records);
+        assert!(!path.exists() && paths.podman(Kind::Layers, "json").exists());
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
+    /// Layers whose blobs were looked at for tar-splits that they carry; one looks at a time.
+    pub(super) looked_at: tokio::sync::Mutex<HashSet<Digest>>,
     pub(super) lock: Lock,
 }
 
@@ -107,7 +109,8 @@ impl Store {
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, lock })
+        let looked_at = tokio::sync::Mutex::default();
+        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, looked_at, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {

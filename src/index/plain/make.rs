@@ -12,7 +12,7 @@ use crate::index::entries::BLOCK;
 use crate::index::error::{Error, Problem, Rejected};
 use crate::index::stored::{self, Check, CheckKind, Codec, Piece, Tables, Unit};
 use crate::index::tar;
-use crate::index::tar_split::{NoTarSplit, Order, Recorder, TarSplit, Tape};
+use crate::index::tar_split::{NoTarSplit, Order, Recorder, Tape, TarSplit};
 use crate::index::toc::EntryType;
 use crate::index::{Format, Identity, limits};
 

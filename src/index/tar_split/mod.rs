@@ -10,7 +10,10 @@
 //! podman opens a file by its name below the layer's `diff`, whatever is there, and refuses a tar-split that names one twice. So a file is named only
 //! where the layer's index has a regular file of that size under that path, which no later entry of the tar replaces. All other contents are written
 //! as segments, within limits: what the index hides or cannot show, sparse files, and all but the last of several files with one name.
+//!
+//! A tar-split is made while a layer is read whole (record.rs), or of one that a zstd:chunked blob carries (carried.rs).
 
+pub(crate) mod carried;
 mod crc;
 mod record;
 mod write;
@@ -33,6 +36,12 @@ pub enum NoTarSplit {
     TooMany { what: &'static str, limit: usize },
     #[error("it is no tar that crfs can read")]
     NoTar(#[source] Box<super::Error>),
+    #[error("what the blob carries is no tar-split: line {line}: {problem}")]
+    Malformed { line: u64, problem: String },
+    #[error("what the blob carries has {len} bytes; the limit is {limit}")]
+    CarriedTooLarge { len: u64, limit: u64 },
+    #[error("what the blob carries cannot be decompressed")]
+    Undecodable(#[source] io::Error),
     #[error("the layer's index does not have all files of its tar under their names")]
     Unreadable,
 }

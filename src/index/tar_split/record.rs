@@ -1,14 +1,13 @@
 //! Makes a tar-split of a tar that is read: the reader of the tar reads by way of a [`Recorder`], and whoever reads its entries tells the [`Tape`] of each.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
 
 use super::crc::Crc;
-use super::write::Writer;
-use super::{NoTarSplit, Order, TarSplit, Named};
+use super::write::Sheet;
+use super::{NoTarSplit, Order, TarSplit};
 use crate::blob::ByteRange;
 use crate::index::toc::{EntryType, TocEntry};
 use crate::index::{limits, names};
@@ -31,7 +30,7 @@ impl Tape {
     /// The header of an entry was read, and nothing of its contents, of which these parts are stored.
     pub(in crate::index) fn entry(&self, entry: &TocEntry, stored: &[ByteRange]) {
         if let Some(recording) = &self.0 {
-            recording.borrow_mut().attempt(|recording| recording.entry(entry, stored));
+            recording.borrow_mut().attempt(|recording, sheet| recording.entry(sheet, entry, stored));
         }
     }
 
@@ -101,84 +100,52 @@ struct Open {
 
 struct Recording {
     /// `None` once there is no use in writing on.
-    writer: Option<Writer<File>>,
+    sheet: Option<Sheet>,
     failed: Option<NoTarSplit>,
     raw: BTreeSet<u64>,
-    files: HashMap<Vec<u8>, Named>,
-    replaced: BTreeSet<u64>,
     open: Option<Open>,
     /// Entries so far.
     entries: u64,
     is_over: bool,
-    /// Bytes of the tar, of segments, and of those in segments that are no headers.
-    len: u64,
-    segments: u64,
+    /// Bytes in segments that are neither headers nor padding.
     contents: u64,
-    /// Bytes of all paths.
-    names: usize,
     /// Kept for its memory.
     path: Vec<u8>,
 }
 
 impl Recording {
     fn new(Order { file, raw }: Order) -> Self {
-        Self {
-            writer: Some(Writer::new(file)),
-            failed: None,
-            raw,
-            files: HashMap::new(),
-            replaced: BTreeSet::new(),
-            open: None,
-            entries: 0,
-            is_over: false,
-            len: 0,
-            segments: 0,
-            contents: 0,
-            names: 0,
-            path: Vec::new(),
-        }
+        let (sheet, path) = (Some(Sheet::new(file)), Vec::new());
+        Self { sheet, failed: None, raw, open: None, entries: 0, is_over: false, contents: 0, path }
     }
 
     /// After a failure nothing is recorded any more: the layer is still read to its end.
-    fn attempt(&mut self, work: impl FnOnce(&mut Self) -> Result<(), NoTarSplit>) {
-        if self.writer.is_none() {
-            return;
-        }
-        if let Err(problem) = work(self) {
-            (self.failed, self.writer) = (Some(problem), None);
+    fn attempt(&mut self, work: impl FnOnce(&mut Self, &mut Sheet) -> Result<(), NoTarSplit>) {
+        let Some(mut sheet) = self.sheet.take() else { return };
+        match work(self, &mut sheet) {
+            Ok(()) => self.sheet = Some(sheet),
+            Err(problem) => self.failed = Some(problem),
         }
     }
 
-    fn entry(&mut self, entry: &TocEntry, stored: &[ByteRange]) -> Result<(), NoTarSplit> {
+    fn entry(&mut self, sheet: &mut Sheet, entry: &TocEntry, stored: &[ByteRange]) -> Result<(), NoTarSplit> {
         let number = self.entries;
         self.entries = number.saturating_add(1);
         let mut path = std::mem::take(&mut self.path);
         let is_clean = names::clean_into(entry.raw_name(), &mut path).is_ok();
-        let replaced = if is_clean { self.files.remove(&path) } else { None };
-        self.replaced.extend(replaced.map(|file| file.entry));
+        if is_clean {
+            sheet.replace(&path);
+        }
         let is_whole = matches!(stored, [all] if all.start == 0 && all.end == entry.size);
         let is_file = entry.kind == Some(EntryType::File) && is_whole;
         if is_file && is_clean && !is_hidden(&path) && !self.raw.contains(&number) {
-            self.name(&path, number, entry.size)?;
+            sheet.name(&path, number, entry.size)?;
+            self.open = Some(Open { path: path.clone(), size: entry.size, left: entry.size, crc: Crc::new() });
         } else {
             let stored = stored.iter().map(ByteRange::len).fold(0, u64::saturating_add);
             self.add_contents(stored)?;
         }
         self.path = path;
-        Ok(())
-    }
-
-    /// The contents that follow are those of a file.
-    fn name(&mut self, path: &[u8], entry: u64, size: u64) -> Result<(), NoTarSplit> {
-        self.names = self.names.saturating_add(path.len());
-        if self.files.len() >= limits::ENTRIES {
-            return Err(NoTarSplit::TooMany { what: "files", limit: limits::ENTRIES });
-        }
-        if self.names > limits::NAMES {
-            return Err(NoTarSplit::TooMany { what: "bytes of names", limit: limits::NAMES });
-        }
-        self.files.insert(path.to_vec(), Named { entry, size });
-        self.open = Some(Open { path: path.to_vec(), size, left: size, crc: Crc::new() });
         Ok(())
     }
 
@@ -192,18 +159,17 @@ impl Recording {
 
     /// The next bytes of the tar.
     fn take(&mut self, bytes: &[u8]) {
-        self.len = self.len.saturating_add(bytes.len() as u64);
-        self.attempt(|recording| {
-            let rest = recording.take_contents(bytes)?;
+        self.attempt(|recording, sheet| {
+            let rest = recording.take_contents(sheet, bytes)?;
             if recording.is_over {
                 recording.add_contents(rest.len() as u64)?;
             }
-            recording.take_segment(rest)
+            sheet.segment(rest)
         });
     }
 
     /// Takes what belongs to the file whose contents are coming. Gives the rest.
-    fn take_contents<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], NoTarSplit> {
+    fn take_contents<'a>(&mut self, sheet: &mut Sheet, bytes: &'a [u8]) -> Result<&'a [u8], NoTarSplit> {
         let Some(mut open) = self.open.take() else { return Ok(bytes) };
         let len = usize::try_from(open.left).unwrap_or(usize::MAX).min(bytes.len());
         let (contents, rest) = bytes.split_at(len);
@@ -211,28 +177,18 @@ impl Recording {
         open.left = open.left.saturating_sub(len as u64);
         if open.left > 0 {
             self.open = Some(open);
-        } else if let Some(writer) = &mut self.writer {
-            writer.file(&open.path, open.size, open.crc.sum())?;
+        } else {
+            sheet.file(&open.path, open.size, open.crc.sum())?;
         }
         Ok(rest)
-    }
-
-    fn take_segment(&mut self, bytes: &[u8]) -> Result<(), NoTarSplit> {
-        self.segments = self.segments.saturating_add(bytes.len() as u64);
-        let limit = limits::TAR_SPLIT_SEGMENTS;
-        if self.segments > limit {
-            return Err(NoTarSplit::TooLarge { what: "headers", limit });
-        }
-        self.writer.as_mut().map_or(Ok(()), |writer| Ok(writer.segment(bytes)?))
     }
 
     fn finish(&mut self) -> Result<TarSplit, NoTarSplit> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
-        let writer = self.writer.take().filter(|_| self.open.is_none()).ok_or(NoTarSplit::Unreadable)?;
-        let (files, replaced) = (std::mem::take(&mut self.files), std::mem::take(&mut self.replaced));
-        Ok(TarSplit { file: writer.finish()?, tar_len: self.len, files, replaced })
+        let sheet = self.sheet.take().filter(|_| self.open.is_none());
+        sheet.ok_or(NoTarSplit::Unreadable)?.finish()
     }
 }
 

@@ -216,6 +216,95 @@ proptest! {
         }
         check(&tar);
     }
+
+    #[test]
+    fn changed_lines_never_panic(entries in vec(entry(), 0..4), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let tar = tar(&entries);
+        if let Some((view, Ok(mut split))) = made(&tar) {
+            let mut text = text(&mut split).into_bytes();
+            let at = at.index(text.len());
+            text[at] = byte;
+            let stored = zstd::bulk::compress(&text, 1).unwrap();
+            let file = tempfile::tempfile().unwrap();
+            if let Ok(mut split) = carried::convert(&stored, text.len() as u64, &view.entries, file) {
+                prop_assert_eq!(split.unreadable(&view.entries), BTreeSet::new());
+                lines(&mut split);
+            }
+        }
+    }
+}
+
+/// What a blob carries, of these lines.
+fn carried_by(lines: &str) -> (Vec<u8>, u64) {
+    (zstd::bulk::compress(lines.as_bytes(), 1).unwrap(), lines.len() as u64)
+}
+
+fn text(split: &mut TarSplit) -> String {
+    lines(split).into_iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn converted(text: &str, view: &View) -> Result<TarSplit, NoTarSplit> {
+    let (stored, decoded) = carried_by(text);
+    carried::convert(&stored, decoded, &view.entries, tempfile::tempfile().unwrap())
+}
+
+#[test]
+fn what_a_blob_carries_is_written_anew() {
+    let tar = tar(&[file("./d/a", b"first"), pax(b'x', &[("path", b"\xff")]), file("x", b"raw"), file("empty", b"")]);
+    let (view, split) = made(&tar).unwrap();
+    let text = text(&mut split.unwrap());
+    // As tar-split writes it: names as they are in the tar, entries without contents, too.
+    let carried =
+        text.replace("\"d/a\"", "\"./d/a\"") + "{\"type\":1,\"name\":\"empty\",\"payload\":null,\"position\":9}\n";
+    let mut split = converted(&carried, &view).unwrap();
+    assert_eq!(assembled(&mut split, &view), tar);
+}
+
+#[test]
+fn what_a_blob_carries_names_nothing_but_the_layers_files() {
+    let entries = [file("a", b"12345"), link(b'2', "l", "/etc"), Head::new(b'5', b"d").with(b"")];
+    let (view, _) = made(&tar(&entries)).unwrap();
+    let named =
+        |name: &str, size: u64| format!(r#"{{"type":1,"name":"{name}","size":{size},"payload":"AAAAAAAAAAA="}}"#);
+    assert!(converted(&named("./a", 5), &view).is_ok() && converted("", &view).is_ok());
+    for (name, size) in [("a", 4), ("b", 5), ("l/passwd", 5), ("l", 4), ("d", 5), ("", 5), ("a/a", 5)] {
+        let error = converted(&named(name, size), &view).unwrap_err();
+        assert!(matches!(error, NoTarSplit::Unreadable), "{name}: {error}");
+    }
+    let twice = [named("a", 5), named("./a", 5)].join("\n");
+    let no_crc = r#"{"type":1,"name":"a","size":5,"payload":"AAAA"}"#;
+    for (text, problem) in [
+        (named("../a", 5).as_str(), "line 0: its name or link contains"),
+        (&twice, "line 1: it names a file twice"),
+        (no_crc, "its CRC"),
+        (r#"{"type":2,"payload":"?"}"#, "not base64"),
+        (r#"{"type":3}"#, "the type 3 is not known"),
+        (r#"{"payload":""}"#, "missing field `type`"),
+        (r#"{"type":2,"payload":"AA"#, "EOF"),
+        ("hello", "line 0"),
+    ] {
+        let error = converted(text, &view).unwrap_err().to_string();
+        assert!(error.contains(problem), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_a_blob_carries_has_limits() {
+    let (view, _) = made(&tar(&[])).unwrap();
+    let file = || tempfile::tempfile().unwrap();
+    let convert = |stored: &[u8], decoded| carried::convert(stored, decoded, &view.entries, file()).unwrap_err();
+    let segment = r#"{"type":2,"payload":"AAAA"}"#;
+    let (stored, decoded) = carried_by(segment);
+    for wrong in [decoded - 1, decoded + 1] {
+        assert!(convert(&stored, wrong).to_string().contains("bytes, and"), "{wrong}");
+    }
+    assert!(matches!(convert(&stored, limits::TAR_SPLIT_DECODED + 1), NoTarSplit::CarriedTooLarge { .. }));
+    assert!(matches!(convert(b"no frame", decoded), NoTarSplit::Undecodable(_)));
+    assert!(matches!(convert(&stored[..stored.len() - 1], decoded), NoTarSplit::Undecodable(_)));
+    let long = carried_by(&format!("\"{}\"", "x".repeat(9 << 20)));
+    assert!(matches!(convert(&long.0, long.1), NoTarSplit::Malformed { line: 0, .. }));
+    assert!(carried::check_stored(limits::TAR_SPLIT_STORED).is_ok());
+    assert!(carried::check_stored(limits::TAR_SPLIT_STORED + 1).is_err());
 }
 
 /// Every plain layer of other people's writers.
