@@ -236,7 +236,7 @@ impl Engine {
         read
     }
 
-    pub(super) async fn diff_id(&self, image: &registry::Image, layer: usize) -> Option<Digest> {
+    async fn diff_id(&self, image: &registry::Image, layer: usize) -> Option<Digest> {
         self.config(image).await.and_then(|config| config.diff_id(layer))
     }
 

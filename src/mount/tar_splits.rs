@@ -25,27 +25,26 @@ struct Wanted {
     contents: Arc<fetch::Layer>,
     /// What opening it has made.
     made: Option<Outcome>,
-    diff_id: Option<Digest>,
+    diff_id: Digest,
 }
 
 impl Engine {
-    /// Gives those layers that are `wanted`, by their numbers, a tar-split that can be used, or the reason why they have none. Each is read
-    /// whole, unless opening it has done so.
+    /// Gives those layers that are `wanted`, by their numbers and with their diffIDs, a tar-split that can be used, or the reason why they have
+    /// none. Each is read whole, unless opening it has done so.
     ///
     /// # Errors
     /// Where one cannot be read, or is not what the manifest and the config say: of several, the lowest one's, with its number.
     pub(crate) async fn split_each(
         self: &Arc<Self>,
-        image: &registry::Image,
         layers: &mut [OpenLayer],
-        wanted: &BTreeSet<usize>,
+        wanted: &BTreeMap<usize, Digest>,
         report: &Report,
     ) -> Result<(), (usize, Error)> {
         let reading = Arc::new(Reading::default());
         let splitting = FuturesUnordered::new();
-        for (number, layer) in layers.iter_mut().enumerate().filter(|(number, _)| wanted.contains(number)) {
+        for (number, layer) in layers.iter_mut().enumerate() {
+            let Some(diff_id) = wanted.get(&number).copied() else { continue };
             let (engine, reading) = (Arc::clone(self), Arc::clone(&reading));
-            let diff_id = self.diff_id(image, number).await;
             let (made, contents) = (layer.tar_split.take(), Arc::clone(&layer.contents));
             let wanted = Wanted { layer: layer.layer.clone(), contents, made, diff_id };
             splitting.push(async move { (number, engine.split(wanted, &reading).await) });
@@ -151,7 +150,7 @@ impl Opener {
         let pass = self.pass_over(layer, contents.source(), freshness, Arc::clone(&reading.bytes));
         match pass.split(order).await {
             Ok(Split { diff_id: got, split }) => {
-                check_diff_id(layer, Some(got), *diff_id)?;
+                check_diff_id(layer, Some(got), Some(*diff_id))?;
                 Ok(split)
             }
             Err(PassError::Index(error)) if !error.is_wrong_bytes() => Ok(Err(NoTarSplit::NoTar(Box::new(error)))),

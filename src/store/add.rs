@@ -1,6 +1,6 @@
 //! Adds an image: reads its manifest, its config and its layers' tables of contents, and lets podman see it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -85,7 +85,7 @@ impl Store {
 
     /// Has those layers read whole of which podman has no tar-split that is known to be right.
     async fn split(&self, engine: &Arc<Engine>, found: &mut Found, report: &Report) -> Result<(), Error> {
-        let mut wanted = BTreeSet::new();
+        let mut wanted = BTreeMap::new();
         {
             let records = self.records.lock().await;
             for (number, (layer, diff_id)) in found.layers.iter_mut().zip(&found.config.rootfs.diff_ids).enumerate() {
@@ -94,11 +94,11 @@ impl Store {
                 if donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists()) {
                     layer.tar_split = None;
                 } else {
-                    wanted.insert(number);
+                    wanted.insert(number, *diff_id);
                 }
             }
         }
-        let split = engine.split_each(&found.image, &mut found.layers, &wanted, report).await;
+        let split = engine.split_each(&mut found.layers, &wanted, report).await;
         split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
     }
 
