@@ -125,10 +125,8 @@ impl Store {
         if let Some(old) = records.images.iter().find(|image| image.id == new.id && image.layers != new.layers) {
             return Err(Error::OtherLayers { image: new.name().to_owned(), id: new.id, name: old.name().to_owned() });
         }
-        for (id, split) in new.layers.iter().zip(splits).filter_map(|(id, split)| Some((id, split?))) {
-            self.take_tar_split(&mut changed, id, split, true)?;
-        }
-        self.share_tar_splits(&mut changed);
+        let splits = new.layers.iter().zip(splits).filter_map(|(id, split)| Some((*id, split?)));
+        self.take_tar_splits(&mut changed, splits, true)?;
         files::write_image(&self.paths, &new, &image.manifest, &config_bytes)?;
         changed.put(new);
         self.commit(records, changed)?;

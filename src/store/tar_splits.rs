@@ -44,22 +44,24 @@ pub(super) fn donor<'a>(records: &'a Records, contents: &str, diff_id: &Digest) 
 }
 
 impl Store {
-    /// Gives a layer its tar-split, before podman is told.
-    pub(super) fn take_tar_split(
+    /// Gives layers their tar-splits, and others that can have the same, before podman is told.
+    pub(super) fn take_tar_splits(
         &self,
         records: &mut Records,
-        id: &Digest,
-        mut split: TarSplit,
+        splits: impl IntoIterator<Item = (Digest, TarSplit)>,
         is_verified: bool,
     ) -> Result<(), Error> {
-        let Some(layer) = records.layers.iter_mut().find(|layer| layer.id == *id) else { return Ok(()) };
-        files::write_tar_split(&self.paths, id, &mut split.file)?;
-        layer.tar = Some(Tar { len: split.tar_len, is_verified });
+        for (id, mut split) in splits {
+            let Some(layer) = records.layers.iter_mut().find(|layer| layer.id == id) else { continue };
+            files::write_tar_split(&self.paths, &id, &mut split.file)?;
+            layer.tar = Some(Tar { len: split.tar_len, is_verified });
+        }
+        self.share_tar_splits(records);
         Ok(())
     }
 
     /// Gives the tar-splits of layers to others that are the same on top of something else: podman pushes any of those that have one diffID.
-    pub(super) fn share_tar_splits(&self, records: &mut Records) {
+    fn share_tar_splits(&self, records: &mut Records) {
         let share = |layer: &Layer| {
             let donor = donor(records, &layer.contents, &layer.diff_id)?;
             let is_better = layer.tar.is_none() || (donor.is_verified() && !layer.is_verified());
@@ -138,8 +140,7 @@ impl Store {
         }
         tokio::task::block_in_place(|| {
             let mut changed = records.clone();
-            self.take_tar_split(&mut changed, id, split, false)?;
-            self.share_tar_splits(&mut changed);
+            self.take_tar_splits(&mut changed, [(*id, split)], false)?;
             self.commit(&mut records, changed)
         })
     }
