@@ -296,7 +296,7 @@ pub(super) struct StoreServeArgs {
 /// Add images to a store
 ///
 /// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there
-/// already, its name is added.
+/// already, its name is added, and with --full what podman needs to push it.
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STORE_ADD)]
 pub(super) struct StoreAddArgs {
@@ -311,6 +311,10 @@ pub(super) struct StoreAddArgs {
     /// The name that podman is to know the image by. Default: its own; of one on disk, localhost and the last part of its path.
     #[arg(long, value_name = "NAME[:TAG]")]
     pub(super) name: Option<String>,
+    /// Read every layer whole, once, so that podman can push images that are built on these to where their layers are not. What each layer
+    /// unpacks to is compared with the image's config.
+    #[arg(long)]
+    pub(super) full: bool,
     #[command(flatten)]
     pub(super) access: AccessArgs,
     /// Print one JSON array.

@@ -306,10 +306,17 @@ pub(super) const STORE_ADD: &str = concat!(
 Examples:
   crfs store add alpine quay.io/a/b:1.2
   crfs store add --name localhost/tools:1 oci:/srv/images/tools
+  crfs store add --full --name localhost/base:1 quay.io/a/b:1.2
   crfs store add --json alpine | jq -r '.[].id'
 
 Without a server the image is there for the next one. A name that another image
 had is the new one's from then on. Fields of --json: see `crfs store ls --help`.
+
+--full is for `podman push` and `podman save`: of an image of the store, and of
+one that is built on it, to where its layers are not. It may be given later, for
+an image that is there. An image whose layers do not have the digests that its
+config names is refused then. Of zstd:chunked layers that carry a tar-split a
+server gives podman that by itself, when nothing else is read.
 
 ",
     image_help!(),
@@ -348,6 +355,8 @@ Fields of --json, an array:
   source                  where its layers come from
   served                  whether a server runs that can read all of its layers
   problem                 why not; null where nothing is known
+  pushable                whether podman can make the tars of all of its layers,
+                            to push or save them
 ",
     store_environment_help!(),
     exit_help!()

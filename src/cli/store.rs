@@ -65,9 +65,9 @@ fn add(args: &StoreAddArgs, environment: &Environment) -> Result<(), Failure> {
     let sources = args.images.iter().map(|image| options::source(image, &args.access, &cache, environment));
     let mut added = Vec::new();
     for source in sources.collect::<Result<Vec<_>, _>>()? {
-        let listings = with_progress(|report| commands::add(&paths, source, args.name.clone(), report))?;
+        let listings = with_progress(|report| commands::add(&paths, source, args.name.clone(), args.full, report))?;
         if !args.json {
-            print(&listings.iter().map(added_line).collect::<String>())?;
+            print(&listings.iter().map(|image| added_line(image, args.full)).collect::<String>())?;
         }
         added.extend(listings);
     }
@@ -77,11 +77,13 @@ fn add(args: &StoreAddArgs, environment: &Environment) -> Result<(), Failure> {
     Ok(())
 }
 
-fn added_line(image: &Listing) -> String {
+/// `full`: podman is to be able to push it.
+fn added_line(image: &Listing, full: bool) -> String {
     let layers = if image.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", image.layers) };
     let name = image.names.last().map_or("<none>", String::as_str);
     let waits = if image.served { "" } else { "; not served yet: `crfs store serve`" };
-    format::printable(&format!("{name}: {}, {layers}{waits}", short(&image.id))) + "\n"
+    let stays = if full && !image.pushable { "; podman cannot push all of its layers: the log says why" } else { "" };
+    format::printable(&format!("{name}: {}, {layers}{waits}{stays}", short(&image.id))) + "\n"
 }
 
 fn short(id: &str) -> &str {

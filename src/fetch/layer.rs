@@ -188,6 +188,12 @@ impl Layer {
         &self.index
     }
 
+    /// Where its blob is read from.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.source.clone()
+    }
+
     /// The bytes of a range of the layer file, every one verified.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
-use crate::index::{self, Descriptor, Event, Failed, Format, Made, Unpacker};
+use crate::index::{self, Descriptor, Event, Failed, Format, Made, Split, TarSplitOrder, Unpacker};
 use crate::registry::{self, Freshness};
 
 /// Parts of a body that wait to be decompressed.
@@ -65,13 +65,25 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Indexes a layer that has no table of contents, and stores what it holds.
+    /// Indexes a layer that has no table of contents, and stores what it holds. `order`: where its tar-split is to be written as well.
     ///
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
-    pub async fn index(self) -> Result<Passed, PassError> {
+    pub(crate) async fn index(self, order: Option<TarSplitOrder>) -> Result<Passed, PassError> {
         let is_huge = self.is_huge;
-        self.run(move |layer, parts, cache| Ok(index_blob(layer, parts, cache, is_huge)?)).await
+        self.run(move |layer, parts, cache| Ok(index_blob(layer, parts, cache, is_huge, order)?)).await
+    }
+
+    /// Makes the tar-split of a layer.
+    ///
+    /// # Errors
+    /// Where the blob cannot be had, does not have its digest, or cannot be unpacked.
+    pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
+        self.run(move |layer, parts, _cache| {
+            let work = |_format, events: &_| index::split(layer.digest, &mut taker(events), order);
+            Ok(read_blob(layer, parts, work)?)
+        })
+        .await
     }
 
     /// Keeps the blob of a layer whose table of contents nothing else vouches for. Gives its bytes, which have its digest.
@@ -140,7 +152,21 @@ fn index_blob(
     parts: mpsc::Receiver<Bytes>,
     cache: &Cache,
     is_huge: bool,
+    order: Option<TarSplitOrder>,
 ) -> Result<Passed, index::Error> {
+    read_blob(layer, parts, |format, events| {
+        // A zstd blob is often one frame.
+        let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
+        make(layer.digest, format, events, staged, order)
+    })
+}
+
+/// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest.
+fn read_blob<T>(
+    layer: &Descriptor,
+    parts: mpsc::Receiver<Bytes>,
+    work: impl FnOnce(Format, &threads::Receiver<Event>) -> Result<T, Failed>,
+) -> Result<T, index::Error> {
     let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
@@ -152,9 +178,7 @@ fn index_blob(
             // Its digest tells whether it is the blob that is wrong, or what came of it.
             (unpacked, parts.digest())
         });
-        // A zstd blob is often one frame.
-        let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
-        let made = make(layer.digest, format, &received, staged);
+        let made = work(format, &received);
         // What is still coming is for nobody.
         drop(received);
         (unpacking.join(), made)
@@ -170,7 +194,7 @@ fn index_blob(
         }
         (_, Err(Failed::Layer(error))) => Err(error),
         (_, Err(Failed::Stream(error))) => Err(broken(layer, error)),
-        (_, Ok(passed)) => Ok(passed),
+        (_, Ok(made)) => Ok(made),
     }
 }
 
@@ -195,24 +219,30 @@ fn make(
     format: Format,
     events: &threads::Receiver<Event>,
     mut staged: Option<Staged>,
+    order: Option<TarSplitOrder>,
 ) -> Result<Passed, Failed> {
-    let (mut is_over, mut has_room) = (false, true);
-    let mut next = || match events.recv() {
-        Ok(event) => {
-            is_over |= matches!(event, Event::End { .. });
-            Ok(Some(event))
-        }
-        Err(_) if is_over => Ok(None),
-        Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-    };
+    let mut has_room = true;
     let mut keep = |at: u64, bytes: &[u8]| {
         if has_room && !staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
             tracing::debug!(layer = %blob, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
             has_room = false;
         }
     };
-    let made = index::make(blob, format, &mut next, &mut keep)?;
+    let made = index::make(blob, format, &mut taker(events), &mut keep, order)?;
     Ok(Passed { made, staged })
+}
+
+/// Takes one event after the other.
+fn taker(events: &threads::Receiver<Event>) -> impl FnMut() -> io::Result<Option<Event>> {
+    let mut is_over = false;
+    move || match events.recv() {
+        Ok(event) => {
+            is_over |= matches!(event, Event::End { .. });
+            Ok(Some(event))
+        }
+        Err(_) if is_over => Ok(None),
+        Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// The blob as it comes.

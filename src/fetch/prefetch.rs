@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream;
 use tokio::sync::Notify;
@@ -18,6 +19,7 @@ use super::flight::Waiter;
 use super::plan;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
+use crate::registry::Freshness;
 
 /// Requests under way at a time: enough that the link is never idle between them.
 const REQUESTS: usize = 3;
@@ -145,6 +147,28 @@ impl Layer {
     /// For how long no reader has waited when a program has stopped asking.
     fn quiet(&self) -> Duration {
         (self.source.round_trip() * QUIET_ROUND_TRIPS).max(QUIET)
+    }
+
+    /// A part of the blob that no file needs, read when no reader has waited for `quiet`, and behind those who come meanwhile.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub async fn read_blob_quietly(&self, range: ByteRange, quiet: Duration) -> Result<Bytes, Error> {
+        self.gate.idle(quiet).await;
+        let mut bytes = BytesMut::new();
+        let mut at = range.start;
+        while at < range.end {
+            let step = self.source.per_round_trip().clamp(STEP.start, STEP.end);
+            let end = at.saturating_add(step).min(range.end);
+            self.gate.idle(self.quiet()).await;
+            let body = self.source.stream(ByteRange { start: at, end }, Freshness::Any).await;
+            let mut body = body.map_err(|error| self.registry_error(error))?;
+            while let Some(part) = body.next().await {
+                bytes.extend_from_slice(&part.map_err(|error| self.registry_error(error))?);
+            }
+            at = end;
+        }
+        Ok(bytes.freeze())
     }
 
     /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`. Returns those that were bad.

@@ -14,6 +14,9 @@ const CHECKSUM: &str = "manifest-checksum";
 /// `offset:stored length:decoded length:type`, of which the type is 1.
 const POSITION: &str = "manifest-position";
 
+/// `offset:stored length:decoded length`.
+const TAR_SPLIT_POSITION: &str = "tarsplit-position";
+
 /// What the manifest names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Named {
@@ -56,14 +59,34 @@ fn zstd_chunked<'a>(layer: &'a Descriptor, name: &str) -> Option<(String, &'a St
     keys.find_map(|key| layer.annotations.get(&key).map(|value| (key, value)))
 }
 
+/// Where the tar-split of a zstd:chunked layer is by its descriptor. What cannot be so is not there: there may be none.
+pub(super) fn tar_split(layer: &Descriptor) -> Option<TocPosition> {
+    let (_, value) = zstd_chunked(layer, TAR_SPLIT_POSITION)?;
+    match numbers(value)?.as_slice() {
+        [offset, stored, decoded] => {
+            range(*offset, *stored, layer.size).map(|stored| TocPosition { stored, decoded: *decoded })
+        }
+        _ => None,
+    }
+}
+
 fn position(text: &str, blob: u64) -> Option<TocPosition> {
+    match numbers(text)?.as_slice() {
+        [offset, stored, decoded, 1] => {
+            range(*offset, *stored, blob).map(|stored| TocPosition { stored, decoded: *decoded })
+        }
+        _ => None,
+    }
+}
+
+fn numbers(text: &str) -> Option<Vec<u64>> {
     let number = |text: &str| text.parse().ok().filter(|number| *number <= limits::OFFSET && !text.starts_with('+'));
-    let mut numbers = text.split(':').map(number);
-    let (offset, stored, decoded, kind): (u64, u64, u64, u64) =
-        (numbers.next()??, numbers.next()??, numbers.next()??, numbers.next()??);
-    let stored =
-        ByteRange::at(offset, stored).filter(|range| range.end <= blob.min(limits::OFFSET) && !range.is_empty())?;
-    (numbers.next().is_none() && kind == 1).then_some(TocPosition { stored, decoded })
+    // One more than any position has.
+    text.splitn(5, ':').map(number).collect()
+}
+
+fn range(offset: u64, len: u64, blob: u64) -> Option<ByteRange> {
+    ByteRange::at(offset, len).filter(|range| range.end <= blob.min(limits::OFFSET) && !range.is_empty())
 }
 
 #[cfg(test)]
@@ -104,5 +127,15 @@ mod tests {
             assert_eq!(position(wrong, 1000), None, "{wrong}");
         }
         assert_eq!(position("9223372036854775807:9223372036854775807:1:1", u64::MAX), None);
+    }
+
+    #[test]
+    fn the_position_of_a_tar_split_is_three_numbers_within_the_blob() {
+        let found = |text: &str| tar_split(&layer(&[("io.github.containers.zstd-chunked.tarsplit-position", text)]));
+        assert_eq!(found("900:50:70"), Some(TocPosition { stored: ByteRange { start: 900, end: 950 }, decoded: 70 }));
+        for wrong in ["", "900:50", "900:50:70:1", "900:50:70:1:1:1", "960:50:70", "-1:50:70", "900:0:0", "a:b:c"] {
+            assert_eq!(found(wrong), None, "{wrong}");
+        }
+        assert_eq!(tar_split(&layer(&[])), None);
     }
 }

@@ -104,12 +104,27 @@ fn external(member: &[u8]) -> Option<Footer> {
     (subfield(gzip_extra(member)?)? == b"STARGZEXTERNALTOC").then_some(Footer::External)
 }
 
-fn zstd_chunked(frame: &[u8]) -> Option<TocPosition> {
+/// Where a zstd:chunked blob has its tar-split, if its last bytes say so: only the longest of its footers does.
+pub(super) fn tar_split(tail: &[u8]) -> Option<TocPosition> {
+    let payload =
+        skippable(tail.get(tail.len().checked_sub(72)?..)?).filter(|payload| payload.ends_with(b"GNUlInUx"))?;
+    let stored = ByteRange::at(word(payload, 4)?, word(payload, 5)?)?;
+    (!stored.is_empty()).then_some(TocPosition { stored, decoded: word(payload, 6)? })
+}
+
+/// The payload of a skippable frame.
+fn skippable(frame: &[u8]) -> Option<&[u8]> {
     let (len, payload) = frame.strip_prefix(b"\x50\x2a\x4d\x18")?.split_first_chunk::<4>()?;
-    if u32::from_le_bytes(*len) as usize != payload.len() {
-        return None;
-    }
-    let word = |at: usize| Some(u64::from_le_bytes(*payload.get(at * 8..)?.first_chunk::<8>()?));
+    (u32::from_le_bytes(*len) as usize == payload.len()).then_some(payload)
+}
+
+fn word(payload: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*payload.get(at * 8..)?.first_chunk::<8>()?))
+}
+
+fn zstd_chunked(frame: &[u8]) -> Option<TocPosition> {
+    let payload = skippable(frame)?;
+    let word = |at: usize| word(payload, at);
     let signed = match payload.len() {
         40 => payload.ends_with(b"GnUlInUx"),
         56 => payload.get(32..)? == b"GnUlInUx\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
@@ -161,6 +176,15 @@ mod tests {
             assert_eq!(Footer::find(&[&b"before"[..], &bytes].concat()), Some(footer));
             assert_eq!(Footer::find(&[&bytes[..], b"x"].concat()), None);
         }
+    }
+
+    #[test]
+    fn only_the_longest_footer_says_where_the_tar_split_is() {
+        let found: Vec<_> =
+            all().into_iter().filter_map(|(bytes, _)| tar_split(&[&b"before"[..], &bytes].concat())).collect();
+        assert_eq!(found, [TocPosition { stored: ByteRange { start: 160, end: 167 }, decoded: 70 }]);
+        assert_eq!(tar_split(&zstd(&[100, 50, 900, 1, 0, 0, 0], b"GNUlInUx", 0)), None);
+        assert_eq!(tar_split(&zstd(&[100, 50, 900, 1, u64::MAX, 7, 70], b"GNUlInUx", 0)), None);
     }
 
     #[test]

@@ -67,6 +67,16 @@ pub(crate) const TAR_GLOBAL_XATTRS: usize = 64;
 /// Stored parts of a sparse file in a tar: 16 bytes each in memory.
 pub(crate) const SPARSE_PARTS: usize = 1 << 20;
 
+/// Bytes of a tar-split's segments, and those among them that are neither headers nor padding: contents that podman could not read by their names,
+/// and what follows the end of a tar. They are written to disk, and read by podman one segment at a time.
+pub(crate) const TAR_SPLIT_SEGMENTS: u64 = 4 << 30;
+pub(crate) const TAR_SPLIT_CONTENTS: u64 = 64 << 20;
+
+/// Bytes of a tar-split that a blob carries, compressed, which are held in memory, and decompressed, which are not: good for some 500,000 entries.
+/// What is larger takes a full read.
+pub(crate) const TAR_SPLIT_STORED: u64 = 64 << 20;
+pub(crate) const TAR_SPLIT_DECODED: u64 = 1 << 30;
+
 /// Bytes of a layer file: 2^32 blocks of 4 KiB, so that a block number takes 32 bits.
 pub(crate) const LAYER_FILE: u64 = 16 << 40;
 

@@ -16,6 +16,7 @@ mod soci;
 mod source;
 mod stored;
 mod tar;
+mod tar_split;
 mod time;
 mod toc;
 mod xattrs;
@@ -28,15 +29,19 @@ pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
 
-pub use plain::Made;
 #[cfg(fuzzing)]
 pub use plain::fuzzing::{Unpacked, unpack as unpack_for_fuzzing};
-pub(crate) use plain::{Event, Failed, Unpacker, make};
+pub(crate) use plain::{Event, Failed, Unpacker, make, split};
+pub use plain::{Made, Split};
 #[cfg(fuzzing)]
 pub use soci::read_for_fuzzing as read_ztoc_for_fuzzing;
 pub use stored::{Check, CheckKind, Codec, Damaged, Of, Piece, StoredIndex, Unit, Window};
 #[cfg(fuzzing)]
 pub use tar::read_for_fuzzing as read_tar_for_fuzzing;
+#[cfg(fuzzing)]
+pub use tar_split::carried::rewrite_for_fuzzing as rewrite_tar_split_for_fuzzing;
+pub use tar_split::{NoTarSplit, TarSplit};
+pub(crate) use tar_split::{Order as TarSplitOrder, carried as carried_tar_split};
 
 use std::collections::BTreeMap;
 use std::fmt;

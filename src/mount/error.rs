@@ -82,6 +82,8 @@ pub enum Error {
         "layer {layer}: the cache would not keep its index; give crfs a --cache-dir that can be written and has room"
     )]
     NotKept { layer: Digest },
+    #[error("a tar-split cannot be written in {}", dir.display())]
+    TarSplit { dir: PathBuf, source: io::Error },
     #[error("{} cannot be written", path.display())]
     Archive { path: PathBuf, source: io::Error },
     #[error("layer {layer}: its zTOC has {size} bytes, the limit is {limit}")]

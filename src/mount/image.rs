@@ -1,6 +1,7 @@
 //! From a reference to something that can be served or looked into: resolve, open all layers at once, merge.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,15 +36,15 @@ pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
 const PASSES: usize = 6;
 
 /// How often it is told how far they are.
-const TICK: Duration = Duration::from_millis(200);
+pub(super) const TICK: Duration = Duration::from_millis(200);
 
 /// KiB that the kernel reads ahead: what FUSE_INIT gives at most, and the length of a READ.
 const READ_AHEAD: std::ops::Range<u32> = 128..1024;
 
 /// Opens images: the registry client, the cache, and what was asked for.
 pub struct Engine {
-    opener: Arc<Opener>,
-    passes: Semaphore,
+    pub(super) opener: Arc<Opener>,
+    pub(super) passes: Semaphore,
     /// For each layer that is read whole, whether it was.
     turns: Mutex<HashMap<Digest, Arc<AsyncMutex<bool>>>>,
     /// The lowest layer that could not be read: those above it need not be.
@@ -66,11 +67,16 @@ impl Engine {
     /// # Errors
     /// Where the client cannot be set up.
     pub fn new(options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
-        Self::sharing(Cache::open(&options.cache_dir, options.cache_size), options, resolve_within)
+        Self::sharing(Cache::open(&options.cache_dir, options.cache_size), options, resolve_within, None)
     }
 
-    /// The same, with a cache that is open already.
-    pub(crate) fn sharing(cache: Cache, options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
+    /// The same, with a cache that is open already. `tar_splits`: where those of layers that are read whole are written, without a name.
+    pub(crate) fn sharing(
+        cache: Cache,
+        options: &ImageOptions,
+        resolve_within: Duration,
+        tar_splits: Option<PathBuf>,
+    ) -> Result<Self, Error> {
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,
@@ -87,6 +93,7 @@ impl Engine {
                 whole_layer_below: options.whole_layer_below,
                 insecure_unverified_toc: options.insecure_unverified_toc,
             },
+            tar_splits,
             runtime: Handle::current(),
         };
         let passes = Semaphore::new(PASSES);

@@ -1,5 +1,7 @@
 //! Opens one layer: its index from the cache or made now, and its contents, ready to be read.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +13,9 @@ use super::event::{Event, Report};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::cache::Cache;
 use crate::fetch::{self, Pass, Passed, Reindex};
-use crate::index::{self, Descriptor, Format, Found, Identity, LayerKey, Opened, StoredIndex, Summary, Trust};
+use crate::index::{
+    self, Descriptor, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit, Trust,
+};
 use crate::registry::{self, Client, Freshness, ImageRef, PastCaches};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
@@ -29,6 +33,8 @@ pub struct OpenLayer {
     pub contents: Arc<fetch::Layer>,
     /// The blob was read whole to open it, so that nothing is left to fetch.
     pub whole: bool,
+    /// Its tar-split, where one was made, or why not; whether it can be used is not looked at yet.
+    pub tar_split: Option<Result<TarSplit, NoTarSplit>>,
 }
 
 impl OpenLayer {
@@ -51,6 +57,8 @@ pub(super) struct Opener {
     pub(super) cache: Cache,
     pub(super) engine: fetch::Engine,
     pub(super) options: index::Options,
+    /// Where tar-splits of layers that are read whole are written, if they are wanted.
+    pub(super) tar_splits: Option<PathBuf>,
     /// Runs what the client does meanwhile.
     pub(super) runtime: Handle,
 }
@@ -246,7 +254,7 @@ impl Opener {
         }
     }
 
-    fn pass_over(
+    pub(super) fn pass_over(
         &self,
         layer: &registry::Layer,
         source: fetch::Source,
@@ -262,7 +270,7 @@ impl Opener {
         pass: Pass,
         diff_id: Option<Digest>,
     ) -> Result<OpenLayer, Error> {
-        let Passed { made, staged } = pass.index().await?;
+        let Passed { made, staged } = pass.index(self.order(BTreeSet::new())?).await?;
         check_diff_id(&layer, Some(made.diff_id), diff_id)?;
         let (opener, digest) = (Arc::clone(self), layer.digest);
         let keep = move || {
@@ -276,7 +284,8 @@ impl Opener {
             opener.cache.put_index(&key, &made.encoded);
             let index = opener.stored(&descriptor(&layer), Some(&key), &made.encoded)?;
             let is_huge = index.has_huge_unit()?;
-            let open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
+            let mut open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
+            open.tar_split = made.split;
             if is_huge && !open.contents.is_kept()? {
                 return Err(Error::CannotKeep { layer: open.layer.digest, needed: open.summary().layer_file_len });
             }
@@ -331,7 +340,7 @@ impl Opener {
         if has_toc {
             return Ok(index::open_whole(&descriptor(layer), &*self.runtime.block_on(pass.hold())?)?.encoded);
         }
-        Ok(self.runtime.block_on(pass.index())?.made.encoded)
+        Ok(self.runtime.block_on(pass.index(None))?.made.encoded)
     }
 
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.
@@ -362,7 +371,7 @@ impl Opener {
         };
         let reindex = self.reindex(&layer, key, ztoc);
         let contents = self.engine.layer(layer.digest, index, source, file, reindex);
-        OpenLayer { layer, trust, identity: key.map(|key| key.identity), contents, whole }
+        OpenLayer { layer, trust, identity: key.map(|key| key.identity), contents, whole, tar_split: None }
     }
 
     /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).
@@ -388,14 +397,14 @@ pub(super) fn check_diff_id(layer: &registry::Layer, got: Option<Digest>, named:
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     layer: Digest,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|source| Error::LayerTask { layer, source })?
 }
 
-fn descriptor(layer: &registry::Layer) -> Descriptor {
+pub(crate) fn descriptor(layer: &registry::Layer) -> Descriptor {
     Descriptor {
         digest: layer.digest,
         size: layer.size,

@@ -1,5 +1,6 @@
 //! Adds an image: reads its manifest, its config and its layers' tables of contents, and lets podman see it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,10 +8,11 @@ use serde::Deserialize;
 
 use super::open::{Listing, Store, layer_error};
 use super::records::{Image, Layer, Records};
-use super::{Error, files, podman, trees};
+use super::{Error, files, podman, tar_splits, trees};
 use crate::blob::Digest;
 use crate::fs::view::View;
 use crate::index::{Identity, Trust};
+use crate::mount::image::Engine;
 use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::{Event, Report};
@@ -39,24 +41,30 @@ struct Found {
 }
 
 impl Store {
+    /// `full`: all of its layers are read, so that podman can push them.
+    ///
     /// # Errors
     /// Where the image cannot be had, or a layer of it not be served; the store is as it was, then.
     pub(super) async fn add(
         &self,
         source: ImageOptions,
         name: Option<String>,
+        full: bool,
         report: &Report,
     ) -> Result<Listing, Error> {
         let name = name.map_or_else(|| name_of(&source.image), |name| given_name(&source.image, &name))?;
         let source = ImageOptions { cache_dir: "/".into(), cache_size: None, ..source };
-        let found = self.find(&source, name, report).await?;
+        let engine = if full { self.full_engine(&source)? } else { self.engine(&source)? };
+        let mut found = Self::find(&engine, name, report).await?;
+        if full {
+            self.split(&engine, &mut found, report).await?;
+        }
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
         tokio::task::block_in_place(|| self.take_in(&mut records, found, source))
     }
 
-    async fn find(&self, source: &ImageOptions, name: String, report: &Report) -> Result<Found, Error> {
-        let engine = self.engine(source)?;
+    async fn find(engine: &Arc<Engine>, name: String, report: &Report) -> Result<Found, Error> {
         let image = engine.resolve().await?;
         // Progress that nobody hears is none.
         let _heard =
@@ -75,12 +83,33 @@ impl Store {
         Ok(Found { name, image, config_bytes, config_digest, config, layers })
     }
 
+    /// Has those layers read whole of which podman has no tar-split that is known to be right.
+    async fn split(&self, engine: &Arc<Engine>, found: &mut Found, report: &Report) -> Result<(), Error> {
+        let mut wanted = BTreeMap::new();
+        {
+            let records = self.records.lock().await;
+            for (number, (layer, diff_id)) in found.layers.iter_mut().zip(&found.config.rootfs.diff_ids).enumerate() {
+                let contents = contents(layer, &found.image.digest);
+                let donor = tar_splits::donor(&records, &contents, diff_id);
+                if donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists()) {
+                    layer.tar_split = None;
+                } else {
+                    wanted.insert(number, *diff_id);
+                }
+            }
+        }
+        let split = engine.split_each(&mut found.layers, &wanted, report).await;
+        split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
+    }
+
     fn take_in(&self, records: &mut Records, found: Found, source: ImageOptions) -> Result<Listing, Error> {
         let Found { name, image, config_bytes, config_digest, config, layers } = found;
         let mut changed = records.clone();
         let mut ids: Vec<Digest> = Vec::new();
-        for (number, (layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
+        let mut splits = Vec::new();
+        for (number, (mut layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
             let parent = ids.last().copied();
+            splits.push(layer.tar_split.take().and_then(Result::ok));
             let taken = self.take_layer(&mut changed, layer, parent, diff_id, &image);
             ids.push(taken.map_err(|source| layer_error(&name, number, &image, source))?);
         }
@@ -96,6 +125,8 @@ impl Store {
         if let Some(old) = records.images.iter().find(|image| image.id == new.id && image.layers != new.layers) {
             return Err(Error::OtherLayers { image: new.name().to_owned(), id: new.id, name: old.name().to_owned() });
         }
+        let splits = new.layers.iter().zip(splits).filter_map(|(id, split)| Some((*id, split?)));
+        self.take_tar_splits(&mut changed, splits, true)?;
         files::write_image(&self.paths, &new, &image.manifest, &config_bytes)?;
         changed.put(new);
         self.commit(records, changed)?;
@@ -129,7 +160,7 @@ impl Store {
         // An image that was refused may have left layers open.
         let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
-        let record = Layer { id, parent, number, link, diff_id: *diff_id, contents, facts };
+        let record = Layer { id, parent, number, link, diff_id: *diff_id, contents, facts, tar: None };
         self.trees.plant(&record, tree, layer);
         if kept.is_none() {
             records.layers.push(record);

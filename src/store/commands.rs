@@ -27,12 +27,18 @@ enum Changer {
     Here(Box<Lock>),
 }
 
-/// Adds an image.
+/// Adds an image; with `full`, reads all of its layers, so that podman can push them.
 ///
 /// # Errors
 /// Where it cannot be had or not be served; the store is as it was, then.
-pub fn add(paths: &Paths, source: ImageOptions, name: Option<String>, report: &Report) -> Result<Vec<Listing>, Error> {
-    perform(paths, Request::Add { source: Box::new(source), name }, report)
+pub fn add(
+    paths: &Paths,
+    source: ImageOptions,
+    name: Option<String>,
+    full: bool,
+    report: &Report,
+) -> Result<Vec<Listing>, Error> {
+    perform(paths, Request::Add { source: Box::new(source), name, full }, report)
 }
 
 /// Removes images by their names or ids. `podman`: the roots of podman's own stores, which may use them.

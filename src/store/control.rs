@@ -26,7 +26,7 @@ const LONGEST: u64 = 1 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request {
-    Add { source: Box<ImageOptions>, name: Option<String> },
+    Add { source: Box<ImageOptions>, name: Option<String>, full: bool },
     Remove { names: Vec<String>, podman: Vec<PathBuf> },
     List,
     Share { user: String, stop: bool },
@@ -44,7 +44,7 @@ impl Store {
     /// Does what is asked for. `report` hears how far it is.
     pub(super) async fn perform(&self, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
         match request {
-            Request::Add { source, name } => Ok(vec![self.add(*source, name, report).await?]),
+            Request::Add { source, name, full } => Ok(vec![self.add(*source, name, full, report).await?]),
             Request::Remove { names, podman } => self.remove(&names, &podman, report).await,
             Request::List => Ok(self.list().await),
             Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Vec::new()),
@@ -106,7 +106,10 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
         Ok(images) => {
             if adds {
                 let (store, added) = (Arc::clone(&store), images.clone());
-                tokio::spawn(async move { store.join_added(&added).await });
+                tokio::spawn(async move {
+                    store.join_added(&added).await;
+                    store.take_carried_tar_splits().await;
+                });
             }
             Answer::Images(images)
         }

@@ -1,12 +1,18 @@
 //! Writes what podman reads, by its rules: under its write locks, layers.json before images.json.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Seek};
+use std::os::unix::fs::PermissionsExt;
 
 use super::lockfile::{self, Held};
-use super::paths::{Kind, Paths};
-use super::records::{Image, Records, replace};
+use super::paths::{Kind, Paths, TAR_SPLIT};
+use super::records::{Image, Records, replace, replace_by};
 use super::{Error, podman};
+use crate::blob::Digest;
+
+/// Modes of tar-splits.
+const OWN_TAR_SPLIT: u32 = 0o600;
+const SHARED_TAR_SPLIT: u32 = 0o644;
 
 /// The files of an image, before its name is in the list.
 pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
@@ -17,7 +23,7 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
     for (name, digest) in files {
         replace(&dir.join(name), if digest == image.id { config } else { manifest }, 0o644)?;
     }
-    let readable = fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    let readable = fs::set_permissions(&dir, fs::Permissions::from_mode(0o755));
     readable.map_err(|source| Error::File { path: dir, source })
 }
 
@@ -31,6 +37,39 @@ pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
             if let Err(error) = fs::remove_dir_all(entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
             }
+        }
+    }
+}
+
+/// Gives a layer the tar-split in a file, before the list says how long its tar is. podman opens it when it pushes the layer, and remembers
+/// nothing of it.
+pub(super) fn write_tar_split(paths: &Paths, layer: &Digest, split: &mut File) -> Result<(), Error> {
+    replace_by(&paths.tar_split(layer), OWN_TAR_SPLIT, |file| {
+        split.rewind()?;
+        io::copy(split, file).map(drop)
+    })
+}
+
+/// Lets those read the tar-splits who have the layers: contents of files can be in them.
+fn set_tar_split_modes(paths: &Paths, records: &Records) {
+    let mode = if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT };
+    for layer in records.layers.iter().filter(|layer| layer.tar.is_some()) {
+        let path = paths.tar_split(&layer.id);
+        if let Err(error) = fs::set_permissions(&path, fs::Permissions::from_mode(mode)) {
+            tracing::warn!(path = %path.display(), %error, "podman may not be able to push this layer; `crfs store add --full` the image again");
+        }
+    }
+}
+
+/// Removes the tar-splits of layers that no record has.
+pub(super) fn remove_other_tar_splits(paths: &Paths, records: &Records) {
+    let Ok(entries) = fs::read_dir(paths.tar_splits()) else { return };
+    let kept = |id: &str| records.layers.iter().any(|layer| layer.tar.is_some() && layer.id.hex() == id);
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_other = name.strip_suffix(TAR_SPLIT).is_some_and(|id| !kept(id));
+        if let Some(Err(error)) = is_other.then(|| fs::remove_file(entry.path())) {
+            tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
         }
     }
 }
@@ -49,6 +88,7 @@ pub(super) fn publish(paths: &Paths, records: &Records) -> Result<(), Error> {
     let locks = lockfile::all(lockfile::PATIENCE, both).map_err(|source| Error::File { path: path.clone(), source })?;
     let seconds = lockfile::PATIENCE.as_secs();
     let locks = locks.ok_or(Error::PodmanLock { path: path.clone(), seconds })?;
+    set_tar_split_modes(paths, records);
     let lists = [(Kind::Layers, podman::layers(records)), (Kind::Images, podman::images(records))];
     for (lock, (kind, list)) in locks.iter().zip(lists) {
         let path = paths.podman(kind, "json");
@@ -65,11 +105,13 @@ pub(super) fn publish(paths: &Paths, records: &Records) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use serde_json::Value;
 
     use super::*;
+    use crate::store::records::Tar;
     use crate::store::records::tests::{image, layer};
 
     fn read(paths: &Paths, kind: Kind) -> Vec<Value> {
@@ -128,6 +170,33 @@ mod tests {
     }
 
     #[test]
+    fn tar_splits_are_for_those_who_have_the_layers_and_go_with_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        let mut one = layer(&mut records, "one", None);
+        one.tar = Some(Tar { len: 99, is_verified: true });
+        let path = paths.tar_split(&one.id);
+        let mut written = tempfile::tempfile().unwrap();
+        written.write_all(b"split").unwrap();
+        write_tar_split(&paths, &one.id, &mut written).unwrap();
+        records.layers.push(one);
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        publish(&paths, &records).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), mode()), (b"split".to_vec(), 0o600));
+        assert_eq!(read(&paths, Kind::Layers)[0]["diff-size"], 99);
+        records.users.push("ann".into());
+        publish(&paths, &records).unwrap();
+        assert_eq!(mode(), 0o644);
+        remove_other_tar_splits(&paths, &records);
+        assert!(path.exists());
+        records.layers[0].tar = None;
+        remove_other_tar_splits(&paths, &records);
+        assert!(!path.exists() && paths.podman(Kind::Layers, "json").exists());
+    }
+
+    #[test]
     fn an_images_files_come_and_go_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(&dir.path().join("s"), None);
@@ -144,6 +213,4 @@ mod tests {
         remove_other_images(&paths, &Records::default());
         assert!(!path.exists() && paths.podman(Kind::Images, "lock").exists());
     }
-
-    use crate::blob::Digest;
 }

@@ -5,6 +5,7 @@
 //!     overlay-images/images.json, .lock  real files, so that podman never needs a server to read them (files.rs, podman.rs)
 //!     overlay-images/<image id>/         manifest and config, byte for byte
 //!     overlay-layers/layers.json, .lock
+//!     overlay-layers/<layer id>.tar-split.gz      of layers that podman can push (tar_splits.rs)
 //!     overlay/                           one FUSE mount (trees.rs), and what shows without it (stubs.rs)
 //!         <layer id>/{diff/, link, lower, merged/}
 //!         l/<link> -> ../<layer id>/diff
@@ -37,6 +38,7 @@ mod remove;
 mod serve;
 mod share;
 mod stubs;
+mod tar_splits;
 mod trees;
 
 pub mod commands;

@@ -72,6 +72,8 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
+    /// Layers whose blobs were looked at for tar-splits that they carry; one looks at a time.
+    pub(super) looked_at: tokio::sync::Mutex<HashSet<Digest>>,
     pub(super) lock: Lock,
 }
 
@@ -91,6 +93,8 @@ pub struct Listing {
     pub served: bool,
     /// Why not.
     pub problem: Option<String>,
+    /// Whether podman can push it, and what is built on it, to where its layers are not.
+    pub pushable: bool,
 }
 
 impl Store {
@@ -105,11 +109,18 @@ impl Store {
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, lock })
+        let looked_at = tokio::sync::Mutex::default();
+        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, looked_at, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
-        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN)?))
+        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, None)?))
+    }
+
+    /// The same, which makes tar-splits of the layers that it reads whole.
+    pub(super) fn full_engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
+        let dir = Some(self.paths.tar_splits());
+        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, dir)?))
     }
 
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
@@ -270,6 +281,7 @@ impl Store {
             };
             let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
             files::remove_other_images(&self.paths, &records);
+            files::remove_other_tar_splits(&self.paths, &records);
             if swept {
                 return;
             }
@@ -338,6 +350,7 @@ pub(super) fn listing(records: &Records, image: &Image) -> Listing {
         source: image.source.image.to_string(),
         served: false,
         problem: None,
+        pushable: image.layers.iter().all(|id| records.layer(id).is_some_and(|layer| layer.tar.is_some())),
     }
 }
 

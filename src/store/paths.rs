@@ -6,6 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use crate::blob::Digest;
+
+/// How the name of a tar-split ends, behind the layer's id.
+pub(super) const TAR_SPLIT: &str = ".tar-split.gz";
 
 /// The directories of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +37,16 @@ impl Paths {
     pub(super) fn podman(&self, kind: Kind, extension: &str) -> PathBuf {
         let name = kind.name();
         self.root.join(format!("overlay-{name}")).join(name).with_extension(extension)
+    }
+
+    /// Where podman looks for the tar-splits of layers, beside their list.
+    pub(super) fn tar_splits(&self) -> PathBuf {
+        self.root.join("overlay-layers")
+    }
+
+    /// That of a layer.
+    pub(super) fn tar_split(&self, layer: &Digest) -> PathBuf {
+        self.tar_splits().join(layer.hex() + TAR_SPLIT)
     }
 
     /// Manifest and config of an image.

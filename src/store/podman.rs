@@ -128,7 +128,8 @@ pub(super) fn layers(records: &Records) -> serde_json::Result<Vec<u8>> {
             parent: layer.parent.as_ref().map(Digest::hex),
             created: created(layer),
             diff_digest: layer.diff_id,
-            diff_size: layer.facts.size,
+            // podman compares it with the tar that it makes.
+            diff_size: layer.tar.map_or(layer.facts.size, |tar| tar.len),
             compression: 0,
             uidset: &layer.facts.users,
             gidset: &layer.facts.groups,

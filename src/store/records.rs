@@ -69,6 +69,18 @@ pub(super) struct Layer {
     pub(super) contents: String,
     /// What podman is told of it.
     pub(super) facts: Facts,
+    /// The tar of which podman has the tar-split.
+    #[serde(default)]
+    pub(super) tar: Option<Tar>,
+}
+
+/// What podman is to make of a layer's tar-split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tar {
+    /// Bytes of it.
+    pub(super) len: u64,
+    /// Whether its digest is the layer's diffID; else the tar-split is as the blob has it.
+    pub(super) is_verified: bool,
 }
 
 /// What is found out when a layer is opened.
@@ -185,12 +197,17 @@ impl Records {
 
 /// Puts a file in the place of another, so that a reader sees either, and a power cut leaves either.
 pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    replace_by(path, mode, |file| file.write_all(bytes))
+}
+
+/// The same with what `fill` writes.
+pub(super) fn replace_by(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("/"));
     let write = || {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
         let mut file = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(dir)?;
-        file.write_all(bytes)?;
+        fill(file.as_file_mut())?;
         // Whatever the umask was.
         file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         file.as_file().sync_all()?;
@@ -244,6 +261,7 @@ pub(super) mod tests {
             diff_id: Digest::of(b"d"),
             contents: id.into(),
             facts: Facts { size: 7, users: vec![0, 5], groups: vec![0], root: [0o711, own().0, own().1] },
+            tar: None,
         }
     }
 

@@ -23,7 +23,7 @@ use super::guard::Guard;
 use super::open::{Lock, Store};
 use super::paths::Paths;
 use super::records::CachePlace;
-use super::{Error, control, share};
+use super::{Error, control, files, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::mount::fusedev::{Detach, Target};
@@ -142,6 +142,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let records = store.records.lock().await;
     tokio::spawn(control::answer(listener, Arc::clone(&store)));
     spawn(&store, |store| async move { store.sweep().await });
+    spawn(&store, |store| async move { store.take_carried_tar_splits().await });
     tokio::task::block_in_place(|| store.share_again(&records));
     drop(records);
     session.mounted.stays = true;
@@ -177,7 +178,9 @@ async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> 
     changed.know_podman(&options.podman);
     tokio::task::block_in_place(|| {
         let _locks = store.drop_layers(&mut changed, |_| true);
-        store.commit(&mut records, changed)
+        store.commit(&mut records, changed)?;
+        files::remove_other_tar_splits(&store.paths, &records);
+        Ok(())
     })
 }
 
@@ -192,7 +195,7 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
         loop {
             tokio::time::sleep(pause).await;
             if store.open_all(&report).await {
-                return;
+                return store.take_carried_tar_splits().await;
             }
             pause = pause.saturating_mul(2).min(LAST_RETRY);
         }

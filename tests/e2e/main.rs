@@ -28,5 +28,6 @@ mod refusals;
 mod soci;
 mod store;
 mod store_life;
+mod store_push;
 mod store_users;
 mod support;

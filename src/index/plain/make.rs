@@ -12,6 +12,7 @@ use crate::index::entries::BLOCK;
 use crate::index::error::{Error, Problem, Rejected};
 use crate::index::stored::{self, Check, CheckKind, Codec, Piece, Tables, Unit};
 use crate::index::tar;
+use crate::index::tar_split::{NoTarSplit, Order, Recorder, Tape, TarSplit};
 use crate::index::toc::EntryType;
 use crate::index::{Format, Identity, limits};
 
@@ -27,6 +28,15 @@ pub struct Made {
     pub diff_id: Digest,
     /// For [`StoredIndex::open`](crate::index::StoredIndex::open).
     pub encoded: bytes::Bytes,
+    /// `None`: it was not asked for.
+    pub split: Option<Result<TarSplit, NoTarSplit>>,
+}
+
+/// What one pass over a layer has made that has an index already. It counts when the digests are those that were expected.
+pub struct Split {
+    /// Of the tar stream.
+    pub diff_id: Digest,
+    pub split: Result<TarSplit, NoTarSplit>,
 }
 
 /// Why it was not made.
@@ -36,18 +46,43 @@ pub(crate) enum Failed {
     Layer(Error),
 }
 
-/// Reads a tar stream to its end.
-pub(crate) fn make(blob: Digest, format: Format, events: Events<'_>, keep: Keep<'_>) -> Result<Made, Failed> {
+/// Reads a tar stream to its end. `order`: where its tar-split is to be written as well.
+pub(crate) fn make(
+    blob: Digest,
+    format: Format,
+    events: Events<'_>,
+    keep: Keep<'_>,
+    order: Option<Order>,
+) -> Result<Made, Failed> {
     let stream = Stream::new(events);
     let contents = Contents::new(stream.spans(), keep);
-    let mut maker = Maker { builder: Builder::new(Codec::Stored, 0), contents };
-    let mut reader = tar::Reader::new(stream);
+    let tape = Tape::new(order);
+    let mut maker = Maker { builder: Builder::new(Codec::Stored, 0), contents, tape: tape.clone() };
+    let mut reader = tar::Reader::new(Recorder::new(stream, tape.clone()));
     maker.read(&mut reader).map_err(|failed| failed.at(blob))?;
-    let diff_id = reader.into_inner().finish().map_err(Failed::Stream)?;
+    let diff_id = finish(reader).map_err(Failed::Stream)?;
     let (layer, format) = maker.finish(format).map_err(|rejected| Failed::Layer(rejected.at(blob)))?;
     let encoded = stored::encode(blob, Some(Identity::Own), format, 0, Some(diff_id), layer)
         .map_err(|source| Failed::Layer(Error::Encode { layer: blob, source }))?;
-    Ok(Made { diff_id, encoded })
+    Ok(Made { diff_id, encoded, split: tape.finish() })
+}
+
+/// Reads a tar stream to its end for its tar-split alone.
+pub(crate) fn split(blob: Digest, events: Events<'_>, order: Order) -> Result<Split, Failed> {
+    let tape = Tape::new(Some(order));
+    let mut reader = tar::Reader::new(Recorder::new(Stream::new(events), tape.clone()));
+    while reader.next().map_err(|error| Refused::from(error).at(blob))?.is_some() {
+        let (entry, stored) = reader.current();
+        tape.entry(entry, stored);
+    }
+    tape.last_entry();
+    let diff_id = finish(reader).map_err(Failed::Stream)?;
+    Ok(Split { diff_id, split: tape.finish().unwrap_or(Err(NoTarSplit::Unreadable)) })
+}
+
+/// Reads what is behind the tar's end. Gives the digest of all.
+fn finish(reader: tar::Reader<Recorder<Stream<'_>>>) -> io::Result<Digest> {
+    reader.into_inner().drain()?.finish()
 }
 
 /// The same before the layer's name is added.
@@ -79,19 +114,23 @@ impl From<tar::Error> for Refused {
 struct Maker<'a> {
     builder: Builder,
     contents: Contents<'a>,
+    tape: Tape,
 }
 
 impl Maker<'_> {
-    fn read(&mut self, reader: &mut tar::Reader<Stream<'_>>) -> Result<(), Refused> {
+    fn read(&mut self, reader: &mut tar::Reader<Recorder<Stream<'_>>>) -> Result<(), Refused> {
         while let Some(entry) = reader.next()? {
             let (is_file, size) = (entry.kind == Some(EntryType::File), entry.size);
             let start = self.builder.add_placed(entry).map_err(Refused::Layer)?;
+            let (entry, stored) = reader.current();
+            self.tape.entry(entry, stored);
             let Some(start) = start.filter(|_| is_file && size > 0) else { continue };
             self.contents.file(start, size, reader.stored()).map_err(|problem| Refused::Layer(problem.into()))?;
             reader.contents(&mut |at, stream, bytes| self.contents.add(start + at, stream, bytes))?;
             self.contents.hole(start + size);
         }
         self.contents.close();
+        self.tape.last_entry();
         Ok(())
     }
 

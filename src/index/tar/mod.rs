@@ -23,7 +23,7 @@ mod pax;
 mod sparse;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io::{self, BufRead};
 
@@ -190,6 +190,11 @@ impl<R: BufRead> Reader<R> {
     /// range for an ordinary file, none for an empty one.
     pub(crate) fn stored(&self) -> &[ByteRange] {
         &self.parts
+    }
+
+    /// The entry that [`next`](Self::next) gave last, as far as nobody has taken it apart, and what of its file is [`stored`](Self::stored).
+    pub(crate) fn current(&self) -> (&TocEntry, &[ByteRange]) {
+        (&self.entry, &self.parts)
     }
 
     /// The stream, behind the last block that was read.

@@ -82,6 +82,22 @@ impl Registry {
         send(self.server.as_ref().unwrap().id(), Signal::SIGCONT);
     }
 
+    /// The bytes of a blob that was pushed, wherever to.
+    #[track_caller]
+    pub(crate) fn blob(&self, digest: &str) -> Vec<u8> {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let path = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        fs::read(self.config.with_file_name(path)).unwrap()
+    }
+
+    /// The manifest that a tag names.
+    #[track_caller]
+    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> serde_json::Value {
+        let path = format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link");
+        let digest = fs::read_to_string(self.config.with_file_name(path)).unwrap();
+        serde_json::from_slice(&self.blob(&digest)).unwrap()
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }

@@ -54,13 +54,13 @@ if [ "$how" = own ]; then
   run_podman unshare sh -c 'echo $$ > "$HOME/pid"; exec "$@"' sh "$crfs" store serve > /dev/null 2> "$dir/log" &
   wait_for "$dir/log"
   server=$(cat "$dir/home/pid")
-  run_podman unshare "$crfs" store add --name localhost/busy:1 "oci:$image"
+  run_podman unshare "$crfs" store add --full --name localhost/busy:1 "oci:$image"
 else
   root="$dir/store"
   "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
   server=$!
   wait_for "$dir/log"
-  "$crfs" store add --root "$root" --name localhost/busy:1 "oci:$image"
+  "$crfs" store add --root "$root" --full --name localhost/busy:1 "oci:$image"
   store=$("$crfs" store share --root "$root" --user nobody)
   as_user "$crfs" store config --root "$store" | as_user tee "$conf" > /dev/null
 fi
@@ -78,6 +78,9 @@ run "" ""
 run "" "--userns=auto"
 run "" "--uidmap=0:1:1000 --gidmap=0:1:1000"
 [ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs" ""
+# Of the tar-split and the layer's files, whose digest podman compares.
+run_podman save -q --format oci-dir -o "$dir/home/saved" localhost/busy:1
+test -s "$dir/home/saved/index.json"
 
 if [ "$how" = shared ]; then
   container=$(run_podman create --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 sh)

@@ -43,7 +43,8 @@ fn own(layer: &Bytes, format: Format) -> (StoredIndex, Vec<u8>) {
         file.resize(at as usize, 0);
         file.extend_from_slice(bytes);
     };
-    let made = make(blob, format, &mut || Ok(events.pop_front()), keep).ok().expect("the layer cannot be indexed");
+    let made =
+        make(blob, format, &mut || Ok(events.pop_front()), keep, None).ok().expect("the layer cannot be indexed");
     let key = LayerKey { blob, identity: Identity::Own };
     let index = StoredIndex::open(Arc::new(made.encoded), &blob, Some(&key)).unwrap();
     file.resize(index.summary().layer_file_len as usize, 0);

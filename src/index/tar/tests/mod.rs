@@ -15,20 +15,20 @@ use crate::index::error::Problem;
 use crate::index::toc::EntryType;
 use crate::index::xattrs::Xattr;
 
-const GNU: &[u8; 8] = b"ustar  \0";
+pub(in crate::index) const GNU: &[u8; 8] = b"ustar  \0";
 const USTAR: &[u8; 8] = b"ustar\x0000";
 
 /// A header under construction.
 #[derive(Clone)]
-struct Head([u8; 512]);
+pub(in crate::index) struct Head([u8; 512]);
 
 impl Head {
-    fn new(kind: u8, name: &[u8]) -> Self {
+    pub(in crate::index) fn new(kind: u8, name: &[u8]) -> Self {
         let head = Self([0; 512]).put(0, name).put(156, &[kind]).put(257, USTAR);
         head.put(100, b"0000644\0").put(108, b"0000000\0").put(116, b"0000000\0").put(136, b"00000000007\0").size(0)
     }
 
-    fn put(mut self, at: usize, bytes: &[u8]) -> Self {
+    pub(in crate::index) fn put(mut self, at: usize, bytes: &[u8]) -> Self {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
         self
     }
@@ -45,7 +45,7 @@ impl Head {
     }
 
     /// The header, and contents of the size that it says.
-    fn with(self, contents: &[u8]) -> Vec<u8> {
+    pub(in crate::index) fn with(self, contents: &[u8]) -> Vec<u8> {
         [self.size(contents.len() as u64).done(), padded(contents)].concat()
     }
 }
@@ -62,7 +62,7 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-fn pax(kind: u8, records: &[(&str, &[u8])]) -> Vec<u8> {
+pub(in crate::index) fn pax(kind: u8, records: &[(&str, &[u8])]) -> Vec<u8> {
     let records: Vec<_> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
     Head::new(kind, b"PaxHeaders/x").with(&records)
 }

@@ -1,0 +1,105 @@
+//! A layer's tar-split: of what podman puts its tar together again, byte for byte, with the help of the layer's files. What is pushed is that tar.
+//!
+//! ```text
+//! gzip of one JSON object a line, in the order of the tar (vbatts/tar-split v0.11.2, tar/storage/entry.go):
+//! {"type":2,"payload":BASE64,"position":0}                            a segment: these bytes (headers, padding)
+//! {"type":1,"name":"a/b","size":5,"payload":BASE64,"position":1}      the contents of a file, which is read by that name
+//!           "name_raw":BASE64 where the name is not UTF-8             payload: its CRC-64 (crc.rs), 8 bytes, big endian
+//! ```
+//!
+//! podman opens a file by its name below the layer's `diff`, whatever is there, and refuses a tar-split that names one twice. So a file is named only
+//! where the layer's index has a regular file of that size under that path, which no later entry of the tar replaces. All other contents are written
+//! as segments, within limits: what the index hides or cannot show, sparse files, and all but the last of several files with one name.
+//!
+//! A tar-split is made while a layer is read whole (record.rs), or of one that a zstd:chunked blob carries (carried.rs).
+
+pub(crate) mod carried;
+mod crc;
+mod record;
+mod write;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+
+pub(super) use self::record::{Recorder, Tape};
+use super::entries::{Child, Entries, Kind};
+
+/// Why a layer has no tar-split.
+#[derive(Debug, thiserror::Error)]
+pub enum NoTarSplit {
+    #[error("it cannot be written")]
+    Write(#[from] io::Error),
+    #[error("more than {limit} bytes of {what} would have to stand in it")]
+    TooLarge { what: &'static str, limit: u64 },
+    #[error("its tar has more than {limit} {what}")]
+    TooMany { what: &'static str, limit: usize },
+    #[error("it is no tar that crfs can read")]
+    NoTar(#[source] Box<super::Error>),
+    #[error("what the blob carries is no tar-split: line {line}: {problem}")]
+    Malformed { line: u64, problem: String },
+    #[error("what the blob carries has {len} bytes; the limit is {limit}")]
+    CarriedTooLarge { len: u64, limit: u64 },
+    #[error("what the blob carries cannot be decompressed")]
+    Undecodable(#[source] io::Error),
+    #[error("the layer's index does not have all files of its tar under their names")]
+    Unreadable,
+}
+
+/// What a tar-split is written to, and what is to be written as segments, by the numbers of the tar's entries.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) file: File,
+    pub(crate) raw: BTreeSet<u64>,
+}
+
+/// A tar-split that was written.
+#[derive(Debug)]
+pub struct TarSplit {
+    pub file: File,
+    /// Bytes of the tar.
+    pub tar_len: u64,
+    /// What it names, by cleaned paths.
+    files: HashMap<Vec<u8>, Named>,
+    /// Entries that it names and that later ones replace.
+    replaced: BTreeSet<u64>,
+}
+
+/// A file that a tar-split names.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    /// The entry's number in the tar.
+    entry: u64,
+    size: u64,
+}
+
+impl TarSplit {
+    /// The numbers of the entries that it names and that cannot be read by that name from the layer.
+    #[must_use]
+    pub fn unreadable(&self, entries: &Entries) -> BTreeSet<u64> {
+        let mut readable = HashSet::new();
+        let mut dirs = vec![(Entries::ROOT, Vec::new())];
+        while let Some((dir, path)) = dirs.pop() {
+            for (name, child) in entries.children(dir) {
+                let Child::Node(node) = child else { continue };
+                let path = joined(&path, name);
+                match entries.kind(node) {
+                    Kind::Dir { .. } => dirs.push((node, path)),
+                    Kind::File { size, .. } => {
+                        readable.extend(self.files.get(&path).filter(|file| file.size == size).map(|file| file.entry));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let named = self.files.values().map(|file| file.entry).filter(|entry| !readable.contains(entry));
+        named.chain(self.replaced.iter().copied()).collect()
+    }
+}
+
+fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Reads layers whole for their tar-splits, by which podman pushes them (src/index/tar_split).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::event::Report;
+use super::image::{Engine, TICK};
+use super::layer::{OpenLayer, Opener, Reading, blocking, check_diff_id};
+use super::{Error, chain};
+use crate::blob::Digest;
+use crate::fetch::{self, PassError};
+use crate::index::{NoTarSplit, Split, TarSplit, TarSplitOrder};
+use crate::registry::{self, Freshness};
+
+/// What came of a layer.
+type Outcome = Result<TarSplit, NoTarSplit>;
+
+/// A layer that is to be read.
+struct Wanted {
+    layer: registry::Layer,
+    contents: Arc<fetch::Layer>,
+    /// What opening it has made.
+    made: Option<Outcome>,
+    diff_id: Digest,
+}
+
+impl Engine {
+    /// Gives those layers that are `wanted`, by their numbers and with their diffIDs, a tar-split that can be used, or the reason why they have
+    /// none. Each is read whole, unless opening it has done so.
+    ///
+    /// # Errors
+    /// Where one cannot be read, or is not what the manifest and the config say: of several, the lowest one's, with its number.
+    pub(crate) async fn split_each(
+        self: &Arc<Self>,
+        layers: &mut [OpenLayer],
+        wanted: &BTreeMap<usize, Digest>,
+        report: &Report,
+    ) -> Result<(), (usize, Error)> {
+        let reading = Arc::new(Reading::default());
+        let splitting = FuturesUnordered::new();
+        for (number, layer) in layers.iter_mut().enumerate() {
+            let Some(diff_id) = wanted.get(&number).copied() else { continue };
+            let (engine, reading) = (Arc::clone(self), Arc::clone(&reading));
+            let (made, contents) = (layer.tar_split.take(), Arc::clone(&layer.contents));
+            let wanted = Wanted { layer: layer.layer.clone(), contents, made, diff_id };
+            splitting.push(async move { (number, engine.split(wanted, &reading).await) });
+        }
+        let results = with_progress(splitting, &reading, report).await;
+        for (number, result) in results {
+            let outcome = result.map_err(|error| (number, error))?;
+            if let Some(layer) = layers.get_mut(number) {
+                if let Err(problem) = &outcome {
+                    tracing::warn!(layer = %layer.layer.digest, problem = chain(problem), "podman cannot push this layer: it has no tar-split");
+                }
+                layer.tar_split = Some(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    async fn split(self: Arc<Self>, mut wanted: Wanted, reading: &Reading) -> Result<Outcome, Error> {
+        // An error says that there are no permits any more: nobody closes them.
+        let _permit = self.passes.acquire().await;
+        let first = match wanted.made.take() {
+            Some(made) => made,
+            None => self.opener.read_split(&wanted, BTreeSet::new(), reading).await?,
+        };
+        let (first, unreadable) = match first {
+            Ok(first) => usable(&wanted, first).await?,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        if unreadable.is_empty() {
+            return Ok(Ok(first));
+        }
+        // Which file of several counts is known at the end of the tar, and their contents have passed by then.
+        tracing::debug!(layer = %wanted.layer.digest, files = unreadable.len(), "reading the layer once more: podman could not read all files by their names");
+        let second = match self.opener.read_split(&wanted, unreadable, reading).await? {
+            Ok(second) => usable(&wanted, second).await?,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        Ok(if second.1.is_empty() { Ok(second.0) } else { Err(NoTarSplit::Unreadable) })
+    }
+}
+
+/// A tar-split, and the entries of the tar that it must not name.
+async fn usable(wanted: &Wanted, split: TarSplit) -> Result<(TarSplit, BTreeSet<u64>), Error> {
+    let contents = Arc::clone(&wanted.contents);
+    let look = move || {
+        let unreadable = split.unreadable(&contents.index().entries()?);
+        Ok((split, unreadable))
+    };
+    blocking(wanted.layer.digest, look).await
+}
+
+/// What came of all, by their numbers.
+async fn with_progress<F: Future<Output = (usize, Result<Outcome, Error>)>>(
+    mut splitting: FuturesUnordered<F>,
+    reading: &Reading,
+    report: &Report,
+) -> BTreeMap<usize, Result<Outcome, Error>> {
+    let mut results = BTreeMap::new();
+    let mut ticks = tokio::time::interval(TICK);
+    while !splitting.is_empty() {
+        tokio::select! {
+            Some((number, result)) = splitting.next() => drop(results.insert(number, result)),
+            _ = ticks.tick() => reading.tell(report),
+        }
+    }
+    results
+}
+
+impl Opener {
+    /// Where a tar-split goes, if any is wanted. `raw`: the entries that it must not name.
+    pub(super) fn order(&self, raw: BTreeSet<u64>) -> Result<Option<TarSplitOrder>, Error> {
+        let Some(dir) = &self.tar_splits else { return Ok(None) };
+        let file = tempfile::tempfile_in(dir).map_err(|source| Error::TarSplit { dir: dir.clone(), source })?;
+        Ok(Some(TarSplitOrder { file, raw }))
+    }
+
+    /// Reads all of a layer. Wrong bytes are read once more, past caches.
+    async fn read_split(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        raw: BTreeSet<u64>,
+        reading: &Reading,
+    ) -> Result<Outcome, Error> {
+        match self.read_split_once(wanted, raw.clone(), Freshness::Any, reading).await {
+            Err(error) if error.is_wrong_bytes() => {
+                tracing::warn!(layer = %wanted.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
+                self.read_split_once(wanted, raw, Freshness::PastCaches, reading).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_split_once(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        raw: BTreeSet<u64>,
+        freshness: Freshness,
+        reading: &Reading,
+    ) -> Result<Outcome, Error> {
+        let Wanted { layer, contents, diff_id, .. } = wanted;
+        let Some(order) = self.order(raw)? else { return Ok(Err(NoTarSplit::Unreadable)) };
+        reading.of.fetch_add(layer.size, Ordering::Relaxed);
+        let pass = self.pass_over(layer, contents.source(), freshness, Arc::clone(&reading.bytes));
+        match pass.split(order).await {
+            Ok(Split { diff_id: got, split }) => {
+                check_diff_id(layer, Some(got), Some(*diff_id))?;
+                Ok(split)
+            }
+            Err(PassError::Index(error)) if !error.is_wrong_bytes() => Ok(Err(NoTarSplit::NoTar(Box::new(error)))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
