@@ -82,8 +82,9 @@ impl Files for Tree {
         Tree::parent(self, Ino::new(dir)?).map(Ino::get)
     }
 
-    fn children(&self, dir: Node) -> Box<dyn Iterator<Item = Node> + '_> {
-        Box::new(Ino::new(dir).into_iter().flat_map(|dir| Tree::children(self, dir, 0).map(|(_, ino)| ino.get())))
+    fn children(&self, dir: Node) -> Box<dyn Iterator<Item = (&[u8], Node)> + '_> {
+        let children = |dir| Tree::children(self, dir, 0).map(|(name, ino)| (name, ino.get()));
+        Box::new(Ino::new(dir).into_iter().flat_map(children))
     }
 
     fn find(&self, dir: Node, path: &[u8]) -> Option<Node> {

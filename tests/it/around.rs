@@ -106,3 +106,73 @@ async fn guesses_that_fail_are_nobodys_error() {
         }
     }
 }
+
+/// Modules far from each other, each with text that hardly packs behind what it brings in.
+fn modules() -> Vec<File> {
+    let module = |name: &'static str, brings_in: &str, seed| {
+        let text: Vec<u8> = noise(40_000, seed).into_iter().map(|byte| b' ' + byte % 64).collect();
+        File { name, content: [brings_in.as_bytes(), b"\n#", &text].concat() }
+    };
+    let between = |name, seed| File { name, content: noise(3 << 20, seed) };
+    vec![
+        module("app/main.py", "import thing", 1),
+        between("app/zzz", 2),
+        between("bin/py3", 3),
+        module("lib/py3/first.py", "import second, folder", 4),
+        between("lib/py3/first.zzz", 5),
+        module("lib/py3/folder/__init__.py", "from . import part", 6),
+        between("lib/py3/folder/between", 7),
+        module("lib/py3/folder/part.py", "", 8),
+        between("lib/py3/other", 9),
+        module("lib/py3/second.py", "import first, nothing", 10),
+        between("lib/py3/site/between", 11),
+        module("lib/py3/site/thing/__init__.py", "import second", 12),
+    ]
+}
+
+/// Reads each of some files; gives the requests that this took.
+async fn requests_for(lab: &Lab, opened: &crate::contents::Opened, names: &[&str]) -> usize {
+    let before = lab.sent().0;
+    for name in names {
+        let file = lab.files.iter().find(|file| file.name == *name).unwrap();
+        assert!(opened.read(name, 0, u64::MAX).await.unwrap() == file.content, "{name}");
+    }
+    lab.sent().0 - before
+}
+
+async fn sent_from(lab: &Lab, before: u64, bytes: u64) {
+    within(async {
+        while lab.sent().1 - before < bytes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_file_brings_in_comes_with_it() {
+    let lab = Lab::with(zstd_chunked, modules()).await;
+    let opened = open_guessing(&lab.options()).await.unwrap();
+    let before = lab.sent().1;
+    opened.read("lib/py3/first.py", 0, u64::MAX).await.unwrap();
+    // First itself, what it names, and what that names.
+    sent_from(&lab, before, 4 * 27_000).await;
+    let named = ["lib/py3/second.py", "lib/py3/folder/__init__.py", "lib/py3/folder/part.py"];
+    assert_eq!(requests_for(&lab, &opened, &named).await, 0, "all of them were there");
+    lab.assert_right(&opened).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_commands_script_brings_in_comes_before_it_is_read() {
+    let lab = Lab::with(zstd_chunked, modules()).await;
+    let opened = open_guessing(&lab.options()).await.unwrap();
+    let before = lab.sent().1;
+    let around = std::sync::Arc::clone(&opened.around);
+    let command = ["/bin/py3", "/app/main.py"].map(|word| vec![word.to_owned()]);
+    tokio::task::spawn_blocking(move || around.starts(&command)).await.unwrap();
+    // The program, its script, what that names wherever it is, and what that names in the program's own directory.
+    sent_from(&lab, before, (3 << 20) + 3 * 25_000).await;
+    let named = ["app/main.py", "lib/py3/site/thing/__init__.py", "lib/py3/second.py"];
+    assert_eq!(requests_for(&lab, &opened, &named).await, 0, "all of them were there");
+    lab.assert_right(&opened).await;
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crfs::cache::LAYOUT;
+use crfs::fetch::Around;
 use crfs::fs::view::{LastSymlink, ReadError, View};
 use crfs::mount::image::{Engine, OpenImage};
 use crfs::mount::options::ImageOptions;
@@ -118,6 +119,7 @@ pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOpt
 pub(crate) struct Opened {
     pub(crate) image: OpenImage,
     view: Arc<View>,
+    pub(crate) around: Arc<Around>,
 }
 
 pub(crate) async fn open(options: &ImageOptions) -> Result<Opened, Error> {
@@ -138,11 +140,11 @@ async fn open_with(options: &ImageOptions, resolve_within: Duration, guesses: bo
     within(async {
         let engine = Arc::new(Engine::new(options, resolve_within)?);
         let image = engine.open(engine.resolve().await?, 0, &(Arc::new(|_: &Event| Ok(())) as Report)).await?;
-        let (image, view) =
-            tokio::task::spawn_blocking(move || image.view(None, guesses).map(|(view, _)| (image, view)))
+        let (image, view, around) =
+            tokio::task::spawn_blocking(move || image.view(None, guesses).map(|(view, around)| (image, view, around)))
                 .await
                 .unwrap()?;
-        Ok(Opened { image, view: Arc::new(view) })
+        Ok(Opened { image, view: Arc::new(view), around })
     })
     .await
 }

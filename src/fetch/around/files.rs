@@ -30,7 +30,8 @@ pub trait Files: Send + Sync {
     fn place(&self, node: Node) -> Option<Place>;
     /// The directory that holds a directory; `None` for what is none.
     fn parent(&self, dir: Node) -> Option<Node>;
-    fn children(&self, dir: Node) -> Box<dyn Iterator<Item = Node> + '_>;
+    /// With their names, in the order of these.
+    fn children(&self, dir: Node) -> Box<dyn Iterator<Item = (&[u8], Node)> + '_>;
     /// What a path of at most [`LONGEST_PATH`] bytes leads to, from a directory on, symlinks followed.
     fn find(&self, dir: Node, path: &[u8]) -> Option<Node>;
 }
@@ -53,7 +54,7 @@ impl Neighbourhood {
             if let Some(place) = files.place(number.into()) {
                 by_place.get_mut(place.layer).into_iter().for_each(|files| files.push((place.range.start, number)));
             } else if files.parent(number.into()).is_some() {
-                let own = files.children(number.into()).filter(|child| *child > newest);
+                let own = files.children(number.into()).map(|(_, child)| child).filter(|child| *child > newest);
                 let (first, last) =
                     own.fold((u64::MAX, newest), |(first, last), child| (first.min(child), last.max(child)));
                 newest = last;
@@ -71,6 +72,11 @@ impl Neighbourhood {
     pub(super) fn dir(&self, file: Node) -> Option<Node> {
         let after = self.dirs.partition_point(|(first, _)| u64::from(*first) <= file);
         self.dirs.get(after.checked_sub(1)?).map(|(_, dir)| u64::from(*dir))
+    }
+
+    /// The directories that have children.
+    pub(super) fn dirs(&self) -> impl Iterator<Item = Node> {
+        self.dirs.iter().map(|(_, dir)| u64::from(*dir))
     }
 
     /// The files behind and before a file in the blob, the nearest first.

@@ -11,10 +11,13 @@
 
 pub mod elf;
 mod files;
+mod mentions;
 mod near;
 mod programs;
+mod shelf;
 mod state;
 mod wish;
+mod words;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -43,6 +46,9 @@ const SMALL: u64 = 128 << 10;
 /// too.
 const ROUND_TRIPS: u64 = 2;
 
+/// Over small files a miss goes on only for this part of it: what is named in files that were read says better which of them come next.
+const SMALL_TAIL: u64 = 4;
+
 /// The least that is fetched around a miss, where the link carries less.
 const FLOOR: u64 = 32 << 10;
 
@@ -50,7 +56,7 @@ const FLOOR: u64 = 32 << 10;
 const LARGEST_PIECE: u64 = 1 << 20;
 
 /// Requests for guesses under way at a time.
-const REQUESTS: usize = 6;
+const REQUESTS: usize = 10;
 
 /// Hits that are noticed at a time. One that is not costs a guess, no more.
 const NOTICED: usize = 4;
@@ -71,6 +77,8 @@ pub struct Around {
     requests: AtomicUsize,
     /// Hits that are being noticed.
     noticing: AtomicUsize,
+    /// Whether something came that may be looked into.
+    came: AtomicBool,
     /// Whether something waits for room.
     waiting: AtomicBool,
     /// Somebody turns wishes into requests, and is to look once more.
@@ -108,6 +116,7 @@ impl Around {
             flying: AtomicU64::new(0),
             requests: AtomicUsize::new(0),
             noticing: AtomicUsize::new(0),
+            came: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             pumping: AtomicBool::new(false),
             again: AtomicBool::new(false),
@@ -129,7 +138,10 @@ impl Around {
         let reading =
             (self.guesses && contents.source.is_remote()).then(|| Reading { around: Arc::clone(self), layer, file });
         let read = contents.read_for(range, reading).await;
-        if self.state.try_lock().is_ok_and(|state| state.programs.are_waiting()) {
+        self.came.store(true, Ordering::Release);
+        let may_wait = |state: MutexGuard<'_, State>| state.programs.are_waiting() || state.mentions.are_waiting();
+        // Where it is looked at right now, perhaps without what has just come.
+        if self.state.try_lock().map_or(true, may_wait) {
             // What was read may say what it needs.
             self.pump();
         }
@@ -162,11 +174,25 @@ impl Around {
     pub fn starts(self: &Arc<Self>, files: &[Vec<String>]) {
         let found = files.iter().filter_map(|paths| paths.iter().find_map(|path| self.files.find(1, path.as_bytes())));
         for file in found.collect::<Vec<_>>().into_iter().rev() {
-            if let Err(error) = self.state().starts(self, file) {
+            self.read_local(file);
+            let mut state = self.state();
+            if let Err(error) = state.starts(self, file).and_then(|()| state.mentions_of_command(self, file)) {
                 tracing::debug!(%error, "nothing is fetched for the image's command");
             }
         }
         self.pump();
+    }
+
+    /// Lets a file be looked into whose layer was read whole when it was opened.
+    fn read_local(&self, file: Node) {
+        let Some(place) = self.files.place(file).filter(|place| place.range.len() <= mentions::LOOKED_INTO) else {
+            return;
+        };
+        if let Some(contents) = self.layers.get(place.layer).filter(|contents| !contents.source.is_remote()) {
+            // Whoever reads it hears of an error.
+            let _read = tokio::runtime::Handle::current().block_on(contents.read(place.range));
+            self.came.store(true, Ordering::Release);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -253,7 +279,7 @@ impl Reading {
         let bytes = around.budget(self.layer);
         let size = plan::compressed(&contents.index, &contents.index.units_over(place.range)?)?;
         let until = match size {
-            ..=SMALL => around.end_of_small_files(self.file, place, bytes)?,
+            ..=SMALL => around.end_of_small_files(self.file, place, bytes / SMALL_TAIL)?,
             _ if size <= WHOLE || missed_before => place.range.end,
             _ => return Ok(None),
         };
@@ -321,6 +347,7 @@ impl Drop for Guess {
     fn drop(&mut self) {
         self.around.flying.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
         self.around.requests.fetch_sub(1, Ordering::AcqRel);
+        self.around.came.store(true, Ordering::Release);
         // While the runtime shuts down there is nobody to go on.
         if tokio::runtime::Handle::try_current().is_ok() {
             self.around.pump();

@@ -156,6 +156,34 @@ impl Around {
         parts.concat()
     }
 
+    /// The units of a file that are not there, made longer over `wished` files near it, up to `size` bytes and no further than over `gap` bytes.
+    pub(super) fn run_of(
+        &self,
+        file: Node,
+        (layer, units): (usize, Range<u32>),
+        (size, gap): (u64, u64),
+        wished: impl Fn(&Node) -> bool,
+    ) -> Result<Option<Range<u32>>, Damaged> {
+        if !self.is_absent(layer, &units)? {
+            return Ok(None);
+        }
+        let mut run = units;
+        for side in self.neighbourhood().beside(&*self.files, file) {
+            for next in side {
+                let Some((_, units)) = self.units(next)?.filter(|(place, _)| place.layer == layer) else { break };
+                let between = run.end.min(units.end)..run.start.max(units.start);
+                let joined = run.start.min(units.start)..run.end.max(units.end);
+                if self.size(layer, &between)? > gap || self.size(layer, &joined)? > size {
+                    break;
+                }
+                if wished(&next) && self.is_absent(layer, &units)? {
+                    run = joined;
+                }
+            }
+        }
+        Ok(Some(run))
+    }
+
     fn size(&self, layer: usize, units: &Range<u32>) -> Result<u64, Damaged> {
         self.layers.get(layer).map_or(Ok(0), |layer| plan::compressed(&layer.index, units))
     }

@@ -38,6 +38,8 @@ pub(super) struct Programs {
     waiting: VecDeque<(Node, bool)>,
     /// What the image's command needs, and the bytes of it that are wished for: each file once, whatever needs it.
     started: Seen,
+    /// Libraries that were wished for.
+    wished: Seen,
     started_bytes: u64,
     /// Where libraries were found.
     dirs: Vec<Node>,
@@ -133,6 +135,10 @@ impl State {
     fn wish_for_library(&mut self, around: &Around, library: Node) -> Result<(), Damaged> {
         let Some((place, units)) = around.units(library)? else { return Ok(()) };
         let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
+        if !self.programs.wished.insert(library) {
+            return Ok(());
+        }
+        self.programs.push(library, false);
         if plan::compressed(&contents.index, &units)? > WHOLE {
             self.libraries.push(Wish::new(place.layer, head_of(contents, &units)?, units.start));
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::plan;
 use super::files::{Node, Place};
+use super::mentions::Mentions;
 use super::near::{CREDIT, Directory, MOST_CREDIT};
 use super::programs::Programs;
 use super::wish::Wish;
@@ -48,6 +49,7 @@ pub(super) struct State {
     /// Files that were read.
     pub(super) seen: Seen,
     pub(super) programs: Programs,
+    pub(super) mentions: Mentions,
     large: HashMap<Node, Large>,
     rests: Stack<Wish>,
     pub(super) libraries: Stack<Wish>,
@@ -104,6 +106,20 @@ impl<T> Stack<T> {
     }
 }
 
+impl Stack<Wish> {
+    /// What to fetch next of the newest wish, at most about `size` bytes.
+    pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+        while let Some(wish) = self.0.front_mut() {
+            let layer = around.layers.get(wish.layer);
+            if let Some(units) = layer.map(|layer| wish.next(layer, size)).transpose()?.flatten() {
+                return Ok(Some((wish.layer, units)));
+            }
+            self.0.pop_front();
+        }
+        Ok(None)
+    }
+}
+
 /// A check that nobody has read yet.
 #[derive(Clone, Copy)]
 struct Guessed {
@@ -135,6 +151,7 @@ impl State {
         Self {
             seen: Seen::default(),
             programs: Programs::default(),
+            mentions: Mentions::default(),
             large: HashMap::new(),
             rests: Stack(VecDeque::new()),
             libraries: Stack(VecDeque::new()),
@@ -214,8 +231,12 @@ impl State {
             if let Some(wish) = rest_of(around, place, &units, here.start)? {
                 self.rests.push(wish);
             }
-            if size <= SMALL {
+            if size <= SMALL && !self.mentions.has_told(*file) {
                 self.credit(around, *file);
+            }
+            // Where everything has been there so far there is nothing to guess.
+            if missed || self.asked > 0 {
+                self.mentions_of(around, *file)?;
             }
         }
         if size > WHOLE {
@@ -282,16 +303,20 @@ impl State {
     /// What to fetch next, at most about `size` bytes of it.
     pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
         self.look_into_programs(around)?;
+        self.look_into_mentions(around)?;
         let is_over = self.is_over();
-        let stacks = [(&mut self.rests, true), (&mut self.libraries, true), (&mut self.started, false)];
-        for (stack, counts) in stacks.into_iter().filter(|(_, counts)| !(*counts && is_over)) {
-            while let Some(wish) = stack.0.front_mut() {
-                let layer = around.layers.get(wish.layer);
-                if let Some(units) = layer.map(|layer| wish.next(layer, size)).transpose()?.flatten() {
-                    return Ok(Some(Next { layer: wish.layer, units, counts }));
+        if !is_over {
+            for stack in [&mut self.rests, &mut self.libraries] {
+                if let Some((layer, units)) = stack.next(around, size)? {
+                    return Ok(Some(Next { layer, units, counts: true }));
                 }
-                stack.0.pop_front();
             }
+        }
+        if let Some(next) = self.next_mentioned(around, size, is_over)? {
+            return Ok(Some(next));
+        }
+        if let Some((layer, units)) = self.started.next(around, size)? {
+            return Ok(Some(Next { layer, units, counts: false }));
         }
         if is_over {
             return Ok(None);

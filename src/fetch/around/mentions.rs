@@ -1,0 +1,330 @@
+//! What files name: who reads a module reads the modules that it imports, and those that they import.
+//!
+//! ```text
+//! a small file is read, or guessed --> when all of it is there: its words (words.rs)
+//! a word                           --> a file of that name beside it, or where others were read (shelf.rs)
+//! that file                        --> is wished for, and looked into as well, a few steps far
+//! ```
+//!
+//! Nothing is known of any language but how names become paths. What the image's command is given as a script names modules that may be anywhere.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::super::plan;
+use super::files::Node;
+use super::shelf::{self, Kind, Shelf};
+use super::state::{Next, State};
+use super::wish::Wish;
+use super::words::{is_script, words};
+use super::{Around, SMALL, WHOLE};
+use crate::cache;
+use crate::index::Damaged;
+
+/// Bytes of the largest file that is looked into.
+pub(super) const LOOKED_INTO: u64 = 512 << 10;
+
+/// How many steps from what was read a file may be that is looked into.
+const STEPS: usize = 4;
+
+/// Who names more files than this lists them, and does not need them.
+const LIST: usize = 32;
+
+/// Files that are waited for to be looked into, and that are wished for.
+const WAITING: usize = 256;
+const WISHED: usize = 1024;
+
+/// Directories in which files were read, that words are looked for in; and those that are remembered.
+const SEARCHED: usize = 12;
+const REMEMBERED: usize = 24;
+
+/// Wished files this near each other are one request, which costs about as much as the bytes between them.
+const GAP: u64 = 64 << 10;
+
+/// What is named by the command's script, and not read yet, counts for nothing up to so many bytes.
+const COMMAND: u64 = 8 << 20;
+
+/// What interpreters read when they start, in the directory of their own files, without suffixes: Python's.
+const READ_AT_START: [&[&[u8]]; 4] =
+    [&[b"encodings", b"__init__"], &[b"encodings", b"aliases"], &[b"encodings", b"utf_8"], &[b"sitecustomize"]];
+
+/// How a file came to be named.
+#[derive(Clone)]
+struct Told {
+    /// When it is likely read: the newest read first, what that names in the order of the names, and behind each what it names itself.
+    turn: Turn,
+    /// Whether it counts for what may be guessed wrong: it does not where it follows from the image's command.
+    counts: bool,
+}
+
+/// Reads are counted down; then the place of each name among those beside it.
+type Turn = Vec<u32>;
+
+impl Told {
+    fn steps(&self) -> usize {
+        self.turn.len().saturating_sub(1)
+    }
+}
+
+/// A file that is looked into when its checks are there.
+struct Waiting {
+    file: Node,
+    layer: usize,
+    checks: Range<u32>,
+    told: Told,
+    /// What it names may be anywhere.
+    anywhere: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Mentions {
+    waiting: VecDeque<Waiting>,
+    told: HashMap<Node, Told>,
+    /// What is to be fetched.
+    wished: BTreeMap<Turn, Node>,
+    /// How many files were read.
+    reads: u32,
+    shelves: VecDeque<Arc<Shelf>>,
+    searched: VecDeque<Node>,
+    command_bytes: u64,
+}
+
+impl Mentions {
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether a file was named before it was read.
+    pub(super) fn has_told(&self, file: Node) -> bool {
+        self.told.contains_key(&file)
+    }
+
+    /// Whether a file is linked as a library is, as far as it is known.
+    fn is_native(&self, file: Node) -> bool {
+        self.shelves.iter().any(|shelf| shelf.kind(file) == Some(&Kind::Native))
+    }
+
+    /// What a directory holds, if it is one that can be looked into.
+    fn shelf(&mut self, around: &Around, dir: Node) -> Option<Arc<Shelf>> {
+        if let Some(at) = self.shelves.iter().position(|shelf| shelf.dir == dir || shelf.compiled == Some(dir)) {
+            let shelf = self.shelves.remove(at)?;
+            self.shelves.push_front(Arc::clone(&shelf));
+            return Some(shelf);
+        }
+        let shelf = Arc::new(Shelf::of(&*around.files, dir)?);
+        self.shelves.push_front(Arc::clone(&shelf));
+        self.shelves.truncate(REMEMBERED);
+        Some(shelf)
+    }
+
+    /// Words are looked for in a directory from now on.
+    fn search(&mut self, around: &Around, dir: Node) {
+        let Some(shelf) = self.shelf(around, dir) else { return };
+        self.searched.retain(|searched| *searched != shelf.dir);
+        self.searched.push_front(shelf.dir);
+        self.searched.truncate(SEARCHED);
+    }
+
+    /// What the contents of a file name.
+    fn named_by(&mut self, around: &Around, file: Node, contents: &[u8]) -> Vec<Node> {
+        let Some(own) = around.neighbourhood().dir(file).and_then(|dir| self.shelf(around, dir)) else {
+            return Vec::new();
+        };
+        let script = is_script(contents).then_some(Kind::Script);
+        let Some(kind) = own.kind(file).cloned().or(script) else { return Vec::new() };
+        let others: Vec<_> = self.searched.clone().into_iter().filter(|dir| *dir != own.dir).collect();
+        let others: Vec<_> = others.into_iter().filter_map(|dir| self.shelf(around, dir)).collect();
+        let own_dir = Some(own.dir);
+        let shelves: Vec<_> = std::iter::once(own).chain(others).collect();
+        let mut found = Vec::new();
+        let mut known = HashSet::from([file]);
+        for word in words(contents).into_iter().filter(|word| !shelf::ENTRIES.contains(word)) {
+            let named = shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind)));
+            let Some((dir, named)) = named.into_iter().find(|(_, named)| !named.is_empty()) else { continue };
+            found.extend(named.into_iter().filter(|node| known.insert(*node)).map(|node| (dir, node)));
+        }
+        // What it builds on comes before its own parts.
+        let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(dir, _)| Some(*dir) == own_dir);
+        let found: Vec<_> = others.into_iter().chain(own).map(|(_, node)| node).collect();
+        if found.len() > LIST { Vec::new() } else { found }
+    }
+
+    /// The same wherever they are in the image, those nearest to its root.
+    fn named_anywhere(around: &Around, file: Node, contents: &[u8]) -> Vec<Node> {
+        let files = &*around.files;
+        let dir_of_it = around.neighbourhood().dir(file);
+        let name = dir_of_it.and_then(|dir| files.children(dir).find(|(_, node)| *node == file));
+        let Some(kind) = name.and_then(|(name, _)| Kind::of(name)).or(is_script(contents).then_some(Kind::Script))
+        else {
+            return Vec::new();
+        };
+        let words = words(contents);
+        let wanted: HashSet<&[u8]> = words.iter().copied().take(LIST).collect();
+        let mut found: HashMap<&[u8], (usize, Vec<Node>)> = HashMap::new();
+        for dir in around.neighbourhood().dirs() {
+            for (name, node) in files.children(dir) {
+                let Some(word) = wanted.get(shelf::stem(name)) else { continue };
+                let depth = shelf::depth(files, dir);
+                if found.get(word).is_some_and(|(nearest, _)| *nearest <= depth) {
+                    continue;
+                }
+                let is_file = files.place(node).is_some();
+                let named = match Kind::of(name).filter(|_| is_file) {
+                    Some(other) if kind.may_name(&other) => vec![node],
+                    Some(_) => Vec::new(),
+                    None if name == *word => shelf::entry(files, node, &kind),
+                    None => Vec::new(),
+                };
+                if !named.is_empty() {
+                    found.insert(word, (depth, named));
+                }
+            }
+        }
+        words.iter().filter_map(|word| found.remove(word)).flat_map(|(_, named)| named).collect()
+    }
+}
+
+impl State {
+    /// A file was read for the first time.
+    pub(super) fn mentions_of(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
+        if let Some(dir) = around.neighbourhood().dir(file) {
+            self.mentions.search(around, dir);
+        }
+        self.mentions.reads = self.mentions.reads.saturating_add(1);
+        let told = Told { turn: vec![u32::MAX.saturating_sub(self.mentions.reads)], counts: true };
+        self.mentions.told.insert(file, told.clone());
+        self.wait_to_look_into(around, file, told, false)
+    }
+
+    /// The image's command starts with a program, or is given a script.
+    pub(super) fn mentions_of_command(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
+        let files = &*around.files;
+        if let Some(own) = around.neighbourhood().dir(file).and_then(|dir| shelf::of_program(files, dir, file)) {
+            for dir in files.children(own).map(|(_, node)| node).filter(|node| files.parent(*node).is_some()) {
+                if self.mentions.shelf(around, dir).is_some_and(|shelf| shelf.has_native()) {
+                    self.mentions.search(around, dir);
+                }
+            }
+            self.mentions.search(around, own);
+            let read_at_start = self.mentions.shelf(around, own).map(|shelf| shelf.paths(files, &READ_AT_START));
+            self.tell(around, read_at_start.unwrap_or_default(), Told { turn: vec![u32::MAX - 1], counts: false })?;
+        }
+        self.wait_to_look_into(around, file, Told { turn: vec![u32::MAX], counts: false }, true)
+    }
+
+    fn wait_to_look_into(&mut self, around: &Around, file: Node, told: Told, anywhere: bool) -> Result<(), Damaged> {
+        let Some((place, units)) = around.units(file)? else { return Ok(()) };
+        let Some(contents) = around.layers.get(place.layer).filter(|_| place.range.len() <= LOOKED_INTO) else {
+            return Ok(());
+        };
+        if plan::compressed(&contents.index, &units)? <= SMALL {
+            let checks = contents.index.checks_over(place.range)?;
+            self.mentions.waiting.push_front(Waiting { file, layer: place.layer, checks, told, anywhere });
+            self.mentions.waiting.truncate(WAITING);
+        }
+        Ok(())
+    }
+
+    /// Looks into the files of which all is there by now, and wishes for what they name.
+    pub(super) fn look_into_mentions(&mut self, around: &Around) -> Result<(), Damaged> {
+        if !around.came.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        for waiting in std::mem::take(&mut self.mentions.waiting) {
+            let Some(contents) = around.layers.get(waiting.layer) else { continue };
+            if !waiting.checks.clone().all(|check| contents.file.state(check) == cache::State::Ready) {
+                self.mentions.waiting.push_back(waiting);
+                continue;
+            }
+            let place = around.files.place(waiting.file);
+            let Some(bytes) = place.and_then(|place| contents.peek(place.range)) else { continue };
+            let named = match waiting.anywhere {
+                true => Mentions::named_anywhere(around, waiting.file, &bytes),
+                false => self.mentions.named_by(around, waiting.file, &bytes),
+            };
+            self.tell(around, named, waiting.told)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, around: &Around, named: Vec<Node>, by: Told) -> Result<(), Damaged> {
+        for (at, file) in (0..).zip(named) {
+            let told = Told { turn: [by.turn.as_slice(), &[at]].concat(), counts: by.counts };
+            let before = self.mentions.told.get(&file).cloned();
+            let is_old =
+                before.as_ref().is_some_and(|before| before.turn <= told.turn && (before.counts || !told.counts));
+            if is_old || self.seen.contains(file) {
+                continue;
+            }
+            if let Some(before) = &before {
+                self.mentions.wished.remove(&before.turn);
+            }
+            self.mentions.wished.insert(told.turn.clone(), file);
+            self.mentions.told.insert(file, told.clone());
+            if before.is_none() {
+                if self.mentions.is_native(file) {
+                    self.programs.push(file, false);
+                }
+                if told.steps() <= STEPS {
+                    self.wait_to_look_into(around, file, told, false)?;
+                }
+            }
+        }
+        while self.mentions.wished.len() > WISHED {
+            self.mentions.wished.pop_last();
+        }
+        // They may be there.
+        around.came.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// What to fetch next of what was named, at most about `size` bytes.
+    pub(super) fn next_mentioned(
+        &mut self,
+        around: &Around,
+        size: u64,
+        is_over: bool,
+    ) -> Result<Option<Next>, Damaged> {
+        while let Some((file, counts)) = self.mentions.next_wished(is_over) {
+            let Some((place, units)) = around.units(file)?.filter(|_| !self.seen.contains(file)) else { continue };
+            let Some(contents) = around.layers.get(place.layer).filter(|layer| layer.source.is_remote()) else {
+                continue;
+            };
+            let bytes = plan::compressed(&contents.index, &units)?;
+            if bytes > WHOLE || (!counts && self.mentions.command_bytes.saturating_add(bytes) > COMMAND) {
+                continue;
+            }
+            if bytes > size {
+                // In pieces, with what else is large.
+                let stack = if counts { &mut self.libraries } else { &mut self.started };
+                stack.push(Wish::new(place.layer, units.clone(), units.start));
+                match if counts { stack.next(around, size)? } else { None } {
+                    Some((layer, units)) => return Ok(Some(Next { layer, units, counts })),
+                    None => continue,
+                }
+            }
+            let wished = |file: &Node| self.mentions.told.contains_key(file) && !self.seen.contains(*file);
+            if let Some(units) = around.run_of(file, (place.layer, units), (size, GAP), wished)? {
+                if !counts {
+                    let bytes = plan::compressed(&contents.index, &units)?;
+                    self.mentions.command_bytes = self.mentions.command_bytes.saturating_add(bytes);
+                }
+                return Ok(Some(Next { layer: place.layer, units, counts }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Mentions {
+    /// The next file that is wished for, and whether it counts; it is not given again.
+    fn next_wished(&mut self, is_over: bool) -> Option<(Node, bool)> {
+        let counts = |file: &Node| self.told.get(file).is_none_or(|told| told.counts);
+        let (turn, counts) =
+            self.wished.iter().map(|(turn, file)| (turn, counts(file))).find(|(_, counts)| !is_over || !counts)?;
+        let turn = turn.clone();
+        Some((self.wished.remove(&turn)?, counts))
+    }
+}
