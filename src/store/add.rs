@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::open::{Listing, Store, layer_error};
-use super::records::{Image, Layer, Records};
+use super::records::{Blob, Image, Layer, Records};
 use super::{Error, files, podman, tar_splits, trees};
 use crate::blob::Digest;
 use crate::fs::view::View;
@@ -160,7 +160,8 @@ impl Store {
         // An image that was refused may have left layers open.
         let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
-        let record = Layer { id, parent, number, link, diff_id: *diff_id, contents, facts, tar: None };
+        let blob = Some(Blob { digest: layer.layer.digest, size: layer.layer.size });
+        let record = Layer { id, parent, number, link, diff_id: *diff_id, blob, contents, facts, tar: None };
         self.trees.plant(&record, tree, layer);
         if kept.is_none() {
             records.layers.push(record);

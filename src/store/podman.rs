@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::records::{Image, Layer, Records};
+use super::records::{Blob, Image, Layer, Records};
 use crate::blob::Digest;
 
 /// Characters of a link. So short, since 4.3.1 hands the paths of all lower directories to mount(2) in one page: 100 layers fit below the default
@@ -87,7 +87,11 @@ struct LayerEntry<'a> {
     created: &'a str,
     diff_digest: Digest,
     diff_size: u64,
-    /// As if it had never been compressed: with a compressed digest podman could ask for a blob that nobody can give.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compressed_diff_digest: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compressed_size: Option<u64>,
+    /// None: podman looks at it only where it makes a layer's tar and nobody says how to compress that.
     compression: u8,
     uidset: &'a [u32],
     gidset: &'a [u32],
@@ -123,19 +127,34 @@ pub(super) fn layers(records: &Records) -> serde_json::Result<Vec<u8>> {
     let entries: Vec<_> = records
         .layers
         .iter()
-        .map(|layer| LayerEntry {
-            id: layer.id.hex(),
-            parent: layer.parent.as_ref().map(Digest::hex),
-            created: created(layer),
-            diff_digest: layer.diff_id,
-            // podman compares it with the tar that it makes.
-            diff_size: layer.tar.map_or(layer.facts.size, |tar| tar.len),
-            compression: 0,
-            uidset: &layer.facts.users,
-            gidset: &layer.facts.groups,
+        .map(|layer| {
+            let blob = blob_to_reuse(records, layer);
+            LayerEntry {
+                id: layer.id.hex(),
+                parent: layer.parent.as_ref().map(Digest::hex),
+                created: created(layer),
+                diff_digest: layer.diff_id,
+                // podman compares it with the tar that it makes.
+                diff_size: layer.tar.map_or(layer.facts.size, |tar| tar.len),
+                compressed_diff_digest: blob.map(|blob| blob.digest),
+                compressed_size: blob.map(|blob| blob.size),
+                compression: 0,
+                uidset: &layer.facts.users,
+                gidset: &layer.facts.groups,
+            }
         })
         .collect();
     serde_json::to_vec(&entries)
+}
+
+/// The blob that podman need not fetch, since it has the layer.
+///
+/// podman believes without a look that this blob unpacks to the layer's diffID. And for an image that has the layer on top of something else it
+/// makes a copy, from the tar of *any* layer with that diffID, which it does not compare with anything: without a tar-split it would be
+/// another tar, and podman could never push that image. So all of them must have one that is known to be right.
+fn blob_to_reuse(records: &Records, layer: &Layer) -> Option<Blob> {
+    let mut equal = records.layers.iter().filter(|other| other.diff_id == layer.diff_id);
+    layer.blob.filter(|_| equal.all(Layer::is_verified))
 }
 
 /// What stands for a time that is none.
@@ -191,6 +210,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::store::records::Tar;
     use crate::store::records::tests::{image, layer};
 
     #[test]
@@ -263,6 +283,32 @@ mod tests {
         assert_eq!((&layers[1]["id"], &layers[1]["parent"]), (&json!(two), &json!(one)));
         assert_eq!(lower(&records, &records.layers[1]).as_deref(), Some("l/ONE"));
         assert_eq!(lower(&records, &records.layers[0]), None);
+    }
+
+    #[test]
+    fn podman_is_told_of_the_blobs_whose_tars_it_can_make() {
+        let mut records = Records::default();
+        for id in ["one", "two"] {
+            let new = layer(&mut records, id, None);
+            records.layers.push(new);
+        }
+        let told = |records: &Records| {
+            let list: Value = serde_json::from_slice(&layers(records).unwrap()).unwrap();
+            ["compressed-diff-digest", "compressed-size"].map(|key| list[0][key].clone())
+        };
+        let none = [Value::Null, Value::Null];
+        let tar = |is_verified| Some(Tar { len: 9, is_verified });
+        records.layers[0].tar = tar(true);
+        assert_eq!(told(&records), none, "another layer of that diffID has no tar-split");
+        records.layers[1].tar = tar(false);
+        assert_eq!(told(&records), none, "nobody compared that one with the diffID");
+        records.layers[1].tar = tar(true);
+        assert_eq!(told(&records), [json!(Digest::of(b"blob of one")), json!(5)]);
+        records.layers[1].tar = None;
+        records.layers[1].diff_id = Digest::of(b"another");
+        assert_eq!(told(&records)[1], json!(5));
+        records.layers[0].tar = tar(false);
+        assert_eq!(told(&records), none);
     }
 
     #[test]

@@ -65,6 +65,9 @@ pub(super) struct Layer {
     /// Its name in `l/`.
     pub(super) link: String,
     pub(super) diff_id: Digest,
+    /// What it is made of.
+    #[serde(default)]
+    pub(super) blob: Option<Blob>,
     /// What its contents are, and who vouches for them: two layers are one where this is equal, and their parents are.
     pub(super) contents: String,
     /// What podman is told of it.
@@ -74,12 +77,19 @@ pub(super) struct Layer {
     pub(super) tar: Option<Tar>,
 }
 
+/// A layer as registries have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+}
+
 /// What podman is to make of a layer's tar-split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tar {
     /// Bytes of it.
     pub(super) len: u64,
-    /// Whether its digest is the layer's diffID; else the tar-split is as the blob has it.
+    /// Whether its digest is the layer's diffID, and what was read had the blob's digest; else the tar-split is as the blob has it.
     pub(super) is_verified: bool,
 }
 
@@ -259,6 +269,7 @@ pub(super) mod tests {
             number: records.take_number(|_| false),
             link: id.to_uppercase(),
             diff_id: Digest::of(b"d"),
+            blob: Some(Blob { digest: Digest::of(format!("blob of {id}").as_bytes()), size: 5 }),
             contents: id.into(),
             facts: Facts { size: 7, users: vec![0, 5], groups: vec![0], root: [0o711, own().0, own().1] },
             tar: None,

@@ -83,12 +83,11 @@ fn every_image_looks_right() {
     }
 }
 
-/// Adding reads tables of contents, and a container what it needs; an image that shares layers is pulled without them.
+/// Adding reads tables of contents, and a container what it needs.
 #[test]
 fn only_what_is_needed_is_fetched() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
-    let podman = Podman::new(&lab, &store);
     let registry = Registry::new(&lab, Access::Open);
     let proxy = Proxy::new(registry.port());
     let big = proxy.through(&registry.push(&lab, "big-estargz"));
@@ -96,15 +95,39 @@ fn only_what_is_needed_is_fetched() {
     store.crfs("add", &["--whole-layer-below=0", &big]).ok();
     let size: u64 = lab.layers("big-estargz").iter().map(|(_, size)| size).sum();
     assert!(sent() < size, "{} of {size}", sent());
+}
 
-    let derived = derived(&lab, "busy-estargz", 2);
-    let pushed = registry.push_layout(&derived, "derived");
-    store.add(BUSY, &lab.layout("busy-estargz"));
-    let pulled = proxy.through(&pushed);
+/// The layers of podman's own store.
+fn own_layers(podman: &Podman) -> usize {
+    let layers: Vec<Value> = read_json(&podman.graph().join("overlay-layers/layers.json"));
+    layers.len()
+}
+
+/// An image that shares layers is pulled without them: podman takes the store's, and fetches those only of which it does not know whose blobs they are.
+#[test]
+fn layers_of_the_store_are_not_pulled() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    let image = proxy.through(&registry.push_layout(&derived(&lab, "busy-estargz", 2), "derived"));
     let base = &lab.layers("busy-estargz")[0].0;
-    podman.podman(&["pull", "-q", "--tls-verify=false", &pulled]).ok();
-    assert_eq!(proxy.blob(base).len(), 0, "the layer that the store has");
-    assert_eq!(podman.run(&[], &pulled, "cat /file-1").ok(), "1");
+    // Gives how often the base was asked for.
+    let pull = || {
+        let before = proxy.blob(base).len();
+        podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
+        assert_eq!(podman.run(&[], &image, "cat /file-1").ok(), "1");
+        assert_eq!(own_layers(&podman), 2);
+        podman.podman(&["rmi", &image]).ok();
+        proxy.blob(base).len() - before
+    };
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    assert_ne!(pull(), 0, "podman cannot know yet that it has it");
+    assert_eq!(pull(), 0, "podman has seen the blob");
+    podman.forget_blobs();
+    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy-estargz")]).ok();
+    assert_eq!(pull(), 0, "the store says whose blob it is");
 }
 
 #[test]
@@ -268,6 +291,11 @@ fn diff_ids(lab: &Lab, fixture: &str) -> Vec<Value> {
 
 /// A layout with that fixture's layers and so many on top, each with one file that holds its number.
 pub(crate) fn derived(lab: &Lab, fixture: &str, layers: usize) -> PathBuf {
+    with_layers(lab, fixture, layers, false)
+}
+
+/// The same with those layers below, where `below`.
+pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) -> PathBuf {
     let dir = lab.fresh("layout");
     let base = lab.fixtures().join(fixture);
     run(Command::new("cp").arg("-rL").arg(base.join("blobs")).arg(&dir)).ok();
@@ -285,9 +313,12 @@ pub(crate) fn derived(lab: &Lab, fixture: &str, layers: usize) -> PathBuf {
     for number in 1..=layers {
         let name: &'static str = Box::leak(format!("file-{number}").into_boxed_str());
         let tar = image::tar(&[image::File { name, content: number.to_string().into_bytes() }]);
-        config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(json!(crfs::blob::Digest::of(&tar).to_string()));
         let layer = with_type(write(&tar), "application/vnd.oci.image.layer.v1.tar");
-        manifest["layers"].as_array_mut().unwrap().push(layer);
+        let diff_id = json!(crfs::blob::Digest::of(&tar).to_string());
+        for (list, new) in [(&mut config["rootfs"]["diff_ids"], diff_id), (&mut manifest["layers"], layer)] {
+            let list = list.as_array_mut().unwrap();
+            list.insert(if below { 0 } else { list.len() }, new);
+        }
     }
     config.as_object_mut().unwrap().remove("history");
     let kind = manifest["config"]["mediaType"].as_str().unwrap().to_owned();

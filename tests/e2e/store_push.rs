@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::store::{derived, layout};
+use crate::store::{derived, layout, with_layers};
 use crate::support::podman::{Podman, Store};
 use crate::support::registry::Access;
 use crate::support::{LAZY, Lab, PLAIN, Proxy, Registry, until};
@@ -216,6 +216,29 @@ fn tar_splits_are_shared_and_go_with_their_layers() {
     store.serve();
     until("the tar-splits of layers that are gone", || (tar_splits(&store).len() == 1).then_some(()));
     push(&lab, &podman, "localhost/busy:1");
+}
+
+/// podman copies a layer of the store where an image that it pulls has it on top of something else. It does not look at what comes out, so that has to be right.
+#[test]
+fn a_layer_that_podman_copies_from_the_store_is_pushed() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    for fixture in ["sink-estargz", "sink-zc-new", "sink-gz"] {
+        add_full(&store, "localhost/base:1", &lab.layout(fixture));
+        let image = proxy.through(&registry.push_layout(&with_layers(&lab, fixture, 1, true), fixture));
+        podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
+        for (blob, _) in lab.layers(fixture) {
+            assert_eq!(proxy.blob(&blob).len(), 0, "{fixture}");
+        }
+        store.crfs("rm", &["--podman-root", podman.graph().to_str().unwrap(), "localhost/base:1"]).ok();
+        assert_eq!(fs::read(podman.mount(&image).dir.join("file-1")).unwrap(), b"1");
+        push(&lab, &podman, &image);
+        podman.podman(&["rmi", &image]).ok();
+        podman.forget_blobs();
+    }
 }
 
 /// What zstd:chunked blobs carry a server gives to podman without reading the layers.

@@ -22,6 +22,12 @@ pub(crate) const LIMITS: [&str; 5] = [
     "--log-driver=k8s-file",
 ];
 
+/// Where podman of root keeps what it knows of blobs: no option moves it.
+const BLOB_CACHE: &str = "/var/lib/containers/cache";
+
+/// The commands that use that. None of them leaves a mount.
+const USE_BLOB_CACHE: [&str; 5] = ["build", "commit", "pull", "push", "save"];
+
 /// A crfs store, served until dropped.
 pub(crate) struct Store {
     root: PathBuf,
@@ -131,6 +137,7 @@ impl Podman {
     /// By a name of the store's root: podman hands the paths of all layers to the kernel in one page.
     pub(crate) fn at(lab: &Lab, imagestore: &Path) -> Self {
         let root = lab.fresh("podman");
+        fs::create_dir(root.join("blobs")).unwrap();
         let mut options: Vec<String> =
             ["--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=file"].map(str::to_owned).into();
         options.push(format!("--root={}/graph", root.display()));
@@ -153,10 +160,27 @@ impl Podman {
 
     #[track_caller]
     pub(crate) fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
-        let mut words = self.under.iter().cloned().chain(std::iter::once("podman".to_owned()));
+        let first = arguments.first().map(|first| first.as_ref().to_string_lossy().into_owned());
+        let uses_blob_cache = first.is_some_and(|first| USE_BLOB_CACHE.contains(&&*first));
+        let with_cache = if uses_blob_cache { self.with_own_blob_cache() } else { Vec::new() };
+        let mut words = with_cache.into_iter().chain(self.under.iter().cloned()).chain(["podman".to_owned()]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).args(&self.options).args(arguments).stdin(Stdio::null());
         command
+    }
+
+    /// What podman is started by, so that it knows of blobs what it was told itself, and no other test: in a mount namespace of its own.
+    fn with_own_blob_cache(&self) -> Vec<String> {
+        let own = self.root.join("blobs");
+        let script = format!("mkdir -p {BLOB_CACHE} && mount --bind {} {BLOB_CACHE} && exec \"$@\"", own.display());
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", &script, "sh"].map(str::to_owned).into()
+    }
+
+    /// Lets podman forget what it knows of blobs.
+    pub(crate) fn forget_blobs(&self) {
+        let own = self.root.join("blobs");
+        fs::remove_dir_all(&own).unwrap();
+        fs::create_dir(own).unwrap();
     }
 
     /// `podman ARGUMENTS`
