@@ -87,7 +87,7 @@ pub(super) fn link_tar_split(paths: &Paths, from: &Digest, to: &Digest) -> Resul
 }
 
 /// Those read the tar-splits who have the layers: contents of files can be in them.
-const fn tar_split_mode(records: &Records) -> u32 {
+fn tar_split_mode(records: &Records) -> u32 {
     if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT }
 }
 
