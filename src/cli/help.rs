@@ -355,8 +355,9 @@ Fields of --json, an array:
   source                  where its layers come from
   served                  whether a server runs that can read all of its layers
   problem                 why not; null where nothing is known
-  pushable                whether podman can make the tars of all of its layers,
-                            to push or save them
+  pushable                whether podman has the tar-splits of all of its layers,
+                            to push or save them; one that a blob carries is a
+                            claim, which podman checks when it pushes
 ",
     store_environment_help!(),
     exit_help!()

@@ -82,7 +82,11 @@ fn added_line(image: &Listing, full: bool) -> String {
     let layers = if image.layers == 1 { "1 layer".to_owned() } else { format!("{} layers", image.layers) };
     let name = image.names.last().map_or("<none>", String::as_str);
     let waits = if image.served { "" } else { "; not served yet: `crfs store serve`" };
-    let stays = if full && !image.pushable { "; podman cannot push all of its layers: the log says why" } else { "" };
+    let stays = if full && !image.pushable {
+        "; podman cannot push all of its layers; why stands in the log of the server, or above"
+    } else {
+        ""
+    };
     format::printable(&format!("{name}: {}, {layers}{waits}{stays}", short(&image.id))) + "\n"
 }
 

@@ -149,19 +149,30 @@ impl Layer {
         (self.source.round_trip() * QUIET_ROUND_TRIPS).max(QUIET)
     }
 
-    /// A part of the blob that no file needs, read when no reader has waited for `quiet`, and behind those who come meanwhile.
+    /// Returns when no reader has waited for `quiet`: that can be never.
+    pub async fn wait_until_quiet(&self, quiet: Duration) {
+        self.gate.idle(quiet).await;
+    }
+
+    /// Whether a request for a part of the blob brings all that is before it as well.
+    #[must_use]
+    pub fn is_sent_whole(&self) -> bool {
+        self.source.is_sent_whole()
+    }
+
+    /// A part of the blob that no file needs, read whenever no reader waits, as prefetch does.
     ///
     /// # Errors
     /// Where it cannot be had.
-    pub async fn read_blob_quietly(&self, range: ByteRange, quiet: Duration) -> Result<Bytes, Error> {
-        self.gate.idle(quiet).await;
+    pub async fn read_blob_quietly(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, Error> {
         let mut bytes = BytesMut::new();
         let mut at = range.start;
         while at < range.end {
             let step = self.source.per_round_trip().clamp(STEP.start, STEP.end);
-            let end = at.saturating_add(step).min(range.end);
+            // A second request would bring what is before it once more.
+            let end = if self.is_sent_whole() { range.end } else { at.saturating_add(step).min(range.end) };
             self.gate.idle(self.quiet()).await;
-            let body = self.source.stream(ByteRange { start: at, end }, Freshness::Any).await;
+            let body = self.source.stream(ByteRange { start: at, end }, freshness).await;
             let mut body = body.map_err(|error| self.registry_error(error))?;
             while let Some(part) = body.next().await {
                 bytes.extend_from_slice(&part.map_err(|error| self.registry_error(error))?);

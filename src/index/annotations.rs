@@ -16,6 +16,8 @@ const POSITION: &str = "manifest-position";
 
 /// `offset:stored length:decoded length`.
 const TAR_SPLIT_POSITION: &str = "tarsplit-position";
+/// sha256 of the compressed tar-split.
+const TAR_SPLIT_CHECKSUM: &str = "tarsplit-checksum";
 
 /// What the manifest names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,11 @@ pub(super) fn tar_split(layer: &Descriptor) -> Option<TocPosition> {
         }
         _ => None,
     }
+}
+
+/// The digest that its tar-split has by its descriptor, as that has it.
+pub(super) fn tar_split_checksum(layer: &Descriptor) -> Option<&String> {
+    zstd_chunked(layer, TAR_SPLIT_CHECKSUM).map(|(_, value)| value)
 }
 
 fn position(text: &str, blob: u64) -> Option<TocPosition> {

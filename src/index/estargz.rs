@@ -17,7 +17,8 @@ use super::limits;
 use super::parse::{self, Payload};
 use crate::blob::Digest;
 
-const TOC_NAME: &[u8] = b"stargz.index.json";
+/// The entry that has the TOC.
+pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 const TAR_BLOCK: usize = 512;
 
 /// Parses the TOC in a gzip member. `named`: the digest of its JSON by the manifest.

@@ -48,7 +48,7 @@ pub struct Engine {
     /// For each layer that is read whole, whether it was.
     turns: Mutex<HashMap<Digest, Arc<AsyncMutex<bool>>>>,
     /// The lowest layer that could not be read: those above it need not be.
-    lowest_failed: AtomicUsize,
+    pub(super) lowest_failed: AtomicUsize,
     config: OnceCell<Option<Config>>,
     /// `None`: no SOCI index is used.
     soci_choice: Option<SociChoice>,

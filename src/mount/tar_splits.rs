@@ -47,7 +47,7 @@ impl Engine {
             let (engine, reading) = (Arc::clone(self), Arc::clone(&reading));
             let (made, contents) = (layer.tar_split.take(), Arc::clone(&layer.contents));
             let wanted = Wanted { layer: layer.layer.clone(), contents, made, diff_id };
-            splitting.push(async move { (number, engine.split(wanted, &reading).await) });
+            splitting.push(async move { (number, engine.split_unless_vain(wanted, number, &reading).await) });
         }
         let results = with_progress(splitting, &reading, report).await;
         for (number, result) in results {
@@ -62,38 +62,50 @@ impl Engine {
         Ok(())
     }
 
-    async fn split(self: Arc<Self>, mut wanted: Wanted, reading: &Reading) -> Result<Outcome, Error> {
+    /// Reads a layer, unless one below it could not be read anyway.
+    async fn split_unless_vain(
+        self: Arc<Self>,
+        wanted: Wanted,
+        number: usize,
+        reading: &Reading,
+    ) -> Result<Outcome, Error> {
         // An error says that there are no permits any more: nobody closes them.
         let _permit = self.passes.acquire().await;
+        if self.lowest_failed.load(Ordering::Relaxed) < number {
+            return Err(Error::Interrupted);
+        }
+        let outcome = self.split(wanted, reading).await;
+        if outcome.is_err() {
+            self.lowest_failed.fetch_min(number, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    async fn split(&self, mut wanted: Wanted, reading: &Reading) -> Result<Outcome, Error> {
         let first = match wanted.made.take() {
             Some(made) => made,
             None => self.opener.read_split(&wanted, BTreeSet::new(), reading).await?,
         };
-        let (first, unreadable) = match first {
-            Ok(first) => usable(&wanted, first).await?,
+        let unreadable = match first {
+            Ok(first) => match usable(&wanted, first).await? {
+                Ok(first) => return Ok(Ok(first)),
+                Err(unreadable) => unreadable,
+            },
             Err(problem) => return Ok(Err(problem)),
         };
-        if unreadable.is_empty() {
-            return Ok(Ok(first));
-        }
         // Which file of several counts is known at the end of the tar, and their contents have passed by then.
         tracing::debug!(layer = %wanted.layer.digest, files = unreadable.len(), "reading the layer once more: podman could not read all files by their names");
-        let second = match self.opener.read_split(&wanted, unreadable, reading).await? {
-            Ok(second) => usable(&wanted, second).await?,
-            Err(problem) => return Ok(Err(problem)),
-        };
-        Ok(if second.1.is_empty() { Ok(second.0) } else { Err(NoTarSplit::Unreadable) })
+        match self.opener.read_split(&wanted, unreadable, reading).await? {
+            Ok(second) => Ok(usable(&wanted, second).await?.map_err(|_| NoTarSplit::Unreadable)),
+            Err(problem) => Ok(Err(problem)),
+        }
     }
 }
 
-/// A tar-split, and the entries of the tar that it must not name.
-async fn usable(wanted: &Wanted, split: TarSplit) -> Result<(TarSplit, BTreeSet<u64>), Error> {
+/// A tar-split that can be used, or the entries of the tar that it must not name.
+async fn usable(wanted: &Wanted, split: TarSplit) -> Result<Result<TarSplit, BTreeSet<u64>>, Error> {
     let contents = Arc::clone(&wanted.contents);
-    let look = move || {
-        let unreadable = split.unreadable(&contents.index().entries()?);
-        Ok((split, unreadable))
-    };
-    blocking(wanted.layer.digest, look).await
+    blocking(wanted.layer.digest, move || Ok(split.usable(&contents.index().entries()?))).await
 }
 
 /// What came of all, by their numbers.
@@ -145,7 +157,7 @@ impl Opener {
         reading: &Reading,
     ) -> Result<Outcome, Error> {
         let Wanted { layer, contents, diff_id, .. } = wanted;
-        let Some(order) = self.order(raw)? else { return Ok(Err(NoTarSplit::Unreadable)) };
+        let Some(order) = self.order(raw)? else { return Ok(Err(NoTarSplit::NotAsked)) };
         reading.of.fetch_add(layer.size, Ordering::Relaxed);
         let pass = self.pass_over(layer, contents.source(), freshness, Arc::clone(&reading.bytes));
         match pass.split(order).await {

@@ -1,6 +1,6 @@
 //! Adds an image: reads its manifest, its config and its layers' tables of contents, and lets podman see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::open::{Listing, Store, layer_error};
 use super::records::{Blob, Image, Layer, Records};
+use super::tar_splits::Staged;
 use super::{Error, files, podman, tar_splits, trees};
 use crate::blob::Digest;
 use crate::fs::view::View;
@@ -56,12 +57,10 @@ impl Store {
         let source = ImageOptions { cache_dir: "/".into(), cache_size: None, ..source };
         let engine = if full { self.full_engine(&source)? } else { self.engine(&source)? };
         let mut found = Self::find(&engine, name, report).await?;
-        if full {
-            self.split(&engine, &mut found, report).await?;
-        }
+        let splits = if full { self.split(&engine, &mut found, report).await? } else { BTreeMap::new() };
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
-        tokio::task::block_in_place(|| self.take_in(&mut records, found, source))
+        tokio::task::block_in_place(|| self.take_in(&mut records, found, splits, source))
     }
 
     async fn find(engine: &Arc<Engine>, name: String, report: &Report) -> Result<Found, Error> {
@@ -83,33 +82,54 @@ impl Store {
         Ok(Found { name, image, config_bytes, config_digest, config, layers })
     }
 
-    /// Has those layers read whole of which podman has no tar-split that is known to be right.
-    async fn split(&self, engine: &Arc<Engine>, found: &mut Found, report: &Report) -> Result<(), Error> {
-        let mut wanted = BTreeMap::new();
-        {
-            let records = self.records.lock().await;
-            for (number, (layer, diff_id)) in found.layers.iter_mut().zip(&found.config.rootfs.diff_ids).enumerate() {
-                let contents = contents(layer, &found.image.digest);
-                let donor = tar_splits::donor(&records, &contents, diff_id);
-                if donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists()) {
-                    layer.tar_split = None;
-                } else {
-                    wanted.insert(number, *diff_id);
-                }
-            }
-        }
+    /// Has those layers read whole of which podman has no tar-split that is known to be right. Gives those of them that can have one, by their
+    /// numbers.
+    async fn split(
+        &self,
+        engine: &Arc<Engine>,
+        found: &mut Found,
+        report: &Report,
+    ) -> Result<BTreeMap<usize, Staged>, Error> {
+        let wanted = self.wanted(&*self.records.lock().await, found)?;
         let split = engine.split_each(&mut found.layers, &wanted, report).await;
-        split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
+        split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))?;
+        // Also those that nobody wants: the layers stay for as long as the server.
+        let made = found.layers.iter_mut().map(|layer| layer.tar_split.take()).enumerate();
+        let made = made.filter(|(number, _)| wanted.contains_key(number));
+        let made = made.filter_map(|(number, split)| Some((number, split?.ok()?)));
+        let stage = |(number, split)| Ok((number, Staged::new(&self.paths, split)?));
+        tokio::task::block_in_place(|| made.map(stage).collect())
     }
 
-    fn take_in(&self, records: &mut Records, found: Found, source: ImageOptions) -> Result<Listing, Error> {
+    /// The layers that are to be read whole, by their numbers and with their diffIDs.
+    fn wanted(&self, records: &Records, found: &Found) -> Result<BTreeMap<usize, Digest>, Error> {
+        let (mut wanted, mut seen, mut ids) = (BTreeMap::new(), HashSet::new(), Vec::new());
+        for (number, (layer, diff_id)) in found.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {
+            let contents = contents(layer, &found.image.digest);
+            ids.push(layer_id(records, &contents, ids.last(), diff_id));
+            let donor = tar_splits::donor(records, &contents, diff_id);
+            let has = donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists());
+            // What the image has twice takes part in the first.
+            if !has && seen.insert((contents, *diff_id)) {
+                wanted.insert(number, *diff_id);
+            }
+        }
+        refuse_others(records, &found.name, &found.config_digest, &ids)?;
+        Ok(wanted)
+    }
+
+    fn take_in(
+        &self,
+        records: &mut Records,
+        found: Found,
+        mut splits: BTreeMap<usize, Staged>,
+        source: ImageOptions,
+    ) -> Result<Listing, Error> {
         let Found { name, image, config_bytes, config_digest, config, layers } = found;
         let mut changed = records.clone();
         let mut ids: Vec<Digest> = Vec::new();
-        let mut splits = Vec::new();
-        for (number, (mut layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
+        for (number, (layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
             let parent = ids.last().copied();
-            splits.push(layer.tar_split.take().and_then(Result::ok));
             let taken = self.take_layer(&mut changed, layer, parent, diff_id, &image);
             ids.push(taken.map_err(|source| layer_error(&name, number, &image, source))?);
         }
@@ -122,10 +142,8 @@ impl Store {
             layers: ids,
             source,
         };
-        if let Some(old) = records.images.iter().find(|image| image.id == new.id && image.layers != new.layers) {
-            return Err(Error::OtherLayers { image: new.name().to_owned(), id: new.id, name: old.name().to_owned() });
-        }
-        let splits = new.layers.iter().zip(splits).filter_map(|(id, split)| Some((*id, split?)));
+        refuse_others(records, new.name(), &new.id, &new.layers)?;
+        let splits = new.layers.iter().enumerate().filter_map(|(number, id)| Some((*id, splits.remove(&number)?)));
         self.take_tar_splits(&mut changed, splits, true)?;
         files::write_image(&self.paths, &new, &image.manifest, &config_bytes)?;
         changed.put(new);
@@ -145,10 +163,7 @@ impl Store {
         image: &registry::Image,
     ) -> Result<Digest, crate::mount::Error> {
         let contents = contents(&layer, &image.digest);
-        let chain_id = podman::chain_id(parent.as_ref(), diff_id);
-        let other_id = podman::other_id(&chain_id, &contents);
-        let is_other = |id: &Digest| records.layer(id).is_some_and(|layer| layer.contents != contents);
-        let id = if is_other(&chain_id) { other_id } else { chain_id };
+        let id = layer_id(records, &contents, parent.as_ref(), diff_id);
         let kept = records.layer(&id).map(|layer| layer.number);
         let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
         if kept.and_then(|number| self.trees.view(number)).is_some() {
@@ -167,6 +182,21 @@ impl Store {
             records.layers.push(record);
         }
         Ok(id)
+    }
+}
+
+/// The id of a layer: its chain id, unless the store has other contents by that.
+fn layer_id(records: &Records, contents: &str, parent: Option<&Digest>, diff_id: &Digest) -> Digest {
+    let chain_id = podman::chain_id(parent, diff_id);
+    let is_other = records.layer(&chain_id).is_some_and(|layer| layer.contents != contents);
+    if is_other { podman::other_id(&chain_id, contents) } else { chain_id }
+}
+
+/// An image id stands for one set of blobs.
+fn refuse_others(records: &Records, name: &str, id: &Digest, layers: &[Digest]) -> Result<(), Error> {
+    match records.images.iter().find(|image| image.id == *id && image.layers != layers) {
+        Some(old) => Err(Error::OtherLayers { image: name.to_owned(), id: *id, name: old.name().to_owned() }),
+        None => Ok(()),
     }
 }
 

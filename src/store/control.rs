@@ -77,8 +77,7 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(error) => {
-            let message = format!("the server is of another version of crfs: {error}; start it again");
-            return say(&mut output, &Answer::Failed { message }).await;
+            return say(&mut output, &Answer::Failed { message: other_version(&error) }).await;
         }
     };
     let (removes, adds) = (matches!(request, Request::Remove { .. }), matches!(request, Request::Add { .. }));
@@ -108,7 +107,7 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
                 let (store, added) = (Arc::clone(&store), images.clone());
                 tokio::spawn(async move {
                     store.join_added(&added).await;
-                    store.take_carried_tar_splits().await;
+                    store.opened.notify_one();
                 });
             }
             Answer::Images(images)
@@ -116,6 +115,10 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
         Err(error) => Answer::Failed { message: error.chain() },
     };
     say(&mut output, &answer).await
+}
+
+fn other_version(error: &serde_json::Error) -> String {
+    format!("the server is of another version of crfs: {error}; start it again")
 }
 
 async fn say(output: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
@@ -137,7 +140,12 @@ pub(super) fn ask(
     stream.write_all(&line).map_err(silent)?;
     for line in BufReader::new(stream).lines() {
         let answer = serde_json::from_str(&line.map_err(silent)?);
-        match answer.map_err(|error| silent(error.into()))? {
+        let wrong = |error: serde_json::Error| match error.is_data() {
+            true => Error::Reported { message: other_version(&error) },
+            // It has ended within a line.
+            false => silent(error.into()),
+        };
+        match answer.map_err(wrong)? {
             Answer::Event(event) => on_event(&event),
             Answer::Images(images) => return Ok(images),
             Answer::Failed { message } => return Err(Error::Reported { message }),

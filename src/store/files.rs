@@ -2,11 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use super::lockfile::{self, Held};
 use super::paths::{Kind, Paths, TAR_SPLIT};
-use super::records::{Image, Records, replace, replace_by};
+use super::records::{Image, NEW, Records, new_file, put, replace, sync_dir_of};
 use super::{Error, podman};
 use crate::blob::Digest;
 
@@ -41,18 +45,54 @@ pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
     }
 }
 
-/// Gives a layer the tar-split in a file, before the list says how long its tar is. podman opens it when it pushes the layer, and remembers
-/// nothing of it.
-pub(super) fn write_tar_split(paths: &Paths, layer: &Digest, split: &mut File) -> Result<(), Error> {
-    replace_by(&paths.tar_split(layer), OWN_TAR_SPLIT, |file| {
+/// Writes the tar-split in a file to where it needs nothing but its name. That can take a while.
+pub(super) fn stage_tar_split(paths: &Paths, split: &mut File) -> Result<NamedTempFile, Error> {
+    let dir = paths.tar_splits();
+    let mut stage = || {
+        let mut staged = new_file().tempfile_in(&dir)?;
         split.rewind()?;
-        io::copy(split, file).map(drop)
-    })
+        io::copy(split, &mut staged)?;
+        staged.as_file().sync_all()?;
+        Ok(staged)
+    };
+    stage().map_err(|source| Error::File { path: dir.clone(), source })
 }
 
-/// Lets those read the tar-splits who have the layers: contents of files can be in them.
+/// Gives a layer its tar-split, before the list says how long its tar is. podman opens it when it pushes the layer, and remembers nothing of it.
+pub(super) fn put_tar_split(
+    paths: &Paths,
+    records: &Records,
+    layer: &Digest,
+    staged: NamedTempFile,
+) -> Result<(), Error> {
+    let path = paths.tar_split(layer);
+    // Users of the store may be pushing by the one that it replaces.
+    put(staged, &path, tar_split_mode(records)).map_err(|source| Error::File { path, source })
+}
+
+/// Gives a layer the tar-split of another. It is one file, so that this takes no time.
+pub(super) fn link_tar_split(paths: &Paths, from: &Digest, to: &Digest) -> Result<(), Error> {
+    let (from, to) = (paths.tar_split(from), paths.tar_split(to));
+    let link = || {
+        let file = |path: &Path| path.metadata().map(|meta| (meta.dev(), meta.ino()));
+        // rename(2) does nothing where both are one file already, and leaves the name that it was to take away.
+        if file(&to).is_ok_and(|to| file(&from).is_ok_and(|from| from == to)) {
+            return Ok(());
+        }
+        let linked = new_file().make_in(paths.tar_splits(), |new| fs::hard_link(&from, new))?;
+        linked.persist(&to)?;
+        sync_dir_of(&to)
+    };
+    link().map_err(|source| Error::File { path: to.clone(), source })
+}
+
+/// Those read the tar-splits who have the layers: contents of files can be in them.
+fn tar_split_mode(records: &Records) -> u32 {
+    if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT }
+}
+
 fn set_tar_split_modes(paths: &Paths, records: &Records) {
-    let mode = if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT };
+    let mode = tar_split_mode(records);
     for layer in records.layers.iter().filter(|layer| layer.tar.is_some()) {
         let path = paths.tar_split(&layer.id);
         if let Err(error) = fs::set_permissions(&path, fs::Permissions::from_mode(mode)) {
@@ -70,6 +110,21 @@ pub(super) fn remove_other_tar_splits(paths: &Paths, records: &Records) {
         let is_other = name.strip_suffix(TAR_SPLIT).is_some_and(|id| !kept(id));
         if let Some(Err(error)) = is_other.then(|| fs::remove_file(entry.path())) {
             tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
+        }
+    }
+}
+
+/// Removes what somebody who was killed has not put in its place. Nobody writes now: this process has the store's lock.
+pub(super) fn remove_unfinished(paths: &Paths) {
+    let images = fs::read_dir(paths.image("")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let images = images.filter(|path| path.is_dir());
+    for dir in images.chain([paths.image(""), paths.tar_splits(), paths.state.clone()]) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name().as_bytes().starts_with(NEW.as_bytes()) {
+                if let Err(error) = fs::remove_file(entry.path()) {
+                    tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
+                }
+            }
         }
     }
 }
@@ -180,7 +235,8 @@ mod tests {
         let path = paths.tar_split(&one.id);
         let mut written = tempfile::tempfile().unwrap();
         written.write_all(b"split").unwrap();
-        write_tar_split(&paths, &one.id, &mut written).unwrap();
+        let staged = stage_tar_split(&paths, &mut written).unwrap();
+        put_tar_split(&paths, &records, &one.id, staged).unwrap();
         records.layers.push(one);
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         publish(&paths, &records).unwrap();
@@ -194,6 +250,46 @@ mod tests {
         records.layers[0].tar = None;
         remove_other_tar_splits(&paths, &records);
         assert!(!path.exists() && paths.podman(Kind::Layers, "json").exists());
+    }
+
+    /// podman refuses the whole list over a number that it cannot read.
+    #[test]
+    fn no_size_is_more_than_podman_can_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        for (id, tar) in [("a", Some(Tar { len: u64::MAX, is_verified: false })), ("b", None)] {
+            let mut new = layer(&mut records, id, None);
+            (new.tar, new.facts.size) = (tar, u64::MAX);
+            records.layers.push(new);
+        }
+        publish(&paths, &records).unwrap();
+        assert!(read(&paths, Kind::Layers).iter().all(|layer| layer["diff-size"] == i64::MAX));
+    }
+
+    #[test]
+    fn a_tar_split_that_layers_share_is_one_file_and_what_is_not_in_its_place_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        records.users.push("ann".into());
+        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let staged = || stage_tar_split(&paths, &mut tempfile::tempfile().unwrap()).unwrap();
+        put_tar_split(&paths, &records, &one, staged()).unwrap();
+        let meta = |id: &Digest| fs::metadata(paths.tar_split(id)).unwrap();
+        assert_eq!(meta(&one).permissions().mode() & 0o777, 0o644, "at once: ann may be pushing");
+        put_tar_split(&paths, &records, &two, staged()).unwrap();
+        for _ in 0..2 {
+            link_tar_split(&paths, &one, &two).unwrap();
+            assert_eq!(meta(&one).ino(), meta(&two).ino());
+        }
+        let names = || fs::read_dir(paths.tar_splits()).unwrap().count();
+        assert_eq!(names(), 3, "both and the lock");
+        let (_, left) = staged().keep().unwrap();
+        remove_unfinished(&paths);
+        assert!(!left.exists() && names() == 3);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! The layout is that of containers/storage 1.43 (podman 4.3.1), and what later versions up to 1.62 read of it; docs/podman.md says more.
 
 mod add;
+mod carried;
 mod contents;
 mod control;
 mod error;

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, Semaphore};
 
 use super::contents::Wants;
 use super::paths::Paths;
@@ -21,7 +22,7 @@ use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
 use super::trees::{self, Trees};
-use super::{Error, files, podman, share};
+use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
@@ -72,8 +73,10 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
-    /// Layers whose blobs were looked at for tar-splits that they carry; one looks at a time.
-    pub(super) looked_at: tokio::sync::Mutex<HashSet<Digest>>,
+    /// Layers were opened: their blobs may carry tar-splits.
+    pub(super) opened: Notify,
+    /// Those that read such tar-splits.
+    pub(super) carried_reads: Semaphore,
     pub(super) lock: Lock,
 }
 
@@ -93,7 +96,9 @@ pub struct Listing {
     pub served: bool,
     /// Why not.
     pub problem: Option<String>,
-    /// Whether podman can push it, and what is built on it, to where its layers are not.
+    /// Whether podman has the tar-splits of all of its layers, to push it, and what is built on it, to where its layers are not. An older server
+    /// does not say.
+    #[serde(default)]
     pub pushable: bool,
 }
 
@@ -103,14 +108,15 @@ impl Store {
         let mount = paths.mount();
         clear_point(&mount)?;
         let stubs = Stubs::open(&mount).map_err(|source| Error::File { path: mount, source })?;
+        files::remove_unfinished(&paths);
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        let looked_at = tokio::sync::Mutex::default();
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, looked_at, lock })
+        let (opened, carried_reads) = (Notify::new(), Semaphore::new(carried::READS));
+        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -125,7 +131,16 @@ impl Store {
 
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
     /// knows of it, and until podman knows no more of it.
-    pub(super) fn commit(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
+    pub(super) fn commit(&self, records: &mut Records, changed: Records) -> Result<(), Error> {
+        let committed = self.commit_whole(records, changed);
+        if committed.is_err() {
+            // Those that it was to have. One that was replaced can stay: the new one is known to be right.
+            files::remove_other_tar_splits(&self.paths, records);
+        }
+        committed
+    }
+
+    fn commit_whole(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
         changed.changed();
         changed.write(&self.paths.records())?;
         let grows = changed.layers.len() >= records.layers.len();
@@ -153,6 +168,12 @@ impl Store {
 
     /// Opens the layers of all images that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
+        let all = self.open_each(report).await;
+        self.opened.notify_one();
+        all
+    }
+
+    async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
         let images = self.records.lock().await.images.clone();
         let mut all = true;
         for image in images {

@@ -135,9 +135,10 @@ pub(super) fn layers(records: &Records) -> serde_json::Result<Vec<u8>> {
                 created: created(layer),
                 diff_digest: layer.diff_id,
                 // podman compares it with the tar that it makes.
-                diff_size: layer.tar.map_or(layer.facts.size, |tar| tar.len),
+                // It reads a signed number, and refuses the whole list over one that is none.
+                diff_size: layer.tar.map_or(layer.facts.size, |tar| tar.len).min(i64::MAX.unsigned_abs()),
                 compressed_diff_digest: blob.map(|blob| blob.digest),
-                compressed_size: blob.map(|blob| blob.size),
+                compressed_size: blob.map(|blob| blob.size.min(i64::MAX.unsigned_abs())),
                 compression: 0,
                 uidset: &layer.facts.users,
                 gidset: &layer.facts.groups,

@@ -8,12 +8,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::Error;
 use crate::blob::Digest;
 use crate::mount::options::ImageOptions;
 
 const VERSION: u32 = 1;
+
+/// How the names of files begin that are not in their places yet.
+pub(super) const NEW: &str = ".new-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Records {
@@ -207,24 +211,36 @@ impl Records {
 
 /// Puts a file in the place of another, so that a reader sees either, and a power cut leaves either.
 pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    replace_by(path, mode, |file| file.write_all(bytes))
+    let write = || {
+        let mut file = new_file().tempfile_in(dir_of(path))?;
+        file.write_all(bytes)?;
+        put(file, path, mode)
+    };
+    write().map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
-/// The same with what `fill` writes.
-pub(super) fn replace_by(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
-    let failed = |source| Error::File { path: path.to_owned(), source };
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let write = || {
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        let mut file = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(dir)?;
-        fill(file.as_file_mut())?;
-        // Whatever the umask was.
-        file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(failed)
+/// How a file is made, for its owner alone, that is to be put in its place.
+pub(super) fn new_file() -> tempfile::Builder<'static, 'static> {
+    let mut new = tempfile::Builder::new();
+    new.prefix(NEW);
+    new
+}
+
+/// Puts a file that was written in the place of another.
+pub(super) fn put(file: NamedTempFile, path: &Path, mode: u32) -> io::Result<()> {
+    // Whatever the umask was.
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_dir_of(path)
+}
+
+pub(super) fn sync_dir_of(path: &Path) -> io::Result<()> {
+    File::open(dir_of(path))?.sync_all()
+}
+
+fn dir_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let records = store.records.lock().await;
     tokio::spawn(control::answer(listener, Arc::clone(&store)));
     spawn(&store, |store| async move { store.sweep().await });
-    spawn(&store, |store| async move { store.take_carried_tar_splits().await });
+    spawn(&store, Store::take_carried_tar_splits);
     tokio::task::block_in_place(|| store.share_again(&records));
     drop(records);
     session.mounted.stays = true;
@@ -176,6 +176,10 @@ async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> 
     let mut changed = records.clone();
     changed.cache = Some(place);
     changed.know_podman(&options.podman);
+    // One whose file is gone can be had again.
+    for layer in changed.layers.iter_mut().filter(|layer| !store.paths.tar_split(&layer.id).exists()) {
+        layer.tar = None;
+    }
     tokio::task::block_in_place(|| {
         let _locks = store.drop_layers(&mut changed, |_| true);
         store.commit(&mut records, changed)?;
@@ -195,7 +199,7 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
         loop {
             tokio::time::sleep(pause).await;
             if store.open_all(&report).await {
-                return store.take_carried_tar_splits().await;
+                return;
             }
             pause = pause.saturating_mul(2).min(LAST_RETRY);
         }

@@ -1,32 +1,27 @@
 //! The tar-splits of layers, by which podman pushes them: it puts together the tar that a layer was unpacked from (src/index/tar_split).
 //!
-//! `crfs store add --full` makes them, by reading the layers. Those that zstd:chunked blobs carry a server reads when nobody reads anything else: adding
-//! an image and starting it must not wait for what only a push needs.
+//! `crfs store add --full` makes them, by reading the layers; those that blobs carry a server takes (carried.rs).
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use tempfile::NamedTempFile;
 
 use super::open::Store;
+use super::paths::Paths;
 use super::records::{Layer, Records, Tar};
 use super::{Error, files};
 use crate::blob::Digest;
-use crate::fetch;
-use crate::index::carried_tar_split::{self as carried, Carried};
-use crate::index::{Descriptor, Format, NoTarSplit, TarSplit, TocPosition};
-use crate::mount::layer::{blocking, descriptor};
-use crate::mount::{self, chain};
+use crate::index::TarSplit;
 
-/// How long no reader has waited when a tar-split is read: whoever adds an image starts it soon.
-const QUIET: Duration = Duration::from_secs(5);
+/// A tar-split that needs nothing but its name.
+pub(super) struct Staged {
+    file: NamedTempFile,
+    tar_len: u64,
+}
 
-/// A layer whose blob may carry a tar-split.
-struct Carrier {
-    id: Digest,
-    blob: Descriptor,
-    contents: Arc<fetch::Layer>,
+impl Staged {
+    /// Takes a while: it is not for whoever has the records.
+    pub(super) fn new(paths: &Paths, mut split: TarSplit) -> Result<Self, Error> {
+        Ok(Self { file: files::stage_tar_split(paths, &mut split.file)?, tar_len: split.tar_len })
+    }
 }
 
 impl Layer {
@@ -38,9 +33,13 @@ impl Layer {
 
 /// The layer whose tar-split is that of any layer with these contents and this diffID: the best one.
 pub(super) fn donor<'a>(records: &'a Records, contents: &str, diff_id: &Digest) -> Option<&'a Layer> {
-    let same = |layer: &&Layer| layer.tar.is_some() && layer.contents == contents && layer.diff_id == *diff_id;
-    let donors = records.layers.iter().filter(same);
+    let donors = records.layers.iter().filter(|layer| layer.tar.is_some() && is_same(layer, contents, diff_id));
     donors.max_by_key(|layer| layer.is_verified())
+}
+
+/// Whether a layer has the tar-split of any with these contents and this diffID.
+pub(super) fn is_same(layer: &Layer, contents: &str, diff_id: &Digest) -> bool {
+    layer.contents == contents && layer.diff_id == *diff_id
 }
 
 impl Store {
@@ -48,13 +47,14 @@ impl Store {
     pub(super) fn take_tar_splits(
         &self,
         records: &mut Records,
-        splits: impl IntoIterator<Item = (Digest, TarSplit)>,
+        splits: impl IntoIterator<Item = (Digest, Staged)>,
         is_verified: bool,
     ) -> Result<(), Error> {
-        for (id, mut split) in splits {
-            let Some(layer) = records.layers.iter_mut().find(|layer| layer.id == id) else { continue };
-            files::write_tar_split(&self.paths, &id, &mut split.file)?;
-            layer.tar = Some(Tar { len: split.tar_len, is_verified });
+        for (id, Staged { file, tar_len }) in splits {
+            files::put_tar_split(&self.paths, records, &id, file)?;
+            if let Some(layer) = records.layers.iter_mut().find(|layer| layer.id == id) {
+                layer.tar = Some(Tar { len: tar_len, is_verified });
+            }
         }
         self.share_tar_splits(records);
         Ok(())
@@ -69,11 +69,8 @@ impl Store {
         };
         let shares: Vec<_> = records.layers.iter().filter_map(share).collect();
         for (id, donor, tar) in shares {
-            let path = self.paths.tar_split(&donor);
-            let copied = File::open(&path)
-                .map_err(|source| Error::File { path, source })
-                .and_then(|mut split| files::write_tar_split(&self.paths, &id, &mut split));
-            match (copied, records.layers.iter_mut().find(|layer| layer.id == id)) {
+            let linked = files::link_tar_split(&self.paths, &donor, &id);
+            match (linked, records.layers.iter_mut().find(|layer| layer.id == id)) {
                 (Ok(()), Some(layer)) => layer.tar = tar,
                 (Err(error), _) => {
                     tracing::warn!(layer = %id, error = error.chain(), "podman may not be able to push it")
@@ -81,100 +78,6 @@ impl Store {
                 (Ok(()), None) => {}
             }
         }
-    }
-
-    /// Gives podman the tar-splits that blobs carry, of all layers that have none. What fails is left to `add --full`.
-    pub(super) async fn take_carried_tar_splits(&self) {
-        // Else nothing is to be fetched but what is read.
-        if !self.trees.guesses() {
-            return;
-        }
-        let mut looked_at = self.looked_at.lock().await;
-        for carrier in self.carriers(&looked_at).await {
-            let id = carrier.id;
-            match self.take_carried(carrier).await {
-                Ok(()) => drop(looked_at.insert(id)),
-                // It is looked at again when another image was added.
-                Err(error) => {
-                    tracing::debug!(layer = %id, error = error.chain(), "the tar-split that a layer carries cannot be had")
-                }
-            }
-        }
-    }
-
-    /// Layers that may carry one, but for those that were `looked_at`.
-    async fn carriers(&self, looked_at: &HashSet<Digest>) -> Vec<Carrier> {
-        let records = self.records.lock().await;
-        let planted = self.trees.planted();
-        let carrier = |layer: &Layer| {
-            let open = &planted.get(&layer.number)?.layer;
-            let may_carry = matches!(open.summary().format, Format::ZstdChunked | Format::Empty);
-            let (blob, contents) = (descriptor(&open.layer), Arc::clone(&open.contents));
-            (layer.tar.is_none() && may_carry).then_some(Carrier { id: layer.id, blob, contents })
-        };
-        records.layers.iter().filter(|layer| !looked_at.contains(&layer.id)).filter_map(carrier).collect()
-    }
-
-    /// Takes the one that a layer carries, if it does. What is wrong with it is logged; an error may pass.
-    async fn take_carried(&self, carrier: Carrier) -> Result<(), mount::Error> {
-        let Some(position) = carrier.find().await? else { return Ok(()) };
-        let (id, blob) = (carrier.id, carrier.blob.digest);
-        match carrier.converted(position, self.paths.tar_splits()).await? {
-            Ok(split) => {
-                if let Err(error) = self.keep_carried(&id, split).await {
-                    tracing::warn!(layer = %blob, error = error.chain(), "podman cannot be given a tar-split");
-                }
-            }
-            Err(problem) => {
-                let problem = chain(&problem);
-                tracing::warn!(layer = %blob, problem, "podman cannot push this layer by the tar-split that it carries; `crfs store add --full` makes another");
-            }
-        }
-        Ok(())
-    }
-
-    async fn keep_carried(&self, id: &Digest, split: TarSplit) -> Result<(), Error> {
-        let mut records = self.records.lock().await;
-        if records.layer(id).is_none_or(|layer| layer.tar.is_some()) {
-            return Ok(());
-        }
-        tokio::task::block_in_place(|| {
-            let mut changed = records.clone();
-            self.take_tar_splits(&mut changed, [(*id, split)], false)?;
-            self.commit(&mut records, changed)
-        })
-    }
-}
-
-impl Carrier {
-    /// Where the tar-split is.
-    async fn find(&self) -> Result<Option<TocPosition>, mount::Error> {
-        match carried::find(&self.blob) {
-            Carried::At(position) => Ok(Some(position)),
-            Carried::SeeFooter(range) => {
-                let footer = self.contents.read_blob_quietly(range, QUIET).await?;
-                Ok(carried::in_footer(&self.blob, &footer))
-            }
-        }
-    }
-
-    /// One for podman, written without a name.
-    async fn converted(
-        self,
-        position: TocPosition,
-        dir: PathBuf,
-    ) -> Result<Result<TarSplit, NoTarSplit>, mount::Error> {
-        if let Err(problem) = carried::check_stored(position.stored.len()) {
-            return Ok(Err(problem));
-        }
-        let Self { blob, contents, .. } = self;
-        let stored = contents.read_blob_quietly(position.stored, QUIET).await?;
-        let convert = move || {
-            let entries = contents.index().entries()?;
-            let file = tempfile::tempfile_in(&dir).map_err(|source| mount::Error::TarSplit { dir, source })?;
-            Ok(carried::convert(&stored, position.decoded, &entries, file))
-        };
-        blocking(blob.digest, convert).await
     }
 }
 

@@ -276,7 +276,7 @@ fn a_tar_split_that_the_blob_carries_is_enough() {
 #[test]
 fn a_damaged_tar_split_pushes_nothing_wrong() {
     let Some(lab) = Lab::new() else { return };
-    let Some(store) = Store::new(&lab) else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     add_full(&store, "localhost/late:1", &lab.layout("late-gz"));
     let split = store.path("overlay-layers").join(&tar_splits(&store)[0]);
@@ -290,4 +290,10 @@ fn a_damaged_tar_split_pushes_nothing_wrong() {
     fs::set_permissions(&split, Permissions::from_mode(0o600)).unwrap();
     let refused = push_refused(&lab, &podman, "localhost/late:1");
     assert!(refused.contains(WITHOUT), "{refused}");
+    // The next server says so where it is gone, and takes away what a killed one has not put in its place.
+    store.end(Signal::SIGKILL);
+    let left = store.path("overlay-layers/.new-left");
+    fs::rename(&split, &left).unwrap();
+    store.serve();
+    assert!(store.list()[0]["pushable"] == json!(false) && !left.exists());
 }

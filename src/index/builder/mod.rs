@@ -20,15 +20,15 @@ use super::{limits, names};
 use crate::blob::ByteRange;
 
 /// `.wh.NAME` hides NAME of the layers below (OCI image specification 1.1, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// Makes its directory opaque (the same, "Opaque Whiteout").
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What else begins so is AUFS's own and hidden; a hard link may name it all the same.
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Everything before this file is to be prefetched (stargz-snapshotter docs/estargz.md, "Prefetch"); hidden.
-const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
-const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
+pub(super) const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
+pub(super) const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
 
 /// What a TOC describes.
 #[derive(Debug)]

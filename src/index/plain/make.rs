@@ -77,7 +77,7 @@ pub(crate) fn split(blob: Digest, events: Events<'_>, order: Order) -> Result<Sp
     }
     tape.last_entry();
     let diff_id = finish(reader).map_err(Failed::Stream)?;
-    Ok(Split { diff_id, split: tape.finish().unwrap_or(Err(NoTarSplit::Unreadable)) })
+    Ok(Split { diff_id, split: tape.finish().unwrap_or(Err(NoTarSplit::NotAsked)) })
 }
 
 /// Reads what is behind the tar's end. Gives the digest of all.

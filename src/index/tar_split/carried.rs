@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::write::Sheet;
 use super::{NoTarSplit, TarSplit};
-use crate::blob::ByteRange;
+use crate::blob::{ByteRange, Digest};
 use crate::index::footer::{self, TocPosition};
 use crate::index::{Descriptor, Entries, annotations, limits, names};
 
@@ -70,10 +70,18 @@ fn limit(len: u64, limit: u64) -> Result<(), NoTarSplit> {
     if len > limit { Err(NoTarSplit::CarriedTooLarge { len, limit }) } else { Ok(()) }
 }
 
+/// Whether it is what the image names, where that names one (containers/storage 1.48 did). Later writers name it in the TOC, of which only the
+/// index is kept.
+pub(crate) fn check_digest(layer: &Descriptor, stored: &[u8]) -> Result<(), NoTarSplit> {
+    let Some(named) = annotations::tar_split_checksum(layer) else { return Ok(()) };
+    let got = Digest::of(stored);
+    if *named == got.to_string() { Ok(()) } else { Err(NoTarSplit::OtherDigest { named: named.clone(), got }) }
+}
+
 /// Writes one that podman can be given, of `stored` bytes that unpack to `decoded`, for a layer with these entries.
 pub(crate) fn convert(stored: &[u8], decoded: u64, entries: &Entries, file: File) -> Result<TarSplit, NoTarSplit> {
     let split = rewrite(stored, decoded, file)?;
-    if split.unreadable(entries).is_empty() { Ok(split) } else { Err(NoTarSplit::Unreadable) }
+    split.usable(entries).map_err(|_| NoTarSplit::Unreadable)
 }
 
 /// The same for a layer that has whatever is named.

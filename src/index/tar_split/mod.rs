@@ -24,6 +24,7 @@ use std::io;
 
 pub(super) use self::record::{Recorder, Tape};
 use super::entries::{Child, Entries, Kind};
+use crate::blob::Digest;
 
 /// Why a layer has no tar-split.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +34,7 @@ pub enum NoTarSplit {
     #[error("more than {limit} bytes of {what} would have to stand in it")]
     TooLarge { what: &'static str, limit: u64 },
     #[error("its tar has more than {limit} {what}")]
-    TooMany { what: &'static str, limit: usize },
+    TooMany { what: &'static str, limit: u64 },
     #[error("it is no tar that crfs can read")]
     NoTar(#[source] Box<super::Error>),
     #[error("what the blob carries is no tar-split: line {line}: {problem}")]
@@ -42,8 +43,28 @@ pub enum NoTarSplit {
     CarriedTooLarge { len: u64, limit: u64 },
     #[error("what the blob carries cannot be decompressed")]
     Undecodable(#[source] io::Error),
+    #[error("what came as what the blob carries has the digest {got}, and the image names {named:?}")]
+    OtherDigest { named: String, got: Digest },
     #[error("the layer's index does not have all files of its tar under their names")]
     Unreadable,
+    #[error("its registry sends nothing but whole blobs")]
+    SentWhole,
+    #[error("its tar ends within a file")]
+    CutOff,
+    #[error("none was asked for")]
+    NotAsked,
+}
+
+impl NoTarSplit {
+    /// Whether it can be that what the blob carries was changed on the way.
+    pub(crate) const fn may_be_wrong_bytes(&self) -> bool {
+        matches!(self, Self::Malformed { .. } | Self::Undecodable(_) | Self::OtherDigest { .. } | Self::Unreadable)
+    }
+
+    /// Whether it can be another time.
+    pub(crate) const fn may_pass(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::OtherDigest { .. } | Self::SentWhole)
+    }
 }
 
 /// What a tar-split is written to, and what is to be written as segments, by the numbers of the tar's entries.
@@ -78,27 +99,42 @@ impl TarSplit {
     #[must_use]
     pub fn unreadable(&self, entries: &Entries) -> BTreeSet<u64> {
         let mut readable = HashSet::new();
-        let mut dirs = vec![(Entries::ROOT, Vec::new())];
-        while let Some((dir, path)) = dirs.pop() {
-            for (name, child) in entries.children(dir) {
-                let Child::Node(node) = child else { continue };
-                let path = joined(&path, name);
-                match entries.kind(node) {
-                    Kind::Dir { .. } => dirs.push((node, path)),
-                    Kind::File { size, .. } => {
-                        readable.extend(self.files.get(&path).filter(|file| file.size == size).map(|file| file.entry));
-                    }
-                    _ => {}
+        // One path for all: a layer can have millions of directories.
+        let mut path = Vec::new();
+        let mut dirs = vec![(entries.children(Entries::ROOT), 0)];
+        while let Some((children, len)) = dirs.last_mut() {
+            path.truncate(*len);
+            let Some((name, child)) = children.next() else {
+                dirs.pop();
+                continue;
+            };
+            let Child::Node(node) = child else { continue };
+            join(&mut path, name);
+            match entries.kind(node) {
+                Kind::Dir { .. } => dirs.push((entries.children(node), path.len())),
+                Kind::File { size, .. } => {
+                    readable.extend(self.files.get(&path).filter(|file| file.size == size).map(|file| file.entry));
                 }
+                _ => {}
             }
         }
         let named = self.files.values().map(|file| file.entry).filter(|entry| !readable.contains(entry));
         named.chain(self.replaced.iter().copied()).collect()
     }
+
+    /// What can be used, or the entries that it must not name. Which files are named is not needed after that, and can be a lot.
+    pub(crate) fn usable(mut self, entries: &Entries) -> Result<Self, BTreeSet<u64>> {
+        let unreadable = self.unreadable(entries);
+        self.files = HashMap::new();
+        if unreadable.is_empty() { Ok(self) } else { Err(unreadable) }
+    }
 }
 
-fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+fn join(path: &mut Vec<u8>, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
 }
 
 #[cfg(test)]

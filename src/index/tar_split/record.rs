@@ -9,14 +9,14 @@ use super::crc::Crc;
 use super::write::Sheet;
 use super::{NoTarSplit, Order, TarSplit};
 use crate::blob::ByteRange;
+use crate::index::builder::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT};
+use crate::index::estargz::TOC_NAME;
 use crate::index::toc::{EntryType, TocEntry};
 use crate::index::{limits, names};
 
-/// Files that indexes hide wherever they are in the root: what eStargz adds to a tar.
-const HIDDEN: [&[u8]; 3] = [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"];
-
-/// What begins so is a whiteout, or AUFS's own.
-const WHITEOUT: &[u8] = b".wh.";
+/// What eStargz adds to the root of a tar, and the index of an eStargz layer does not show. To name one would cost a second read of the layer; as
+/// segments they are right for every layer.
+const ADDED: [&[u8]; 3] = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
 
 /// What is recorded, if anything is.
 #[derive(Clone)]
@@ -188,11 +188,11 @@ impl Recording {
             return Err(failed);
         }
         let sheet = self.sheet.take().filter(|_| self.open.is_none());
-        sheet.ok_or(NoTarSplit::Unreadable)?.finish()
+        sheet.ok_or(NoTarSplit::CutOff)?.finish()
     }
 }
 
-/// Whether indexes do not show what is at a cleaned path.
+/// Whether an index may not show what is at a cleaned path.
 fn is_hidden(path: &[u8]) -> bool {
-    HIDDEN.contains(&path) || path.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT))
+    ADDED.contains(&path) || path.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT))
 }

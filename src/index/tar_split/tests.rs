@@ -186,6 +186,32 @@ fn contents_that_are_not_named_have_a_limit() {
     assert_eq!(check(&tar(&[file("a", &big)])), Some(1));
 }
 
+/// podman could not load a store that has one.
+#[test]
+fn a_tar_that_is_too_long_for_podman_has_no_tar_split() {
+    let mut sheet = write::Sheet::new(tempfile::tempfile().unwrap());
+    sheet.file(b"a", limits::OFFSET - 1, 0).unwrap();
+    sheet.segment(b"b").unwrap();
+    let refused = [sheet.segment(b"c"), sheet.file(b"d", u64::MAX, 0)].map(|refused| refused.unwrap_err().to_string());
+    assert!(refused.iter().all(|text| text.contains("more than 9223372036854775807 bytes")), "{refused:?}");
+}
+
+#[test]
+fn what_a_blob_carries_must_be_what_the_image_names() {
+    let key = "io.github.containers.zstd-chunked.tarsplit-checksum".to_owned();
+    let check = |named: Option<&str>| {
+        let annotations = named.map(|named| (key.clone(), named.to_owned())).into_iter().collect();
+        let layer =
+            crate::index::Descriptor { digest: Digest::of(b""), size: 9, media_type: String::new(), annotations };
+        carried::check_digest(&layer, b"stored")
+    };
+    assert!(check(None).is_ok() && check(Some(&Digest::of(b"stored").to_string())).is_ok());
+    for wrong in [&*Digest::of(b"other").to_string(), "sha512:00", ""] {
+        let problem = check(Some(wrong)).unwrap_err();
+        assert!(problem.may_be_wrong_bytes() && problem.may_pass(), "{problem}");
+    }
+}
+
 fn entry() -> impl Strategy<Value = Vec<u8>> {
     let names = ["a", "b", "./a", "d", "d/", "d/a", "./d/b", "d/d/a", ".wh.a", "d/.wh..wh..opq", "stargz.index.json"];
     let name = prop::sample::select(names.to_vec());

@@ -62,10 +62,10 @@ impl Sheet {
     pub(super) fn name(&mut self, path: &[u8], entry: u64, size: u64) -> Result<(), NoTarSplit> {
         self.names = self.names.saturating_add(path.len());
         if self.files.len() >= limits::ENTRIES {
-            return Err(NoTarSplit::TooMany { what: "files", limit: limits::ENTRIES });
+            return Err(NoTarSplit::TooMany { what: "files", limit: limits::ENTRIES as u64 });
         }
         if self.names > limits::NAMES {
-            return Err(NoTarSplit::TooMany { what: "bytes of names", limit: limits::NAMES });
+            return Err(NoTarSplit::TooMany { what: "bytes of names", limit: limits::NAMES as u64 });
         }
         self.files.insert(path.to_vec(), Named { entry, size });
         Ok(())
@@ -73,19 +73,27 @@ impl Sheet {
 
     /// The tar goes on with the contents of a file.
     pub(super) fn file(&mut self, path: &[u8], size: u64, crc: u64) -> Result<(), NoTarSplit> {
-        self.len = self.len.saturating_add(size);
+        self.grow(size)?;
         Ok(self.lines.file(path, size, crc)?)
     }
 
     /// The tar goes on with these bytes.
     pub(super) fn segment(&mut self, bytes: &[u8]) -> Result<(), NoTarSplit> {
-        self.len = self.len.saturating_add(bytes.len() as u64);
+        self.grow(bytes.len() as u64)?;
         self.segments = self.segments.saturating_add(bytes.len() as u64);
         let limit = limits::TAR_SPLIT_SEGMENTS;
         if self.segments > limit {
             return Err(NoTarSplit::TooLarge { what: "headers", limit });
         }
         Ok(self.lines.segment(bytes)?)
+    }
+
+    /// podman reads the length of the tar as a signed number, and over one that it cannot read it refuses the whole store. Empty files and hard
+    /// links make a tar that long in a small blob.
+    fn grow(&mut self, by: u64) -> Result<(), NoTarSplit> {
+        self.len = self.len.saturating_add(by);
+        let limit = limits::OFFSET;
+        if self.len > limit { Err(NoTarSplit::TooMany { what: "bytes", limit }) } else { Ok(()) }
     }
 
     /// The tar ends.
