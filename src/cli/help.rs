@@ -355,8 +355,8 @@ Fields of --json, an array:
   source                  where its layers come from
   served                  whether a server runs that can read all of its layers
   problem                 why not; null where nothing is known
-  pushable                whether podman has the tar-splits of all of its layers,
-                            to push or save them; one that a blob carries is a
+  pushable                whether podman has all tar-splits that it needs to
+                            push or save it; one that a blob carries is a
                             claim, which podman checks when it pushes
 ",
     store_environment_help!(),

@@ -21,7 +21,7 @@ mod prefetch;
 mod source;
 
 pub use crate::cache::Disk;
-pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf};
+pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};
 pub use decode::Units;
 pub use error::Error;
 pub use layer::{Engine, Layer, Reindex, Stats};

@@ -36,7 +36,7 @@ pub trait Files: Send + Sync {
     fn find(&self, dir: Node, path: &[u8]) -> Option<Node>;
 }
 
-/// What lies near what: made once, when something is missed for the first time. 4 bytes a file, and 8 a directory.
+/// What lies near what: made once, when something is missed for the first time, or the image's command is looked at. 4 bytes a file, and 8 a directory.
 pub(super) struct Neighbourhood {
     /// The files of each layer in the order of its layer file, which is that of the blob.
     by_place: Vec<Vec<u32>>,

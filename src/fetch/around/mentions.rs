@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::plan;
+use super::super::{Layer, plan};
 use super::files::Node;
 use super::shelf::{self, Kind, Shelf};
 use super::state::{Next, State};
@@ -21,13 +21,25 @@ use super::wish::Wish;
 use super::words::{is_script, words};
 use super::{Around, SMALL, WHOLE};
 use crate::cache;
-use crate::index::Damaged;
+use crate::index::{CheckKind, Damaged};
 
 /// Bytes of the largest file that is looked into.
 pub(super) const LOOKED_INTO: u64 = 512 << 10;
 
 /// How many steps from what was read a file may be that is looked into.
 const STEPS: usize = 4;
+
+/// Files that are looked into in one go: whoever reads may wait for the end of it.
+const AT_A_TIME: usize = 4;
+
+/// Directories that are looked into for the file that stands for them, for one file that names them.
+const ENTRIES_LOOKED_AT: u32 = 64;
+
+/// In a larger image nothing is looked for anywhere.
+const ANYWHERE: u64 = 200_000;
+
+/// Files that were named and not read that are remembered.
+const MOST_TOLD: usize = 16 << 10;
 
 /// Who names more files than this lists them, and does not need them.
 const LIST: usize = 32;
@@ -49,6 +61,9 @@ const COMMAND: u64 = 8 << 20;
 /// What interpreters read when they start, in the directory of their own files, without suffixes: Python's.
 const READ_AT_START: [&[&[u8]]; 4] =
     [&[b"encodings", b"__init__"], &[b"encodings", b"aliases"], &[b"encodings", b"utf_8"], &[b"sitecustomize"]];
+
+/// What the image's command starts with has the last turns.
+const COMMAND_TURNS: u32 = u32::MAX - 64;
 
 /// How a file came to be named.
 #[derive(Clone)]
@@ -86,6 +101,8 @@ pub(super) struct Mentions {
     wished: BTreeMap<Turn, Node>,
     /// How many files were read.
     reads: u32,
+    /// How many files the image's command starts with.
+    commands: u32,
     shelves: VecDeque<Arc<Shelf>>,
     searched: VecDeque<Node>,
     command_bytes: u64,
@@ -140,15 +157,18 @@ impl Mentions {
         let shelves: Vec<_> = std::iter::once(own).chain(others).collect();
         let mut found = Vec::new();
         let mut known = HashSet::from([file]);
+        let mut entries = ENTRIES_LOOKED_AT;
         for word in words(contents).into_iter().filter(|word| !shelf::ENTRIES.contains(word)) {
-            let named = shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind)));
+            let named = shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind, &mut entries)));
             let Some((dir, named)) = named.into_iter().find(|(_, named)| !named.is_empty()) else { continue };
             found.extend(named.into_iter().filter(|node| known.insert(*node)).map(|node| (dir, node)));
+            if found.len() > LIST {
+                return Vec::new();
+            }
         }
         // What it builds on comes before its own parts.
         let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(dir, _)| Some(*dir) == own_dir);
-        let found: Vec<_> = others.into_iter().chain(own).map(|(_, node)| node).collect();
-        if found.len() > LIST { Vec::new() } else { found }
+        others.into_iter().chain(own).map(|(_, node)| node).collect()
     }
 
     /// The same wherever they are in the image, those nearest to its root.
@@ -160,29 +180,31 @@ impl Mentions {
         else {
             return Vec::new();
         };
+        if files.count() > ANYWHERE {
+            return Vec::new();
+        }
         let words = words(contents);
         let wanted: HashSet<&[u8]> = words.iter().copied().take(LIST).collect();
-        let mut found: HashMap<&[u8], (usize, Vec<Node>)> = HashMap::new();
+        let mut found: HashMap<&[u8], Vec<Node>> = HashMap::new();
+        let mut entries = ENTRIES_LOOKED_AT;
+        // Breadth first: the first of each name is nearest to the root.
         for dir in around.neighbourhood().dirs() {
             for (name, node) in files.children(dir) {
-                let Some(word) = wanted.get(shelf::stem(name)) else { continue };
-                let depth = shelf::depth(files, dir);
-                if found.get(word).is_some_and(|(nearest, _)| *nearest <= depth) {
-                    continue;
-                }
+                let word = wanted.get(shelf::stem(name)).filter(|word| !found.contains_key(*word));
+                let Some(word) = word else { continue };
                 let is_file = files.place(node).is_some();
                 let named = match Kind::of(name).filter(|_| is_file) {
                     Some(other) if kind.may_name(&other) => vec![node],
                     Some(_) => Vec::new(),
-                    None if name == *word => shelf::entry(files, node, &kind),
+                    None if name == *word => shelf::entry(files, node, &kind, &mut entries),
                     None => Vec::new(),
                 };
                 if !named.is_empty() {
-                    found.insert(word, (depth, named));
+                    found.insert(word, named);
                 }
             }
         }
-        words.iter().filter_map(|word| found.remove(word)).flat_map(|(_, named)| named).collect()
+        words.iter().filter_map(|word| found.remove(word)).flatten().take(LIST).collect()
     }
 }
 
@@ -193,14 +215,20 @@ impl State {
             self.mentions.search(around, dir);
         }
         self.mentions.reads = self.mentions.reads.saturating_add(1);
-        let told = Told { turn: vec![u32::MAX.saturating_sub(self.mentions.reads)], counts: true };
-        self.mentions.told.insert(file, told.clone());
+        if let Some(told) = self.mentions.told.remove(&file) {
+            self.mentions.wished.remove(&told.turn);
+        }
+        let turn = COMMAND_TURNS.saturating_sub(self.mentions.reads);
+        let told = Told { turn: vec![turn], counts: true };
         self.wait_to_look_into(around, file, told, false)
     }
 
     /// The image's command starts with a program, or is given a script.
     pub(super) fn mentions_of_command(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
         let files = &*around.files;
+        // The program comes last here, and first in turn.
+        let turn = u32::MAX.saturating_sub(self.mentions.commands.saturating_mul(2)).max(COMMAND_TURNS + 2);
+        self.mentions.commands = self.mentions.commands.saturating_add(1);
         if let Some(own) = around.neighbourhood().dir(file).and_then(|dir| shelf::of_program(files, dir, file)) {
             for dir in files.children(own).map(|(_, node)| node).filter(|node| files.parent(*node).is_some()) {
                 if self.mentions.shelf(around, dir).is_some_and(|shelf| shelf.has_native()) {
@@ -209,9 +237,9 @@ impl State {
             }
             self.mentions.search(around, own);
             let read_at_start = self.mentions.shelf(around, own).map(|shelf| shelf.paths(files, &READ_AT_START));
-            self.tell(around, read_at_start.unwrap_or_default(), Told { turn: vec![u32::MAX - 1], counts: false })?;
+            self.tell(around, read_at_start.unwrap_or_default(), &Told { turn: vec![turn - 1], counts: false })?;
         }
-        self.wait_to_look_into(around, file, Told { turn: vec![u32::MAX], counts: false }, true)
+        self.wait_to_look_into(around, file, Told { turn: vec![turn], counts: false }, true)
     }
 
     fn wait_to_look_into(&mut self, around: &Around, file: Node, told: Told, anywhere: bool) -> Result<(), Damaged> {
@@ -219,10 +247,14 @@ impl State {
         let Some(contents) = around.layers.get(place.layer).filter(|_| place.range.len() <= LOOKED_INTO) else {
             return Ok(());
         };
-        if plan::compressed(&contents.index, &units)? <= SMALL {
+        // What is guessed is fetched only where that is over a network.
+        let comes = contents.source.is_remote() || told.steps() == 0;
+        if comes && plan::compressed(&contents.index, &units)? <= SMALL {
             let checks = contents.index.checks_over(place.range)?;
             self.mentions.waiting.push_front(Waiting { file, layer: place.layer, checks, told, anywhere });
             self.mentions.waiting.truncate(WAITING);
+            // It may be there.
+            around.came.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -232,30 +264,37 @@ impl State {
         if !around.came.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
+        let mut looked = 0;
         for waiting in std::mem::take(&mut self.mentions.waiting) {
             let Some(contents) = around.layers.get(waiting.layer) else { continue };
-            if !waiting.checks.clone().all(|check| contents.file.state(check) == cache::State::Ready) {
+            if looked == AT_A_TIME {
+                around.came.store(true, Ordering::Release);
+            }
+            if looked == AT_A_TIME || !is_here(contents, &waiting.checks)? {
                 self.mentions.waiting.push_back(waiting);
                 continue;
             }
+            looked += 1;
             let place = around.files.place(waiting.file);
             let Some(bytes) = place.and_then(|place| contents.peek(place.range)) else { continue };
             let named = match waiting.anywhere {
                 true => Mentions::named_anywhere(around, waiting.file, &bytes),
                 false => self.mentions.named_by(around, waiting.file, &bytes),
             };
-            self.tell(around, named, waiting.told)?;
+            self.tell(around, named, &waiting.told)?;
         }
+        self.mentions.waiting.truncate(WAITING);
         Ok(())
     }
 
-    fn tell(&mut self, around: &Around, named: Vec<Node>, by: Told) -> Result<(), Damaged> {
+    fn tell(&mut self, around: &Around, named: Vec<Node>, by: &Told) -> Result<(), Damaged> {
         for (at, file) in (0..).zip(named) {
             let told = Told { turn: [by.turn.as_slice(), &[at]].concat(), counts: by.counts };
             let before = self.mentions.told.get(&file).cloned();
             let is_old =
                 before.as_ref().is_some_and(|before| before.turn <= told.turn && (before.counts || !told.counts));
-            if is_old || self.seen.contains(file) {
+            let is_full = before.is_none() && self.mentions.told.len() >= MOST_TOLD;
+            if is_old || is_full || self.seen.contains(file) {
                 continue;
             }
             if let Some(before) = &before {
@@ -275,8 +314,6 @@ impl State {
         while self.mentions.wished.len() > WISHED {
             self.mentions.wished.pop_last();
         }
-        // They may be there.
-        around.came.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -298,6 +335,9 @@ impl State {
             }
             if bytes > size {
                 // In pieces, with what else is large.
+                if !counts {
+                    self.mentions.command_bytes = self.mentions.command_bytes.saturating_add(bytes);
+                }
                 let stack = if counts { &mut self.libraries } else { &mut self.started };
                 stack.push(Wish::new(place.layer, units.clone(), units.start));
                 match if counts { stack.next(around, size)? } else { None } {
@@ -316,6 +356,17 @@ impl State {
         }
         Ok(None)
     }
+}
+
+/// Whether all checks of a file were found right; holes need not be.
+fn is_here(contents: &Layer, checks: &Range<u32>) -> Result<bool, Damaged> {
+    for check in checks.clone() {
+        let is_here = contents.file.state(check) == cache::State::Ready;
+        if !is_here && contents.index.check(check)?.kind != CheckKind::Hole {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Mentions {

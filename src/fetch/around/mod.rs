@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a read misses  --> its request goes on behind what was asked for, about as far as the link carries in two round trips (`tail`)
-//! a file is read --> wishes: the rest of it; the libraries it needs; the small files near it (`wish`, `programs`, `near`)
+//! a file is read --> wishes: the rest of it; the libraries it needs; the files it names; the small files near it (`wish`, `programs`, `mentions`, `near`)
 //! there is room  --> the newest wish becomes a request: behind readers who wait, little at a time, bounded in all (`next`)
 //! ```
 //!
@@ -17,7 +17,7 @@ mod programs;
 mod shelf;
 mod state;
 mod wish;
-mod words;
+pub mod words;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -172,6 +172,11 @@ impl Around {
 
     /// The image's command starts with these files, each by the paths that it may have: they are wished for before anyone reads them.
     pub fn starts(self: &Arc<Self>, files: &[Vec<String>]) {
+        if !self.layers.iter().any(|layer| layer.source.is_remote()) {
+            return;
+        }
+        // Made before anything waits for the state.
+        self.neighbourhood();
         let found = files.iter().filter_map(|paths| paths.iter().find_map(|path| self.files.find(1, path.as_bytes())));
         for file in found.collect::<Vec<_>>().into_iter().rev() {
             self.read_local(file);
@@ -223,6 +228,8 @@ impl Around {
             loop {
                 match self.next() {
                     Ok(Some(jobs)) => jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run()))),
+                    // What has come meanwhile may say more.
+                    Ok(None) if self.came.load(Ordering::Acquire) && !self.waiting.load(Ordering::Acquire) => {}
                     Ok(None) => break,
                     // A damaged index is made again by the next reader that needs it.
                     Err(error) => {

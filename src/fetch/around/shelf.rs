@@ -66,12 +66,13 @@ impl Shelf {
         let dir = home(files, dir);
         files.parent(dir)?;
         let compiled = files.find(dir, COMPILED);
+        let is_large = |dir: Node| files.children(dir).nth(MOST).is_some();
+        if is_large(dir) || compiled.is_some_and(is_large) {
+            return None;
+        }
         let mut shelf = Self { dir, compiled, names: HashMap::new(), kinds: HashMap::new() };
         for (within, named) in [(compiled, Named::Compiled as fn(Node) -> Named), (Some(dir), Named::File)] {
             let Some(within) = within else { continue };
-            if files.children(within).nth(MOST).is_some() {
-                return None;
-            }
             files.children(within).for_each(|(name, node)| shelf.put(files, name, node, named));
         }
         Some(shelf)
@@ -108,7 +109,7 @@ impl Shelf {
     }
 
     /// What a word names here to a file of such a kind: files, what was compiled of them instead if it was, and what stands for a directory.
-    pub(super) fn named(&self, files: &dyn Files, word: &[u8], by: &Kind) -> Vec<Node> {
+    pub(super) fn named(&self, files: &dyn Files, word: &[u8], by: &Kind, entries: &mut u32) -> Vec<Node> {
         let Some(all) = self.names.get(word) else { return Vec::new() };
         let fits = |node: &Node| self.kinds.get(node).is_some_and(|kind| by.may_name(kind));
         let some = |kind: fn(&Named) -> Option<Node>| all.iter().filter_map(kind).filter(fits).collect::<Vec<_>>();
@@ -118,15 +119,17 @@ impl Shelf {
         }
         for named in all {
             if let Named::Dir(dir) = named {
-                found.extend(entry(files, *dir, by));
+                found.extend(entry(files, *dir, by, entries));
             }
         }
         found
     }
 }
 
-/// The file that stands for a directory.
-pub(super) fn entry(files: &dyn Files, dir: Node, by: &Kind) -> Vec<Node> {
+/// The file that stands for a directory, as long as so many `left` directories may be looked into.
+pub(super) fn entry(files: &dyn Files, dir: Node, by: &Kind, left: &mut u32) -> Vec<Node> {
+    let Some(less) = left.checked_sub(1) else { return Vec::new() };
+    *left = less;
     let within = [files.find(dir, COMPILED), Some(dir)];
     let stands = |within: Node, stem_of_it: &[u8]| -> Vec<Node> {
         let is_it = |name: &[u8]| stem(name) == stem_of_it && Kind::of(name).is_some_and(|kind| by.may_name(&kind));
@@ -148,13 +151,6 @@ pub(super) fn stem(name: &[u8]) -> &[u8] {
 fn home(files: &dyn Files, dir: Node) -> Node {
     let above = files.parent(dir).filter(|above| files.find(*above, COMPILED) == Some(dir));
     above.unwrap_or(dir)
-}
-
-/// How many directories are above one.
-pub(super) fn depth(files: &dyn Files, dir: Node) -> usize {
-    // A directory has a greater number than the one that holds it.
-    let above = |dir: &Node| files.parent(*dir).filter(|above| above < dir);
-    std::iter::successors(Some(dir), above).count()
 }
 
 /// Where a program in `dir` has its own files: `../lib/NAME`.
@@ -236,7 +232,11 @@ mod tests {
         assert_eq!(shelf.dir, files.node("/lib/py3/"), "what it was compiled of");
         let python = Kind::of(b"x.pyc").unwrap();
         let named = |word: &str| {
-            shelf.named(&files, word.as_bytes(), &python).into_iter().map(|node| files.path(node)).collect::<Vec<_>>()
+            shelf
+                .named(&files, word.as_bytes(), &python, &mut 9)
+                .into_iter()
+                .map(|node| files.path(node))
+                .collect::<Vec<_>>()
         };
         assert_eq!(named("a"), ["/lib/py3/__pycache__/a.cpython-3.pyc"], "not a.py, nor a.txt");
         assert_eq!(named("b"), ["/lib/py3/b.py"]);
@@ -257,7 +257,6 @@ mod tests {
         let found: Vec<_> = found.into_iter().map(|node| files.path(node)).collect();
         assert_eq!(found, ["/lib/py3/p/__pycache__/__init__.cpython-3.pyc", "/lib/py3/__pycache__/a.cpython-3.pyc"]);
         assert!(Shelf::of(&files, files.node("/lib/py3/dyn/")).unwrap().has_native() && !shelf.has_native());
-        assert_eq!((depth(&files, 1), depth(&files, own)), (1, 3));
     }
 
     #[test]

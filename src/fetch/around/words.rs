@@ -23,7 +23,8 @@ const BRINGS_IN: [&[u8]; 9] =
     [b"import", b"from", b"require", b"require_relative", b"use", b"include", b"source", b"load", b"exec"];
 
 /// The words of a file, each once, in the order in which they stand in it.
-pub(super) fn words(contents: &[u8]) -> Vec<&[u8]> {
+#[must_use]
+pub fn words(contents: &[u8]) -> Vec<&[u8]> {
     let mut words = Words::default();
     if contents.iter().take(START).any(|byte| *byte == 0) {
         of_binary(contents, &mut words);
