@@ -7,12 +7,14 @@ import sys
 import link
 import local
 import plain
+import store
 from report import Report
 from world import World
 
 PARTS = {
     "start": link.start,
     "whole": link.whole,
+    "store": store.store,
     "plain": plain.plain,
     "small": local.small,
     "big": local.big,

@@ -10,6 +10,8 @@ from world import drop_caches, run
 
 PROGRAM = ["python3", "-c", "import numpy"]
 TAGS = ["gz", "zst", "zc"]
+# Of podman run, so that it runs where the resource limits of this process cannot be raised.
+LIMITS = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none"]
 PREFETCH = {"crfs": "hints", "crfs --prefetch all": "all"}
 
 
@@ -50,14 +52,12 @@ def podman_start(world, link, tag):
     root, runroot = world.fresh("podman"), world.fresh("podman-run")
     podman = ["podman", "--root", root, "--runroot", runroot, "--runtime", "runc"]
     image = f"127.0.0.1:{link.port}/bench:{tag}"
-    # So that it runs where the resource limits of this process cannot be raised.
-    limits = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none"]
 
     def work():
         start = time.monotonic()
         run(*podman, "pull", "-q", "--tls-verify=false", image)
         pulled = time.monotonic() - start
-        run(*podman, "run", "--rm", *limits, image, *PROGRAM)
+        run(*podman, "run", "--rm", *LIMITS, image, *PROGRAM)
         return {"pulled": pulled}
 
     figures = timed(link, work)

@@ -124,6 +124,16 @@ class World:
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
 
+    def start_until(self, ready, *command):
+        """Starts a server, and waits until a line of its stderr has `ready`."""
+        process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        for line in process.stderr:
+            if ready in line:
+                return process
+        sys.exit(f"scripts/bench: {' '.join(map(str, command))} ended with {process.wait()}")
+
     def registry(self, storage):
         """A registry that keeps everything below `storage`; its port."""
         port = free_port()

@@ -6,7 +6,7 @@
 //! that file                        --> is wished for, and looked into as well, a few steps far
 //! ```
 //!
-//! Nothing is known of any language but how names become paths. What the image's command is given as a script names modules that may be anywhere.
+//! Nothing is known of any language but how names become paths, and what Python reads when it starts. What the image's command is given as a script names modules that may be anywhere.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -51,6 +51,9 @@ const WISHED: usize = 1024;
 /// Directories in which files were read, that words are looked for in; and those that are remembered.
 const SEARCHED: usize = 12;
 const REMEMBERED: usize = 24;
+
+/// Directories below a program's own that are looked into for extensions of its language.
+const BELOW: usize = 64;
 
 /// Wished files this near each other are one request, which costs about as much as the bytes between them.
 const GAP: u64 = 64 << 10;
@@ -118,6 +121,22 @@ impl Mentions {
         self.told.contains_key(&file)
     }
 
+    /// The next file that is wished for, and whether it counts; it is not given again.
+    fn next_wished(&mut self, is_over: bool) -> Option<(Node, bool)> {
+        let counts = |file: &Node| self.told.get(file).is_none_or(|told| told.counts);
+        let (turn, counts) =
+            self.wished.iter().map(|(turn, file)| (turn, counts(file))).find(|(_, counts)| !is_over || !counts)?;
+        let turn = turn.clone();
+        Some((self.wished.remove(&turn)?, counts))
+    }
+
+    /// So much is fetched, of what counts for what may be guessed wrong, or of what the command names.
+    fn spend(&mut self, bytes: u64, counts: bool) {
+        if !counts {
+            self.command_bytes = self.command_bytes.saturating_add(bytes);
+        }
+    }
+
     /// Whether a file is linked as a library is, as far as it is known.
     fn is_native(&self, file: Node) -> bool {
         self.shelves.iter().any(|shelf| shelf.kind(file) == Some(&Kind::Native))
@@ -159,8 +178,9 @@ impl Mentions {
         let mut known = HashSet::from([file]);
         let mut entries = ENTRIES_LOOKED_AT;
         for word in words(contents).into_iter().filter(|word| !shelf::ENTRIES.contains(word)) {
-            let named = shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind, &mut entries)));
-            let Some((dir, named)) = named.into_iter().find(|(_, named)| !named.is_empty()) else { continue };
+            let mut named =
+                shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind, &mut entries)));
+            let Some((dir, named)) = named.find(|(_, named)| !named.is_empty()) else { continue };
             found.extend(named.into_iter().filter(|node| known.insert(*node)).map(|node| (dir, node)));
             if found.len() > LIST {
                 return Vec::new();
@@ -230,7 +250,8 @@ impl State {
         let turn = u32::MAX.saturating_sub(self.mentions.commands.saturating_mul(2)).max(COMMAND_TURNS + 2);
         self.mentions.commands = self.mentions.commands.saturating_add(1);
         if let Some(own) = around.neighbourhood().dir(file).and_then(|dir| shelf::of_program(files, dir, file)) {
-            for dir in files.children(own).map(|(_, node)| node).filter(|node| files.parent(*node).is_some()) {
+            let below = files.children(own).map(|(_, node)| node).filter(|node| files.parent(*node).is_some());
+            for dir in below.take(BELOW) {
                 if self.mentions.shelf(around, dir).is_some_and(|shelf| shelf.has_native()) {
                     self.mentions.search(around, dir);
                 }
@@ -330,14 +351,13 @@ impl State {
                 continue;
             };
             let bytes = plan::compressed(&contents.index, &units)?;
-            if bytes > WHOLE || (!counts && self.mentions.command_bytes.saturating_add(bytes) > COMMAND) {
+            let left = if counts { WHOLE } else { COMMAND.saturating_sub(self.mentions.command_bytes) };
+            if bytes > left.min(WHOLE) {
                 continue;
             }
             if bytes > size {
                 // In pieces, with what else is large.
-                if !counts {
-                    self.mentions.command_bytes = self.mentions.command_bytes.saturating_add(bytes);
-                }
+                self.mentions.spend(bytes, counts);
                 let stack = if counts { &mut self.libraries } else { &mut self.started };
                 stack.push(Wish::new(place.layer, units.clone(), units.start));
                 match if counts { stack.next(around, size)? } else { None } {
@@ -346,11 +366,8 @@ impl State {
                 }
             }
             let wished = |file: &Node| self.mentions.told.contains_key(file) && !self.seen.contains(*file);
-            if let Some(units) = around.run_of(file, (place.layer, units), (size, GAP), wished)? {
-                if !counts {
-                    let bytes = plan::compressed(&contents.index, &units)?;
-                    self.mentions.command_bytes = self.mentions.command_bytes.saturating_add(bytes);
-                }
+            if let Some(units) = around.run_of(file, (place.layer, units), (size.min(left), GAP), wished)? {
+                self.mentions.spend(plan::compressed(&contents.index, &units)?, counts);
                 return Ok(Some(Next { layer: place.layer, units, counts }));
             }
         }
@@ -367,15 +384,4 @@ fn is_here(contents: &Layer, checks: &Range<u32>) -> Result<bool, Damaged> {
         }
     }
     Ok(true)
-}
-
-impl Mentions {
-    /// The next file that is wished for, and whether it counts; it is not given again.
-    fn next_wished(&mut self, is_over: bool) -> Option<(Node, bool)> {
-        let counts = |file: &Node| self.told.get(file).is_none_or(|told| told.counts);
-        let (turn, counts) =
-            self.wished.iter().map(|(turn, file)| (turn, counts(file))).find(|(_, counts)| !is_over || !counts)?;
-        let turn = turn.clone();
-        Some((self.wished.remove(&turn)?, counts))
-    }
 }

@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 
 use super::files::{Files, Node};
+use super::words::LENGTHS;
 
 /// Larger directories are not looked into.
 const MOST: usize = 4096;
+
+/// Bytes of the longest suffix of a language.
+const LONGEST_SUFFIX: usize = 16;
 
 /// Where Python keeps what it compiled of the files of a directory (PEP 3147).
 const COMPILED: &[u8] = b"__pycache__";
@@ -32,7 +36,7 @@ impl Kind {
             b"" => None,
             // Libraries are needed, not named.
             b"so" => (!name.starts_with(b"lib")).then_some(Self::Native),
-            suffix => Some(Self::Suffix(suffix.into())),
+            suffix => (suffix.len() <= LONGEST_SUFFIX).then(|| Self::Suffix(suffix.into())),
         }
     }
 
@@ -79,10 +83,15 @@ impl Shelf {
     }
 
     fn put(&mut self, files: &dyn Files, name: &[u8], node: Node, named: fn(Node) -> Named) {
-        if files.parent(node).is_some() {
-            self.names.entry(name.into()).or_default().push(Named::Dir(node));
+        let is_dir = files.parent(node).is_some();
+        let word = if is_dir { name } else { stem(name) };
+        if !LENGTHS.contains(&word.len()) {
+            return;
+        }
+        if is_dir {
+            self.names.entry(word.into()).or_default().push(Named::Dir(node));
         } else if let Some(kind) = Kind::of(name).filter(|_| files.place(node).is_some()) {
-            self.names.entry(stem(name).into()).or_default().push(named(node));
+            self.names.entry(word.into()).or_default().push(named(node));
             self.kinds.insert(node, kind);
         }
     }
@@ -213,15 +222,15 @@ mod tests {
     fn fake() -> Fake {
         let root = ["/", "/bin/", "/bin/py3", "/lib/", "/lib/py3/", "/lib/py3/dyn/", "/lib/py3/dyn/_x.cpython-3.so"];
         let python = [
-            "/lib/py3/a.py",
-            "/lib/py3/b.py",
-            "/lib/py3/c",
-            "/lib/py3/p/",
-            "/lib/py3/p/__init__.py",
+            "/lib/py3/aa.py",
+            "/lib/py3/bb.py",
+            "/lib/py3/cc",
+            "/lib/py3/pp/",
+            "/lib/py3/pp/__init__.py",
             "/lib/py3/libz.so",
         ];
-        let compiled = ["/lib/py3/__pycache__/", "/lib/py3/__pycache__/a.cpython-3.pyc", "/lib/py3/p/__pycache__/"];
-        let inner = ["/lib/py3/p/__pycache__/__init__.cpython-3.pyc", "/lib/py3/a.txt"];
+        let compiled = ["/lib/py3/__pycache__/", "/lib/py3/__pycache__/aa.cpython-3.pyc", "/lib/py3/pp/__pycache__/"];
+        let inner = ["/lib/py3/pp/__pycache__/__init__.cpython-3.pyc", "/lib/py3/aa.txt"];
         Fake([&root[..], &python, &compiled, &inner].concat())
     }
 
@@ -238,10 +247,10 @@ mod tests {
                 .map(|node| files.path(node))
                 .collect::<Vec<_>>()
         };
-        assert_eq!(named("a"), ["/lib/py3/__pycache__/a.cpython-3.pyc"], "not a.py, nor a.txt");
-        assert_eq!(named("b"), ["/lib/py3/b.py"]);
-        assert_eq!(named("p"), ["/lib/py3/p/__pycache__/__init__.cpython-3.pyc"], "it stands for its directory");
-        for nothing in ["c", "libz", "dyn", "none", "__pycache__"] {
+        assert_eq!(named("aa"), ["/lib/py3/__pycache__/aa.cpython-3.pyc"], "not aa.py, nor aa.txt");
+        assert_eq!(named("bb"), ["/lib/py3/bb.py"]);
+        assert_eq!(named("pp"), ["/lib/py3/pp/__pycache__/__init__.cpython-3.pyc"], "it stands for its directory");
+        for nothing in ["cc", "libz", "dyn", "none", "__pycache__"] {
             assert!(named(nothing).is_empty(), "{nothing}");
         }
     }
@@ -251,11 +260,11 @@ mod tests {
         let files = fake();
         let own = of_program(&files, files.node("/bin/"), files.node("/bin/py3")).unwrap();
         assert_eq!(files.path(own), "/lib/py3/");
-        assert!(of_program(&files, own, files.node("/lib/py3/c")).is_none());
+        assert!(of_program(&files, own, files.node("/lib/py3/cc")).is_none());
         let shelf = Shelf::of(&files, own).unwrap();
-        let found = shelf.paths(&files, &[&[b"p", b"__init__"], &[b"a"], &[b"no", b"a"], &[b"b"]]);
+        let found = shelf.paths(&files, &[&[b"pp", b"__init__"], &[b"aa"], &[b"no", b"aa"], &[b"bb"]]);
         let found: Vec<_> = found.into_iter().map(|node| files.path(node)).collect();
-        assert_eq!(found, ["/lib/py3/p/__pycache__/__init__.cpython-3.pyc", "/lib/py3/__pycache__/a.cpython-3.pyc"]);
+        assert_eq!(found, ["/lib/py3/pp/__pycache__/__init__.cpython-3.pyc", "/lib/py3/__pycache__/aa.cpython-3.pyc"]);
         assert!(Shelf::of(&files, files.node("/lib/py3/dyn/")).unwrap().has_native() && !shelf.has_native());
     }
 

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 const START: usize = 512;
 
 /// Bytes of a word that may be the name of a file without its suffix.
-const LENGTHS: std::ops::RangeInclusive<usize> = 2..=64;
+pub(super) const LENGTHS: std::ops::RangeInclusive<usize> = 2..=64;
 
 /// Words of a file that are looked at.
 const MOST: usize = 2048;
