@@ -1,11 +1,12 @@
 //! A real registry (Debian's docker-registry) on loopback, with a real client's view of it.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use tokio::net::TcpSocket;
 
 use super::command::{ends, run, send, start, until};
 use super::lab::Lab;
@@ -25,6 +26,8 @@ pub(crate) enum Access {
 pub(crate) struct Registry {
     access: Access,
     port: u16,
+    /// Never listens: keeps the port from everybody else, the registry of another test above all, while the server is stopped.
+    _held: TcpSocket,
     config: PathBuf,
     server: Option<Child>,
 }
@@ -33,7 +36,8 @@ impl Registry {
     #[track_caller]
     pub(crate) fn new(lab: &Lab, access: Access) -> Self {
         let dir = lab.fresh("registry");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let held = hold_a_port();
+        let port = held.local_addr().unwrap().port();
         fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
         let auth = match access {
             Access::Open => String::new(),
@@ -46,7 +50,7 @@ impl Registry {
             dir.display()
         );
         fs::write(&config, text).unwrap();
-        let mut registry = Self { access, port, config, server: None };
+        let mut registry = Self { access, port, _held: held, config, server: None };
         registry.start();
         registry
     }
@@ -124,6 +128,14 @@ impl Registry {
         run(&mut command).ok();
         format!("{}/{name}:latest", self.host())
     }
+}
+
+/// A bound socket that lets a server listen at its port: both ask for SO_REUSEADDR, as every server written in Go does.
+fn hold_a_port() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    socket
 }
 
 impl Drop for Registry {
