@@ -61,10 +61,8 @@ const NAME_MAX: u32 = 255;
 
 /// Requests that the kernel may have under way for pages read ahead, which most reads are to it: as many reads stalled on one layer freeze all
 /// others. Its own 12 are few, and so are 4,096. Without root it allows no more than a part of the memory holds (fuse's `max_user_bgreq`).
+/// Also its threshold for congestion: past that it sends small reads from the reader itself, who then cannot be killed while it waits.
 const MAX_BACKGROUND: u16 = u16::MAX;
-
-/// With so many under way the kernel no longer reads ahead of what was asked for.
-const CONGESTED: u16 = 1024;
 
 /// Bytes of a request's data: fuser makes this the longest READ, too. The kernel's own limit for it is 256 pages.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -165,7 +163,7 @@ impl Filesystem for Frontend {
             io::Error::new(io::ErrorKind::InvalidInput, format!("FUSE INIT: only {nearest} is possible"))
         };
         config.set_max_background(MAX_BACKGROUND).map_err(out_of_range)?;
-        config.set_congestion_threshold(CONGESTED).map_err(out_of_range)?;
+        config.set_congestion_threshold(MAX_BACKGROUND).map_err(out_of_range)?;
         config.set_max_write(MAX_REQUEST).map_err(|nearest| out_of_range(nearest.try_into().unwrap_or(u16::MAX)))?;
         Ok(())
     }

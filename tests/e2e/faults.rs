@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 
 use crate::image::{File, Layer, ramp, zstd_chunked};
 use crate::lying::{Fault, Lie, On};
 use crate::readers::drop_caches;
-use crate::support::command::{ends, start};
+use crate::support::command::{ends, send, start};
 use crate::support::lab::{CRFS, say_skipped};
 use crate::support::lies::Liar;
 use crate::support::mount::Disk;
@@ -63,7 +64,7 @@ fn ten_thousand_reads_stuck_on_one_layer_leave_the_others_alone() {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let readers = 10_000.min(usize::try_from(hard).unwrap() - 500);
     let liar = Liar::new();
-    let (stuck, others) = (layer("stuck", STUCK, 100), layer("other", 3, 50_000));
+    let (stuck, others) = (layer("stuck", STUCK + 1, 100), layer("other", 3, 50_000));
     let mount = lab.mount(&liar.push(&[&stuck, &others]), &LAZILY);
     assert_eq!(read(mount.path("other0")), ramp(50_000, 0));
     liar.fault(Fault::always(On::Blobs, Lie::Silence).about(&stuck.digest().to_string()));
@@ -93,7 +94,11 @@ fn ten_thousand_reads_stuck_on_one_layer_leave_the_others_alone() {
     let mut first_byte = Command::new("head");
     first_byte.args(["-c", "1"]);
     assert_eq!(read_by(first_byte, mount.path("other2")), ramp(1, 2), "one byte of another layer");
-    assert_eq!(fs::read_dir(mount.dir()).unwrap().count(), STUCK + 3, "a listing");
+    assert_eq!(fs::read_dir(mount.dir()).unwrap().count(), STUCK + 4, "a listing");
+    let mut late = start(Command::new("cat").arg(mount.path(name("stuck", STUCK))));
+    until("one reader more at the kernel", || (connection.waiting() > STUCK).then_some(()));
+    send(late.id(), Signal::SIGKILL);
+    ends("a reader that was killed beside them", &mut late);
     let used = memory(mount.pid(), "VmHWM");
     assert!(used < 200 << 10, "the server took {used} KiB");
 
