@@ -9,6 +9,7 @@
 //! read     generation: verified at it? . data . generation again: still the same? then these are the verified bytes
 //! ```
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
@@ -277,7 +278,10 @@ impl LayerFile {
                     sum.zip(shared.sums.as_ref()).map_or(Ok(()), |(sum, sums)| sums.set(check, &sum))?;
                     write(data)
                 }),
-                None => Ok(None),
+                None => {
+                    self.warn_once(&"the cache has no room, and nothing that could be evicted (see crfs cache show)");
+                    Ok(None)
+                }
             },
         };
         match kept {
@@ -287,11 +291,16 @@ impl LayerFile {
             }
             Ok(None) => false,
             Err(error) => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "the cache cannot be written; contents are served without it");
-                }
+                self.warn_once(&error);
                 false
             }
+        }
+    }
+
+    /// One cause fails many.
+    fn warn_once(&self, error: &dyn fmt::Display) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "the cache cannot be written; contents are served without it");
         }
     }
 

@@ -210,6 +210,12 @@ fn status_text(mounts: &[Status]) -> String {
     use Side::{Left, Right};
     let mut text = table(&[Left, Left, Left, Left, Right, Right, Right, Right, Right, Left], &rows);
     for mount in mounts {
+        if mount.activity.stats.unkept > 0 {
+            let (dir, unkept) = (shown(mount.dir.as_os_str()), format::bytes(mount.activity.stats.unkept));
+            // Writing to a string does not fail.
+            let _written =
+                writeln!(text, "\n{dir}: {unkept} could not be cached, and are fetched again when they are read again");
+        }
         if let Some(error) = &mount.activity.last_error {
             // Writing to a string does not fail.
             let _written = writeln!(text, "\nlast error of {}: {}", shown(mount.dir.as_os_str()), printable(error));
@@ -349,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_dead_mount_has_no_figures() {
-        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1 };
+        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1, unkept: 512 };
         let mut mount = Status {
             id: "i".into(),
             state: State::Serving,
@@ -363,6 +369,7 @@ mod tests {
         };
         let text = status_text(std::slice::from_ref(&mount));
         assert!(text.contains("  2.0 KiB  1.0 KiB  1.0 KiB         3       1  /m\n"), "{text}");
+        assert!(text.contains("\n/m: 512 B could not be cached"), "{text}");
         assert!(text.ends_with("\nlast error of /m: gone\\n\n"), "{text}");
         mount.state = State::Dead;
         let row = status_row(&mount).join(" ");

@@ -6,7 +6,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moka::sync::Cache as Memory;
 use sha2::{Digest as _, Sha256};
 
 use crate::blob::{ByteRange, Digest};
@@ -23,11 +22,11 @@ const MEMORY_WITHOUT_FILE: u64 = 128 << 20;
 const BLOCK: u64 = 4096;
 const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
-/// Files that a layer keeps open for checks that its cache would not have.
+/// Files that are kept open for checks that the cache would not have.
 const FILES: u32 = 4;
 
-/// What a file counts for, so that [`FILES`] of them fill the memory that a layer may keep.
-pub(super) const FILE_WEIGHT: u32 = (super::layer::MEMORY / FILES as u64) as u32;
+/// What a file counts for, so that [`FILES`] of them fill the memory there is for such checks.
+pub(super) const FILE_WEIGHT: u32 = (super::aside::MEMORY / FILES as u64) as u32;
 
 /// A check whose bytes are to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +77,6 @@ impl Kept {
             }
         }
     }
-}
-
-/// Lets go of the files that checks are kept in because the cache would not have them: they take the room that the next needs.
-pub(super) fn drop_files(memory: &Memory<u32, Kept>) {
-    for (check, _) in memory.iter().filter(|(_, kept)| matches!(kept, Kept::File(_))) {
-        memory.invalidate(&*check);
-    }
-    memory.run_pending_tasks();
 }
 
 /// Takes the decoded bytes of a run of units in the order of the layer file and tells each check's outcome as soon as its last byte came.
@@ -402,22 +393,6 @@ mod tests {
         assembler.push(6, b"ghi").unwrap();
         assembler.finish();
         assert_eq!(outcomes, [(0, false), (1, false), (2, true)]);
-    }
-
-    #[test]
-    fn files_make_room_for_the_next() {
-        let temp = tempfile::tempdir().unwrap();
-        let cache = Cache::of_size(temp.path(), 4 << 20);
-        let spooled = || {
-            let mut spool = cache.spool().unwrap();
-            spool.append(&vec![1; 3 << 20]).map(|()| Kept::File(Arc::new(spool)))
-        };
-        let memory = Memory::new(9);
-        memory.insert(1, Kept::Memory(Bytes::from_static(b"x")));
-        memory.insert(2, spooled().unwrap());
-        assert!(spooled().is_err());
-        drop_files(&memory);
-        assert!(spooled().is_ok() && memory.contains_key(&1));
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Error {
         matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::Interrupted)
     }
 
+    /// Whether it is no answer of the registry's, such as that it has no such blob.
+    pub(super) fn may_pass_soon(&self) -> bool {
+        self.is_deadline() || matches!(self, Self::Interrupted)
+    }
+
     /// Whether the registry may have other bytes one day: it can have no other index, and this host no more room by itself.
     pub(super) fn may_be_mended(&self) -> bool {
         self.may_pass() || matches!(self, Self::WrongBytes { .. })

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::around::Guess;
-use super::assemble::{self, Assembler, Brought, MEMORY_PER_CHECK, Wanted};
+use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
 use super::decode::Units;
 use super::flight::Duty;
 use super::plan::{self, Run};
@@ -143,7 +143,7 @@ impl Decoder {
             }
         };
         if wanted.iter().any(|wanted| wanted.range.len() > MEMORY_PER_CHECK) {
-            assemble::drop_files(&layer.memory);
+            layer.aside.drop_files();
         }
         let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
         let decoded = decode_run(&layer, &run, &mut arrival, assembler);

@@ -1,8 +1,6 @@
 //! The contents of one layer, fetched and verified when first read.
 
 use std::collections::HashMap;
-use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,10 +10,11 @@ use moka::sync::Cache as Memory;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit};
 
 use super::around::Reading;
+use super::aside::Aside;
 use super::assemble::{Brought, Kept, Wanted};
 use super::flight::{Duty, Flights, Waiter};
-use super::job::Job;
 use super::prefetch::{Gate, Waiting};
+use super::still::Still;
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
@@ -29,12 +28,14 @@ const REQUESTS: usize = 8;
 /// cached is read on the same threads and must not wait for them.
 const ALL_REQUESTS: usize = 128;
 
-/// How long a failure to get anything within the deadline answers for the same check at once: when the READ that reads ahead has failed,
-/// the kernel sends another for the page itself, which would wait a second deadline.
-const REPEAT: Duration = Duration::from_millis(50);
+/// How long a failure to get anything within the deadline answers for the same check at once, but no longer than [`REPEAT_PART`] of the deadline:
+/// when the READ that reads ahead has failed, the kernel sends another for the page itself, which would wait a second deadline. Thousands
+/// may fail at once, and as many are sent again.
+const REPEAT: Duration = Duration::from_secs(1);
+const REPEAT_PART: u32 = 16;
 
-/// Bytes that a layer keeps in memory while the cache would not have them.
-pub(super) const MEMORY: u64 = 32 << 20;
+/// Checks of which that is remembered.
+const REPEATED: u64 = 64 << 10;
 
 /// Failed reads of a layer are logged this often at most.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -51,6 +52,7 @@ pub struct Engine {
     cache: Cache,
     gate: Arc<Gate>,
     requests: Arc<Semaphore>,
+    aside: Aside,
     /// Longest time without progress that a read waits.
     io_deadline: Duration,
 }
@@ -84,6 +86,9 @@ pub struct Stats {
     pub requests: u64,
     /// Reads that failed.
     pub errors: u64,
+    /// Bytes of contents that were brought and that the cache would not have, as it is full or cannot be written.
+    #[serde(default)]
+    pub unkept: u64,
 }
 
 #[derive(Default)]
@@ -91,6 +96,7 @@ pub(super) struct Counters {
     pub(super) served: AtomicU64,
     pub(super) cached: AtomicU64,
     errors: AtomicU64,
+    unkept: AtomicU64,
     last_error: Mutex<Option<String>>,
     warned: Mutex<Option<Instant>>,
 }
@@ -103,8 +109,7 @@ pub struct Layer {
     pub(super) cache: Cache,
     pub(super) file: LayerFile,
     pub(super) flights: Arc<Flights>,
-    /// Verified bytes that the cache would not have.
-    pub(super) memory: Memory<u32, Kept>,
+    pub(super) aside: Aside,
     /// Checks for which nothing came within the deadline, for the length of [`REPEAT`].
     pub(super) failed: Memory<u32, Error>,
     pub(super) planning: Mutex<()>,
@@ -125,9 +130,9 @@ pub(super) enum Look {
     Bytes(Bytes),
     /// Somebody is verifying a check of this group.
     Verifying(usize),
+    /// Requests for it are under way.
     Wait {
         waiters: Vec<Waiter>,
-        jobs: Vec<Job>,
         waiting: Waiting,
     },
 }
@@ -143,7 +148,8 @@ enum Verdict {
 impl Engine {
     #[must_use]
     pub fn new(cache: Cache, io_deadline: Duration) -> Self {
-        Self { cache, gate: Arc::default(), requests: Arc::new(Semaphore::new(ALL_REQUESTS)), io_deadline }
+        let requests = Arc::new(Semaphore::new(ALL_REQUESTS));
+        Self { cache, gate: Arc::default(), requests, aside: Aside::new(), io_deadline }
     }
 
     /// The contents of the layer `digest`. `file` is the layer file that belongs to `index`.
@@ -163,8 +169,11 @@ impl Engine {
             cache: self.cache.clone(),
             file,
             flights: Arc::default(),
-            memory: Memory::builder().max_capacity(MEMORY).weigher(|_, kept: &Kept| kept.weight()).build(),
-            failed: Memory::builder().max_capacity(4096).time_to_live(REPEAT).build(),
+            aside: self.aside.for_layer(),
+            failed: Memory::builder()
+                .max_capacity(REPEATED)
+                .time_to_live(REPEAT.min(self.io_deadline / REPEAT_PART))
+                .build(),
             planning: Mutex::default(),
             requests: Semaphore::new(REQUESTS),
             all_requests: Arc::clone(&self.requests),
@@ -252,6 +261,7 @@ impl Layer {
             cached: self.counters.cached.load(Ordering::Relaxed),
             requests: traffic.requests,
             errors: self.counters.errors.load(Ordering::Relaxed),
+            unkept: self.counters.unkept.load(Ordering::Relaxed),
         }
     }
 
@@ -266,6 +276,8 @@ impl Layer {
         let mut is_first = true;
         let mut fruitless = 0;
         let mut verifier = None;
+        // Also where it joins what is on its way already, and tries for itself after that has failed.
+        let mut still = Still::new(self.progress());
         while fruitless < ROUNDS {
             let layer = Arc::clone(self);
             let right = verifier.take();
@@ -287,9 +299,9 @@ impl Layer {
                     verifier = self.verifier(group).await;
                     continue;
                 }
-                Ok(Look::Wait { waiters, jobs, waiting }) => {
+                Ok(Look::Wait { waiters, waiting }) => {
                     let before = held.len();
-                    let waited = self.wait(waiters, jobs, &mut held).await;
+                    let waited = self.wait(waiters, &mut still, &mut held).await;
                     drop(waiting);
                     // What was brought is held, so that the rounds in which something is come to an end, too.
                     fruitless += usize::from(held.len() == before);
@@ -318,15 +330,13 @@ impl Layer {
     }
 
     /// Waits for what others bring, no longer than the deadline allows: time in which this layer's bytes keep coming does not count.
-    async fn wait(&self, waiters: Vec<Waiter>, jobs: Vec<Job>, held: &mut Held) -> Result<(), Error> {
-        for job in jobs {
-            tokio::spawn(job.run());
-        }
+    async fn wait(&self, waiters: Vec<Waiter>, still: &mut Still, held: &mut Held) -> Result<(), Error> {
         let limit = self.reader_deadline();
         let checks: Vec<u32> = waiters.iter().map(|waiter| waiter.check).collect();
         for waiter in waiters {
             let check = waiter.check;
-            let outcome = self.moving(limit, waiter.wait()).await.unwrap_or_else(|| Err(self.stuck(limit)));
+            let outcome =
+                still.wait(|| self.progress(), limit, waiter.wait()).await.unwrap_or_else(|| Err(self.stuck(limit)));
             if let Err(error) = outcome.as_ref().map_err(Clone::clone).map(|_| ()) {
                 if error.is_deadline() {
                     // The kernel may ask for any page of the read again.
@@ -348,18 +358,8 @@ impl Layer {
         self.io_deadline + self.io_deadline / 16
     }
 
-    /// What `future` gives; `None` where it does not within `limit` in which nothing moves.
-    async fn moving<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = pin!(future);
-        loop {
-            let before = self.source.traffic().bytes;
-            if let Ok(output) = tokio::time::timeout(limit, &mut future).await {
-                return Some(output);
-            }
-            if self.source.traffic().bytes == before {
-                return None;
-            }
-        }
+    fn progress(&self) -> u64 {
+        self.source.traffic().progress
     }
 
     fn stuck(&self, waited: Duration) -> Error {
@@ -430,7 +430,7 @@ impl Layer {
     ) -> Verdict {
         let Some((digest, of)) = check.kind.digest() else { return Verdict::There };
         let offset = part.start - check.range.start;
-        let in_memory = held.cloned().or_else(|| self.memory.get(&number));
+        let in_memory = held.cloned().or_else(|| self.aside.get(number));
         if let Some(read) = in_memory.and_then(|kept| kept.read(offset, buffer)) {
             return if read.is_ok() { Verdict::There } else { Verdict::Missing };
         }
@@ -463,9 +463,9 @@ impl Layer {
     /// A check is there: kept where the next reader looks before the flight is over, and handed to those who wait.
     pub(super) fn land(&self, duty: Duty, wanted: Wanted, brought: Brought) {
         let Brought { kept, is_stored } = brought;
-        if !is_stored && u64::from(kept.weight()) <= MEMORY {
-            self.memory.insert(wanted.check, kept.clone());
-            self.memory.run_pending_tasks();
+        if !is_stored {
+            self.counters.unkept.fetch_add(wanted.range.len(), Ordering::Relaxed);
+            self.aside.set(wanted.check, kept.clone());
         }
         duty.land(Ok(kept));
     }
@@ -476,7 +476,8 @@ impl Layer {
             let own = self.requests.acquire().await.map_err(|_| Error::Interrupted)?;
             Ok([own, self.all_requests.acquire().await.map_err(|_| Error::Interrupted)?])
         };
-        self.moving(self.io_deadline, both).await.unwrap_or_else(|| Err(self.stuck(self.io_deadline)))
+        let (mut still, limit) = (Still::new(self.progress()), self.io_deadline);
+        still.wait(|| self.progress(), limit, both).await.unwrap_or_else(|| Err(self.stuck(limit)))
     }
 
     pub(super) fn registry_error(&self, source: registry::Error) -> Error {

@@ -7,6 +7,7 @@
 //! ```
 
 mod around;
+mod aside;
 mod assemble;
 mod cached;
 mod decode;
@@ -19,6 +20,7 @@ mod plan;
 mod planning;
 mod prefetch;
 mod source;
+mod still;
 
 pub use crate::cache::Disk;
 pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};

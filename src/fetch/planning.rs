@@ -8,7 +8,7 @@ use super::around::{Guess, Planned, Reading};
 use super::assemble::{Kept, Wanted};
 use super::flight::Waiter;
 use super::job::Job;
-use super::layer::{Look, MEMORY};
+use super::layer::Look;
 use super::plan::{self, Run};
 use super::{Error, Layer};
 use crate::cache::State;
@@ -18,7 +18,7 @@ use crate::index::Damaged;
 const MOST_RUNS: usize = 3;
 
 impl Layer {
-    /// Joins the flights that bring `missing` (ascending) and plans requests for what nobody brings yet.
+    /// Joins the flights that bring `missing` (ascending) and sends requests for what nobody brings yet.
     pub(super) fn wait_for(self: &Arc<Self>, missing: &[u32], reading: Option<&Reading>) -> Result<Look, Error> {
         let waiting = self.gate.reader();
         // What is wrong with the index elsewhere is no matter of this read.
@@ -42,8 +42,10 @@ impl Layer {
                 jobs.extend(job);
             }
         }
+        // Before anything else is thought about: a reader waits for them.
+        jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run())));
         reading.iter().for_each(|reading| reading.asked(&planned));
-        Ok(Look::Wait { waiters, jobs, waiting })
+        Ok(Look::Wait { waiters, waiting })
     }
 
     /// Joins the flights of those of `missing` that are on their way; gives those that nobody brings.
@@ -109,7 +111,7 @@ impl Layer {
             return Ok(guesses);
         }
         for run in plan::joined(self.missing_runs(units)?) {
-            if run.compressed.len() > asked.saturating_mul(2).saturating_add(MEMORY / 8) {
+            if run.compressed.len() > asked.saturating_mul(2).saturating_add(plan::MAX_REQUEST) {
                 continue;
             }
             let mut planned = Planned::default();
@@ -141,9 +143,7 @@ impl Layer {
     }
 
     pub(super) fn is_missing(&self, check: u32) -> bool {
-        self.file.state(check) == State::Missing
-            && !self.memory.contains_key(&check)
-            && self.flights.join(check).is_none()
+        self.file.state(check) == State::Missing && !self.aside.has(check) && self.flights.join(check).is_none()
     }
 
     /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile. The waiters are for
@@ -171,7 +171,7 @@ impl Layer {
                 waiters.push(waiter);
             }
             let Some(duty) = duty else { continue };
-            match (self.file.state(wanted.check), self.memory.get(&wanted.check)) {
+            match (self.file.state(wanted.check), self.aside.get(wanted.check)) {
                 (State::Ready, _) => duty.land(Ok(Kept::LayerFile)),
                 (_, Some(kept)) => duty.land(Ok(kept)),
                 _ => {

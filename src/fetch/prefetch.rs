@@ -228,7 +228,7 @@ impl Layer {
         loop {
             let Err(error) = self.fetch_quietly(units.clone(), quiet).await else { return Ok(()) };
             tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
-            tries += u32::from(!error.may_pass());
+            tries += u32::from(!error.may_pass_soon());
             if tries >= TRIES {
                 return if error.may_be_mended() { Err(units) } else { Ok(()) };
             }

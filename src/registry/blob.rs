@@ -29,6 +29,8 @@ pub struct Traffic {
     pub elsewhere: u64,
     /// Bytes of bodies, those included that were thrown away.
     pub bytes: u64,
+    /// How often something has moved: an answer came to its end, or as many bytes as its deadline asks for.
+    pub progress: u64,
 }
 
 /// The bytes of one blob: in a registry, a file of a layout, or a part of an archive.
@@ -53,6 +55,7 @@ impl LocalBlob {
     fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
         let bytes = self.file.read(range)?;
         self.counters.bytes.fetch_add(range.len(), Ordering::Relaxed);
+        self.counters.progress.fetch_add(1, Ordering::Relaxed);
         Ok(bytes)
     }
 }
@@ -98,7 +101,12 @@ impl Blob {
             Place::Local(local) => &local.counters,
         };
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        Traffic { requests: get(&counters.requests), elsewhere: get(&counters.elsewhere), bytes: get(&counters.bytes) }
+        Traffic {
+            requests: get(&counters.requests),
+            elsewhere: get(&counters.elsewhere),
+            bytes: get(&counters.bytes),
+            progress: get(&counters.progress),
+        }
     }
 
     /// Whether it is in a registry, and not on disk.

@@ -81,16 +81,18 @@ impl Patience {
         outcome.ok()
     }
 
-    /// That many bytes have come.
-    pub(super) fn moved(&mut self, bytes: u64) {
+    /// That many bytes have come; tells whether they were enough to count as progress.
+    pub(super) fn moved(&mut self, bytes: u64) -> bool {
         self.bytes = self.bytes.saturating_add(bytes);
         let millis = u64::try_from(self.stall_window().as_millis()).unwrap_or(u64::MAX);
-        if self.bytes >= (SLOWEST.saturating_mul(millis) / 1000).max(1) {
+        let is_progress = self.bytes >= (SLOWEST.saturating_mul(millis) / 1000).max(1);
+        if is_progress {
             self.idle = Duration::ZERO;
             self.tries = 0;
             self.breaches = 0;
             self.start_window();
         }
+        is_progress
     }
 
     fn start_window(&mut self) {

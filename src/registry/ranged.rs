@@ -245,13 +245,16 @@ impl RangedBody {
         let mut bytes = chunk.ok_or_else(|| Error::transfer(&answer.url, "the body ended early", None))?;
         let length = bytes.len() as u64;
         self.blob.counters.bytes.fetch_add(length, Ordering::Relaxed);
-        self.patience.moved(length);
+        let is_progress = self.patience.moved(length);
         answer.transfer.moved(length);
         let skipped = answer.skip.min(length);
         answer.skip -= skipped;
         bytes = bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len()));
         bytes.truncate(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
         self.rest.start = self.rest.start.saturating_add(bytes.len() as u64);
+        if is_progress || self.rest.is_empty() {
+            self.blob.counters.progress.fetch_add(1, Ordering::Relaxed);
+        }
         if self.rest.is_empty() {
             // Takes the body's end where it is there already, so that the connection can be used again.
             let _ = answer.response.chunk().now_or_never();

@@ -70,6 +70,7 @@ pub(super) struct Counters {
     pub(super) requests: AtomicU64,
     pub(super) elsewhere: AtomicU64,
     pub(super) bytes: AtomicU64,
+    pub(super) progress: AtomicU64,
     /// Its host lately sent the whole blob when it was asked for a part.
     pub(super) sent_whole: AtomicBool,
 }

@@ -136,7 +136,11 @@ pub(crate) async fn open_guessing(options: &ImageOptions) -> Result<Opened, Erro
     open_with(options, Duration::from_millis(500), true).await
 }
 
-async fn open_with(options: &ImageOptions, resolve_within: Duration, guesses: bool) -> Result<Opened, Error> {
+pub(crate) async fn open_with(
+    options: &ImageOptions,
+    resolve_within: Duration,
+    guesses: bool,
+) -> Result<Opened, Error> {
     within(async {
         let engine = Arc::new(Engine::new(options, resolve_within)?);
         let image = engine.open(engine.resolve().await?, 0, &(Arc::new(|_: &Event| Ok(())) as Report)).await?;

@@ -16,5 +16,6 @@ mod registry;
 mod resolve;
 mod soci;
 mod soci_mounts;
+mod stuck;
 mod support;
 mod ztoc;

@@ -29,7 +29,7 @@ pub(super) const LOOKED_INTO: u64 = 512 << 10;
 /// How many steps from what was read a file may be that is looked into.
 const STEPS: usize = 4;
 
-/// Files that are looked into in one go: whoever reads may wait for the end of it.
+/// Files that are looked into in one go, before a wish is made a request.
 const AT_A_TIME: usize = 4;
 
 /// Directories that are looked into for the file that stands for them, for one file that names them.
@@ -163,8 +163,26 @@ impl Mentions {
         self.searched.truncate(SEARCHED);
     }
 
+    /// A few of the files that are waited for, of which all is there by now.
+    fn ready(&mut self, around: &Around) -> Result<Vec<Waiting>, Damaged> {
+        let mut ready = Vec::new();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let Some(contents) = around.layers.get(waiting.layer) else { continue };
+            if ready.len() == AT_A_TIME {
+                around.came.store(true, Ordering::Release);
+            }
+            if ready.len() < AT_A_TIME && is_here(contents, &waiting.checks)? {
+                ready.push(waiting);
+            } else {
+                self.waiting.push_back(waiting);
+            }
+        }
+        self.waiting.truncate(WAITING);
+        Ok(ready)
+    }
+
     /// What the contents of a file name.
-    fn named_by(&mut self, around: &Around, file: Node, contents: &[u8]) -> Vec<Node> {
+    fn named_by(&mut self, around: &Around, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
         let Some(own) = around.neighbourhood().dir(file).and_then(|dir| self.shelf(around, dir)) else {
             return Vec::new();
         };
@@ -177,7 +195,7 @@ impl Mentions {
         let mut found = Vec::new();
         let mut known = HashSet::from([file]);
         let mut entries = ENTRIES_LOOKED_AT;
-        for word in words(contents).into_iter().filter(|word| !shelf::ENTRIES.contains(word)) {
+        for word in words.iter().copied().filter(|word| !shelf::ENTRIES.contains(word)) {
             let mut named =
                 shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind, &mut entries)));
             let Some((dir, named)) = named.find(|(_, named)| !named.is_empty()) else { continue };
@@ -192,7 +210,7 @@ impl Mentions {
     }
 
     /// The same wherever they are in the image, those nearest to its root.
-    fn named_anywhere(around: &Around, file: Node, contents: &[u8]) -> Vec<Node> {
+    fn named_anywhere(around: &Around, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
         let files = &*around.files;
         let dir_of_it = around.neighbourhood().dir(file);
         let name = dir_of_it.and_then(|dir| files.children(dir).find(|(_, node)| *node == file));
@@ -203,7 +221,6 @@ impl Mentions {
         if files.count() > ANYWHERE {
             return Vec::new();
         }
-        let words = words(contents);
         let wanted: HashSet<&[u8]> = words.iter().copied().take(LIST).collect();
         let mut found: HashMap<&[u8], Vec<Node>> = HashMap::new();
         let mut entries = ENTRIES_LOOKED_AT;
@@ -225,6 +242,27 @@ impl Mentions {
             }
         }
         words.iter().filter_map(|word| found.remove(word)).flatten().take(LIST).collect()
+    }
+}
+
+impl Around {
+    /// Looks into the files of which all is there by now, and wishes for what they name. While they are read, the state is anybody's.
+    pub(super) fn look_into_mentions(&self) -> Result<(), Damaged> {
+        if !self.came.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let ready = self.state().mentions.ready(self)?;
+        for Waiting { file, layer, told, anywhere, .. } in ready {
+            let place = self.files.place(file);
+            let contents = place.zip(self.layers.get(layer)).and_then(|(place, layer)| layer.peek(place.range));
+            let Some(contents) = contents else { continue };
+            let words = words(&contents);
+            let anywhere = anywhere.then(|| Mentions::named_anywhere(self, file, &contents, &words));
+            let mut state = self.state();
+            let named = anywhere.unwrap_or_else(|| state.mentions.named_by(self, file, &contents, &words));
+            state.tell(self, named, &told)?;
+        }
+        Ok(())
     }
 }
 
@@ -277,34 +315,6 @@ impl State {
             // It may be there.
             around.came.store(true, Ordering::Release);
         }
-        Ok(())
-    }
-
-    /// Looks into the files of which all is there by now, and wishes for what they name.
-    pub(super) fn look_into_mentions(&mut self, around: &Around) -> Result<(), Damaged> {
-        if !around.came.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let mut looked = 0;
-        for waiting in std::mem::take(&mut self.mentions.waiting) {
-            let Some(contents) = around.layers.get(waiting.layer) else { continue };
-            if looked == AT_A_TIME {
-                around.came.store(true, Ordering::Release);
-            }
-            if looked == AT_A_TIME || !is_here(contents, &waiting.checks)? {
-                self.mentions.waiting.push_back(waiting);
-                continue;
-            }
-            looked += 1;
-            let place = around.files.place(waiting.file);
-            let Some(bytes) = place.and_then(|place| contents.peek(place.range)) else { continue };
-            let named = match waiting.anywhere {
-                true => Mentions::named_anywhere(around, waiting.file, &bytes),
-                false => self.mentions.named_by(around, waiting.file, &bytes),
-            };
-            self.tell(around, named, &waiting.told)?;
-        }
-        self.mentions.waiting.truncate(WAITING);
         Ok(())
     }
 

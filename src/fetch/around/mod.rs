@@ -11,6 +11,7 @@
 
 pub mod elf;
 mod files;
+mod flying;
 mod mentions;
 mod near;
 mod programs;
@@ -20,17 +21,19 @@ mod wish;
 pub mod words;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use self::files::Neighbourhood;
 pub use self::files::{Files, LONGEST_PATH, Node, Place};
+use self::flying::Flying;
+pub(super) use self::flying::Guess;
 use self::state::{Next, State};
 use super::job::Job;
 use super::plan::{self, Tail};
-use super::prefetch::Waiting;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
 use crate::cache::Disk;
@@ -58,6 +61,10 @@ const LARGEST_PIECE: u64 = 1 << 20;
 /// Requests for guesses under way at a time.
 const REQUESTS: usize = 10;
 
+/// Guesses of a layer of which nothing came for so many round trips, and for so long, take no room from the others, and it gets no more of them.
+const STUCK_ROUND_TRIPS: u32 = 8;
+const STUCK: Duration = Duration::from_secs(1);
+
 /// Hits that are noticed at a time. One that is not costs a guess, no more.
 const NOTICED: usize = 4;
 
@@ -72,11 +79,12 @@ pub struct Around {
     guesses: bool,
     neighbourhood: OnceLock<Neighbourhood>,
     state: Mutex<State>,
-    /// Bytes of guesses that were asked for and have not come, and how many requests they are in.
-    flying: AtomicU64,
-    requests: AtomicUsize,
+    /// For each layer, its guesses that are under way.
+    flying: Vec<Flying>,
     /// Hits that are being noticed.
     noticing: AtomicUsize,
+    /// Whether so much was guessed wrong that nothing more is: told without the state, which a reader who misses does not wait for.
+    is_over: AtomicBool,
     /// Whether something came that may be looked into.
     came: AtomicBool,
     /// Whether something waits for room.
@@ -94,28 +102,21 @@ pub(super) struct Reading {
     file: Node,
 }
 
-/// Guesses on their way, in one request.
-pub(super) struct Guess {
-    around: Arc<Around>,
-    left: AtomicU64,
-    /// Prefetch waits for it as it does for readers.
-    _waiting: Waiting,
-}
-
 impl Around {
     /// `layers` as the places of `files` number them. Without `guesses`, nothing is fetched but what is read.
     #[must_use]
     pub fn new(layers: Vec<Arc<Layer>>, files: Arc<dyn Files>, guesses: bool) -> Arc<Self> {
         let size = layers.iter().map(|layer| layer.source.size()).fold(0, u64::saturating_add);
+        let flying = layers.iter().map(|_| Flying::default()).collect();
         Arc::new(Self {
             layers,
             files,
             guesses,
             neighbourhood: OnceLock::new(),
             state: Mutex::new(State::new(WASTE.min(size / WASTED_PART))),
-            flying: AtomicU64::new(0),
-            requests: AtomicUsize::new(0),
+            flying,
             noticing: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
             came: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             pumping: AtomicBool::new(false),
@@ -246,25 +247,50 @@ impl Around {
         }
     }
 
+    /// Bytes of guesses that were asked for and have not come.
+    fn flying(&self) -> u64 {
+        self.flying.iter().map(Flying::bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Whether guesses of this layer are under way, and nothing has come of them for so long that others are not to wait for them.
+    fn is_stuck(&self, layer: usize) -> bool {
+        let round_trip = self.layers.get(layer).map_or(Duration::ZERO, |layer| layer.source.round_trip());
+        self.flying.get(layer).is_some_and(|flying| flying.is_still((round_trip * STUCK_ROUND_TRIPS).max(STUCK)))
+    }
+
+    /// Whether there is room for one more request.
+    fn has_room(&self, budget: u64) -> bool {
+        let moving = || self.flying.iter().enumerate().filter(|(layer, _)| !self.is_stuck(*layer));
+        let bytes = moving().map(|(_, flying)| flying.bytes()).fold(0, u64::saturating_add);
+        let requests = moving().map(|(_, flying)| flying.requests()).fold(0, usize::saturating_add);
+        bytes < budget && requests < REQUESTS
+    }
+
     /// The requests for the next wish, if there is room for one.
     fn next(self: &Arc<Self>) -> Result<Option<Vec<Job>>, Error> {
-        let mut state = self.state();
-        let budget = self.budget(state.last_layer());
-        let has_room = self.flying.load(Ordering::Acquire) < budget && self.requests.load(Ordering::Acquire) < REQUESTS;
-        if !has_room {
+        let last = self.state().last_layer();
+        let budget = self.budget(last);
+        if !self.has_room(budget) {
             self.waiting.store(true, Ordering::Release);
             return Ok(None);
         }
         self.waiting.store(false, Ordering::Release);
+        self.look_into_mentions()?;
+        let mut state = self.state();
         let size = budget.min(LARGEST_PIECE);
         let Some(Next { layer, units, counts }) = state.next(self, size)? else { return Ok(None) };
-        let Some(contents) = self.layers.get(layer) else { return Ok(None) };
-        let ticket = |bytes| Guess::new(self, contents, bytes);
+        let Some((contents, flying)) = self.layers.get(layer).zip(self.flying.get(layer)) else { return Ok(None) };
         let mut jobs = Vec::new();
+        // Whoever reads it hears what is wrong with it.
+        if self.is_stuck(layer) {
+            return Ok(Some(jobs));
+        }
+        let ticket = |bytes| Guess::new(self, layer, contents.gate.reader(), (flying, bytes));
         for (job, planned) in contents.guess(units, &ticket)? {
             state.asked(layer, &planned, counts);
             jobs.push(job);
         }
+        self.is_over.store(state.is_over(), Ordering::Release);
         Ok(Some(jobs))
     }
 }
@@ -276,18 +302,14 @@ impl Reading {
         let Some((place, contents)) = around.files.place(self.file).zip(around.layers.get(self.layer)) else {
             return Ok(None);
         };
-        let missed_before = {
-            let state = around.state();
-            if state.is_over() {
-                return Ok(None);
-            }
-            state.has_missed(self.file)
-        };
-        let bytes = around.budget(self.layer);
+        if around.is_over.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let bytes = around.budget(self.layer).min(plan::MAX_REQUEST);
         let size = plan::compressed(&contents.index, &contents.index.units_over(place.range)?)?;
         let until = match size {
             ..=SMALL => around.end_of_small_files(self.file, place, bytes / SMALL_TAIL)?,
-            _ if size <= WHOLE || missed_before => place.range.end,
+            _ if size <= WHOLE || around.state().has_missed(self.file) => place.range.end,
             _ => return Ok(None),
         };
         Ok(Some(Tail { bytes, until }))
@@ -295,7 +317,9 @@ impl Reading {
 
     /// A request was planned for this read.
     pub(super) fn asked(&self, planned: &Planned) {
-        self.around.state().asked(self.layer, planned, true);
+        let mut state = self.around.state();
+        state.asked(self.layer, planned, true);
+        self.around.is_over.store(state.is_over(), Ordering::Release);
     }
 
     /// Whether a hit is to be noticed; then it has a place among those that are.
@@ -313,7 +337,11 @@ impl Reading {
 
     /// The read was looked for in the cache, and requests for what it missed are about to be sent.
     pub(super) fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
-        match self.around.state().noticed(&self.around, self, (range, checks), missed) {
+        let mut state = self.around.state();
+        let noticed = state.noticed(&self.around, self, (range, checks), missed);
+        self.around.is_over.store(state.is_over(), Ordering::Release);
+        drop(state);
+        match noticed {
             Ok(true) => self.around.pump(),
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "nothing is fetched around a read"),
@@ -330,34 +358,4 @@ pub(super) struct Planned {
     pub(super) used: u64,
     /// The checks that nobody has asked for, with their share of the bytes.
     pub(super) guessed: Vec<(u32, u64)>,
-}
-
-impl Guess {
-    fn new(around: &Arc<Around>, layer: &Layer, bytes: u64) -> Self {
-        around.flying.fetch_add(bytes, Ordering::AcqRel);
-        around.requests.fetch_add(1, Ordering::AcqRel);
-        Self { around: Arc::clone(around), left: AtomicU64::new(bytes), _waiting: layer.gate.reader() }
-    }
-
-    /// So many bytes came.
-    pub(super) fn arrived(&self, bytes: u64) {
-        let bytes = bytes.min(self.left.load(Ordering::Acquire));
-        self.left.fetch_sub(bytes, Ordering::AcqRel);
-        self.around.flying.fetch_sub(bytes, Ordering::AcqRel);
-        if self.around.waiting.load(Ordering::Acquire) {
-            self.around.pump();
-        }
-    }
-}
-
-impl Drop for Guess {
-    fn drop(&mut self) {
-        self.around.flying.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
-        self.around.requests.fetch_sub(1, Ordering::AcqRel);
-        self.around.came.store(true, Ordering::Release);
-        // While the runtime shuts down there is nobody to go on.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.around.pump();
-        }
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::super::plan;
 use super::files::{Node, Place};
@@ -303,7 +302,6 @@ impl State {
     /// What to fetch next, at most about `size` bytes of it.
     pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
         self.look_into_programs(around)?;
-        self.look_into_mentions(around)?;
         let is_over = self.is_over();
         if !is_over {
             for stack in [&mut self.rests, &mut self.libraries] {
@@ -332,7 +330,7 @@ impl State {
 
     /// Where somebody reads everything: what lies behind the last read.
     fn everything(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
-        let came = self.asked.saturating_sub(around.flying.load(Ordering::Acquire));
+        let came = self.asked.saturating_sub(around.flying());
         let reads_all =
             self.used > EVERYTHING && self.used.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
         if !reads_all && self.in_order < FILES_IN_ORDER {

@@ -11,7 +11,7 @@ use crfs::mount::options::ImageOptions;
 
 use super::table::{Host, Phase, Row, Span, Trouble};
 use super::{Outcome, Seen};
-use crate::contents::{Opened, image_options, open_within};
+use crate::contents::{Opened, image_options, open_with};
 use crate::image::{File, Layer, config, estargz, gzip, manifest_with, noise, plain, tar, zstd_chunked};
 use crate::registry::{Auth, Fault, Lasting, Lie, OCI_MANIFEST, On, Registry};
 use crate::support::{pause, until, within};
@@ -25,6 +25,8 @@ pub(super) struct Stage<'a> {
     row: &'a Row,
     span: Span,
     phase: Phase,
+    /// As mounts do it by default.
+    guesses: bool,
     registry: Registry,
     storage: Registry,
     tokens: Registry,
@@ -35,7 +37,7 @@ pub(super) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    pub(super) async fn new(row: &'a Row, span: Span, phase: Phase) -> Self {
+    pub(super) async fn new(row: &'a Row, span: Span, phase: Phase, guesses: bool) -> Self {
         let registry = Registry::start().await;
         let (storage, tokens) = (registry.start_sharing().await, registry.start_sharing().await);
         let cold = noise(6 * CHUNK, 7);
@@ -53,8 +55,18 @@ impl<'a> Stage<'a> {
         let blobs = layers.iter().map(|layer| layer.blob.as_slice()).chain([config.as_slice()]);
         let manifest = manifest_with(&config, &layers.each_ref());
         registry.push("a", "1", OCI_MANIFEST, &manifest, &blobs.collect::<Vec<_>>());
-        let stage =
-            Self { row, span, phase, registry, storage, tokens, layers, cold, temp: tempfile::tempdir().unwrap() };
+        let stage = Self {
+            row,
+            span,
+            phase,
+            guesses,
+            registry,
+            storage,
+            tokens,
+            layers,
+            cold,
+            temp: tempfile::tempdir().unwrap(),
+        };
         stage.set_up();
         stage
     }
@@ -97,7 +109,7 @@ impl<'a> Stage<'a> {
 
     async fn open(&self) -> Result<Opened, crfs::mount::Error> {
         let options = self.options();
-        open_within(&options, options.io_deadline).await
+        open_with(&options, options.io_deadline, self.guesses).await
     }
 
     fn struck(&self) -> Digest {

@@ -1,0 +1,90 @@
+//! Guesses that are under way, and how much there is of them.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::prefetch::Waiting;
+use super::Around;
+
+/// The guesses of one layer that are under way.
+#[derive(Default)]
+pub(super) struct Flying {
+    /// Bytes that were asked for and have not come.
+    bytes: AtomicU64,
+    requests: AtomicUsize,
+    /// When any of them came last.
+    moved: Mutex<Option<Instant>>,
+}
+
+impl Flying {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.requests.load(Ordering::Acquire)
+    }
+
+    fn start(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        if self.requests.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.moved();
+        }
+    }
+
+    fn moved(&self) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether there are any, of which nothing came for so long.
+    pub(super) fn is_still(&self, since: Duration) -> bool {
+        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        self.requests() > 0 && moved.is_some_and(|moved| moved.elapsed() > since)
+    }
+}
+
+/// Guesses on their way, in one request.
+pub(in super::super) struct Guess {
+    around: Arc<Around>,
+    layer: usize,
+    left: AtomicU64,
+    /// Prefetch waits for it as it does for readers.
+    _waiting: Waiting,
+}
+
+impl Guess {
+    pub(super) fn new(around: &Arc<Around>, layer: usize, waiting: Waiting, (flying, bytes): (&Flying, u64)) -> Self {
+        flying.start(bytes);
+        Self { around: Arc::clone(around), layer, left: AtomicU64::new(bytes), _waiting: waiting }
+    }
+
+    /// So many bytes came.
+    pub(in super::super) fn arrived(&self, bytes: u64) {
+        let bytes = bytes.min(self.left.load(Ordering::Acquire));
+        self.left.fetch_sub(bytes, Ordering::AcqRel);
+        if let Some(flying) = self.around.flying.get(self.layer) {
+            flying.bytes.fetch_sub(bytes, Ordering::AcqRel);
+            flying.moved();
+        }
+        if self.around.waiting.load(Ordering::Acquire) {
+            self.around.pump();
+        }
+    }
+}
+
+impl Drop for Guess {
+    fn drop(&mut self) {
+        if let Some(flying) = self.around.flying.get(self.layer) {
+            flying.bytes.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
+            flying.requests.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.around.came.store(true, Ordering::Release);
+        // While the runtime shuts down there is nobody to go on.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.around.pump();
+        }
+    }
+}
