@@ -1,13 +1,12 @@
 //! Restraint towards a host that asked for it: after a 429 or 503 it gets at most two requests a second from all readers
 //! together, and none before its Retry-After, until it answers well again. The same goes for a host that refuses us for good.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use moka::sync::Cache;
 use reqwest::header::RETRY_AFTER;
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use url::{Position, Url};
 
@@ -20,11 +19,54 @@ pub(super) const SPACING: Duration = Duration::from_millis(750);
 /// No Retry-After holds up others for longer.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
+/// The way to one host.
 #[derive(Default)]
 struct Gate {
-    restrained: AtomicBool,
-    /// The earliest time of the next request. Locked while one waits for it, so that the others queue behind.
+    /// While the host asks for restraint: the earliest time of the next request.
     next: Mutex<Option<Instant>>,
+    /// Whoever has it waits for that time; the others queue behind.
+    turn: AsyncMutex<()>,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_restrained(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    async fn admit(&self) {
+        if !self.is_restrained() {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        // Looked at again after each wait: meanwhile the host may have asked for more of it, or have been found well again.
+        while let Some(time) = self.pass() {
+            tokio::time::sleep_until(time).await;
+        }
+    }
+
+    /// Goes through, or says until when to wait.
+    fn pass(&self) -> Option<Instant> {
+        let mut next = self.lock();
+        let (time, now) = ((*next)?, Instant::now());
+        if time > now {
+            return Some(time);
+        }
+        *next = Some(now + vary(SPACING).max(SPACING * 2 / 3));
+        None
+    }
+
+    fn restrain(&self, hold: Duration) {
+        let mut next = self.lock();
+        *next = (*next).max(Some(Instant::now() + hold));
+    }
+
+    fn is_well(&self) {
+        *self.lock() = None;
+    }
 }
 
 pub(super) struct Throttle {
@@ -44,20 +86,7 @@ impl Throttle {
 
     /// Waits until the host may be asked.
     pub(super) async fn admit(&self, url: &Url) {
-        let gate = self.gate(url);
-        if !gate.restrained.load(Ordering::Acquire) {
-            return;
-        }
-        let mut next = gate.next.lock().await;
-        // Whoever was before in the queue may have found the host well again.
-        if !gate.restrained.load(Ordering::Acquire) {
-            return;
-        }
-        if let Some(time) = *next {
-            tokio::time::sleep_until(time).await;
-        }
-        let spacing = vary(SPACING).max(SPACING * 2 / 3);
-        *next = Some(Instant::now() + spacing);
+        self.gate(url).admit().await;
     }
 
     /// Learns from an answer.
@@ -68,20 +97,14 @@ impl Throttle {
     fn learn(&self, url: &Url, status: u16, asked: Option<Duration>) {
         match status {
             429 | 503 => self.restrain(url, asked.unwrap_or(SPACING)),
-            ..400 | 404 | 416 => self.gate(url).restrained.store(false, Ordering::Release),
+            ..400 | 404 | 416 => self.gate(url).is_well(),
             _ => {}
         }
     }
 
     /// No request before `hold` is over, and few after it.
     pub(super) fn restrain(&self, url: &Url, hold: Duration) {
-        let gate = self.gate(url);
-        gate.restrained.store(true, Ordering::Release);
-        let hold = hold.min(self.longest_hold);
-        // Where another is waiting at the gate it has its time already.
-        if let Ok(mut next) = gate.next.try_lock() {
-            *next = Some(Instant::now() + hold);
-        }
+        self.gate(url).restrain(hold.min(self.longest_hold));
     }
 }
 
@@ -135,6 +158,28 @@ mod tests {
         assert!(ten(&throttle, &host).await >= Duration::from_millis(9 * 500));
         throttle.learn(&host, 206, None);
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_queues_already_waits_for_what_the_host_asks_for_now() {
+        let throttle = Throttle::new(Duration::from_secs(120));
+        let host = url("https://r/a");
+        throttle.learn(&host, 429, Some(Duration::from_secs(1)));
+        let start = Instant::now();
+        let first = async {
+            throttle.admit(&host).await;
+            assert_eq!(start.elapsed().as_secs(), 1);
+            // The second has its turn, and waits, when the answer to the first comes.
+            tokio::time::sleep(SPACING / 2).await;
+            throttle.learn(&host, 429, Some(Duration::from_secs(30)));
+            throttle.learn(&host, 503, None);
+        };
+        let second = async {
+            throttle.admit(&host).await;
+            start.elapsed()
+        };
+        let ((), waited) = tokio::join!(first, second);
+        assert!(waited >= Duration::from_secs(31), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
