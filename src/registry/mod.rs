@@ -27,6 +27,7 @@ mod redirect;
 mod reference;
 mod referrers;
 mod remote;
+mod resolver;
 mod soci;
 mod tarfile;
 mod throttle;
