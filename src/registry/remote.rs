@@ -1,8 +1,8 @@
 //! One repository of one registry (OCI distribution specification 1.1): where it is, and a request to it with authorisation
 //! and redirects, as often as the rules allow and no more.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use moka::future::Cache;
 use reqwest::Response;
@@ -15,7 +15,7 @@ use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
 use super::ranged::Route;
 use super::redirect::{Trail, same_origin};
-use super::throttle::{SPACING, Throttle, host, status_error};
+use super::throttle::{Gate, SPACING, Throttle, host, status_error};
 use super::transport::{Connection, Transport, is_loopback};
 use super::{Error, Freshness, Options, Redacted};
 use crate::blob::Digest;
@@ -72,6 +72,19 @@ pub(super) struct Counters {
     pub(super) bytes: AtomicU64,
     /// Its host lately sent the whole blob when it was asked for a part.
     pub(super) sent_whole: AtomicBool,
+    /// To the host that was asked last.
+    gate: Mutex<Option<Arc<Gate>>>,
+}
+
+impl Counters {
+    fn asks(&self, gate: &Arc<Gate>) {
+        *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(gate));
+    }
+
+    /// Whether the host that was asked last asks for restraint just now.
+    pub(super) fn is_restrained(&self) -> bool {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|gate| gate.is_restrained())
+    }
 }
 
 /// How something is asked for.
@@ -208,7 +221,9 @@ impl Repository {
     }
 
     async fn send(&self, url: &Url, headers: HeaderMap, ask: &Ask<'_>) -> Result<Response, Error> {
-        self.shared.throttle.admit(url).await;
+        let gate = self.shared.throttle.gate(url);
+        ask.counters.asks(&gate);
+        gate.admit().await;
         ask.counters.requests.fetch_add(1, Ordering::Relaxed);
         let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
         let response = request.send().await.map_err(|source| Error::transfer(url, "no answer", Some(source)))?;

@@ -20,8 +20,8 @@ pub(super) const SPACING: Duration = Duration::from_millis(750);
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// The way to one host.
-#[derive(Default)]
-struct Gate {
+#[derive(Debug, Default)]
+pub(super) struct Gate {
     /// While the host asks for restraint: the earliest time of the next request.
     next: Mutex<Option<Instant>>,
     /// Whoever has it waits for that time; the others queue behind.
@@ -33,11 +33,13 @@ impl Gate {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_restrained(&self) -> bool {
+    /// Whether its host asks for restraint just now.
+    pub(super) fn is_restrained(&self) -> bool {
         self.lock().is_some()
     }
 
-    async fn admit(&self) {
+    /// Waits until the host may be asked.
+    pub(super) async fn admit(&self) {
         if !self.is_restrained() {
             return;
         }
@@ -80,7 +82,7 @@ impl Throttle {
         Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), gates: Cache::new(1000) }
     }
 
-    fn gate(&self, url: &Url) -> Arc<Gate> {
+    pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
         self.gates.get_with(host(url), Arc::default)
     }
 
@@ -150,13 +152,17 @@ mod tests {
         let throttle = Throttle::new(Duration::from_secs(120));
         let (host, other) = (url("https://r/a"), url("https://s/a"));
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
+        assert!(!throttle.gate(&host).is_restrained());
         throttle.learn(&host, 429, Some(Duration::from_secs(7)));
+        assert!(throttle.gate(&host).is_restrained() && !throttle.gate(&other).is_restrained());
         let took = ten(&throttle, &url("https://r/b")).await;
         assert!(took >= Duration::from_millis(7000 + 9 * 500), "{took:?}");
         assert_eq!(ten(&throttle, &other).await, Duration::ZERO);
         throttle.learn(&host, 403, None);
         assert!(ten(&throttle, &host).await >= Duration::from_millis(9 * 500));
+        assert!(throttle.gate(&host).is_restrained(), "until it answers well");
         throttle.learn(&host, 206, None);
+        assert!(!throttle.gate(&host).is_restrained());
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
     }
 
