@@ -25,9 +25,12 @@ use crate::registry;
 /// Requests of one layer at a time. Counted for each layer, so that one that is stuck does not hold up the others.
 const REQUESTS: usize = 8;
 
-/// Requests of all layers at a time. Each has a blocking thread while its body comes in, of the 512 that tokio has by default; what is
-/// cached is read on the same threads and must not wait for them.
+/// Requests of all layers of an image at a time: an image whose registry is stuck leaves enough of them to the others.
 const ALL_REQUESTS: usize = 128;
+
+/// Requests of all images of a process at a time. Each has a blocking thread while its body comes in; what is cached is read on the same threads
+/// and must not wait for them, so that there are many more of these (`mount::look::runtime`).
+const REQUESTS_OF_ALL: usize = 384;
 
 /// How long a failure to get anything within the deadline answers for the same check at once: when the READ that reads ahead has failed,
 /// the kernel sends another for the page itself, which would wait a second deadline.
@@ -45,12 +48,23 @@ const ROUNDS: usize = 8;
 /// Checks found on disk are verified one by one in each of this many groups, so that a check is not verified by all of its readers.
 const VERIFIERS: usize = 16;
 
+/// The right of all images of a process to send requests. Clones are the same right.
+#[derive(Clone)]
+pub struct Requests(Arc<Semaphore>);
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(REQUESTS_OF_ALL)))
+    }
+}
+
 /// What all layers of a mount have in common.
 #[derive(Clone)]
 pub struct Engine {
     cache: Cache,
     gate: Arc<Gate>,
-    requests: Arc<Semaphore>,
+    /// Those of the image, and of all images.
+    requests: [Arc<Semaphore>; 2],
     /// Longest time without progress that a read waits.
     io_deadline: Duration,
 }
@@ -109,7 +123,7 @@ pub struct Layer {
     pub(super) failed: Memory<u32, Error>,
     pub(super) planning: Mutex<()>,
     requests: Semaphore,
-    all_requests: Arc<Semaphore>,
+    all_requests: [Arc<Semaphore>; 2],
     verifiers: [Arc<AsyncMutex<()>>; VERIFIERS],
     reindex: AsyncMutex<Repair>,
     pub(super) gate: Arc<Gate>,
@@ -142,8 +156,9 @@ enum Verdict {
 
 impl Engine {
     #[must_use]
-    pub fn new(cache: Cache, io_deadline: Duration) -> Self {
-        Self { cache, gate: Arc::default(), requests: Arc::new(Semaphore::new(ALL_REQUESTS)), io_deadline }
+    pub fn new(cache: Cache, requests: &Requests, io_deadline: Duration) -> Self {
+        let requests = [Arc::new(Semaphore::new(ALL_REQUESTS)), Arc::clone(&requests.0)];
+        Self { cache, gate: Arc::default(), requests, io_deadline }
     }
 
     /// The contents of the layer `digest`. `file` is the layer file that belongs to `index`.
@@ -167,7 +182,7 @@ impl Engine {
             failed: Memory::builder().max_capacity(4096).time_to_live(REPEAT).build(),
             planning: Mutex::default(),
             requests: Semaphore::new(REQUESTS),
-            all_requests: Arc::clone(&self.requests),
+            all_requests: self.requests.clone(),
             verifiers: std::array::from_fn(|_| Arc::default()),
             reindex: AsyncMutex::new(Repair { reindex, done: false, failed: None }),
             gate: Arc::clone(&self.gate),
@@ -471,12 +486,14 @@ impl Layer {
     }
 
     /// The right to send a request, within the deadline.
-    pub(super) async fn permit(&self) -> Result<[SemaphorePermit<'_>; 2], Error> {
-        let both = async {
+    pub(super) async fn permit(&self) -> Result<[SemaphorePermit<'_>; 3], Error> {
+        let [of_image, of_all] = &self.all_requests;
+        let turns = async {
             let own = self.requests.acquire().await.map_err(|_| Error::Interrupted)?;
-            Ok([own, self.all_requests.acquire().await.map_err(|_| Error::Interrupted)?])
+            let of_image = of_image.acquire().await.map_err(|_| Error::Interrupted)?;
+            Ok([own, of_image, of_all.acquire().await.map_err(|_| Error::Interrupted)?])
         };
-        self.moving(self.io_deadline, both).await.unwrap_or_else(|| Err(self.stuck(self.io_deadline)))
+        self.moving(self.io_deadline, turns).await.unwrap_or_else(|| Err(self.stuck(self.io_deadline)))
     }
 
     pub(super) fn registry_error(&self, source: registry::Error) -> Error {

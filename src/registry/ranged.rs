@@ -163,7 +163,7 @@ impl RemoteBlob {
     }
 
     fn answer(&self, url: Url, response: Response, asked: Instant, skip: u64) -> Answer {
-        let link = self.repository.shared.link(&url);
+        let link = self.repository.shared.hosts.link(&url);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
         Answer { url, response, skip, transfer: link.answered(asked) }
     }

@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use moka::sync::Cache;
 use reqwest::header::RETRY_AFTER;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use url::{Position, Url};
+use url::Url;
 
+use super::hosts::Hosts;
 use super::patience::{retry_after, vary};
 use super::{Error, Redacted};
 
@@ -73,17 +73,17 @@ impl Gate {
 
 pub(super) struct Throttle {
     longest_hold: Duration,
-    gates: Cache<String, Arc<Gate>>,
+    hosts: Hosts,
 }
 
 impl Throttle {
     /// For reads that give up after `deadline`: half of it is the longest that a host can ask for, so that it is asked again.
-    pub(super) fn new(deadline: Duration) -> Self {
-        Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), gates: Cache::new(1000) }
+    pub(super) fn new(deadline: Duration, hosts: Hosts) -> Self {
+        Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), hosts }
     }
 
     pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
-        self.gates.get_with(host(url), Arc::default)
+        self.hosts.gate(url)
     }
 
     /// Waits until the host may be asked.
@@ -108,11 +108,6 @@ impl Throttle {
     pub(super) fn restrain(&self, url: &Url, hold: Duration) {
         self.gate(url).restrain(hold.min(self.longest_hold));
     }
-}
-
-/// Scheme, host and port, as a key.
-pub(super) fn host(url: &Url) -> String {
-    url[..Position::BeforePath].to_owned()
 }
 
 fn wait_asked(response: &reqwest::Response) -> Option<Duration> {
@@ -149,7 +144,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_that_asks_for_restraint_gets_two_requests_a_second_from_all() {
-        let throttle = Throttle::new(Duration::from_secs(120));
+        let throttle = Throttle::new(Duration::from_secs(120), Hosts::default());
         let (host, other) = (url("https://r/a"), url("https://s/a"));
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
         assert!(!throttle.gate(&host).is_restrained());
@@ -168,7 +163,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_queues_already_waits_for_what_the_host_asks_for_now() {
-        let throttle = Throttle::new(Duration::from_secs(120));
+        let throttle = Throttle::new(Duration::from_secs(120), Hosts::default());
         let host = url("https://r/a");
         throttle.learn(&host, 429, Some(Duration::from_secs(1)));
         let start = Instant::now();
@@ -189,8 +184,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_one_image_was_told_holds_for_all() {
+        let hosts = Hosts::default();
+        let [one, other] = [120, 60].map(|seconds| Throttle::new(Duration::from_secs(seconds), hosts.clone()));
+        let (host, elsewhere) = (url("https://r/a"), url("https://r/b"));
+        one.learn(&host, 429, Some(Duration::from_secs(20)));
+        let start = Instant::now();
+        tokio::join!(ten(&one, &host), ten(&other, &elsewhere));
+        assert!(start.elapsed() >= Duration::from_millis(20_000 + 19 * 500), "{:?}", start.elapsed());
+        other.learn(&host, 200, None);
+        assert!(!one.gate(&host).is_restrained());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_absurd_wait_is_cut_short() {
-        let throttle = Throttle::new(Duration::from_secs(8));
+        let throttle = Throttle::new(Duration::from_secs(8), Hosts::default());
         let host = url("https://r/a");
         throttle.learn(&host, 503, Some(Duration::MAX));
         let start = Instant::now();

@@ -50,7 +50,7 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options, resolver: Resolver) -> Result<Self, Error> {
         // reqwest is built without a default: this is the one that crfs ships. Err: there was one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (authorities, identity) = options.cert_dir.as_deref().map(certificates).transpose()?.unwrap_or_default();
@@ -60,7 +60,7 @@ impl Transport {
             authorities,
             identity,
             connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
-            resolver: Resolver::default(),
+            resolver,
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crfs::blob::ByteSource as _;
-use crfs::registry::{Blob, Error, Freshness, Options};
+use crfs::registry::{Blob, Error, Freshness, Hosts, Options};
 
 use crate::registry::{Fault, Lasting, Lie, On, Registry, ramp};
 use crate::support::{client, options, range, read, read_with, resolve, until, whole_text, within};
@@ -132,6 +132,30 @@ async fn it_shows_while_the_host_that_the_bytes_come_from_asks_for_restraint() {
     let (read, ()) = futures_util::future::join(reading, watching).await;
     assert_eq!(read.unwrap(), bytes);
     assert!(!blob.is_restrained(), "it answers well again");
+}
+
+#[tokio::test]
+async fn clients_that_share_hosts_restrain_themselves_together() {
+    let registry = Registry::start().await;
+    let bytes = ramp(1000);
+    registry.push_image("a", "1", &[&bytes]);
+    let hosts = Hosts::default();
+    let name = format!("{}/a:1", registry.host());
+    let mut blobs = Vec::new();
+    for _ in 0..2 {
+        let image = resolve(&client(options()).with_hosts(hosts.clone()), &name).await.unwrap();
+        blobs.push(image.layers[0].blob.clone());
+    }
+    let (one, other) = (&blobs[0], &blobs[1]);
+    read(other, range(0, 1)).await.unwrap();
+    registry.fault(Fault::always(On::Blobs, Lie::Status(503, Vec::new())));
+    let watching = async {
+        until(|| other.is_restrained()).await;
+        registry.clear_faults();
+    };
+    let (read, ()) = futures_util::future::join(read(one, range(0, 1000)), watching).await;
+    assert_eq!(read.unwrap(), bytes);
+    assert!(!other.is_restrained(), "it answers well again");
 }
 
 #[tokio::test]
