@@ -8,12 +8,16 @@
 //! came.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io::{self, BufRead, Cursor, Read};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::around::Guess;
 use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
@@ -103,15 +107,23 @@ impl Job {
     async fn attempt(&mut self, freshness: Freshness) -> Attempt {
         let duties = std::mem::take(&mut self.duties);
         tracing::trace!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
-        let mut body = match self.layer.source.stream(self.run.compressed, freshness).await {
-            Ok(body) => body,
-            Err(source) => return Attempt { duties, failed: Some(self.layer.registry_error(source)) },
+        let streaming = self.layer.source.stream(self.run.compressed, freshness);
+        let mut body = match self.unless_restrained(streaming).await {
+            Some(Ok(body)) => body,
+            Some(Err(source)) => return Attempt { duties, failed: Some(self.layer.registry_error(source)) },
+            None => return Attempt { duties, failed: Some(Error::Interrupted) },
         };
         let (sender, receiver) = mpsc::channel(PARTS);
         let decoder =
             Decoder { layer: Arc::clone(&self.layer), run: self.run.clone(), wanted: self.wanted.clone(), duties };
         let decoder = tokio::task::spawn_blocking(move || decoder.run(receiver));
-        while let Some(part) = body.next().await {
+        let mut stopped = None;
+        loop {
+            let Some(next) = self.unless_restrained(body.next()).await else {
+                stopped = Some(Error::Interrupted);
+                break;
+            };
+            let Some(part) = next else { break };
             if let (Some(guess), Ok(part)) = (&self.guess, &part) {
                 guess.arrived(part.len() as u64);
             }
@@ -121,9 +133,29 @@ impl Job {
         }
         drop(sender);
         // A decoder that panicked dropped its duties, which told the waiters.
-        decoder.await.unwrap_or_else(|_| Attempt { duties: HashMap::new(), failed: Some(Error::Interrupted) })
+        let panicked = |_| Attempt { duties: HashMap::new(), failed: Some(Error::Interrupted) };
+        let attempt = decoder.await.unwrap_or_else(panicked);
+        Attempt { failed: stopped.or(attempt.failed), ..attempt }
+    }
+
+    /// What `future` gives; `None` where it is for nobody, and the host has come to ask for restraint: in the queue for it are readers.
+    async fn unless_restrained<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        if self.guess.is_none() {
+            return Some(future.await);
+        }
+        loop {
+            match timeout(LOOK, &mut future).await {
+                Ok(output) => return Some(output),
+                Err(_) if self.layer.source.is_restrained() => return None,
+                Err(_) => {}
+            }
+        }
     }
 }
+
+/// How often a guess looks whether its host asks for restraint.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The blocking half of an attempt.
 struct Decoder {

@@ -24,9 +24,12 @@ use crate::registry;
 /// Requests of one layer at a time. Counted for each layer, so that one that is stuck does not hold up the others.
 const REQUESTS: usize = 8;
 
-/// Requests of all layers at a time. Each has a blocking thread while its body comes in, of the 512 that tokio has by default; what is
-/// cached is read on the same threads and must not wait for them.
+/// Requests of all layers of an image at a time: an image whose registry is stuck leaves enough of them to the others.
 const ALL_REQUESTS: usize = 128;
+
+/// Requests of all images of a process at a time. Each has a blocking thread while its body comes in; what is cached is read on the same threads
+/// and must not wait for them, so that there are many more of these (`mount::look::runtime`).
+const REQUESTS_OF_ALL: usize = 384;
 
 /// How long a failure to get anything within the deadline answers for the same check at once, but no longer than [`REPEAT_PART`] of the deadline:
 /// when the READ that reads ahead has failed, the kernel sends another for the page itself, which would wait a second deadline. Thousands
@@ -46,12 +49,26 @@ const ROUNDS: usize = 8;
 /// Checks found on disk are verified one by one in each of this many groups, so that a check is not verified by all of its readers.
 const VERIFIERS: usize = 16;
 
+/// What all images of a process have in common. Clones are the same.
+#[derive(Clone)]
+pub struct Shared {
+    requests: Arc<Semaphore>,
+    aside: Aside,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { requests: Arc::new(Semaphore::new(REQUESTS_OF_ALL)), aside: Aside::new() }
+    }
+}
+
 /// What all layers of a mount have in common.
 #[derive(Clone)]
 pub struct Engine {
     cache: Cache,
     gate: Arc<Gate>,
-    requests: Arc<Semaphore>,
+    /// Those of the image, and of all images.
+    requests: [Arc<Semaphore>; 2],
     aside: Aside,
     /// Longest time without progress that a read waits.
     io_deadline: Duration,
@@ -114,7 +131,7 @@ pub struct Layer {
     pub(super) failed: Memory<u32, Error>,
     pub(super) planning: Mutex<()>,
     requests: Semaphore,
-    all_requests: Arc<Semaphore>,
+    all_requests: [Arc<Semaphore>; 2],
     verifiers: [Arc<AsyncMutex<()>>; VERIFIERS],
     reindex: AsyncMutex<Repair>,
     pub(super) gate: Arc<Gate>,
@@ -147,9 +164,9 @@ enum Verdict {
 
 impl Engine {
     #[must_use]
-    pub fn new(cache: Cache, io_deadline: Duration) -> Self {
-        let requests = Arc::new(Semaphore::new(ALL_REQUESTS));
-        Self { cache, gate: Arc::default(), requests, aside: Aside::new(), io_deadline }
+    pub fn new(cache: Cache, shared: &Shared, io_deadline: Duration) -> Self {
+        let requests = [Arc::new(Semaphore::new(ALL_REQUESTS)), Arc::clone(&shared.requests)];
+        Self { cache, gate: Arc::default(), requests, aside: shared.aside.clone(), io_deadline }
     }
 
     /// The contents of the layer `digest`. `file` is the layer file that belongs to `index`.
@@ -176,7 +193,7 @@ impl Engine {
                 .build(),
             planning: Mutex::default(),
             requests: Semaphore::new(REQUESTS),
-            all_requests: Arc::clone(&self.requests),
+            all_requests: self.requests.clone(),
             verifiers: std::array::from_fn(|_| Arc::default()),
             reindex: AsyncMutex::new(Repair { reindex, done: false, failed: None }),
             gate: Arc::clone(&self.gate),
@@ -471,13 +488,15 @@ impl Layer {
     }
 
     /// The right to send a request, within the deadline.
-    pub(super) async fn permit(&self) -> Result<[SemaphorePermit<'_>; 2], Error> {
-        let both = async {
+    pub(super) async fn permit(&self) -> Result<[SemaphorePermit<'_>; 3], Error> {
+        let [of_image, of_all] = &self.all_requests;
+        let turns = async {
             let own = self.requests.acquire().await.map_err(|_| Error::Interrupted)?;
-            Ok([own, self.all_requests.acquire().await.map_err(|_| Error::Interrupted)?])
+            let of_image = of_image.acquire().await.map_err(|_| Error::Interrupted)?;
+            Ok([own, of_image, of_all.acquire().await.map_err(|_| Error::Interrupted)?])
         };
         let (mut still, limit) = (Still::new(self.progress()), self.io_deadline);
-        still.wait(|| self.progress(), limit, both).await.unwrap_or_else(|| Err(self.stuck(limit)))
+        still.wait(|| self.progress(), limit, turns).await.unwrap_or_else(|| Err(self.stuck(limit)))
     }
 
     pub(super) fn registry_error(&self, source: registry::Error) -> Error {

@@ -26,7 +26,7 @@ pub use crate::cache::Disk;
 pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};
 pub use decode::Units;
 pub use error::Error;
-pub use layer::{Engine, Layer, Reindex, Stats};
+pub use layer::{Engine, Layer, Reindex, Shared, Stats};
 pub use pass::{Pass, PassError, Passed};
 pub use prefetch::{Prefetch, prefetch};
 pub use source::Source;

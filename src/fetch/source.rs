@@ -79,6 +79,14 @@ impl Source {
         }
     }
 
+    /// Whether its host asks for restraint just now: the few requests that it gets are for readers.
+    pub(super) fn is_restrained(&self) -> bool {
+        match self {
+            Self::Blob(blob) => blob.is_restrained(),
+            Self::Held { .. } => false,
+        }
+    }
+
     pub(super) fn traffic(&self) -> Traffic {
         match self {
             Self::Blob(blob) | Self::Held { blob, .. } => blob.traffic(),

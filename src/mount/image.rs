@@ -27,7 +27,7 @@ use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Summary};
-use crate::registry::{self, Client, Soci, SociChoice};
+use crate::registry::{self, Client, Hosts, Soci, SociChoice};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
 pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
@@ -40,6 +40,20 @@ pub(super) const TICK: Duration = Duration::from_millis(200);
 
 /// KiB that the kernel reads ahead: what FUSE_INIT gives at most, and the length of a READ.
 const READ_AHEAD: std::ops::Range<u32> = 128..1024;
+
+/// What all images that a process has open share, so that its limits hold for all of them together.
+#[derive(Clone)]
+pub(crate) struct Common {
+    cache: Cache,
+    hosts: Hosts,
+    fetch: fetch::Shared,
+}
+
+impl Common {
+    pub(crate) fn new(cache: Cache) -> Self {
+        Self { cache, hosts: Hosts::default(), fetch: fetch::Shared::default() }
+    }
+}
 
 /// Opens images: the registry client, the cache, and what was asked for.
 pub struct Engine {
@@ -67,16 +81,18 @@ impl Engine {
     /// # Errors
     /// Where the client cannot be set up.
     pub fn new(options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
-        Self::sharing(Cache::open(&options.cache_dir, options.cache_size), options, resolve_within, None)
+        let common = Common::new(Cache::open(&options.cache_dir, options.cache_size));
+        Self::sharing(common, options, resolve_within, None)
     }
 
-    /// The same, with a cache that is open already. `tar_splits`: where those of layers that are read whole are written, without a name.
+    /// The same for one of several images. `tar_splits`: where those of layers that are read whole are written, without a name.
     pub(crate) fn sharing(
-        cache: Cache,
+        common: Common,
         options: &ImageOptions,
         resolve_within: Duration,
         tar_splits: Option<PathBuf>,
     ) -> Result<Self, Error> {
+        let Common { cache, hosts, fetch: shared } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,
@@ -84,10 +100,11 @@ impl Engine {
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };
+        let client = Client::new(client, Arc::new(cache.clone()))?.with_hosts(hosts);
         let opener = Opener {
             image: options.image.clone(),
-            client: Client::new(client, Arc::new(cache.clone()))?.with_resolve_deadline(resolve_within),
-            engine: fetch::Engine::new(cache.clone(), options.io_deadline),
+            client: client.with_resolve_deadline(resolve_within),
+            engine: fetch::Engine::new(cache.clone(), &shared, options.io_deadline),
             cache,
             options: index::Options {
                 whole_layer_below: options.whole_layer_below,

@@ -22,6 +22,7 @@ use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::Target;
 use super::image;
 use super::log::{self, RotatingLog};
+use super::look::runtime;
 use super::mounts;
 use super::options::MountOptions;
 use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit};
@@ -57,8 +58,7 @@ pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Outpu
     // A working directory on a mount would keep that one busy, its own for ever.
     nix::unistd::chdir("/").map_err(|errno| Error::Runtime { source: errno.into() })?;
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| Error::Runtime { source })?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(mount_and_serve(options, dir, state, report, abandoned));
     // What is still in flight is for nobody.
     runtime.shutdown_background();

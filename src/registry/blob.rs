@@ -133,6 +133,16 @@ impl Blob {
         }
     }
 
+    /// Whether the host that was asked last for its bytes asks for restraint just now (429, 503, or it refuses us): what nobody waits for had better
+    /// not be asked for then. `false` where nobody has been asked yet.
+    #[must_use]
+    pub fn is_restrained(&self) -> bool {
+        match &self.place {
+            Place::Remote(remote, _) => remote.counters.is_restrained(),
+            Place::Local(_) => false,
+        }
+    }
+
     fn check(&self, range: ByteRange) -> Result<(), Error> {
         let size = self.size();
         let fits = range.start <= range.end && range.end <= size;

@@ -16,7 +16,7 @@ use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
 use super::platform::{Offer, offer};
 use super::remote::{Document, Repository, Shared};
-use super::{Error, Freshness, Image, ImageRef, Layer, Options, Platform, docker_archive, soci};
+use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, Platform, docker_archive, soci};
 use crate::blob::{Digest, Documents};
 
 /// Indexes may name indexes; so deep is looked.
@@ -35,6 +35,7 @@ pub struct Client {
     pub(super) documents: Arc<dyn Documents>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) resolve_deadline: Duration,
+    hosts: Hosts,
     /// Made when a registry is first asked: a layout on disk needs no certificates.
     shared: Arc<OnceCell<Arc<Shared>>>,
 }
@@ -54,7 +55,8 @@ impl Client {
             source: Some(source.into()),
         })?;
         let resolve_deadline = options.io_deadline;
-        Ok(Self { options, documents, runtime, resolve_deadline, shared: Arc::default() })
+        let (hosts, shared) = (Hosts::default(), Arc::default());
+        Ok(Self { options, documents, runtime, resolve_deadline, hosts, shared })
     }
 
     /// Gives up resolving after this time without progress, where that is sooner than `io_deadline`: a mount has its own
@@ -63,6 +65,12 @@ impl Client {
     pub fn with_resolve_deadline(mut self, deadline: Duration) -> Self {
         self.resolve_deadline = self.resolve_deadline.min(deadline);
         self
+    }
+
+    /// Shares what is known of hosts with other clients; to be called before anything is asked for.
+    #[must_use]
+    pub fn with_hosts(self, hosts: Hosts) -> Self {
+        Self { hosts, shared: Arc::default(), ..self }
     }
 
     /// Resolves a reference once to one image of the wanted platform, its manifest verified by digest.
@@ -125,8 +133,8 @@ impl Client {
     }
 
     async fn shared(&self) -> Result<Arc<Shared>, Error> {
-        let made = self.shared.get_or_try_init(async || Shared::new(self.options.clone()).map(Arc::new)).await?;
-        Ok(made.clone())
+        let make = async || Shared::new(self.options.clone(), self.hosts.clone()).map(Arc::new);
+        Ok(self.shared.get_or_try_init(make).await?.clone())
     }
 
     async fn repository(&self, reference: &oci_client::Reference) -> Result<Repository, Error> {

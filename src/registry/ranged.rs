@@ -3,7 +3,8 @@
 //! ```text
 //! open: [route known?] -- no --> registry --(redirects)--> host    one reader finds the way, the others wait for it
 //!            `--------- yes ------------------------------> host   400 401 403 410: the way is found anew, once
-//! body: 206 with the very range | 200, skipped to the start  -->  bytes  --(cut, stall, error)--> open at where it stopped
+//! body: 206 with the very range | 200, skipped to the start  -->  bytes  --(cut, stall, error)--> open at where it stopped,
+//!                                                                                                 by a way that is found anew
 //! ```
 
 use std::sync::atomic::Ordering;
@@ -37,6 +38,9 @@ pub(super) struct Route {
     target: Option<Url>,
 }
 
+/// A remembered way elsewhere that a request goes: the registry's URL for the blob, and the route's number.
+type Taken = (Url, u64);
+
 pub(super) struct RemoteBlob {
     pub(super) repository: Repository,
     pub(super) digest: Digest,
@@ -55,7 +59,14 @@ struct Answer {
 }
 
 impl RemoteBlob {
-    async fn open(&self, range: ByteRange, freshness: Freshness, connection: Connection) -> Result<Answer, Error> {
+    /// `taken` is known at any time, so that whoever stops waiting knows what has been silent.
+    async fn open(
+        &self,
+        range: ByteRange,
+        freshness: Freshness,
+        connection: Connection,
+        taken: &mut Option<Taken>,
+    ) -> Result<Answer, Error> {
         let asked = Instant::now();
         let url = self.repository.url("blobs", &self.digest.to_string()).await?;
         let mut ask = Ask { headers: range_header(range), connection, counters: &self.counters };
@@ -71,6 +82,7 @@ impl RemoteBlob {
             let finding = Box::pin(self.find_route(&url, &ask, &mut found));
             let route = routes.try_get_with_by_ref(&url, finding).await;
             let route = route.map_err(Error::shared)?;
+            *taken = route.target.is_some().then(|| (url.clone(), route.id));
             if let Some((url, response)) = found {
                 return self.accept(range, url, response, asked);
             }
@@ -151,7 +163,7 @@ impl RemoteBlob {
     }
 
     fn answer(&self, url: Url, response: Response, asked: Instant, skip: u64) -> Answer {
-        let link = self.repository.shared.link(&url);
+        let link = self.repository.shared.hosts.link(&url);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
         Answer { url, response, skip, transfer: link.answered(asked) }
     }
@@ -192,6 +204,7 @@ pub(super) struct RangedBody {
     connection: Connection,
     patience: Patience,
     answer: Option<Answer>,
+    taken: Option<Taken>,
 }
 
 impl RangedBody {
@@ -199,7 +212,7 @@ impl RangedBody {
     pub(super) async fn open(blob: Arc<RemoteBlob>, range: ByteRange, freshness: Freshness) -> Result<Self, Error> {
         let patience = Patience::new(blob.repository.shared.options.io_deadline);
         let connection = Connection::Pooled;
-        let mut body = Self { blob, rest: range, freshness, connection, patience, answer: None };
+        let mut body = Self { blob, rest: range, freshness, connection, patience, answer: None, taken: None };
         while body.answer.is_none() && !body.rest.is_empty() {
             if let Err(error) = body.connect().await {
                 body.recover(error).await?;
@@ -226,8 +239,9 @@ impl RangedBody {
     }
 
     async fn connect(&mut self) -> Result<(), Error> {
-        let Self { blob, rest, freshness, connection, patience, .. } = self;
-        let opened = patience.answer(Box::pin(blob.open(*rest, *freshness, *connection))).await;
+        let Self { blob, rest, freshness, connection, patience, taken, .. } = self;
+        *taken = None;
+        let opened = patience.answer(Box::pin(blob.open(*rest, *freshness, *connection, taken))).await;
         self.answer = Some(match opened {
             Some(answer) => answer?,
             None => return Err(Error::Transfer { url: self.shown_url(), what: "no answer in time", source: None }),
@@ -265,6 +279,10 @@ impl RangedBody {
 
     async fn recover(&mut self, error: Error) -> Result<(), Error> {
         self.connection = Connection::Fresh;
+        // A host that falls silent does not say so: only the registry may know of a better one.
+        if let Some((url, id)) = self.taken.take().filter(|_| matches!(error.retry(), Retry::After(_))) {
+            self.blob.forget(&url, id).await;
+        }
         let what = format!("layer {}", self.blob.digest);
         let url = self.shown_url();
         self.patience.pause(error, &what, &url).await

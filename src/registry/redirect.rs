@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use reqwest::header::LOCATION;
 use url::{Host, Url};
 
-use super::transport::is_link_local;
+use super::resolver::is_link_local;
 use super::{Error, Redacted};
 
 /// As many as are followed for one request.

@@ -1,8 +1,8 @@
 //! One repository of one registry (OCI distribution specification 1.1): where it is, and a request to it with authorisation
 //! and redirects, as often as the rules allow and no more.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use moka::future::Cache;
 use reqwest::Response;
@@ -10,12 +10,12 @@ use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use url::Url;
 
 use super::auth::{Authority, Scope, challenge, unauthorized};
-use super::link::Link;
+use super::hosts::Hosts;
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
 use super::ranged::Route;
 use super::redirect::{Trail, same_origin};
-use super::throttle::{SPACING, Throttle, host, status_error};
+use super::throttle::{Gate, SPACING, Throttle, status_error};
 use super::transport::{Connection, Transport, is_loopback};
 use super::{Error, Freshness, Options, Redacted};
 use crate::blob::Digest;
@@ -23,7 +23,7 @@ use crate::blob::Digest;
 /// Where Docker Hub's API is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// What all repositories of one client share: connections, grants, and what is remembered of hosts and blobs.
+/// What all repositories of one client share: connections, grants, and what is remembered of blobs.
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) transport: Arc<Transport>,
@@ -31,17 +31,16 @@ pub(super) struct Shared {
     pub(super) authority: Authority,
     /// Where each blob's bytes are, by the URL that its registry has for it.
     pub(super) routes: Cache<Url, Route>,
-    /// What the way to each host can carry.
-    links: moka::sync::Cache<String, Arc<Link>>,
+    pub(super) hosts: Hosts,
     /// Each registry's own URL, once it is known whether it speaks https.
     bases: Cache<String, Url>,
     last_route: AtomicU64,
 }
 
 impl Shared {
-    pub(super) fn new(options: Options) -> Result<Self, Error> {
-        let transport = Arc::new(Transport::new(&options)?);
-        let throttle = Arc::new(Throttle::new(options.io_deadline));
+    pub(super) fn new(options: Options, hosts: Hosts) -> Result<Self, Error> {
+        let transport = Arc::new(Transport::new(&options, hosts.resolver.clone())?);
+        let throttle = Arc::new(Throttle::new(options.io_deadline, hosts.clone()));
         let authority = Authority::new(options.auth_files.clone(), transport.clone(), throttle.clone());
         Ok(Self {
             options,
@@ -49,14 +48,10 @@ impl Shared {
             throttle,
             authority,
             routes: Cache::new(100_000),
-            links: moka::sync::Cache::new(1000),
+            hosts,
             bases: Cache::new(1000),
             last_route: AtomicU64::new(0),
         })
-    }
-
-    pub(super) fn link(&self, url: &Url) -> Arc<Link> {
-        self.links.get_with(host(url), Arc::default)
     }
 
     pub(super) fn next_route(&self) -> u64 {
@@ -73,6 +68,19 @@ pub(super) struct Counters {
     pub(super) progress: AtomicU64,
     /// Its host lately sent the whole blob when it was asked for a part.
     pub(super) sent_whole: AtomicBool,
+    /// To the host that was asked last.
+    gate: Mutex<Option<Arc<Gate>>>,
+}
+
+impl Counters {
+    fn asks(&self, gate: &Arc<Gate>) {
+        *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(gate));
+    }
+
+    /// Whether the host that was asked last asks for restraint just now.
+    pub(super) fn is_restrained(&self) -> bool {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|gate| gate.is_restrained())
+    }
 }
 
 /// How something is asked for.
@@ -209,7 +217,9 @@ impl Repository {
     }
 
     async fn send(&self, url: &Url, headers: HeaderMap, ask: &Ask<'_>) -> Result<Response, Error> {
-        self.shared.throttle.admit(url).await;
+        let gate = self.shared.throttle.gate(url);
+        ask.counters.asks(&gate);
+        gate.admit().await;
         ask.counters.requests.fetch_add(1, Ordering::Relaxed);
         let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
         let response = request.send().await.map_err(|source| Error::transfer(url, "no answer", Some(source)))?;

@@ -1,16 +1,15 @@
 //! Restraint towards a host that asked for it: after a 429 or 503 it gets at most two requests a second from all readers
 //! together, and none before its Retry-After, until it answers well again. The same goes for a host that refuses us for good.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use moka::sync::Cache;
 use reqwest::header::RETRY_AFTER;
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use url::{Position, Url};
+use url::Url;
 
+use super::hosts::Hosts;
 use super::patience::{retry_after, vary};
 use super::{Error, Redacted};
 
@@ -20,44 +19,76 @@ pub(super) const SPACING: Duration = Duration::from_millis(750);
 /// No Retry-After holds up others for longer.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
-struct Gate {
-    restrained: AtomicBool,
-    /// The earliest time of the next request. Locked while one waits for it, so that the others queue behind.
+/// The way to one host.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// While the host asks for restraint: the earliest time of the next request.
     next: Mutex<Option<Instant>>,
+    /// Whoever has it waits for that time; the others queue behind.
+    turn: AsyncMutex<()>,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its host asks for restraint just now.
+    pub(super) fn is_restrained(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Waits until the host may be asked.
+    pub(super) async fn admit(&self) {
+        if !self.is_restrained() {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        // Looked at again after each wait: meanwhile the host may have asked for more of it, or have been found well again.
+        while let Some(time) = self.pass() {
+            tokio::time::sleep_until(time).await;
+        }
+    }
+
+    /// Goes through, or says until when to wait.
+    fn pass(&self) -> Option<Instant> {
+        let mut next = self.lock();
+        let (time, now) = ((*next)?, Instant::now());
+        if time > now {
+            return Some(time);
+        }
+        *next = Some(now + vary(SPACING).max(SPACING * 2 / 3));
+        None
+    }
+
+    fn restrain(&self, hold: Duration) {
+        let mut next = self.lock();
+        *next = (*next).max(Some(Instant::now() + hold));
+    }
+
+    fn is_well(&self) {
+        *self.lock() = None;
+    }
 }
 
 pub(super) struct Throttle {
     longest_hold: Duration,
-    gates: Cache<String, Arc<Gate>>,
+    hosts: Hosts,
 }
 
 impl Throttle {
     /// For reads that give up after `deadline`: half of it is the longest that a host can ask for, so that it is asked again.
-    pub(super) fn new(deadline: Duration) -> Self {
-        Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), gates: Cache::new(1000) }
+    pub(super) fn new(deadline: Duration, hosts: Hosts) -> Self {
+        Self { longest_hold: (deadline / 2).min(LONGEST_HOLD), hosts }
     }
 
-    fn gate(&self, url: &Url) -> Arc<Gate> {
-        self.gates.get_with(host(url), Arc::default)
+    pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
+        self.hosts.gate(url)
     }
 
     /// Waits until the host may be asked.
     pub(super) async fn admit(&self, url: &Url) {
-        let gate = self.gate(url);
-        if !gate.restrained.load(Ordering::Acquire) {
-            return;
-        }
-        let mut next = gate.next.lock().await;
-        // Whoever was before in the queue may have found the host well again.
-        if !gate.restrained.load(Ordering::Acquire) {
-            return;
-        }
-        if let Some(time) = *next {
-            tokio::time::sleep_until(time).await;
-        }
-        let spacing = vary(SPACING).max(SPACING * 2 / 3);
-        *next = Some(Instant::now() + spacing);
+        self.gate(url).admit().await;
     }
 
     /// Learns from an answer.
@@ -68,26 +99,15 @@ impl Throttle {
     fn learn(&self, url: &Url, status: u16, asked: Option<Duration>) {
         match status {
             429 | 503 => self.restrain(url, asked.unwrap_or(SPACING)),
-            ..400 | 404 | 416 => self.gate(url).restrained.store(false, Ordering::Release),
+            ..400 | 404 | 416 => self.gate(url).is_well(),
             _ => {}
         }
     }
 
     /// No request before `hold` is over, and few after it.
     pub(super) fn restrain(&self, url: &Url, hold: Duration) {
-        let gate = self.gate(url);
-        gate.restrained.store(true, Ordering::Release);
-        let hold = hold.min(self.longest_hold);
-        // Where another is waiting at the gate it has its time already.
-        if let Ok(mut next) = gate.next.try_lock() {
-            *next = Some(Instant::now() + hold);
-        }
+        self.gate(url).restrain(hold.min(self.longest_hold));
     }
-}
-
-/// Scheme, host and port, as a key.
-pub(super) fn host(url: &Url) -> String {
-    url[..Position::BeforePath].to_owned()
 }
 
 fn wait_asked(response: &reqwest::Response) -> Option<Duration> {
@@ -124,22 +144,61 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_that_asks_for_restraint_gets_two_requests_a_second_from_all() {
-        let throttle = Throttle::new(Duration::from_secs(120));
+        let throttle = Throttle::new(Duration::from_secs(120), Hosts::default());
         let (host, other) = (url("https://r/a"), url("https://s/a"));
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
+        assert!(!throttle.gate(&host).is_restrained());
         throttle.learn(&host, 429, Some(Duration::from_secs(7)));
+        assert!(throttle.gate(&host).is_restrained() && !throttle.gate(&other).is_restrained());
         let took = ten(&throttle, &url("https://r/b")).await;
         assert!(took >= Duration::from_millis(7000 + 9 * 500), "{took:?}");
         assert_eq!(ten(&throttle, &other).await, Duration::ZERO);
         throttle.learn(&host, 403, None);
         assert!(ten(&throttle, &host).await >= Duration::from_millis(9 * 500));
+        assert!(throttle.gate(&host).is_restrained(), "until it answers well");
         throttle.learn(&host, 206, None);
+        assert!(!throttle.gate(&host).is_restrained());
         assert_eq!(ten(&throttle, &host).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_queues_already_waits_for_what_the_host_asks_for_now() {
+        let throttle = Throttle::new(Duration::from_secs(120), Hosts::default());
+        let host = url("https://r/a");
+        throttle.learn(&host, 429, Some(Duration::from_secs(1)));
+        let start = Instant::now();
+        let first = async {
+            throttle.admit(&host).await;
+            assert_eq!(start.elapsed().as_secs(), 1);
+            // The second has its turn, and waits, when the answer to the first comes.
+            tokio::time::sleep(SPACING / 2).await;
+            throttle.learn(&host, 429, Some(Duration::from_secs(30)));
+            throttle.learn(&host, 503, None);
+        };
+        let second = async {
+            throttle.admit(&host).await;
+            start.elapsed()
+        };
+        let ((), waited) = tokio::join!(first, second);
+        assert!(waited >= Duration::from_secs(31), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_image_was_told_holds_for_all() {
+        let hosts = Hosts::default();
+        let [one, other] = [120, 60].map(|seconds| Throttle::new(Duration::from_secs(seconds), hosts.clone()));
+        let (host, elsewhere) = (url("https://r/a"), url("https://r/b"));
+        one.learn(&host, 429, Some(Duration::from_secs(20)));
+        let start = Instant::now();
+        tokio::join!(ten(&one, &host), ten(&other, &elsewhere));
+        assert!(start.elapsed() >= Duration::from_millis(20_000 + 19 * 500), "{:?}", start.elapsed());
+        other.learn(&host, 200, None);
+        assert!(!one.gate(&host).is_restrained());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_absurd_wait_is_cut_short() {
-        let throttle = Throttle::new(Duration::from_secs(8));
+        let throttle = Throttle::new(Duration::from_secs(8), Hosts::default());
         let host = url("https://r/a");
         throttle.learn(&host, 503, Some(Duration::MAX));
         let start = Instant::now();

@@ -8,16 +8,15 @@
 //! while holds up the window that all others share.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity};
 use url::{Host, Url};
 
+use super::resolver::Resolver;
 use super::{Error, Options};
 
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
@@ -47,10 +46,11 @@ pub(super) struct Transport {
     authorities: Vec<Certificate>,
     identity: Option<Identity>,
     connect_timeout: Duration,
+    resolver: Resolver,
 }
 
 impl Transport {
-    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options, resolver: Resolver) -> Result<Self, Error> {
         // reqwest is built without a default: this is the one that crfs ships. Err: there was one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (authorities, identity) = options.cert_dir.as_deref().map(certificates).transpose()?.unwrap_or_default();
@@ -60,6 +60,7 @@ impl Transport {
             authorities,
             identity,
             connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
+            resolver,
         })
     }
 
@@ -93,7 +94,7 @@ impl Transport {
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(POOL_IDLE)
             .tcp_nodelay(true)
-            .dns_resolver(NoLinkLocal);
+            .dns_resolver(self.resolver.clone());
         if kind.loopback {
             builder = builder.no_proxy();
         }
@@ -156,31 +157,6 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Addresses that reach only this machine's own network, where clouds keep their machines' credentials.
-pub(super) fn is_link_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
-}
-
-/// The system's resolver, without link-local addresses: no name that a registry sends us to may lead there. (A registry that
-/// really lives at such an address can be named by it.)
-struct NoLinkLocal;
-
-impl Resolve for NoLinkLocal {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let fit: Vec<_> = found.filter(|address| !is_link_local(address.ip())).collect();
-            if fit.is_empty() {
-                return Err("the name has no address that may be asked".into());
-            }
-            Ok(Box::new(fit.into_iter()) as Addrs)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,9 +170,5 @@ mod tests {
         for other in ["http://localhost.example", "http://128.0.0.1", "http://[::2]"] {
             assert!(!is_loopback(&url(other)), "{other}");
         }
-        for local in ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254"] {
-            assert!(is_link_local(local.parse().unwrap()), "{local}");
-        }
-        assert!(!is_link_local("10.0.0.1".parse().unwrap()));
     }
 }

@@ -27,7 +27,7 @@ use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
-use crate::mount::image::{Engine, RESOLVE_WITHIN, read_ahead};
+use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, mounts};
@@ -63,7 +63,7 @@ impl Lock {
 /// A store that this process may change.
 pub(super) struct Store {
     pub(super) paths: Paths,
-    pub(super) cache: Cache,
+    common: Common,
     pub(super) records: tokio::sync::Mutex<Records>,
     pub(super) trees: Trees,
     /// What is mounted, once it is.
@@ -112,21 +112,22 @@ impl Store {
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
+        let common = Common::new(cache);
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
         let (opened, carried_reads) = (Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
+        Ok(Self { paths, common, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
-        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, None)?))
+        Ok(Arc::new(Engine::sharing(self.common.clone(), source, RESOLVE_WITHIN, None)?))
     }
 
     /// The same, which makes tar-splits of the layers that it reads whole.
     pub(super) fn full_engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
         let dir = Some(self.paths.tar_splits());
-        Ok(Arc::new(Engine::sharing(self.cache.clone(), source, RESOLVE_WITHIN, dir)?))
+        Ok(Arc::new(Engine::sharing(self.common.clone(), source, RESOLVE_WITHIN, dir)?))
     }
 
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crfs::blob::ByteSource as _;
-use crfs::registry::{Blob, Error, Freshness, Options};
+use crfs::registry::{Blob, Error, Freshness, Hosts, Options};
 
 use crate::registry::{Fault, Lasting, Lie, On, Registry, ramp};
-use crate::support::{client, options, range, read, read_with, resolve, whole_text, within};
+use crate::support::{client, options, range, read, read_with, resolve, until, whole_text, within};
 
 async fn blob_of(registry: &Registry, options: Options, bytes: &[u8]) -> Blob {
     registry.push_image("a", "1", &[bytes]);
@@ -111,6 +111,51 @@ async fn a_registry_that_is_gone_and_comes_back_is_read_again() {
     assert!(read(&blob, range(0, 10)).await.err().unwrap().is_unreachable());
     registry.come_up();
     assert_eq!(read(&blob, range(0, 10)).await.unwrap(), bytes[..10]);
+}
+
+#[tokio::test]
+async fn it_shows_while_the_host_that_the_bytes_come_from_asks_for_restraint() {
+    let registry = Registry::start().await;
+    let storage = registry.start_sharing().await;
+    let bytes = ramp(1000);
+    let blob = blob_of(&registry, options(), &bytes).await;
+    registry.redirect_blobs_to(&storage);
+    assert!(!blob.is_restrained(), "nobody was asked yet");
+    read(&blob, range(0, 1)).await.unwrap();
+    assert!(!blob.is_restrained());
+    storage.fault(Fault::always(On::Storage, Lie::Status(429, Vec::new())));
+    let reading = read(&blob, range(0, 1000));
+    let watching = async {
+        until(|| blob.is_restrained()).await;
+        storage.clear_faults();
+    };
+    let (read, ()) = futures_util::future::join(reading, watching).await;
+    assert_eq!(read.unwrap(), bytes);
+    assert!(!blob.is_restrained(), "it answers well again");
+}
+
+#[tokio::test]
+async fn clients_that_share_hosts_restrain_themselves_together() {
+    let registry = Registry::start().await;
+    let bytes = ramp(1000);
+    registry.push_image("a", "1", &[&bytes]);
+    let hosts = Hosts::default();
+    let name = format!("{}/a:1", registry.host());
+    let mut blobs = Vec::new();
+    for _ in 0..2 {
+        let image = resolve(&client(options()).with_hosts(hosts.clone()), &name).await.unwrap();
+        blobs.push(image.layers[0].blob.clone());
+    }
+    let (one, other) = (&blobs[0], &blobs[1]);
+    read(other, range(0, 1)).await.unwrap();
+    registry.fault(Fault::always(On::Blobs, Lie::Status(503, Vec::new())));
+    let watching = async {
+        until(|| other.is_restrained()).await;
+        registry.clear_faults();
+    };
+    let (read, ()) = futures_util::future::join(read(one, range(0, 1000)), watching).await;
+    assert_eq!(read.unwrap(), bytes);
+    assert!(!other.is_restrained(), "it answers well again");
 }
 
 #[tokio::test]

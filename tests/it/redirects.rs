@@ -1,5 +1,7 @@
 //! Redirects: followed by the rules, remembered, renewed once for everyone, and never told a secret.
 
+use std::time::Duration;
+
 use crfs::registry::{Blob, Options};
 
 use crate::registry::{Auth, Fault, Lie, On, Registry, ramp};
@@ -71,6 +73,32 @@ async fn a_target_whose_host_dies_is_asked_for_anew() {
     registry.clear_faults();
     registry.redirect_blobs_to(&second);
     assert_eq!(read(&blob, range(0, 1000)).await.unwrap(), bytes);
+}
+
+/// Reads where one storage says no more than `lie` lets it say, and the registry sends to another from then on. `known`: it did well before.
+async fn leave_silent_target(lie: Lie, known: bool) {
+    let registry = Registry::start().await;
+    let (first, second) = (registry.start_sharing().await, registry.start_sharing().await);
+    let bytes = ramp(50_000);
+    let blob = blob_of(&registry, Options { io_deadline: Duration::from_secs(4), ..options() }, &bytes).await;
+    registry.fault(Fault::times(1, On::Blobs, Lie::Redirect(first.url("/storage/{digest}?sig={sig}"))));
+    registry.redirect_blobs_to(&second);
+    if known {
+        read(&blob, range(0, 1)).await.unwrap();
+    }
+    first.fault(Fault::always(On::Storage, lie.clone()));
+    assert_eq!(read(&blob, range(0, 50_000)).await.unwrap(), bytes, "{lie:?}");
+    assert_eq!(first.requests().len(), 1 + usize::from(known), "{lie:?}");
+    let before = registry.requests_to("/blobs/").len();
+    assert_eq!(read(&blob, range(1, 2)).await.unwrap(), bytes[1..2]);
+    assert_eq!(registry.requests_to("/blobs/").len(), before, "the new one is remembered");
+}
+
+#[tokio::test]
+async fn a_target_that_falls_silent_is_asked_for_anew() {
+    let lies = [Lie::Silence, Lie::Stall(0), Lie::Stall(100), Lie::Cut(100), Lie::Reset(0)];
+    let cases = lies.into_iter().flat_map(|lie| [(lie.clone(), false), (lie, true)]);
+    futures_util::future::join_all(cases.map(|(lie, known)| leave_silent_target(lie, known))).await;
 }
 
 #[tokio::test]

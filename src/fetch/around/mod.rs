@@ -282,7 +282,7 @@ impl Around {
         let Some((contents, flying)) = self.layers.get(layer).zip(self.flying.get(layer)) else { return Ok(None) };
         let mut jobs = Vec::new();
         // Whoever reads it hears what is wrong with it.
-        if self.is_stuck(layer) {
+        if self.is_stuck(layer) || contents.source.is_restrained() {
             return Ok(Some(jobs));
         }
         let ticket = |bytes| Guess::new(self, layer, contents.gate.reader(), (flying, bytes));

@@ -1,0 +1,46 @@
+//! What all images of a process share of the hosts that they ask: how far these want us to restrain ourselves, what the way to them carries, and
+//! where they are.
+//!
+//! Not credentials and certificates, nor what follows from them (tokens, signed URLs, connections): they are read when an image is opened, so that
+//! a login or an authority that came since then counts for the next one.
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+use url::{Position, Url};
+
+use super::link::Link;
+use super::resolver::Resolver;
+use super::throttle::Gate;
+
+/// Hosts that are remembered. Of one that was forgotten all is measured anew.
+const REMEMBERED: u64 = 1000;
+
+/// Cheap to clone: the clones share what they know.
+#[derive(Clone)]
+pub struct Hosts {
+    gates: Cache<String, Arc<Gate>>,
+    links: Cache<String, Arc<Link>>,
+    pub(super) resolver: Resolver,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self { gates: Cache::new(REMEMBERED), links: Cache::new(REMEMBERED), resolver: Resolver::default() }
+    }
+}
+
+impl Hosts {
+    pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
+        self.gates.get_with(host(url), Arc::default)
+    }
+
+    pub(super) fn link(&self, url: &Url) -> Arc<Link> {
+        self.links.get_with(host(url), Arc::default)
+    }
+}
+
+/// Scheme, host and port, as a key.
+fn host(url: &Url) -> String {
+    url[..Position::BeforePath].to_owned()
+}
