@@ -39,11 +39,16 @@ struct Item {
     layer: String,
 }
 
-/// podman's own stores, and their locks for as long as this lives: nothing new comes to use an image meanwhile.
-pub(super) struct Users {
+/// What one podman has itself.
+struct Own {
     layers: Vec<Item>,
     images: Vec<Item>,
     containers: Vec<Item>,
+}
+
+/// podman's own stores, and their locks for as long as this lives: nothing new comes to use an image meanwhile.
+pub(super) struct Users {
+    own: Vec<Own>,
     _locks: Vec<Held>,
 }
 
@@ -60,22 +65,28 @@ impl Users {
         let held = lockfile::all(patience, take).map_err(|source| Error::File { path: path.clone(), source })?;
         let seconds = patience.as_secs();
         let held = held.ok_or(Error::PodmanLock { path, seconds })?;
-        let mut users = Self { layers: Vec::new(), images: Vec::new(), containers: Vec::new(), _locks: held };
-        for root in roots {
-            for ((part, _, lists), items) in
-                PARTS.iter().zip([&mut users.layers, &mut users.images, &mut users.containers])
-            {
-                for list in *lists {
-                    items.extend(read_list::<Item>(&root.join(part).join(list))?);
-                }
-            }
-        }
-        Ok(users)
+        let own = roots.iter().map(|root| Own::read(root)).collect::<Result<_, _>>()?;
+        Ok(Self { own, _locks: held })
     }
 
     /// Who uses that image, or one of the layers that would go with it.
     pub(super) fn of(&self, image: &Digest, layers: &[Digest]) -> Option<String> {
-        let id = image.hex();
+        self.own.iter().find_map(|own| own.user(&image.hex(), layers))
+    }
+}
+
+impl Own {
+    fn read(root: &Path) -> Result<Self, Error> {
+        let mut own = Self { layers: Vec::new(), images: Vec::new(), containers: Vec::new() };
+        for ((part, _, lists), items) in PARTS.iter().zip([&mut own.layers, &mut own.images, &mut own.containers]) {
+            for list in *lists {
+                items.extend(read_list::<Item>(&root.join(part).join(list))?);
+            }
+        }
+        Ok(own)
+    }
+
+    fn user(&self, id: &str, layers: &[Digest]) -> Option<String> {
         if let Some(container) = self.containers.iter().find(|container| container.image == id) {
             return Some(format!("the container {}", name(container)));
         }
@@ -143,8 +154,12 @@ mod tests {
     }
 
     fn user(layers: Value, images: Value, containers: Value) -> Option<String> {
-        let dir = store(&layers, &images, &containers);
-        let users = Users::read(&[dir.path().to_owned(), dir.path().join("missing")], Duration::ZERO).unwrap();
+        user_in(&[&store(&layers, &images, &containers)])
+    }
+
+    fn user_in(stores: &[&tempfile::TempDir]) -> Option<String> {
+        let roots = stores.iter().flat_map(|dir| [dir.path().join("missing"), dir.path().to_owned()]);
+        let users = Users::read(&roots.collect::<Vec<_>>(), Duration::ZERO).unwrap();
         users.of(&Digest::of(b"image"), &[Digest::of(b"base"), Digest::of(b"top")])
     }
 
@@ -170,6 +185,19 @@ mod tests {
         let top = Digest::of(b"top").hex();
         let layers = json!([{"id": top}, {"id": "l1", "parent": top}]);
         assert_eq!(user(layers, json!([{"id": "i2", "layer": "l1"}]), json!([])), None);
+    }
+
+    /// What one podman has pulled another does not have.
+    #[test]
+    fn one_podmans_layers_are_not_anothers() {
+        let (base, top) = (Digest::of(b"base").hex(), Digest::of(b"top").hex());
+        let pulled = store(&json!([{"id": base}, {"id": top, "parent": base}]), &json!([]), &json!([]));
+        let layers = json!([{"id": "l1", "parent": top}]);
+        let built = store(&layers, &json!([{"id": "i2", "layer": "l1"}]), &json!([]));
+        assert_eq!(user_in(&[&pulled]), None);
+        for both in [[&pulled, &built], [&built, &pulled]] {
+            assert_eq!(user_in(&both).unwrap(), "the image i2");
+        }
     }
 
     #[test]
