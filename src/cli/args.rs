@@ -324,7 +324,7 @@ pub(super) struct StoreAddArgs {
 
 /// Remove images from a store
 ///
-/// An image that a container or another image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
+/// An image that a container or an image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STORE_RM)]
 pub(super) struct StoreRmArgs {

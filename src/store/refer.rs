@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::Error;
 use super::lockfile::{self, Held};
@@ -27,6 +27,7 @@ const PARTS: [(&str, &str, &[&str]); 3] = [
 const LONGEST_LIST: u64 = 256 << 20;
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Item {
     id: String,
     #[serde(default)]
@@ -37,6 +38,9 @@ struct Item {
     image: String,
     #[serde(default)]
     layer: String,
+    /// Only how many there are.
+    #[serde(default)]
+    big_data_names: Option<Vec<IgnoredAny>>,
 }
 
 /// What one podman has itself.
@@ -103,10 +107,17 @@ impl Own {
         }
         let uses = |item: &&Item| seen.contains(item.layer.as_str()) || going.contains(&item.layer);
         let container = self.containers.iter().find(uses).map(|container| format!("the container {}", name(container)));
-        let other = |item: &&Item| item.id != id && uses(item);
-        let image = || self.images.iter().find(other).map(|image| format!("the image {}", name(image)));
+        let needs = |item: &&Item| uses(item) || (item.id == id && item.is_bare());
+        let image = || self.images.iter().find(needs).map(|image| format!("the image {}", name(image)));
         let layer = || seen.iter().next().map(|layer| format!("the layer {layer}, of no image"));
         container.or_else(image).or_else(layer)
+    }
+}
+
+impl Item {
+    /// Whether an image has neither manifest nor config: `podman tag` makes such a record of the store's image, beside it.
+    fn is_bare(&self) -> bool {
+        self.big_data_names.as_ref().is_none_or(Vec::is_empty)
     }
 }
 
@@ -185,6 +196,21 @@ mod tests {
         let top = Digest::of(b"top").hex();
         let layers = json!([{"id": top}, {"id": "l1", "parent": top}]);
         assert_eq!(user(layers, json!([{"id": "i2", "layer": "l1"}]), json!([])), None);
+    }
+
+    /// podman's own record of the image: after `podman tag` without manifest and config, after `podman pull` with them, but on the store's layers.
+    #[test]
+    fn podmans_own_record_of_the_image_is_a_user_where_it_needs_the_stores() {
+        let (image, top) = (Digest::of(b"image").hex(), Digest::of(b"top").hex());
+        let record =
+            |layer: &str, data: Value| json!([{"id": image, "names": ["y"], "layer": layer, "big-data-names": data}]);
+        let whole = || json!(["manifest", "config"]);
+        let of = |layers: Value, images| user(layers, images, json!([])).is_some();
+        assert_eq!(user(json!([]), record(&top, json!(null)), json!([])).unwrap(), "the image y", "a tag");
+        assert!(of(json!([]), record("shared", json!([]))), "a tag of layers that stay");
+        assert!(of(json!([{"id": top}]), record(&top, json!(null))), "a tag, and layers of podman's own");
+        assert!(of(json!([]), record(&top, whole())), "a pull");
+        assert!(!of(json!([{"id": top}]), record(&top, whole())), "a pull that podman made before");
     }
 
     /// What one podman has pulled another does not have.

@@ -106,6 +106,37 @@ fn commands_work_without_a_server() {
     assert!(second.contains("served already"), "{second}");
 }
 
+/// `podman tag` and `podman pull` make a record of podman's own of the store's image, which needs the store's layers, and after a tag its manifest.
+#[test]
+fn an_image_that_podman_has_tagged_or_pulled_stays() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "busy-estargz");
+    let pull = || podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
+    let graph = podman.graph();
+    let remove = || store.crfs("rm", &["--podman-root", graph.to_str().unwrap(), BUSY]);
+    // With layers of its own it needs nothing of the store.
+    pull();
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    remove().ok();
+    assert_eq!(podman.run(&[], &image, "echo own").ok(), "own\n");
+    podman.podman(&["rmi", &image]).ok();
+
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    podman.podman(&["tag", BUSY, "localhost/mine:1"]).ok();
+    let refused = remove().refused();
+    assert!(refused.contains("the image localhost/mine:1") && refused.contains("podman rmi"), "{refused}");
+    podman.podman(&["rmi", "localhost/mine:1"]).ok();
+    pull();
+    let refused = remove().refused();
+    assert!(refused.contains(&format!("the image {image}")), "{refused}");
+    podman.podman(&["rmi", &image]).ok();
+    remove().ok();
+    assert_eq!(podman.image("localhost/"), None);
+}
+
 /// While images come and go, podman runs another one. (`podman images` may fail then, as it does when podman itself removes an image: it lists all, and
 /// looks at each after that.)
 #[test]
