@@ -204,7 +204,7 @@ mod tests {
         publish(&paths, &Records::default()).unwrap();
         let done = AtomicBool::new(false);
         let locked = |kind| loop {
-            if let Some(_held) = Held::to_read(&paths.podman(kind, "lock")).unwrap() {
+            if let Some(_held) = Held::of_reader(File::open(paths.podman(kind, "lock")).unwrap()).unwrap() {
                 return read(&paths, kind);
             }
         };

@@ -22,7 +22,7 @@ use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
 use super::trees::{self, Trees};
-use super::{Error, carried, files, podman, share};
+use super::{Error, carried, files, podman};
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
@@ -73,6 +73,8 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
+    /// Images were removed: what is left of them can go later.
+    pub(super) removed: Notify,
     /// Layers were opened: their blobs may carry tar-splits.
     pub(super) opened: Notify,
     /// Those that read such tar-splits.
@@ -115,8 +117,8 @@ impl Store {
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        let (opened, carried_reads) = (Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
+        let (removed, opened, carried_reads) = (Notify::new(), Notify::new(), Semaphore::new(carried::READS));
+        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, removed, opened, carried_reads, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -290,23 +292,27 @@ impl Store {
         }
     }
 
-    /// Removes the layers that no image has had for a while, and what else is left of images; to be called after something was removed.
+    /// Removes the layers that no image has had for a while, and what else is left of images, whenever something was removed. Never ends.
     pub(super) async fn sweep(&self) {
         loop {
             tokio::time::sleep(LINGER).await;
-            let mut records = self.records.lock().await;
-            self.note_unused(&records);
-            let due = |id: &Digest| {
-                let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-                unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
-            };
-            let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
-            files::remove_other_images(&self.paths, &records);
-            files::remove_other_tar_splits(&self.paths, &records);
-            if swept {
-                return;
+            if self.sweep_once().await {
+                self.removed.notified().await;
             }
         }
+    }
+
+    async fn sweep_once(&self) -> bool {
+        let mut records = self.records.lock().await;
+        self.note_unused(&records);
+        let due = |id: &Digest| {
+            let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+        };
+        let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
+        files::remove_other_images(&self.paths, &records);
+        files::remove_other_tar_splits(&self.paths, &records);
+        swept
     }
 
     /// `false`: podman is busy, for as long as it unpacks a layer.
@@ -326,8 +332,7 @@ impl Store {
     pub(super) fn drop_layers(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> Option<Users> {
         let may_go = |layer: &Layer| !records.is_used(&layer.id) && due(&layer.id);
         let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
-        let roots = [records.podman.as_slice(), &share::podman_roots(records)].concat();
-        let users = Users::read(if going.is_empty() { &[] } else { &roots }, Duration::ZERO);
+        let users = if going.is_empty() { Users::read(&[]) } else { Users::of_records(records) };
         let users = users.inspect_err(|error| {
             tracing::warn!(error = error.chain(), "layers that no image has stay for now: podman may need them");
         });
