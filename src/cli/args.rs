@@ -333,7 +333,7 @@ pub(super) struct StoreRmArgs {
     pub(super) images: Vec<String>,
     #[command(flatten)]
     pub(super) place: StorePlaceArgs,
-    /// A store of podman's own (its --root) that may need the image, besides this user's. May be given several times.
+    /// A store of podman's own (its --root) that may need the image, besides those that a storage.conf names. May be given several times.
     #[arg(long, value_name = "DIR")]
     pub(super) podman_root: Vec<PathBuf>,
     /// Print one JSON array.

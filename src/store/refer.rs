@@ -59,7 +59,7 @@ pub(super) struct Users {
 impl Users {
     /// Those of all podmans that the records know of.
     pub(super) fn of_records(records: &Records) -> Result<Self, Error> {
-        Self::read(&[records.podman.as_slice(), &share::podman_roots(records)].concat())
+        Self::read(&[records.podman.as_slice(), &share::podman_roots(records)?].concat())
     }
 
     /// Those of the stores at `roots`; one that is not there has none. Waits for nobody: what is locked is an error.

@@ -13,11 +13,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::Error;
 use super::idmap::{Account, mount_clone};
 use super::open::Store;
 use super::paths::Paths;
 use super::records::Records;
+use super::{Error, places};
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::mounts::{self, Device};
 
@@ -70,10 +70,17 @@ pub(super) fn take_clones_away(paths: &Paths, how: Detach) {
     }
 }
 
-/// Where podman keeps what users have themselves, by default: they may use what the store has.
-pub(super) fn podman_roots(records: &Records) -> Vec<PathBuf> {
-    let accounts = records.users.iter().filter_map(|name| Account::find(name).ok());
-    accounts.map(|account| account.home.join(".local/share/containers/storage")).collect()
+/// Where podman may keep what users have themselves: they may use what the store has. One who is gone uses nothing.
+pub(super) fn podman_roots(records: &Records) -> Result<Vec<PathBuf>, Error> {
+    let mut roots = Vec::new();
+    for name in &records.users {
+        match Account::find(name) {
+            Ok(account) => roots.extend(places::of_account(&account)?),
+            Err(Error::User { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(roots)
 }
 
 fn give(paths: &Paths, device: Device, account: &Account) -> Result<(), Error> {
