@@ -144,6 +144,7 @@ impl Store {
 
     fn commit_whole(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
         changed.changed();
+        changed.forget_retired();
         changed.write(&self.paths.records())?;
         let grows = changed.layers.len() >= records.layers.len();
         if grows {
@@ -168,7 +169,7 @@ impl Store {
         }
     }
 
-    /// Opens the layers of all images that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
+    /// Opens the layers of all images, also of removed ones that podman still needs, that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
         let all = self.open_each(report).await;
         self.opened.notify_one();
@@ -176,7 +177,7 @@ impl Store {
     }
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
-        let images = self.records.lock().await.images.clone();
+        let images: Vec<Image> = self.records.lock().await.all_images().cloned().collect();
         let mut all = true;
         for image in images {
             if let Err(error) = self.open(&image, report).await {
@@ -188,11 +189,10 @@ impl Store {
     }
 
     async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
-        let is_open = |records: &Records, id: &Digest| {
-            records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some())
-        };
         let records = self.records.lock().await.clone();
-        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| !is_open(&records, id)).collect();
+        // Of a removed image some are gone.
+        let is_closed = |id| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_none());
+        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(id)).collect();
         if closed.is_empty() {
             return Ok(());
         }
@@ -210,7 +210,9 @@ impl Store {
         closed: &[(usize, &Digest)],
         report: &Report,
     ) -> Result<(), Error> {
-        let path = self.paths.image(&image.id.hex()).join("manifest");
+        // By its digest: the image may have been removed, and added again from other blobs.
+        let name = podman::big_data_file(&podman::manifest_key(image));
+        let path = self.paths.image(&image.id.hex()).join(name);
         let manifest = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
         if Digest::of(&manifest) != image.manifest {
             let why =
@@ -256,7 +258,7 @@ impl Store {
         while let Some(number) = wanted.recv().await {
             let records = self.records.lock().await.clone();
             let id = records.layers.iter().find(|layer| layer.number == number).map(|layer| layer.id);
-            let image = id.and_then(|id| records.images.iter().find(|image| image.layers.contains(&id)));
+            let image = id.and_then(|id| records.all_images().find(|image| image.layers.contains(&id)));
             if let Some(image) = image {
                 tokio::task::block_in_place(|| self.join(&records, image));
             }
@@ -316,7 +318,7 @@ impl Store {
     }
 
     /// `false`: podman is busy, for as long as it unpacks a layer.
-    fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
+    pub(super) fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
         let mut changed = records.clone();
         let Some(_locks) = self.drop_layers(&mut changed, due) else { return false };
         if changed.layers.len() < records.layers.len() {

@@ -71,7 +71,9 @@ fn remove(records: &mut Records, name: &str, users: &Users) -> Result<(), Error>
     if let Some(user) = users.of(&image.id, &refer::going(records, &image)) {
         return Err(Error::InUse { image: image.name().to_owned(), user });
     }
-    records.images.remove(position);
+    // podman may come to need a layer of it before that is gone.
+    let image = records.images.remove(position);
+    records.retired.push(image);
     Ok(())
 }
 
@@ -111,6 +113,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use futures_util::FutureExt;
+    use serde_json::json;
 
     use super::*;
     use crate::blob::Digest;
@@ -118,7 +121,7 @@ pub(super) mod tests {
     use crate::store::lockfile::Held;
     use crate::store::open::Lock;
     use crate::store::paths::Paths;
-    use crate::store::records::tests::image;
+    use crate::store::records::tests::{image, layer};
 
     /// A store below that directory, which nobody serves.
     pub(in super::super) fn store(dir: &Path, records: &Records) -> Store {
@@ -151,6 +154,31 @@ pub(super) mod tests {
         let (removed, ()) = tokio::join!(store.remove(&names, &podman, &report), other);
         assert_eq!(removed.unwrap().len(), 1);
         assert!(store.removed.notified().now_or_never().is_some(), "whoever sweeps is told");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removed_image_is_kept_while_podman_needs_a_layer_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut records = Records::default();
+        for (id, parent) in [("one", None), ("two", Some("one"))] {
+            let new = layer(&mut records, id, parent);
+            records.layers.push(new);
+        }
+        records.put(image("i", &["localhost/i:1"], &["one", "two"]));
+        let store = store(dir.path(), &records);
+        store.remove(&["localhost/i:1".to_owned()], &[dir.path().to_owned()], &quiet()).await.unwrap();
+        assert!(store.list().await.is_empty());
+        let layers = dir.path().join("overlay-layers");
+        fs::create_dir(&layers).unwrap();
+        // podman has pulled something that stands on the lower one, and removes it again.
+        let on_top = json!([{"id": "l1", "parent": Digest::of(b"one").hex()}]);
+        for (list, left) in [(on_top, (1, 1)), (json!([]), (0, 0))] {
+            fs::write(layers.join("layers.json"), list.to_string()).unwrap();
+            let mut records = store.records.lock().await;
+            assert!(tokio::task::block_in_place(|| store.sweep_due(&mut records, |_| true)));
+            let written = Records::read(&store.paths.records()).unwrap();
+            assert_eq!((written.layers.len(), written.retired.len()), left);
+        }
     }
 
     fn records() -> Records {
