@@ -32,10 +32,16 @@ impl Paths {
 impl Store {
     /// Gives the store to a user, from now on and after each start; or takes it away.
     pub(super) async fn share(&self, name: &str, stop: bool) -> Result<(), Error> {
-        let account = Account::find(name)?;
         let mut records = self.records.lock().await;
         tokio::task::block_in_place(|| {
             let mut changed = records.clone();
+            if stop && records.users.iter().any(|user| user == name) {
+                // There may be no such user any more.
+                take_away(&self.paths, name)?;
+                changed.users.retain(|user| user != name);
+                return self.commit(&mut records, changed);
+            }
+            let account = Account::find(name)?;
             changed.users.retain(|user| *user != account.name);
             if stop {
                 take_away(&self.paths, &account.name)?;
@@ -121,4 +127,23 @@ fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
         fusedev::unmount(dir, how)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::remove::tests::store;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_who_is_gone_can_be_taken_the_store_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = "no-user-of-this-machine";
+        let mut records = Records::default();
+        records.users.push(gone.into());
+        assert_eq!(podman_roots(&records).unwrap(), Vec::<PathBuf>::new(), "they use nothing");
+        let store = store(dir.path(), &records);
+        store.share(gone, true).await.unwrap();
+        assert!(Records::read(&store.paths.records()).unwrap().users.is_empty());
+        assert!(matches!(store.share(gone, true).await, Err(Error::User { .. })), "a name that is mistyped is said");
+    }
 }
