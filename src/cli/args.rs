@@ -324,7 +324,7 @@ pub(super) struct StoreAddArgs {
 
 /// Remove images from a store
 ///
-/// An image that a container or another image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
+/// An image that a container or an image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STORE_RM)]
 pub(super) struct StoreRmArgs {
@@ -333,7 +333,7 @@ pub(super) struct StoreRmArgs {
     pub(super) images: Vec<String>,
     #[command(flatten)]
     pub(super) place: StorePlaceArgs,
-    /// A store of podman's own (its --root) that may need the image, besides this user's. May be given several times.
+    /// A store of podman's own (its --root) that may need the image, besides those that a storage.conf names. May be given several times.
     #[arg(long, value_name = "DIR")]
     pub(super) podman_root: Vec<PathBuf>,
     /// Print one JSON array.

@@ -330,9 +330,9 @@ Examples:
   crfs store rm alpine
   crfs store rm --podman-root /srv/containers 4f1c7a2e9d0b
 
-All are removed or none. It looks into podman's own store of this user, where
-storage.conf says that it is, and into each --podman-root. Fields of --json: see
-`crfs store ls --help`.
+All are removed or none. It looks into podman's own stores of this user and of
+those that the store is shared with, wherever a storage.conf says that they are,
+and into each --podman-root. Fields of --json: see `crfs store ls --help`.
 ",
     store_environment_help!(),
     "  CONTAINERS_STORAGE_CONF the storage.conf that podman reads

@@ -15,6 +15,7 @@ use super::{Failure, complain, json, options, print};
 use crate::mount::options::LogOptions;
 use crate::mount::{self as engine};
 use crate::store::commands::{self, Listing};
+use crate::store::places::{self, Person};
 use crate::store::{ServeOptions, serve as run};
 
 /// Digits of an id, as podman shows it.
@@ -36,7 +37,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         paths: options::store(&args.place, environment)?,
         cache_dir: options::cache_dir(args.cache.cache_dir.as_deref(), environment)?,
         cache_size: args.cache.cache_size,
-        podman: vec![podman_root(environment)],
+        podman: podman_roots(environment)?,
         guesses: args.prefetch != StorePrefetchArg::None,
         // Containers are of many users. In a user namespace of one's own that is allowed, too.
         allow_other: nix::unistd::geteuid().is_root(),
@@ -97,7 +98,7 @@ fn short(id: &str) -> &str {
 fn remove(args: StoreRmArgs, environment: &Environment) -> Result<(), Failure> {
     let paths = options::store(&args.place, environment)?;
     let named = args.podman_root.iter().map(|root| options::podman_root(root)).collect::<Result<Vec<_>, _>>()?;
-    let roots = std::iter::once(podman_root(environment)).chain(named).collect();
+    let roots = podman_roots(environment)?.into_iter().chain(named).collect();
     let removed = with_progress(|report| commands::remove(&paths, args.images, roots, report))?;
     if args.json {
         print(&json(&removed)?)?;
@@ -157,34 +158,17 @@ fn storage_conf(environment: &Environment) -> PathBuf {
     }
 }
 
-/// Where podman keeps what it has itself.
-fn podman_root(environment: &Environment) -> PathBuf {
-    let conf = std::fs::read_to_string(storage_conf(environment)).unwrap_or_default();
-    let default = match environment.uid {
-        0 => "/var/lib/containers/storage".into(),
-        _ => environment.data_dir().join("containers/storage"),
-    };
-    let of_users = if environment.uid == 0 { None } else { place_in(&conf, "rootless_storage_path") };
-    of_users.or_else(|| place_in(&conf, "graphroot")).map_or(default, |place| expanded(&place, environment))
-}
-
-/// `key = "..."` of a storage.conf, which is TOML.
-fn place_in(conf: &str, key: &str) -> Option<String> {
-    let value = |line: &str| {
-        let (found, value) = line.split_once('=')?;
-        let quote = value.trim().chars().next().filter(|quote| ['"', '\''].contains(quote))?;
-        let value = value.trim().strip_prefix(quote)?.split(quote).next()?;
-        (found.trim() == key && !value.is_empty()).then(|| value.to_owned())
-    };
-    conf.lines().find_map(value)
-}
-
-/// As containers/storage does it.
-fn expanded(place: &str, environment: &Environment) -> PathBuf {
-    let home = environment.home.as_deref().unwrap_or(Path::new("/")).to_string_lossy();
-    let user =
-        nix::unistd::User::from_uid(environment.uid.into()).ok().flatten().map_or_else(String::new, |user| user.name);
-    place.replace("$HOME", &home).replace("$USER", &user).replace("$UID", &environment.uid.to_string()).into()
+/// Where podman may keep what it has itself.
+fn podman_roots(environment: &Environment) -> Result<Vec<PathBuf>, Failure> {
+    let uid = environment.uid;
+    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    Ok(places::of_person(&Person {
+        uid,
+        name: user.map_or_else(String::new, |user| user.name),
+        home: environment.home.clone().unwrap_or_else(|| "/".into()),
+        data: environment.data_dir(),
+        conf: storage_conf(environment),
+    })?)
 }
 
 fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failure> {
@@ -240,13 +224,14 @@ mod tests {
 
     #[test]
     fn podmans_own_store_is_where_it_is_told() {
-        let place = |conf| place_in(conf, "graphroot");
-        assert_eq!(place("[storage]\n# graphroot = \"/a\"\n graphroot=\"/b\" # big\n").as_deref(), Some("/b"));
-        assert_eq!((place("graphroot = '/c'").as_deref(), place("graphroot = \"\"\n")), (Some("/c"), None));
-        let environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
-        assert_eq!(expanded("$HOME/a/$UID", &environment), Path::new("/home/u/a/7"));
-        let environment = Environment { uid: 7, home: Some("/home/u".into()), ..Environment::default() };
-        assert_eq!(podman_root(&environment), Path::new("/home/u/.local/share/containers/storage"));
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("storage.conf");
+        std::fs::write(&conf, "[storage]\ngraphroot = \"$HOME/a/$UID\"\n").unwrap();
+        let environment =
+            Environment { uid: 7, home: Some("/home/u".into()), storage_conf: Some(conf), ..Environment::default() };
+        let roots = podman_roots(&environment).unwrap_or_default();
+        assert_eq!(roots[0], Path::new("/home/u/a/7"));
+        assert!(roots.contains(&"/home/u/.local/share/containers/storage".into()), "{roots:?}");
         assert_eq!(environment.store_dir(), Path::new("/home/u/.local/share/crfs/store"));
     }
 }

@@ -80,7 +80,7 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
             return say(&mut output, &Answer::Failed { message: other_version(&error) }).await;
         }
     };
-    let (removes, adds) = (matches!(request, Request::Remove { .. }), matches!(request, Request::Add { .. }));
+    let adds = matches!(request, Request::Add { .. });
     let (events, mut heard) = mpsc::unbounded_channel();
     let report: Report = Arc::new(move |event| {
         // Whoever listened may be gone.
@@ -97,10 +97,6 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
             _gone = input.read_to_end(&mut rest) => return Ok(()),
         }
     };
-    if removes {
-        let store = Arc::clone(&store);
-        tokio::spawn(async move { store.sweep().await });
-    }
     let answer = match outcome {
         Ok(images) => {
             if adds {

@@ -37,7 +37,7 @@ pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_image = name.len() == 64;
-        if is_image && !records.images.iter().any(|image| image.id.hex() == name) {
+        if is_image && !records.all_images().any(|image| image.id.hex() == name) {
             if let Err(error) = fs::remove_dir_all(entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
             }
@@ -204,7 +204,7 @@ mod tests {
         publish(&paths, &Records::default()).unwrap();
         let done = AtomicBool::new(false);
         let locked = |kind| loop {
-            if let Some(_held) = Held::to_read(&paths.podman(kind, "lock")).unwrap() {
+            if let Some(_held) = Held::of_reader(File::open(paths.podman(kind, "lock")).unwrap()).unwrap() {
                 return read(&paths, kind);
             }
         };

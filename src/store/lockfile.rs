@@ -5,19 +5,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open, openat};
 use nix::libc;
+use nix::sys::stat::Mode;
 
 /// Bytes that say who wrote last.
 const LAST_WRITER: usize = 64;
 
 /// How long to wait before the next try.
-const GLANCE: Duration = Duration::from_millis(2);
+pub(super) const GLANCE: Duration = Duration::from_millis(2);
 
 /// How long podman is waited for. It holds these locks for the time of a few small files.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,8 +34,8 @@ impl Held {
     }
 
     /// For reading, if nobody writes.
-    pub(super) fn to_read(path: &Path) -> io::Result<Option<Self>> {
-        take(open_regular(path)?, libc::F_RDLCK)
+    pub(super) fn of_reader(file: File) -> io::Result<Option<Self>> {
+        take(file, libc::F_RDLCK)
     }
 
     /// Tells readers that what the lock is for has changed.
@@ -44,11 +46,24 @@ impl Held {
     }
 }
 
-/// A file to read, and nothing that is waited for: in a user's own store anything may stand there.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
+/// A file of one of podman's own stores, to read. In a user's anything may stand in its place, and root looks: nothing is opened but a regular file,
+/// and below the store's root no symlink is followed, which could lead to one of /proc that must not be read.
+pub(super) fn open_below(root: &Path, part: &str, file: &str) -> io::Result<File> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let root = open(root, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(|errno| match errno {
+        // Nothing can be there.
+        Errno::ENOTDIR => Errno::ENOENT,
+        other => other,
+    })?;
+    let part = openat(&root, part, flags | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
+    open_regular(&openat(&part, file, flags | OFlag::O_NOFOLLOW, Mode::empty())?.into())
+}
+
+/// Opens what was only found (O_PATH), if it is a regular file: to open a device can be to start it.
+pub(super) fn open_regular(found: &File) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    match found.metadata()?.is_file() {
+        true => OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
 }
@@ -86,7 +101,40 @@ pub(super) fn all(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    fn to_read(path: &Path) -> io::Result<Option<Held>> {
+        Held::of_reader(File::open(path)?)
+    }
+
+    /// Anything but a regular file of that store's own, also where opening it would wait, or start something.
+    #[test]
+    fn only_regular_files_below_the_root_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, link) = (dir.path().join("root"), dir.path().join("link"));
+        std::fs::create_dir_all(root.join("part")).unwrap();
+        symlink(&root, &link).unwrap();
+        let part = root.join("part");
+        std::fs::write(part.join("list"), "[]").unwrap();
+        assert!(open_below(&root, "part", "list").is_ok() && open_below(&link, "part", "list").is_ok());
+        let kind = |root: &Path, part: &str, file: &str| open_below(root, part, file).unwrap_err().kind();
+        for missing in [("part", "nothing"), ("nothing", "list")] {
+            assert_eq!(kind(&root, missing.0, missing.1), io::ErrorKind::NotFound);
+        }
+        assert_eq!(kind(&part.join("list"), "part", "list"), io::ErrorKind::NotFound, "no store can be in a file");
+        symlink("list", part.join("symlink")).unwrap();
+        symlink("part", root.join("other")).unwrap();
+        nix::unistd::mkfifo(&part.join("pipe"), Mode::S_IRWXU).unwrap();
+        std::fs::create_dir(part.join("dir")).unwrap();
+        for (part, file) in [("part", "symlink"), ("part", "pipe"), ("part", "dir"), ("other", "list")] {
+            assert_ne!(kind(&root, part, file), io::ErrorKind::NotFound, "{part}/{file}");
+        }
+        // A device that only tells when it is opened.
+        let opened = open_regular(&open("/dev/null", OFlag::O_PATH, Mode::empty()).unwrap().into());
+        assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
 
     #[test]
     fn a_writer_excludes_readers_and_leaves_other_bytes() {
@@ -94,14 +142,14 @@ mod tests {
         let path = dir.path().join("images.lock");
         File::create(&path).unwrap();
         let writer = Held::to_write(&path).unwrap().unwrap();
-        assert!(Held::to_read(&path).unwrap().is_none() && Held::to_write(&path).unwrap().is_none());
+        assert!(to_read(&path).unwrap().is_none() && Held::to_write(&path).unwrap().is_none());
         writer.touch().unwrap();
         let first = std::fs::read(&path).unwrap();
         assert_eq!(first.len(), LAST_WRITER);
         writer.touch().unwrap();
         assert_ne!(std::fs::read(&path).unwrap(), first);
         drop(writer);
-        let readers = [Held::to_read(&path).unwrap(), Held::to_read(&path).unwrap()];
+        let readers = [to_read(&path).unwrap(), to_read(&path).unwrap()];
         assert!(readers.iter().all(Option::is_some));
         assert!(Held::to_write(&path).unwrap().is_none());
         assert!(
@@ -117,6 +165,6 @@ mod tests {
         let file = File::create(&path).unwrap();
         let whole = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
         fcntl(&file, FcntlArg::F_SETLK(&whole)).unwrap();
-        assert!(Held::to_read(&path).unwrap().is_none());
+        assert!(to_read(&path).unwrap().is_none());
     }
 }

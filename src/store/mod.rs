@@ -43,6 +43,7 @@ mod tar_splits;
 mod trees;
 
 pub mod commands;
+pub mod places;
 
 pub use error::Error;
 pub use guard::{SUBCOMMAND as GUARD, guard};

@@ -22,7 +22,7 @@ use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
 use super::trees::{self, Trees};
-use super::{Error, carried, files, podman, share};
+use super::{Error, carried, files, podman};
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
@@ -73,6 +73,8 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
+    /// Images were removed: what is left of them can go later.
+    pub(super) removed: Notify,
     /// Layers were opened: their blobs may carry tar-splits.
     pub(super) opened: Notify,
     /// Those that read such tar-splits.
@@ -116,8 +118,8 @@ impl Store {
         let (problems, unused) = (Mutex::default(), Mutex::default());
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
-        let (opened, carried_reads) = (Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self { paths, common, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
+        let (removed, opened, carried_reads) = (Notify::new(), Notify::new(), Semaphore::new(carried::READS));
+        Ok(Self { paths, common, records, trees, device, problems, unused, stubs, removed, opened, carried_reads, lock })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -143,6 +145,7 @@ impl Store {
 
     fn commit_whole(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
         changed.changed();
+        changed.forget_retired();
         changed.write(&self.paths.records())?;
         let grows = changed.layers.len() >= records.layers.len();
         if grows {
@@ -167,7 +170,7 @@ impl Store {
         }
     }
 
-    /// Opens the layers of all images that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
+    /// Opens the layers of all images, also of removed ones that podman still needs, that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
         let all = self.open_each(report).await;
         self.opened.notify_one();
@@ -175,7 +178,7 @@ impl Store {
     }
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
-        let images = self.records.lock().await.images.clone();
+        let images: Vec<Image> = self.records.lock().await.all_images().cloned().collect();
         let mut all = true;
         for image in images {
             if let Err(error) = self.open(&image, report).await {
@@ -187,11 +190,10 @@ impl Store {
     }
 
     async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
-        let is_open = |records: &Records, id: &Digest| {
-            records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some())
-        };
         let records = self.records.lock().await.clone();
-        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| !is_open(&records, id)).collect();
+        // Of a removed image some are gone.
+        let is_closed = |id| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_none());
+        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(id)).collect();
         if closed.is_empty() {
             return Ok(());
         }
@@ -209,7 +211,9 @@ impl Store {
         closed: &[(usize, &Digest)],
         report: &Report,
     ) -> Result<(), Error> {
-        let path = self.paths.image(&image.id.hex()).join("manifest");
+        // By its digest: the image may have been removed, and added again from other blobs.
+        let name = podman::big_data_file(&podman::manifest_key(image));
+        let path = self.paths.image(&image.id.hex()).join(name);
         let manifest = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
         if Digest::of(&manifest) != image.manifest {
             let why =
@@ -255,7 +259,7 @@ impl Store {
         while let Some(number) = wanted.recv().await {
             let records = self.records.lock().await.clone();
             let id = records.layers.iter().find(|layer| layer.number == number).map(|layer| layer.id);
-            let image = id.and_then(|id| records.images.iter().find(|image| image.layers.contains(&id)));
+            let image = id.and_then(|id| records.all_images().find(|image| image.layers.contains(&id)));
             if let Some(image) = image {
                 tokio::task::block_in_place(|| self.join(&records, image));
             }
@@ -291,27 +295,31 @@ impl Store {
         }
     }
 
-    /// Removes the layers that no image has had for a while, and what else is left of images; to be called after something was removed.
+    /// Removes the layers that no image has had for a while, and what else is left of images, whenever something was removed. Never ends.
     pub(super) async fn sweep(&self) {
         loop {
             tokio::time::sleep(LINGER).await;
-            let mut records = self.records.lock().await;
-            self.note_unused(&records);
-            let due = |id: &Digest| {
-                let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-                unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
-            };
-            let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
-            files::remove_other_images(&self.paths, &records);
-            files::remove_other_tar_splits(&self.paths, &records);
-            if swept {
-                return;
+            if self.sweep_once().await {
+                self.removed.notified().await;
             }
         }
     }
 
+    async fn sweep_once(&self) -> bool {
+        let mut records = self.records.lock().await;
+        self.note_unused(&records);
+        let due = |id: &Digest| {
+            let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+        };
+        let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
+        files::remove_other_images(&self.paths, &records);
+        files::remove_other_tar_splits(&self.paths, &records);
+        swept
+    }
+
     /// `false`: podman is busy, for as long as it unpacks a layer.
-    fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
+    pub(super) fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
         let mut changed = records.clone();
         let Some(_locks) = self.drop_layers(&mut changed, due) else { return false };
         if changed.layers.len() < records.layers.len() {
@@ -327,8 +335,7 @@ impl Store {
     pub(super) fn drop_layers(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> Option<Users> {
         let may_go = |layer: &Layer| !records.is_used(&layer.id) && due(&layer.id);
         let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
-        let roots = [records.podman.as_slice(), &share::podman_roots(records)].concat();
-        let users = Users::read(if going.is_empty() { &[] } else { &roots }, Duration::ZERO);
+        let users = if going.is_empty() { Users::read(&[]) } else { Users::of_records(records) };
         let users = users.inspect_err(|error| {
             tracing::warn!(error = error.chain(), "layers that no image has stay for now: podman may need them");
         });

@@ -58,9 +58,14 @@ pub(super) fn big_data(image: &Image) -> [(String, Digest, u64); 3] {
     let [manifest, config] = image.sizes;
     [
         ("manifest".to_owned(), image.manifest, manifest),
-        (format!("manifest-{}", image.manifest), image.manifest, manifest),
+        (manifest_key(image), image.manifest, manifest),
         (image.id.to_string(), image.id, config),
     ]
+}
+
+/// The key that only this manifest has.
+pub(super) fn manifest_key(image: &Image) -> String {
+    format!("manifest-{}", image.manifest)
 }
 
 #[derive(Serialize)]

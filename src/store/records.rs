@@ -33,6 +33,9 @@ pub(super) struct Records {
     /// Where podman's own stores are that may use what the store has.
     pub(super) podman: Vec<PathBuf>,
     pub(super) images: Vec<Image>,
+    /// Images that were removed, as long as podman needs a layer of them: where that comes from. Nobody is told of them.
+    #[serde(default)]
+    pub(super) retired: Vec<Image>,
     /// Parents before their children.
     pub(super) layers: Vec<Layer>,
 }
@@ -126,6 +129,7 @@ impl Default for Records {
             users: Vec::new(),
             podman: Vec::new(),
             images: Vec::new(),
+            retired: Vec::new(),
             layers: Vec::new(),
         }
     }
@@ -185,6 +189,19 @@ impl Records {
     /// Whether any image has that layer.
     pub(super) fn is_used(&self, layer: &Digest) -> bool {
         self.images.iter().any(|image| image.layers.contains(layer))
+    }
+
+    /// Those that were removed, too.
+    pub(super) fn all_images(&self) -> impl Iterator<Item = &Image> {
+        self.images.iter().chain(&self.retired)
+    }
+
+    /// Forgets the removed images without which every layer has an image to come from.
+    pub(super) fn forget_retired(&mut self) {
+        let mut retired = std::mem::take(&mut self.retired);
+        let is_left = |layer: &Digest| self.layer(layer).is_some() && !self.is_used(layer);
+        retired.retain(|image| image.layers.iter().any(is_left));
+        self.retired = retired;
     }
 
     /// The links of the layers below one, the next one first.
@@ -312,6 +329,36 @@ pub(super) mod tests {
         assert_eq!(records.take_number(|_| false), 6);
         fs::write(&path, r#"{"version": 1}"#).unwrap();
         assert!(Records::read(&path).unwrap_err().to_string().contains("store.json"));
+    }
+
+    /// As versions wrote them that did not keep removed images.
+    #[test]
+    fn older_records_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.json");
+        let mut records = Records::default();
+        records.put(image("i", &["a:1"], &[]));
+        let mut text = serde_json::to_value(&records).unwrap();
+        text.as_object_mut().unwrap().remove("retired").unwrap();
+        fs::write(&path, text.to_string()).unwrap();
+        assert_eq!(Records::read(&path).unwrap(), records);
+    }
+
+    #[test]
+    fn a_removed_image_is_kept_for_layers_that_no_other_has() {
+        let mut records = Records::default();
+        for (id, parent) in [("a", None), ("b", Some("a"))] {
+            let new = layer(&mut records, id, parent);
+            records.layers.push(new);
+        }
+        records.put(image("i", &["i:1"], &["a"]));
+        records.retired = vec![image("j", &[], &["a", "b"]), image("k", &[], &["a", "gone"])];
+        records.forget_retired();
+        let left: Vec<_> = records.all_images().map(|image| image.id).collect();
+        assert_eq!(left, [Digest::of(b"i"), Digest::of(b"j")]);
+        records.layers.pop();
+        records.forget_retired();
+        assert!(records.retired.is_empty(), "its other layer is an image's");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Removes an image, or one of its names, where podman does not use it.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
-use super::lockfile::PATIENCE;
+use super::Error;
+use super::lockfile::{GLANCE, PATIENCE};
 use super::open::{Listing, Store};
 use super::records::{Image, Records};
 use super::refer::{self, Users};
-use super::{Error, share};
 use crate::mount::Report;
 use crate::registry::ImageRef;
 
@@ -24,11 +25,26 @@ impl Store {
         podman: &[PathBuf],
         _report: &Report,
     ) -> Result<Vec<Listing>, Error> {
+        let start = Instant::now();
+        loop {
+            let tried = self.try_to_remove(names, podman).await;
+            match tried {
+                Err(Error::PodmanLock { .. }) if start.elapsed() < PATIENCE => tokio::time::sleep(GLANCE).await,
+                Err(Error::PodmanLock { path, .. }) => {
+                    return Err(Error::PodmanLock { path, seconds: PATIENCE.as_secs() });
+                }
+                tried => return tried,
+            }
+        }
+    }
+
+    /// An error where podman's lists are locked, maybe by a user who never unlocks them: nobody else waits for that, so the records are free meanwhile.
+    async fn try_to_remove(&self, names: &[String], podman: &[PathBuf]) -> Result<Vec<Listing>, Error> {
         let mut records = self.records.lock().await;
         tokio::task::block_in_place(|| {
             let mut changed = records.clone();
             changed.know_podman(podman);
-            let users = Users::read(&[changed.podman.as_slice(), &share::podman_roots(&records)].concat(), PATIENCE)?;
+            let users = Users::of_records(&changed)?;
             for name in names {
                 remove(&mut changed, name, &users)?;
             }
@@ -37,6 +53,8 @@ impl Store {
             self.commit(&mut records, changed)?;
             drop(users);
             self.note_unused(&records);
+            // Here, where whoever asked for it cannot go away in between.
+            self.removed.notify_one();
             Ok(listings)
         })
     }
@@ -53,7 +71,9 @@ fn remove(records: &mut Records, name: &str, users: &Users) -> Result<(), Error>
     if let Some(user) = users.of(&image.id, &refer::going(records, &image)) {
         return Err(Error::InUse { image: image.name().to_owned(), user });
     }
-    records.images.remove(position);
+    // podman may come to need a layer of it before that is gone.
+    let image = records.images.remove(position);
+    records.retired.push(image);
     Ok(())
 }
 
@@ -87,10 +107,79 @@ fn full_name(text: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+    use serde_json::json;
+
     use super::*;
     use crate::blob::Digest;
-    use crate::store::records::tests::image;
+    use crate::cache::Cache;
+    use crate::store::lockfile::Held;
+    use crate::store::open::Lock;
+    use crate::store::paths::Paths;
+    use crate::store::records::tests::{image, layer};
+
+    /// A store below that directory, which nobody serves.
+    pub(in super::super) fn store(dir: &Path, records: &Records) -> Store {
+        let paths = Paths::new(&dir.join("store"), None);
+        paths.create().unwrap();
+        records.write(&paths.records()).unwrap();
+        let lock = Lock::take(&paths).unwrap().unwrap();
+        Store::new(paths, Cache::none(), None, lock).unwrap()
+    }
+
+    fn quiet() -> Report {
+        Arc::new(|_| Ok(()))
+    }
+
+    /// A user may lock what is theirs for as long as they like.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn podmans_locks_are_waited_for_with_the_records_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = dir.path().join("overlay-layers");
+        fs::create_dir(&layers).unwrap();
+        fs::write(layers.join("layers.lock"), "").unwrap();
+        let store = store(dir.path(), &records());
+        let held = Held::to_write(&layers.join("layers.lock")).unwrap();
+        assert!(held.is_some());
+        let (names, podman, report) = ([Digest::of(b"j").hex()], [dir.path().to_owned()], quiet());
+        let other = async {
+            assert_eq!(store.list().await.len(), 2);
+            drop(held);
+        };
+        let (removed, ()) = tokio::join!(store.remove(&names, &podman, &report), other);
+        assert_eq!(removed.unwrap().len(), 1);
+        assert!(store.removed.notified().now_or_never().is_some(), "whoever sweeps is told");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removed_image_is_kept_while_podman_needs_a_layer_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut records = Records::default();
+        for (id, parent) in [("one", None), ("two", Some("one"))] {
+            let new = layer(&mut records, id, parent);
+            records.layers.push(new);
+        }
+        records.put(image("i", &["localhost/i:1"], &["one", "two"]));
+        let store = store(dir.path(), &records);
+        store.remove(&["localhost/i:1".to_owned()], &[dir.path().to_owned()], &quiet()).await.unwrap();
+        assert!(store.list().await.is_empty());
+        let layers = dir.path().join("overlay-layers");
+        fs::create_dir(&layers).unwrap();
+        // podman has pulled something that stands on the lower one, and removes it again.
+        let on_top = json!([{"id": "l1", "parent": Digest::of(b"one").hex()}]);
+        for (list, left) in [(on_top, (1, 1)), (json!([]), (0, 0))] {
+            fs::write(layers.join("layers.json"), list.to_string()).unwrap();
+            let mut records = store.records.lock().await;
+            assert!(tokio::task::block_in_place(|| store.sweep_due(&mut records, |_| true)));
+            let written = Records::read(&store.paths.records()).unwrap();
+            assert_eq!((written.layers.len(), written.retired.len()), left);
+        }
+    }
 
     fn records() -> Records {
         let mut records = Records::default();
@@ -102,7 +191,7 @@ mod tests {
     #[test]
     fn an_image_with_several_names_loses_one() {
         let mut records = records();
-        let nobody = Users::read(&[], PATIENCE).unwrap();
+        let nobody = Users::read(&[]).unwrap();
         remove(&mut records, "a", &nobody).unwrap();
         assert_eq!(records.images[0].names, ["quay.io/b:1"]);
         remove(&mut records, "quay.io/b:1", &nobody).unwrap();

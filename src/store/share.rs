@@ -13,11 +13,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::Error;
 use super::idmap::{Account, mount_clone};
 use super::open::Store;
 use super::paths::Paths;
 use super::records::Records;
+use super::{Error, places};
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::mounts::{self, Device};
 
@@ -32,10 +32,16 @@ impl Paths {
 impl Store {
     /// Gives the store to a user, from now on and after each start; or takes it away.
     pub(super) async fn share(&self, name: &str, stop: bool) -> Result<(), Error> {
-        let account = Account::find(name)?;
         let mut records = self.records.lock().await;
         tokio::task::block_in_place(|| {
             let mut changed = records.clone();
+            if stop && records.users.iter().any(|user| user == name) {
+                // There may be no such user any more.
+                take_away(&self.paths, name)?;
+                changed.users.retain(|user| user != name);
+                return self.commit(&mut records, changed);
+            }
+            let account = Account::find(name)?;
             changed.users.retain(|user| *user != account.name);
             if stop {
                 take_away(&self.paths, &account.name)?;
@@ -70,10 +76,17 @@ pub(super) fn take_clones_away(paths: &Paths, how: Detach) {
     }
 }
 
-/// Where podman keeps what users have themselves, by default: they may use what the store has.
-pub(super) fn podman_roots(records: &Records) -> Vec<PathBuf> {
-    let accounts = records.users.iter().filter_map(|name| Account::find(name).ok());
-    accounts.map(|account| account.home.join(".local/share/containers/storage")).collect()
+/// Where podman may keep what users have themselves: they may use what the store has. One who is gone uses nothing.
+pub(super) fn podman_roots(records: &Records) -> Result<Vec<PathBuf>, Error> {
+    let mut roots = Vec::new();
+    for name in &records.users {
+        match Account::find(name) {
+            Ok(account) => roots.extend(places::of_account(&account)?),
+            Err(Error::User { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(roots)
 }
 
 fn give(paths: &Paths, device: Device, account: &Account) -> Result<(), Error> {
@@ -114,4 +127,23 @@ fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
         fusedev::unmount(dir, how)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::remove::tests::store;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_who_is_gone_can_be_taken_the_store_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = "no-user-of-this-machine";
+        let mut records = Records::default();
+        records.users.push(gone.into());
+        assert_eq!(podman_roots(&records).unwrap(), Vec::<PathBuf>::new(), "they use nothing");
+        let store = store(dir.path(), &records);
+        store.share(gone, true).await.unwrap();
+        assert!(Records::read(&store.paths.records()).unwrap().users.is_empty());
+        assert!(matches!(store.share(gone, true).await, Err(Error::User { .. })), "a name that is mistyped is said");
+    }
 }

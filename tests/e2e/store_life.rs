@@ -106,6 +106,59 @@ fn commands_work_without_a_server() {
     assert!(second.contains("served already"), "{second}");
 }
 
+/// `podman tag` and `podman pull` make a record of podman's own of the store's image, which needs the store's layers, and after a tag its manifest.
+#[test]
+fn an_image_that_podman_has_tagged_or_pulled_stays() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "busy-estargz");
+    let pull = || podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
+    let graph = podman.graph();
+    let remove = || store.crfs("rm", &["--podman-root", graph.to_str().unwrap(), BUSY]);
+    // With layers of its own it needs nothing of the store.
+    pull();
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    remove().ok();
+    assert_eq!(podman.run(&[], &image, "echo own").ok(), "own\n");
+    podman.podman(&["rmi", &image]).ok();
+
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    podman.podman(&["tag", BUSY, "localhost/mine:1"]).ok();
+    let refused = remove().refused();
+    assert!(refused.contains("the image localhost/mine:1") && refused.contains("podman rmi"), "{refused}");
+    podman.podman(&["rmi", "localhost/mine:1"]).ok();
+    pull();
+    let refused = remove().refused();
+    assert!(refused.contains(&format!("the image {image}")), "{refused}");
+    podman.podman(&["rmi", &image]).ok();
+    remove().ok();
+    assert_eq!(podman.image("localhost/"), None);
+}
+
+/// Before the layers of an image that was removed are gone, podman may pull one that stands on them.
+#[test]
+fn what_podman_needs_of_a_removed_image_is_served_after_a_restart() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push_layout(&derived(&lab, "busy-estargz", 1), "derived");
+    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy-estargz")]).ok();
+    podman.podman(&["images"]).ok();
+    store.crfs("rm", &["--podman-root", podman.graph().to_str().unwrap(), BUSY]).ok();
+    podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
+    store.end(Signal::SIGKILL);
+    let ready = store.serve();
+    assert!(ready.ends_with("0 images") && store.list().is_empty(), "{ready}");
+    assert_eq!(podman.run(&[], &image, "cat /file-1; md5sum /bin/zcat | wc -l").ok(), "11\n");
+    podman.podman(&["rmi", &image]).ok();
+    store.end(Signal::SIGKILL);
+    store.serve();
+    assert!(link_names(&store).is_empty(), "nobody needs them any more");
+}
+
 /// While images come and go, podman runs another one. (`podman images` may fail then, as it does when podman itself removes an image: it lists all, and
 /// looks at each after that.)
 #[test]
