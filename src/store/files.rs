@@ -31,6 +31,17 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
     readable.map_err(|source| Error::File { path: dir, source })
 }
 
+/// The manifest of an image, by the file that its digest names: an `add` that was cut short may have left another one of the same image in the other file.
+pub(super) fn read_manifest(paths: &Paths, image: &Image) -> Result<Vec<u8>, Error> {
+    let path = paths.image(&image.id.hex()).join(podman::big_data_file(&podman::manifest_key(&image.manifest)));
+    let failed = |source| Error::File { path: path.clone(), source };
+    let manifest = fs::read(&path).map_err(failed)?;
+    if Digest::of(&manifest) == image.manifest {
+        return Ok(manifest);
+    }
+    Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it has another digest; add the image again")))
+}
+
 /// Removes the files of images that no record has.
 pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
     let Ok(entries) = fs::read_dir(paths.image("")) else { return };
@@ -290,6 +301,22 @@ mod tests {
         let (_, left) = staged().keep().unwrap();
         remove_unfinished(&paths);
         assert!(!left.exists() && names() == 3);
+    }
+
+    /// It is written before the records are, which can fail.
+    #[test]
+    fn another_manifest_of_an_image_hides_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let with = |manifest: &[u8]| Image { manifest: Digest::of(manifest), ..image("i", &[], &[]) };
+        let (old, new) = (with(b"old"), with(b"new"));
+        write_image(&paths, &old, b"old", b"config").unwrap();
+        write_image(&paths, &new, b"new", b"config").unwrap();
+        assert_eq!(read_manifest(&paths, &old).unwrap(), b"old");
+        assert_eq!(read_manifest(&paths, &new).unwrap(), b"new");
+        write_image(&paths, &old, b"damaged", b"config").unwrap();
+        assert!(read_manifest(&paths, &old).unwrap_err().chain().contains("another digest"));
     }
 
     #[test]

@@ -208,13 +208,7 @@ impl Store {
         closed: &[(usize, &Digest)],
         report: &Report,
     ) -> Result<(), Error> {
-        let path = self.paths.image(&image.id.hex()).join("manifest");
-        let manifest = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
-        if Digest::of(&manifest) != image.manifest {
-            let why =
-                std::io::Error::new(std::io::ErrorKind::InvalidData, "it has another digest; add the image again");
-            return Err(Error::File { path, source: why });
-        }
+        let manifest = files::read_manifest(&self.paths, image)?;
         let engine = self.engine(&image.source)?;
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
