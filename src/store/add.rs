@@ -177,7 +177,7 @@ impl Store {
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let blob = Some(Blob { digest: layer.layer.digest, size: layer.layer.size });
         let record = Layer { id, parent, number, link, diff_id: *diff_id, blob, contents, facts, tar: None };
-        self.trees.plant(&record, tree, layer);
+        self.plant(&record, tree, layer);
         if kept.is_none() {
             records.layers.push(record);
         }

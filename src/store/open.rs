@@ -25,9 +25,11 @@ use super::trees::{self, Trees};
 use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
+use crate::fs::tree::Tree;
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Engine, RESOLVE_WITHIN, read_ahead};
+use crate::mount::layer::OpenLayer;
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, mounts};
@@ -196,8 +198,10 @@ impl Store {
         }
         let opened = self.open_layers(image, &closed, report).await;
         if let Err(error) = &opened {
-            let mut problems = self.problems();
-            problems.extend(closed.iter().map(|(_, id)| (**id, error.chain())));
+            // Others may have been opened meanwhile, also by an `add`.
+            let records = self.records.lock().await;
+            let still_closed = closed.iter().filter(|(_, id)| !is_open(&records, id));
+            self.problems().extend(still_closed.map(|(_, id)| (**id, error.chain())));
         }
         opened
     }
@@ -214,20 +218,37 @@ impl Store {
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
         let results = engine.open_each(&resolved, wanted.collect(), report).await;
         let records = self.records.lock().await;
+        let mut outcome = Ok(());
         for (number, result) in results {
-            let refused = |source| layer_error(image.name(), number, &resolved, source);
-            let layer = result.map_err(refused)?;
             let Some(record) = image.layers.get(number).and_then(|id| records.layer(id)) else { continue };
-            let below = record.parent.and_then(|parent| records.layer(&parent));
-            let below = below.and_then(|below| self.trees.view(below.number));
-            let made = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()));
-            let (tree, _) = made.map_err(refused)?;
-            self.trees.plant(record, tree, layer);
-            self.problems().remove(&record.id);
+            let planted = result.and_then(|layer| self.plant_opened(&records, record, layer));
+            // The lowest one's error is told: the layers above it wait for it.
+            outcome = outcome.and(planted.map_err(|source| layer_error(image.name(), number, &resolved, source)));
         }
+        // Also what could be opened of an image is: other images may have those layers.
         self.trees.show(&records);
         self.read_ahead();
+        outcome
+    }
+
+    /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
+    /// may show as its own.
+    fn plant_opened(&self, records: &Records, record: &Layer, layer: OpenLayer) -> Result<(), mount::Error> {
+        let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
+        let below = record.parent.as_ref().and_then(view_of);
+        let waits = record.parent.is_some() && below.is_none();
+        if waits || self.trees.view(record.number).is_some() {
+            return Ok(());
+        }
+        let (tree, _) = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()))?;
+        self.plant(record, tree, layer);
         Ok(())
+    }
+
+    /// Makes a layer readable, from now on.
+    pub(super) fn plant(&self, record: &Layer, tree: Arc<Tree>, layer: OpenLayer) {
+        self.trees.plant(record, tree, layer);
+        self.problems().remove(&record.id);
     }
 
     pub(super) async fn list(&self) -> Vec<Listing> {

@@ -311,8 +311,7 @@ pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) 
     let mut manifest = manifest_of(&base);
     let mut config: Value = serde_json::from_slice(&blob(&base, &manifest["config"]["digest"])).unwrap();
     for number in 1..=layers {
-        let name: &'static str = Box::leak(format!("file-{number}").into_boxed_str());
-        let tar = image::tar(&[image::File { name, content: number.to_string().into_bytes() }]);
+        let tar = file_layer(number);
         let layer = with_type(write(&tar), "application/vnd.oci.image.layer.v1.tar");
         let diff_id = json!(crfs::blob::Digest::of(&tar).to_string());
         for (list, new) in [(&mut config["rootfs"]["diff_ids"], diff_id), (&mut manifest["layers"], layer)] {
@@ -328,6 +327,12 @@ pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) 
     fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [image]}).to_string()).unwrap();
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
     dir
+}
+
+/// The layer of such a layout that holds that number.
+pub(crate) fn file_layer(number: usize) -> Vec<u8> {
+    let name: &'static str = Box::leak(format!("file-{number}").into_boxed_str());
+    image::tar(&[image::File { name, content: number.to_string().into_bytes() }])
 }
 
 pub(crate) fn layout(dir: &Path) -> String {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::store::{derived, layout};
+use crate::store::{derived, file_layer, layout};
 use crate::support::command::{send, start};
 use crate::support::lab::{CRFS, skip};
 use crate::support::podman::{Podman, Store};
@@ -87,6 +87,34 @@ fn images_survive_a_restart_and_a_dead_registry() {
     let listed = store.list().into_iter().find(|image| image["names"][0] == "localhost/gone:1").unwrap();
     assert!(listed["problem"].as_str().unwrap().contains(gone.to_str().unwrap()), "{listed}");
     assert!(!podman.podman(&["run", "--rm", "localhost/gone:1", "/x"]).good());
+}
+
+/// A layer that can be had is served whatever its images' other layers are like, and a problem is told of those alone that have it.
+#[test]
+fn a_layer_below_one_that_is_gone_is_served() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let both = derived(&lab, "busy-estargz", 1);
+    store.add("localhost/both:1", &layout(&both));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.forget_cache();
+    let top = both.join("blobs/sha256").join(crfs::blob::Digest::of(&file_layer(1)).hex());
+    let bytes = fs::read(&top).unwrap();
+    fs::remove_file(&top).unwrap();
+
+    let ready = store.serve();
+    assert!(ready.contains("2 images, 1 of them not yet"), "{ready}");
+    assert_eq!(podman.run(&[], BUSY, "echo served").ok(), "served\n");
+    let listed = |name: &str| store.list().into_iter().find(|image| image["names"][0] == name).unwrap();
+    assert_eq!((&listed(BUSY)["served"], &listed(BUSY)["problem"]), (&json!(true), &json!(null)));
+    assert!(listed("localhost/both:1")["problem"].as_str().unwrap().contains("layer 1 ("));
+
+    fs::write(&top, bytes).unwrap();
+    store.add("localhost/both:1", &layout(&both));
+    let mended = listed("localhost/both:1");
+    assert_eq!((&mended["served"], &mended["problem"]), (&json!(true), &json!(null)));
+    assert_eq!(podman.run(&[], "localhost/both:1", "cat /file-1").ok(), "1");
 }
 
 #[test]

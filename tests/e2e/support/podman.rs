@@ -54,6 +54,13 @@ impl Store {
         Some(Self { root: lab.path("store"), cache: lab.fresh("cache"), server: None })
     }
 
+    /// Loses all that is cached; no server may run.
+    pub(crate) fn forget_cache(&self) {
+        assert!(self.server.is_none());
+        fs::remove_dir_all(&self.cache).unwrap();
+        fs::create_dir(&self.cache).unwrap();
+    }
+
     /// Starts the server, and waits until it says that podman can use the store. Gives that line.
     #[track_caller]
     pub(crate) fn serve(&mut self) -> String {
