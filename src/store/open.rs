@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -37,6 +40,9 @@ use crate::registry;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
 const LINGER: Duration = Duration::from_secs(60);
+
+/// How many images are opened at a time: a registry that does not answer is waited for, and is not to keep the images of others closed meanwhile.
+const OPENED_AT_ONCE: usize = 8;
 
 /// Whoever has this may change the store. Nobody else may, in any process.
 pub(super) struct Lock {
@@ -177,14 +183,15 @@ impl Store {
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
         let images = self.records.lock().await.images.clone();
-        let mut all = true;
-        for image in images {
-            if let Err(error) = self.open(&image, report).await {
-                tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
-                all = false;
-            }
-        }
-        all
+        let opening = stream::iter(images).map(|image| self.open_logged(image, report)).buffer_unordered(OPENED_AT_ONCE);
+        opening.fold(true, |all, opened| ready(all && opened)).await
+    }
+
+    async fn open_logged(self: &Arc<Self>, image: Image, report: &Report) -> bool {
+        let opened = self.open(&image, report).await.inspect_err(|error| {
+            tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
+        });
+        opened.is_ok()
     }
 
     async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {

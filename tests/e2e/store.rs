@@ -269,7 +269,7 @@ fn what_podman_reads_is_for_everybody_and_outside_of_the_mount() {
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> T {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> T {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::store::{derived, file_layer, layout};
+use crate::store::{derived, file_layer, layout, read_json};
 use crate::support::command::{send, start};
 use crate::support::lab::{CRFS, skip};
 use crate::support::podman::{Podman, Store};
@@ -89,9 +89,9 @@ fn images_survive_a_restart_and_a_dead_registry() {
     assert!(!podman.podman(&["run", "--rm", "localhost/gone:1", "/x"]).good());
 }
 
-/// A layer that can be had is served whatever its images' other layers are like, and a problem is told of those alone that have it.
+/// A layer that can be had is served whatever its images' other layers are like (one is damaged), and a problem is told of those alone that have it.
 #[test]
-fn a_layer_below_one_that_is_gone_is_served() {
+fn a_layer_below_one_that_is_damaged_is_served() {
     let Some(lab) = Lab::new() else { return };
     let Some(mut store) = Store::unserved(&lab) else { return };
     let podman = Podman::new(&lab, &store);
@@ -101,7 +101,7 @@ fn a_layer_below_one_that_is_gone_is_served() {
     store.forget_cache();
     let top = both.join("blobs/sha256").join(crfs::blob::Digest::of(&file_layer(1)).hex());
     let bytes = fs::read(&top).unwrap();
-    fs::remove_file(&top).unwrap();
+    fs::write(&top, vec![7; bytes.len()]).unwrap();
 
     let ready = store.serve();
     assert!(ready.contains("2 images, 1 of them not yet"), "{ready}");
@@ -115,6 +115,26 @@ fn a_layer_below_one_that_is_gone_is_served() {
     let mended = listed("localhost/both:1");
     assert_eq!((&mended["served"], &mended["problem"]), (&json!(true), &json!(null)));
     assert_eq!(podman.run(&[], "localhost/both:1", "cat /file-1").ok(), "1");
+}
+
+/// One that takes connections and says nothing is waited for, by its own images.
+#[test]
+fn a_registry_that_hangs_keeps_no_other_image_closed() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    store.add("localhost/hangs:1", &registry.push(&lab, "late-zc-new"));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    let layers: Vec<serde_json::Value> = read_json(&store.path("overlay-layers/layers.json"));
+    let root = |layer: &serde_json::Value| store.path("overlay").join(layer["id"].as_str().unwrap()).join("diff");
+    let (hangs, other) = (root(&layers[0]), root(layers.last().unwrap()));
+    store.forget_cache();
+    registry.freeze();
+    let _lines = store.start();
+    until("the image of the other source", || fs::read_dir(&other).is_ok().then_some(()));
+    assert!(fs::read_dir(&hangs).is_err());
+    registry.thaw();
+    until("the image of the registry", || fs::read_dir(&hangs).is_ok().then_some(()));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
@@ -64,15 +65,22 @@ impl Store {
     /// Starts the server, and waits until it says that podman can use the store. Gives that line.
     #[track_caller]
     pub(crate) fn serve(&mut self) -> String {
+        let ready = self.start().find(|line| line.contains("crfs: serving"));
+        ready.unwrap_or_else(|| panic!("the server ended: {}", self.log()))
+    }
+
+    /// Starts the server. Gives what it says on stderr, as far as that is listened to.
+    #[track_caller]
+    pub(crate) fn start(&mut self) -> impl Iterator<Item = String> + use<> {
         let mut command = Command::new(CRFS);
         command.args(["store", "serve", "--root"]).arg(&self.root).arg("--cache-dir").arg(&self.cache);
         let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
-        let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("crfs: serving"));
-        // Read on, so that the server never waits for us; what it says there is in server.log, too.
-        std::thread::spawn(move || lines.for_each(drop));
+        let lines = BufReader::new(server.stderr.take().unwrap()).lines();
         self.server = Some(server);
-        ready.unwrap_or_else(|| panic!("the server ended: {}", self.log()))
+        let (sender, receiver) = mpsc::channel();
+        // Read on where nobody listens, so that the server never waits for us; what it says there is in server.log, too.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        receiver.into_iter()
     }
 
     fn log(&self) -> String {
