@@ -20,6 +20,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore};
 
 use super::contents::Wants;
+use super::lockfile::PATIENCE;
 use super::paths::Paths;
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
@@ -140,7 +141,17 @@ impl Store {
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
     /// knows of it, and until podman knows no more of it.
     pub(super) fn commit(&self, records: &mut Records, changed: Records) -> Result<(), Error> {
-        let committed = self.commit_whole(records, changed);
+        self.commit_within(records, changed, PATIENCE)
+    }
+
+    /// The same, where those who hold podman's locks are waited for no longer than that.
+    pub(super) fn commit_within(
+        &self,
+        records: &mut Records,
+        changed: Records,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let committed = self.commit_whole(records, changed, patience);
         if committed.is_err() {
             // Those that it was to have. One that was replaced can stay: the new one is known to be right.
             files::remove_other_tar_splits(&self.paths, records);
@@ -148,14 +159,14 @@ impl Store {
         committed
     }
 
-    fn commit_whole(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
+    fn commit_whole(&self, records: &mut Records, mut changed: Records, patience: Duration) -> Result<(), Error> {
         changed.changed();
         changed.write(&self.paths.records())?;
         let grows = changed.layers.len() >= records.layers.len();
         if grows {
             self.trees.show(&changed);
         }
-        if let Err(error) = files::publish(&self.paths, &changed) {
+        if let Err(error) = files::publish(&self.paths, &changed, patience) {
             self.trees.show(records);
             records.write(&self.paths.records())?;
             return Err(error);

@@ -1,7 +1,8 @@
 //! A store's server comes and goes, as do images: what podman and containers see meanwhile.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
@@ -230,19 +231,50 @@ fn systemd_takes_the_units() {
 fn whoever_reads_the_lists_is_waited_for() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
-    let lock = store.path("overlay-images/images.lock");
-    let script = "import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print('locked', flush=True); sys.stdin.read()";
-    let mut reader = Command::new("python3");
-    reader.args(["-c", script]).arg(&lock).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut reader = reader.spawn().unwrap();
-    let mut line = [0; 7];
-    std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let reader = Reader::of(&store.path("overlay-images/images.lock"));
     let mut add =
         start(Command::new(CRFS).args(["store", "add", "--root"]).arg(store.root()).arg(lab.layout("late-zc-new")));
     until("the layers are served", || (link_names(&store).len() == 2).then_some(()));
     assert!(add.try_wait().unwrap().is_none(), "the list was changed under a reader");
-    drop(reader.stdin.take());
-    reader.wait().unwrap();
+    reader.ends();
     until("the end of add", || add.try_wait().unwrap().map(|status| assert!(status.success())));
     assert_eq!(store.list().len(), 1);
+}
+
+/// podman has the layers' lock for as long as it unpacks one, and others may have it for ever.
+#[test]
+fn a_server_starts_although_the_lists_are_being_read() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.end(Signal::SIGKILL);
+    let images = store.path("overlay-images/images.json");
+    fs::remove_file(&images).unwrap();
+    let reader = Reader::of(&store.path("overlay-layers/layers.lock"));
+    store.serve();
+    assert!(!images.exists(), "the list was changed under a reader");
+    reader.ends();
+    until("the list", || images.exists().then_some(()));
+    assert_eq!(podman.run(&[], BUSY, "echo served").ok(), "served\n");
+}
+
+/// Somebody who holds a lock as podman does that reads.
+struct Reader(std::process::Child);
+
+impl Reader {
+    fn of(lock: &Path) -> Self {
+        let script = "import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print('locked', flush=True); sys.stdin.read()";
+        let mut reader = Command::new("python3");
+        reader.args(["-c", script]).arg(lock).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut reader = reader.spawn().unwrap();
+        let mut line = [0; 7];
+        std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut line).unwrap();
+        Self(reader)
+    }
+
+    fn ends(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
 }
