@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{} has been locked for {seconds} s, by podman or another tool; end that, and try again", path.display())]
     PodmanLock { path: PathBuf, seconds: u64 },
     #[error(
-        "another crfs has the store {} and does not answer; end it, or give the --state that it has, and try again", root.display()
+        "another crfs has the store {} and does not answer; let its command end (such as `crfs store add --full`), or give the --state that its server has, and try again", root.display()
     )]
     Taken { root: PathBuf },
     #[error("the store {} is served already", root.display())]

@@ -85,7 +85,7 @@ pub struct Ready {
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     sys::keep_heap_small();
     options.paths.create()?;
-    let lock = lock(&options.paths)?;
+    let lock = lock(&options.paths, PATIENCE)?;
     log::start(&options.log, RotatingLog::open(&options.paths.log()).ok());
     // A working directory on a mount would keep that one busy, its own for ever.
     nix::unistd::chdir("/").map_err(|errno| mount::Error::Runtime { source: errno.into() })?;
@@ -97,13 +97,15 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
     outcome
 }
 
-fn lock(paths: &Paths) -> Result<Lock, Error> {
+fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
     let start = Instant::now();
     loop {
         match Lock::take(paths)? {
             Some(lock) => return Ok(lock),
-            None if start.elapsed() < PATIENCE && !is_answered(paths) => std::thread::sleep(GLANCE),
-            None => return Err(Error::Served { root: paths.root.clone() }),
+            None if is_answered(paths) => return Err(Error::Served { root: paths.root.clone() }),
+            None if start.elapsed() < patience => std::thread::sleep(GLANCE),
+            // A command that takes long, or a server with another state.
+            None => return Err(Error::Taken { root: paths.root.clone() }),
         }
     }
 }
@@ -247,4 +249,22 @@ fn bind(paths: &Paths) -> Result<UnixListener, Error> {
     }
     let dir = File::open(&paths.state).map_err(failed)?;
     mount::control::bind(&short_path(&dir).join(SOCKET)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_has_the_store_is_no_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let held = lock(&paths, Duration::ZERO).unwrap();
+        assert!(matches!(lock(&paths, Duration::ZERO), Err(Error::Taken { .. })));
+        let _server = bind(&paths).unwrap();
+        assert!(matches!(lock(&paths, PATIENCE), Err(Error::Served { .. })));
+        drop(held);
+        assert!(lock(&paths, Duration::ZERO).is_ok());
+    }
 }
