@@ -103,7 +103,10 @@ fn tar_split_mode(records: &Records) -> u32 {
     if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT }
 }
 
-fn set_tar_split_modes(paths: &Paths, records: &Records) {
+fn set_modes(paths: &Paths, records: &Records) {
+    if let Err(error) = paths.set_root_mode(!records.users.is_empty()) {
+        tracing::warn!(path = %paths.root.display(), %error, "users may not be able to read the store");
+    }
     let mode = tar_split_mode(records);
     for layer in records.layers.iter().filter(|layer| layer.tar.is_some()) {
         let path = paths.tar_split(&layer.id);
@@ -148,7 +151,7 @@ pub(super) fn remove_unfinished(paths: &Paths) {
 ///
 /// `patience`: how long those who hold podman's locks are waited for. Where both lists are right already, nobody is.
 pub(super) fn publish(paths: &Paths, records: &Records, patience: Duration) -> Result<(), Error> {
-    set_tar_split_modes(paths, records);
+    set_modes(paths, records);
     let lists = [(Kind::Layers, podman::layers(records)), (Kind::Images, podman::images(records))];
     let mut new = Vec::new();
     for (kind, list) in lists {
