@@ -1,6 +1,6 @@
 //! The store as the process has it that may change it: what it holds, which layers are open, and how they are opened.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -82,6 +82,8 @@ pub(super) struct Store {
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
+    /// Those of the users that have the store, by their names.
+    pub(super) user_stubs: Mutex<BTreeMap<String, Stubs>>,
     /// Layers were opened: their blobs may carry tar-splits.
     pub(super) opened: Notify,
     /// Those that read such tar-splits.
@@ -116,16 +118,30 @@ impl Store {
     pub(super) fn new(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
         let mount = paths.mount();
         clear_point(&mount)?;
-        let stubs = Stubs::open(&mount).map_err(|source| Error::File { path: mount, source })?;
+        let stubs = Stubs::open(&mount, None).map_err(|source| Error::File { path: mount, source })?;
         files::remove_unfinished(&paths);
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
         let (problems, unused) = (Mutex::default(), Mutex::default());
+        let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
         let (opened, carried_reads) = (Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self { paths, cache, records, trees, device, problems, unused, stubs, opened, carried_reads, lock })
+        Ok(Self {
+            paths,
+            cache,
+            records,
+            trees,
+            device,
+            problems,
+            unused,
+            stubs,
+            user_stubs,
+            opened,
+            carried_reads,
+            lock,
+        })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -172,10 +188,17 @@ impl Store {
             return Err(error);
         }
         self.trees.show(&changed);
-        self.stubs.write(&changed);
+        self.write_stubs(&changed);
         *records = changed;
         self.read_ahead();
         Ok(())
+    }
+
+    fn write_stubs(&self, records: &Records) {
+        self.stubs.write(records);
+        let mut of_users = self.user_stubs.lock().unwrap_or_else(PoisonError::into_inner);
+        of_users.retain(|name, _| records.users.contains(name));
+        of_users.values().for_each(|stubs| stubs.write(records));
     }
 
     /// Lets the kernel read ahead as far as the layers' units want it.
@@ -194,7 +217,8 @@ impl Store {
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
         let images = self.records.lock().await.images.clone();
-        let opening = stream::iter(images).map(|image| self.open_logged(image, report)).buffer_unordered(OPENED_AT_ONCE);
+        let opening =
+            stream::iter(images).map(|image| self.open_logged(image, report)).buffer_unordered(OPENED_AT_ONCE);
         opening.fold(true, |all, opened| ready(all && opened)).await
     }
 
