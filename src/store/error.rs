@@ -38,6 +38,11 @@ pub enum Error {
         "{image}: the store has that image ({}) already as {name}, with layers of other blobs; `crfs store rm` that first", id.hex()
     )]
     OtherLayers { image: String, id: Digest, name: String },
+    #[error(
+        "{image}: the store has that image ({}) already as {name}, of the same blobs, and what vouched for their contents does not any more \
+         (docs/trust.md); `crfs store rm` that first", id.hex()
+    )]
+    OtherVouchers { image: String, id: Digest, name: String },
 
     #[error("the store has no image {name:?}; `crfs store ls` lists them")]
     NoImage { name: String },

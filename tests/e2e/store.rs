@@ -195,6 +195,33 @@ fn other_layers_of_the_same_image_are_refused() {
     assert_eq!(store.list().len(), 1);
 }
 
+/// The same image by the same blob, of which more is known than before: with a table of contents that nothing vouched for, and then read whole.
+#[test]
+fn what_vouches_for_a_layer_may_get_better() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let (name, image) = ("localhost/sink:1", lab.layout("sink-stargz"));
+    let add = |options: &[&str]| store.crfs("add", &[&["--name", name], options, &[&image]].concat()).ok();
+    let pushable = || store.list()[0]["pushable"] == json!(true);
+    let tar_splits = || {
+        let names = fs::read_dir(store.path("overlay-layers")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".tar-split.gz")).count()
+    };
+    add(&["--full", "--insecure-unverified-toc", "--whole-layer-below=0"]);
+    let all = tar_splits();
+    assert!(pushable() && all == lab.layers("sink-stargz").len());
+    let mounted = podman.mount(name);
+    add(&[]);
+    assert!(!pushable() && tar_splits() < all, "it names files of other contents");
+    add(&["--full"]);
+    assert!(pushable());
+    lab.assert_equal(&mounted.dir, "sink", &["--overlay"]);
+    lab.assert_equal(&podman.mount(name).dir, "sink", &["--overlay"]);
+    let layers: Vec<Value> = read_json(&store.path("overlay-layers/layers.json"));
+    assert_eq!((layers.len(), store.list().len()), (lab.layers("sink-stargz").len(), 1));
+}
+
 #[test]
 fn containers_in_user_namespaces_see_the_right_owners() {
     let Some(lab) = Lab::new() else { return };
