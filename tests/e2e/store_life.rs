@@ -1,7 +1,8 @@
 //! A store's server comes and goes, as do images: what podman and containers see meanwhile.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,9 +10,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::store::{derived, file_layer, layout, read_json};
-use crate::support::command::{send, start};
+use crate::support::command::{HANG, send, start};
 use crate::support::lab::{CRFS, skip};
-use crate::support::podman::{Podman, Store};
+use crate::support::podman::{LIMITS, Podman, Store};
 use crate::support::registry::Access;
 use crate::support::{Lab, Registry, run, until};
 
@@ -25,8 +26,13 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     store.add(BUSY, &lab.layout("busy-estargz"));
     podman.start("user", BUSY);
     podman.podman(&["commit", "-q", "user", "localhost/committed:1"]).ok();
+    store.add("localhost/reader:1", &layout(&derived(&lab, "busy-estargz", 1)));
+    let reader = LateReader::start(&lab, &podman, "localhost/reader:1", "/file-1");
     let links = link_names(&store);
     store.end(Signal::SIGKILL);
+    let told = reader.reads();
+    let is_clear = ["not connected", "I/O error", "Input/output error"].iter().any(|clear| told.contains(clear));
+    assert!(told.contains("/file-1") && is_clear, "{told}");
 
     let guarded = |store: &Store| fs::metadata(store.path("overlay/l")).is_ok().then_some(());
     until("the end of the dead mount", || guarded(&store));
@@ -57,6 +63,43 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     podman.podman(&["stop", "-t", "0", "user"]).ok();
     podman.podman(&["start", "user"]).ok();
     assert_eq!(podman.podman(&["exec", "user", "/bin/busybox", "echo", "here"]).ok(), "here\n");
+}
+
+/// A container that reads a file once it is told to.
+struct LateReader<'a> {
+    podman: &'a Podman,
+    fifo: PathBuf,
+}
+
+impl<'a> LateReader<'a> {
+    fn start(lab: &Lab, podman: &'a Podman, image: &str, file: &str) -> Self {
+        let dir = lab.fresh("fifo");
+        let fifo = dir.join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // All of the shell is in memory then, also what tells of an error, and it needs no other program.
+        let script = format!(
+            "/bin/busybox cat /bin/busybox > /dev/null; read x < /missing; echo waiting; read x < /fifo/fifo; \
+             read x < {file}; echo \"read: $?\""
+        );
+        let volume = format!("{}:/fifo", dir.display());
+        let command = ["/bin/busybox", "sh", "-c", &script];
+        let arguments = [&["run", "-d", "--name", "reader", "-v", &volume][..], &LIMITS, &[image], &command].concat();
+        podman.podman(&arguments).ok();
+        let reader = Self { podman, fifo };
+        until("the container", || reader.log().contains("waiting").then_some(()));
+        reader
+    }
+
+    fn log(&self) -> String {
+        let log = self.podman.podman(&["logs", "reader"]);
+        log.stdout + &log.stderr
+    }
+
+    /// Tells it to; gives what it said.
+    fn reads(&self) -> String {
+        run(Command::new("sh").args(["-c", "echo > \"$0\""]).arg(&self.fifo)).ok();
+        until("what was read, or why not", || Some(self.log()).filter(|log| log.contains("read: ")))
+    }
 }
 
 fn link_names(store: &Store) -> Vec<String> {
@@ -204,6 +247,25 @@ fn a_signal_ends_an_idle_server_and_two_a_busy_one() {
     until("the end of the mount", || (!mounted(&store)).then_some(()));
     assert_eq!(podman.podman(&["exec", "user", "/bin/busybox", "echo", "still"]).ok(), "still\n");
     store.end(Signal::SIGTERM);
+}
+
+/// As the units of contrib/ want it (sd_notify(3)).
+#[test]
+fn the_service_manager_is_told_and_the_state_is_where_it_is_told() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let (socket, state) = (lab.path("manager"), lab.path("elsewhere/state"));
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(HANG)).unwrap();
+    (store.manager, store.state) = (Some(socket), Some(state.clone()));
+    store.serve();
+    let mut message = [0; 100];
+    let len = manager.recv(&mut message).unwrap();
+    assert_eq!(String::from_utf8_lossy(&message[..len]), format!("MAINPID={}\nREADY=1\n", store.pid()));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    assert!(state.join("store.json").exists() && !store.path("crfs").exists());
+    store.end(Signal::SIGTERM);
+    assert_eq!(store.list().len(), 1);
 }
 
 /// The units of contrib/, with this binary in them.

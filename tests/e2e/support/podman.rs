@@ -33,6 +33,10 @@ const USE_BLOB_CACHE: [&str; 5] = ["build", "commit", "pull", "push", "save"];
 pub(crate) struct Store {
     root: PathBuf,
     cache: PathBuf,
+    /// Where its state is, if not below its root.
+    pub(crate) state: Option<PathBuf>,
+    /// The socket of a service manager.
+    pub(crate) manager: Option<PathBuf>,
     server: Option<Child>,
 }
 
@@ -52,7 +56,8 @@ impl Store {
                 return skip(&format!("there is no {program}: install the package {program}"));
             }
         }
-        Some(Self { root: lab.path("store"), cache: lab.fresh("cache"), server: None })
+        let (root, cache) = (lab.path("store"), lab.fresh("cache"));
+        Some(Self { root, cache, state: None, manager: None, server: None })
     }
 
     /// Loses all that is cached; no server may run.
@@ -72,8 +77,9 @@ impl Store {
     /// Starts the server. Gives what it says on stderr, as far as that is listened to.
     #[track_caller]
     pub(crate) fn start(&mut self) -> impl Iterator<Item = String> + use<> {
-        let mut command = Command::new(CRFS);
-        command.args(["store", "serve", "--root"]).arg(&self.root).arg("--cache-dir").arg(&self.cache);
+        let mut command = self.command("serve");
+        command.arg("--cache-dir").arg(&self.cache);
+        command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(server.stderr.take().unwrap()).lines();
         self.server = Some(server);
@@ -98,7 +104,16 @@ impl Store {
     /// `crfs store COMMAND --root ...`
     #[track_caller]
     pub(crate) fn crfs(&self, command: &str, arguments: &[impl AsRef<OsStr>]) -> Finished {
-        run(Command::new(CRFS).args(["store", command, "--root"]).arg(&self.root).args(arguments))
+        run(self.command(command).args(arguments))
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(CRFS);
+        command.args(["store", name, "--root"]).arg(&self.root);
+        if let Some(state) = &self.state {
+            command.arg("--state").arg(state);
+        }
+        command
     }
 
     /// Adds an image under a name of its own; gives its id.
