@@ -251,8 +251,8 @@ pub(super) const STORE: &str = concat!(
 Examples:
   crfs store serve &
   crfs store add docker.io/library/python:3.13
-  crfs store config >> /etc/containers/storage.conf    # look at it first
-  podman images                                        # lists it as R/O
+  crfs store config                        # what to put into storage.conf
+  podman images                            # lists it as R/O
   podman run docker.io/library/python:3.13
   crfs store ls
   crfs store rm docker.io/library/python:3.13
@@ -369,7 +369,9 @@ Examples:
   crfs store config
   crfs store config --root /srv/store
 
-It changes nothing. For one command there is also
+It says which file podman reads, and what to put where in it. Do not append it
+unseen: podman takes no file in which a part or a key stands twice. It changes
+nothing. For one command there is also
   podman --storage-opt overlay.imagestore=DIR ...
 ",
     store_environment_help!(),

@@ -183,25 +183,45 @@ fn podman_version() -> String {
     text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "no podman was found".to_owned())
 }
 
+/// What has to be put where, as comments, and below them the lines themselves.
 fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
-    let there = std::fs::read_to_string(conf);
-    let advice = match &there {
-        Ok(text) if text.contains("[storage.options]") => {
-            "has a part [storage.options] already: put the last line into that"
-        }
-        Ok(_) => "is there already: add the last two lines to it",
-        Err(error) if error.kind() == io::ErrorKind::NotFound => "is not there yet: this is all of it",
-        Err(_) => "cannot be read here",
-    };
+    let root = quoted(root);
+    let list = format!("additionalimagestores = [{root}]\n");
     let places = match uid {
         0 => "runroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n",
         _ => "",
     };
-    format!(
-        "# {version}. {} {advice}.\n[storage]\ndriver = \"overlay\"\n{places}\n[storage.options]\nadditionalimagestores = [{}]\n",
-        printable(&conf.display().to_string()),
-        quoted(root)
-    )
+    let whole = format!("[storage]\ndriver = \"overlay\"\n{places}\n[storage.options]\n{list}");
+    let there = std::fs::read_to_string(conf);
+    // The file is TOML, in which nothing may stand twice.
+    let (advice, lines) = match &there {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => ("is not there yet: this is all of it", whole),
+        Err(_) => ("cannot be read here; without it, this would be all of it", whole),
+        Ok(text) if text.trim().is_empty() => ("is empty: this is all of it", whole),
+        Ok(text) if has_key(text, "additionalimagestores") => {
+            ("has additionalimagestores already: put this behind the [ that follows it", format!("{root},\n"))
+        }
+        Ok(text) if has_table(text, "storage.options") => {
+            ("has a part [storage.options] already: put this line below that one", list)
+        }
+        Ok(_) => {
+            ("has no part [storage.options] yet: put these lines at its end", format!("[storage.options]\n{list}"))
+        }
+    };
+    format!("# {version}. {} {advice}.\n{lines}", printable(&conf.display().to_string()))
+}
+
+/// Whether a key has a value in a TOML file, in any of its parts. (A line within a string of several lines would be taken for one.)
+fn has_key(conf: &str, key: &str) -> bool {
+    conf.lines().filter_map(|line| line.split_once('=')).any(|(found, _)| found.trim().trim_matches('"') == key)
+}
+
+fn has_table(conf: &str, name: &str) -> bool {
+    let header = |line: &str| {
+        let (name, _) = line.trim().strip_prefix('[')?.split_once(']')?;
+        Some(name.replace([' ', '\t'], ""))
+    };
+    conf.lines().filter_map(header).any(|found| found == name)
 }
 
 /// A basic string of TOML 1.0.
@@ -220,6 +240,28 @@ mod tests {
         assert!(text.starts_with("# podman version 4.3.1. /nowhere/storage.conf is not there yet"), "{text}");
         assert!(text.contains("graphroot") && text.ends_with("additionalimagestores = [\"/s/\\\"x\"]\n"), "{text}");
         assert!(!config_text(Path::new("/s"), Path::new("/nowhere/c"), "", 7).contains("graphroot"));
+    }
+
+    /// As distributions have it. A second key of a name, or a second part, would be an error to podman.
+    #[test]
+    fn storage_conf_that_is_there_is_not_made_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("storage.conf");
+        let lines = |text: &str| {
+            std::fs::write(&conf, text).unwrap();
+            let text = config_text(Path::new("/s"), &conf, "podman", 0);
+            let (comment, lines) = text.split_once('\n').unwrap();
+            assert!(comment.starts_with('#'), "{comment}");
+            (comment.to_owned(), lines.to_owned())
+        };
+        let list = "additionalimagestores = [\"/s\"]\n";
+        let (comment, put) = lines("[storage]\n[storage.options]\nadditionalimagestores = [\n]\n");
+        assert!(comment.contains("behind the [") && put == "\"/s\",\n", "{comment} {put}");
+        let (comment, put) = lines("[storage]\n[ storage.options ] # x\n# additionalimagestores = [\n");
+        assert!(comment.contains("below that") && put == list, "{comment} {put}");
+        let (comment, put) = lines("[storage]\ndriver = \"overlay\"\n#[storage.options]\n[storage.options.overlay]\n");
+        assert!(comment.contains("at its end") && put == format!("[storage.options]\n{list}"), "{comment} {put}");
+        assert!(lines("\n").1.starts_with("[storage]\n"));
     }
 
     #[test]

@@ -252,6 +252,8 @@ impl Grown {
     fn stat(&self, number: u64) -> Option<Stat> {
         let made = self.made.get(&number)?;
         let (kind, mode, size, lasting) = match made {
+            // For the mount's owner alone, who is the user in a user's clone of it: what is below is for whoever may pass here.
+            Made::Dir { lasting, .. } if number == ROOT => (Type::Dir, 0o700, 0, *lasting),
             Made::Dir { lasting, .. } => (Type::Dir, 0o755, 0, *lasting),
             Made::File(bytes) => (Type::File, 0o644, bytes.len(), true),
             Made::Symlink(target) => (Type::Symlink, 0o777, target.len(), true),
@@ -352,7 +354,8 @@ mod tests {
         assert_eq!(number(&forest, root_of(7), "x"), None);
         assert_eq!(number(&forest, ROOT, "x"), None);
         assert_eq!(forest.target(made(7, 2)).unwrap(), b"d/diff");
-        assert_eq!(forest.stat(ROOT).unwrap().attr.mtime.secs, 5);
+        let mode = |number| forest.stat(number).unwrap().attr.mode;
+        assert_eq!((mode(ROOT), mode(made(7, 0)), forest.stat(ROOT).unwrap().attr.mtime.secs), (0o700, 0o755, 5));
         let bytes = |offset, size| forest.node(made(7, 1)).unwrap().made_bytes(offset, size).unwrap();
         assert_eq!((&bytes(0, 100)[..], &bytes(1, 3)[..], &bytes(9, 9)[..]), (&b"hello"[..], &b"ell"[..], &b""[..]));
     }

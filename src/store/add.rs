@@ -105,16 +105,17 @@ impl Store {
     fn wanted(&self, records: &Records, found: &Found) -> Result<BTreeMap<usize, Digest>, Error> {
         let (mut wanted, mut seen, mut ids) = (BTreeMap::new(), HashSet::new(), Vec::new());
         for (number, (layer, diff_id)) in found.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {
-            let contents = contents(layer, &found.image.digest);
-            ids.push(layer_id(records, &contents, ids.last(), diff_id));
-            let donor = tar_splits::donor(records, &contents, diff_id);
+            let candidate = Candidate::new(layer, diff_id, &found.image.digest);
+            let own = own_layer(records, &found.config_digest, number);
+            ids.push(layer_id(records, &candidate, ids.last(), own));
+            let donor = tar_splits::donor(records, &candidate.contents, diff_id);
             let has = donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists());
             // What the image has twice takes part in the first.
-            if !has && seen.insert((contents, *diff_id)) {
+            if !has && seen.insert((candidate.contents, *diff_id)) {
                 wanted.insert(number, *diff_id);
             }
         }
-        refuse_others(records, &found.name, &found.config_digest, &ids)?;
+        refuse_others(records, &found.name, &found.config_digest, &ids, &blobs(&found.layers))?;
         Ok(wanted)
     }
 
@@ -127,11 +128,14 @@ impl Store {
     ) -> Result<Listing, Error> {
         let Found { name, image, config_bytes, config_digest, config, layers } = found;
         let mut changed = records.clone();
-        let mut ids: Vec<Digest> = Vec::new();
+        let (mut ids, blobs): (Vec<Digest>, _) = (Vec::new(), blobs(&layers));
         for (number, (layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
             let parent = ids.last().copied();
-            let taken = self.take_layer(&mut changed, layer, parent, diff_id, &image);
-            ids.push(taken.map_err(|source| layer_error(&name, number, &image, source))?);
+            let candidate = Candidate::new(&layer, diff_id, &image.digest);
+            let id = layer_id(&changed, &candidate, parent.as_ref(), own_layer(&changed, &config_digest, number));
+            let taken = self.take_layer(&mut changed, layer, candidate, id, parent);
+            taken.map_err(|source| layer_error(&name, number, &image, source))?;
+            ids.push(id);
         }
         let new = Image {
             id: config_digest,
@@ -142,61 +146,104 @@ impl Store {
             layers: ids,
             source,
         };
-        refuse_others(records, new.name(), &new.id, &new.layers)?;
+        refuse_others(records, new.name(), &new.id, &new.layers, &blobs)?;
         let splits = new.layers.iter().enumerate().filter_map(|(number, id)| Some((*id, splits.remove(&number)?)));
         self.take_tar_splits(&mut changed, splits, true)?;
         files::write_image(&self.paths, &new, &image.manifest, &config_bytes)?;
         changed.put(new);
         self.commit(records, changed)?;
+        files::remove_other_tar_splits(&self.paths, records);
         self.note_unused(records);
         let added = records.images.iter().find(|image| image.id == config_digest);
         added.map(|image| self.listing(records, image)).ok_or(Error::NoConfig { image: config_digest.to_string() })
     }
 
-    /// The id of a layer: of one that the store has, where that is the same, else of a new one.
+    /// Has a layer in the records by that id, and served: what was by that id already is kept where it is the same.
     fn take_layer(
         &self,
         records: &mut Records,
         layer: OpenLayer,
+        candidate: Candidate,
+        id: Digest,
         parent: Option<Digest>,
-        diff_id: &Digest,
-        image: &registry::Image,
-    ) -> Result<Digest, crate::mount::Error> {
-        let contents = contents(&layer, &image.digest);
-        let id = layer_id(records, &contents, parent.as_ref(), diff_id);
-        let kept = records.layer(&id).map(|layer| layer.number);
+    ) -> Result<(), crate::mount::Error> {
+        let Candidate { contents, diff_id, .. } = candidate;
+        let same = records.layer(&id).filter(|old| old.contents == contents).map(|old| old.number);
         let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
-        if kept.and_then(|number| self.trees.view(number)).is_some() {
-            return Ok(id);
+        if same.and_then(|number| self.trees.view(number)).is_some() {
+            return Ok(());
         }
         let below: Option<Arc<View>> = parent.as_ref().and_then(view_of);
         let (tree, facts) = trees::tree(&layer, below.as_deref())?;
-        let number = kept.or_else(|| self.trees.number(&id, &contents));
+        let number = same.or_else(|| self.trees.number(&id, &contents));
         // An image that was refused may have left layers open.
         let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let blob = Some(Blob { digest: layer.layer.digest, size: layer.layer.size });
-        let record = Layer { id, parent, number, link, diff_id: *diff_id, blob, contents, facts, tar: None };
-        self.trees.plant(&record, tree, layer);
-        if kept.is_none() {
-            records.layers.push(record);
+        let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
+        self.plant(&record, tree, layer);
+        match records.layers.iter_mut().find(|old| old.id == id) {
+            Some(_) if same.is_some() => {}
+            // By another number: what runs goes on with what it has. A tar-split names files of the contents that it was made with.
+            Some(old) => *old = record,
+            None => records.layers.push(record),
         }
-        Ok(id)
+        Ok(())
     }
 }
 
-/// The id of a layer: its chain id, unless the store has other contents by that.
-fn layer_id(records: &Records, contents: &str, parent: Option<&Digest>, diff_id: &Digest) -> Digest {
+/// What a layer is, before it has an id.
+struct Candidate {
+    contents: String,
+    blob: Digest,
+    diff_id: Digest,
+    trust: Trust,
+}
+
+impl Candidate {
+    fn new(layer: &OpenLayer, diff_id: &Digest, image: &Digest) -> Self {
+        Self { contents: contents(layer, image), blob: layer.layer.digest, diff_id: *diff_id, trust: layer.trust }
+    }
+
+    /// Whether it can stand in the place of a layer, for all images that have that: they name the same blob, which was read whole and vouches for this.
+    fn succeeds(&self, old: &Layer) -> bool {
+        self.trust == Trust::Blob && old.blob.is_some_and(|blob| blob.digest == self.blob)
+    }
+}
+
+/// The layer that the store has in that place of that image.
+fn own_layer<'a>(records: &'a Records, image: &Digest, number: usize) -> Option<&'a Layer> {
+    let image = records.images.iter().find(|known| known.id == *image)?;
+    records.layer(image.layers.get(number)?)
+}
+
+fn blobs(layers: &[OpenLayer]) -> Vec<Digest> {
+    layers.iter().map(|layer| layer.layer.digest).collect()
+}
+
+/// The id of a layer: that of the image's own layer where it is the same or succeeds it, else its chain id, unless the store has other contents by that.
+fn layer_id(records: &Records, candidate: &Candidate, parent: Option<&Digest>, own: Option<&Layer>) -> Digest {
+    let Candidate { contents, diff_id, .. } = candidate;
+    let is_it = |own: &&Layer| own.contents == *contents || candidate.succeeds(own);
+    let own = own.filter(|own| own.parent.as_ref() == parent && own.diff_id == *diff_id).filter(is_it);
+    if let Some(own) = own {
+        return own.id;
+    }
     let chain_id = podman::chain_id(parent, diff_id);
-    let is_other = records.layer(&chain_id).is_some_and(|layer| layer.contents != contents);
+    let is_other = records.layer(&chain_id).is_some_and(|layer| layer.contents != *contents);
     if is_other { podman::other_id(&chain_id, contents) } else { chain_id }
 }
 
-/// An image id stands for one set of blobs.
-fn refuse_others(records: &Records, name: &str, id: &Digest, layers: &[Digest]) -> Result<(), Error> {
-    match records.images.iter().find(|image| image.id == *id && image.layers != layers) {
-        Some(old) => Err(Error::OtherLayers { image: name.to_owned(), id: *id, name: old.name().to_owned() }),
-        None => Ok(()),
+/// An image id stands for one set of blobs, and for what vouches for their contents.
+fn refuse_others(records: &Records, name: &str, id: &Digest, layers: &[Digest], blobs: &[Digest]) -> Result<(), Error> {
+    let Some(old) = records.images.iter().find(|image| image.id == *id && image.layers != layers) else {
+        return Ok(());
+    };
+    let blob_of = |layer| records.layer(layer).and_then(|layer| layer.blob).map(|blob| blob.digest);
+    let (image, id, name) = (name.to_owned(), *id, old.name().to_owned());
+    match old.layers.iter().map(blob_of).eq(blobs.iter().copied().map(Some)) {
+        true => Err(Error::OtherVouchers { image, id, name }),
+        false => Err(Error::OtherLayers { image, id, name }),
     }
 }
 
@@ -257,6 +304,7 @@ fn given_name(image: &ImageRef, name: &str) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::records::tests::{image, layer};
 
     fn name(image: &str) -> Result<String, Error> {
         name_of(&image.parse().unwrap())
@@ -278,6 +326,38 @@ mod tests {
         }
         let error = name("oci:/srv/a b").unwrap_err().to_string();
         assert!(error.contains("--name"), "{error}");
+    }
+
+    fn candidate(contents: &str, blob: &str, trust: Trust) -> Candidate {
+        let blob = Digest::of(format!("blob of {blob}").as_bytes());
+        Candidate { contents: contents.into(), blob, diff_id: Digest::of(b"d"), trust }
+    }
+
+    #[test]
+    fn a_blob_that_was_read_whole_succeeds_what_was_less_sure_of_it() {
+        let mut records = Records::default();
+        let base = layer(&mut records, "base", None);
+        let mut own = layer(&mut records, "own", Some("base"));
+        own.contents = "own ztoc".into();
+        let mut taken = layer(&mut records, "taken", Some("base"));
+        taken.id = podman::chain_id(Some(&base.id), &own.diff_id);
+        records.put(image("i", &["a:1"], &["base", "own"]));
+        records.layers.extend([base.clone(), own.clone(), taken.clone()]);
+        let id = |new: &Candidate| layer_id(&records, new, Some(&base.id), own_layer(&records, &Digest::of(b"i"), 1));
+        assert_eq!(id(&candidate("own ztoc", "own", Trust::Soci)), own.id, "although that is not its chain id");
+        assert_eq!(id(&candidate("own own", "own", Trust::Blob)), own.id);
+        assert_eq!(id(&candidate("taken", "taken", Trust::Blob)), taken.id);
+        for trust in [Trust::Manifest, Trust::Soci, Trust::Unverified] {
+            assert_ne!(id(&candidate("own toc", "own", trust)), own.id, "somebody else vouches: {trust:?}");
+        }
+        assert_ne!(id(&candidate("other own", "other", Trust::Blob)), own.id);
+        let refused = |blobs: &[&str]| {
+            let blobs: Vec<_> = blobs.iter().map(|blob| Digest::of(format!("blob of {blob}").as_bytes())).collect();
+            let refused = refuse_others(&records, "b:1", &Digest::of(b"i"), &[base.id, taken.id], &blobs);
+            refused.unwrap_err().to_string()
+        };
+        assert!(refused(&["base", "own"]).contains("of the same blobs"));
+        assert!(refused(&["base", "taken"]).contains("of other blobs"));
     }
 
     #[test]

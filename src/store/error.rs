@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{} has been locked for {seconds} s, by podman or another tool; end that, and try again", path.display())]
     PodmanLock { path: PathBuf, seconds: u64 },
     #[error(
-        "another crfs has the store {} and does not answer; end it, or give the --state that it has, and try again", root.display()
+        "another crfs has the store {} and does not answer; let its command end (such as `crfs store add --full`), or give the --state that its server has, and try again", root.display()
     )]
     Taken { root: PathBuf },
     #[error("the store {} is served already", root.display())]
@@ -38,6 +38,11 @@ pub enum Error {
         "{image}: the store has that image ({}) already as {name}, with layers of other blobs; `crfs store rm` that first", id.hex()
     )]
     OtherLayers { image: String, id: Digest, name: String },
+    #[error(
+        "{image}: the store has that image ({}) already as {name}, of the same blobs, and what vouched for their contents does not any more \
+         (docs/trust.md); `crfs store rm` that first", id.hex()
+    )]
+    OtherVouchers { image: String, id: Digest, name: String },
 
     #[error("the store has no image {name:?}; `crfs store ls` lists them")]
     NoImage { name: String },

@@ -5,6 +5,7 @@ use std::io::{self, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
@@ -29,6 +30,17 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
     }
     let readable = fs::set_permissions(&dir, fs::Permissions::from_mode(0o755));
     readable.map_err(|source| Error::File { path: dir, source })
+}
+
+/// The manifest of an image, by the file that its digest names: an `add` that was cut short may have left another one of the same image in the other file.
+pub(super) fn read_manifest(paths: &Paths, image: &Image) -> Result<Vec<u8>, Error> {
+    let path = paths.image(&image.id.hex()).join(podman::big_data_file(&podman::manifest_key(&image.manifest)));
+    let failed = |source| Error::File { path: path.clone(), source };
+    let manifest = fs::read(&path).map_err(failed)?;
+    if Digest::of(&manifest) == image.manifest {
+        return Ok(manifest);
+    }
+    Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it has another digest; add the image again")))
 }
 
 /// Removes the files of images that no record has.
@@ -91,7 +103,10 @@ fn tar_split_mode(records: &Records) -> u32 {
     if records.users.is_empty() { OWN_TAR_SPLIT } else { SHARED_TAR_SPLIT }
 }
 
-fn set_tar_split_modes(paths: &Paths, records: &Records) {
+fn set_modes(paths: &Paths, records: &Records) {
+    if let Err(error) = paths.set_root_mode(!records.users.is_empty()) {
+        tracing::warn!(path = %paths.root.display(), %error, "users may not be able to read the store");
+    }
     let mode = tar_split_mode(records);
     for layer in records.layers.iter().filter(|layer| layer.tar.is_some()) {
         let path = paths.tar_split(&layer.id);
@@ -133,29 +148,43 @@ pub(super) fn remove_unfinished(paths: &Paths) {
 ///
 /// Whoever reads layers before images may have read layers.json before this and images.json after it: it finds the missing layer when it
 /// looks for it, since the lock file has changed.
-pub(super) fn publish(paths: &Paths, records: &Records) -> Result<(), Error> {
-    let both = || -> io::Result<Option<Vec<Held>>> {
-        let Some(layers) = Held::to_write(&paths.podman(Kind::Layers, "lock"))? else { return Ok(None) };
-        let images = Held::to_write(&paths.podman(Kind::Images, "lock"))?;
-        Ok(images.map(|images| vec![layers, images]))
-    };
-    let path = paths.podman(Kind::Layers, "lock");
-    let locks = lockfile::all(lockfile::PATIENCE, both).map_err(|source| Error::File { path: path.clone(), source })?;
-    let seconds = lockfile::PATIENCE.as_secs();
-    let locks = locks.ok_or(Error::PodmanLock { path: path.clone(), seconds })?;
-    set_tar_split_modes(paths, records);
+///
+/// `patience`: how long those who hold podman's locks are waited for. Where both lists are right already, nobody is.
+pub(super) fn publish(paths: &Paths, records: &Records, patience: Duration) -> Result<(), Error> {
+    set_modes(paths, records);
     let lists = [(Kind::Layers, podman::layers(records)), (Kind::Images, podman::images(records))];
-    for (lock, (kind, list)) in locks.iter().zip(lists) {
+    let mut new = Vec::new();
+    for (kind, list) in lists {
         let path = paths.podman(kind, "json");
         let list = list.map_err(|source| Error::Records { path: path.clone(), source })?;
-        if fs::read(&path).is_ok_and(|old| old == list) {
-            continue;
-        }
+        let is_new = !fs::read(&path).is_ok_and(|old| old == list);
+        new.extend(is_new.then_some((kind, path, list)));
+    }
+    if new.is_empty() {
+        return Ok(());
+    }
+    let locks = lists_locked(paths, patience)?;
+    for (kind, path, list) in new {
+        let [layers, images] = &locks;
+        let lock = if kind == Kind::Layers { layers } else { images };
         // First, so that a crash here costs a reader a look at an unchanged list, and hides nothing.
         lock.touch().map_err(|source| Error::File { path: paths.podman(kind, "lock"), source })?;
         replace(&path, &list, 0o644)?;
     }
     Ok(())
+}
+
+/// The write locks of the layers and of the images.
+fn lists_locked(paths: &Paths, patience: Duration) -> Result<[Held; 2], Error> {
+    let path = paths.podman(Kind::Layers, "lock");
+    let both = || -> io::Result<Option<Vec<Held>>> {
+        let Some(layers) = Held::to_write(&path)? else { return Ok(None) };
+        let images = Held::to_write(&paths.podman(Kind::Images, "lock"))?;
+        Ok(images.map(|images| vec![layers, images]))
+    };
+    let locks = lockfile::all(patience, both).map_err(|source| Error::File { path: path.clone(), source })?;
+    let both = locks.and_then(|locks| locks.try_into().ok());
+    both.ok_or(Error::PodmanLock { path, seconds: patience.as_secs() })
 }
 
 #[cfg(test)]
@@ -165,6 +194,7 @@ mod tests {
 
     use serde_json::Value;
 
+    use super::lockfile::PATIENCE;
     use super::*;
     use crate::store::records::Tar;
     use crate::store::records::tests::{image, layer};
@@ -180,14 +210,32 @@ mod tests {
         let paths = Paths::new(&dir.path().join("s"), None);
         paths.create().unwrap();
         let mut records = Records::default();
-        publish(&paths, &records).unwrap();
+        publish(&paths, &records, PATIENCE).unwrap();
         let lock = |kind| fs::read(paths.podman(kind, "lock")).unwrap();
         let (layers, images) = (lock(Kind::Layers), lock(Kind::Images));
         assert_eq!((layers.len(), images.len()), (64, 64));
         records.put(image("i", &["a:1"], &[]));
-        publish(&paths, &records).unwrap();
+        publish(&paths, &records, PATIENCE).unwrap();
         assert_eq!(lock(Kind::Layers), layers);
         assert_ne!(lock(Kind::Images), images);
+    }
+
+    /// podman reads the layers for as long as it unpacks one, and anybody who can read a lock file can hold it for ever.
+    #[test]
+    fn whoever_reads_is_waited_for_only_where_something_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mut records = Records::default();
+        publish(&paths, &records, PATIENCE).unwrap();
+        let reader = Held::of_reader(File::open(paths.podman(Kind::Layers, "lock")).unwrap()).unwrap().unwrap();
+        publish(&paths, &records, Duration::ZERO).unwrap();
+        records.put(image("i", &["a:1"], &[]));
+        let refused = publish(&paths, &records, Duration::ZERO).unwrap_err();
+        assert!(matches!(refused, Error::PodmanLock { .. }) && read(&paths, Kind::Images).is_empty(), "{refused}");
+        drop(reader);
+        publish(&paths, &records, Duration::ZERO).unwrap();
+        assert_eq!(read(&paths, Kind::Images).len(), 1);
     }
 
     /// Both orders in which podman reads, while an image comes and goes: under read locks, as podman does.
@@ -201,7 +249,7 @@ mod tests {
         with.layers.push(one);
         let without = with.clone();
         with.put(image("i", &["a:1"], &["one"]));
-        publish(&paths, &Records::default()).unwrap();
+        publish(&paths, &Records::default(), PATIENCE).unwrap();
         let done = AtomicBool::new(false);
         let locked = |kind| loop {
             if let Some(_held) = Held::of_reader(File::open(paths.podman(kind, "lock")).unwrap()).unwrap() {
@@ -211,8 +259,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    publish(&paths, &with).unwrap();
-                    publish(&paths, &without).unwrap();
+                    publish(&paths, &with, PATIENCE).unwrap();
+                    publish(&paths, &without, PATIENCE).unwrap();
                 }
                 done.store(true, Ordering::SeqCst);
             });
@@ -239,11 +287,11 @@ mod tests {
         put_tar_split(&paths, &records, &one.id, staged).unwrap();
         records.layers.push(one);
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        publish(&paths, &records).unwrap();
+        publish(&paths, &records, PATIENCE).unwrap();
         assert_eq!((fs::read(&path).unwrap(), mode()), (b"split".to_vec(), 0o600));
         assert_eq!(read(&paths, Kind::Layers)[0]["diff-size"], 99);
         records.users.push("ann".into());
-        publish(&paths, &records).unwrap();
+        publish(&paths, &records, PATIENCE).unwrap();
         assert_eq!(mode(), 0o644);
         remove_other_tar_splits(&paths, &records);
         assert!(path.exists());
@@ -264,7 +312,7 @@ mod tests {
             (new.tar, new.facts.size) = (tar, u64::MAX);
             records.layers.push(new);
         }
-        publish(&paths, &records).unwrap();
+        publish(&paths, &records, PATIENCE).unwrap();
         assert!(read(&paths, Kind::Layers).iter().all(|layer| layer["diff-size"] == i64::MAX));
     }
 
@@ -290,6 +338,22 @@ mod tests {
         let (_, left) = staged().keep().unwrap();
         remove_unfinished(&paths);
         assert!(!left.exists() && names() == 3);
+    }
+
+    /// It is written before the records are, which can fail.
+    #[test]
+    fn another_manifest_of_an_image_hides_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let with = |manifest: &[u8]| Image { manifest: Digest::of(manifest), ..image("i", &[], &[]) };
+        let (old, new) = (with(b"old"), with(b"new"));
+        write_image(&paths, &old, b"old", b"config").unwrap();
+        write_image(&paths, &new, b"new", b"config").unwrap();
+        assert_eq!(read_manifest(&paths, &old).unwrap(), b"old");
+        assert_eq!(read_manifest(&paths, &new).unwrap(), b"new");
+        write_image(&paths, &old, b"damaged", b"config").unwrap();
+        assert!(read_manifest(&paths, &old).unwrap_err().chain().contains("another digest"));
     }
 
     #[test]

@@ -26,6 +26,20 @@ pub(super) struct Map {
     groups: Vec<Range>,
 }
 
+impl Map {
+    /// Who an owner of a layer is. `None`: nobody.
+    pub(super) fn outside(&self, user: u32, group: u32) -> Option<(u32, u32)> {
+        Some((outside(&self.users, user)?, outside(&self.groups, group)?))
+    }
+}
+
+fn outside(ranges: &[Range], id: u32) -> Option<u32> {
+    ranges.iter().find_map(|range| {
+        let place = u64::from(id).checked_sub(range.inside).filter(|place| *place < range.count)?;
+        u32::try_from(range.outside.checked_add(place)?).ok()
+    })
+}
+
 /// `count` ids from `inside` on are those from `outside` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Range {
@@ -158,5 +172,9 @@ mod tests {
         let expected = "0 1000 1\n1 100000 65536\n65537 300000 10\n";
         assert_eq!(text(&ranges(file, "me", 1000, 1000)), expected);
         assert_eq!(text(&ranges("", "me", 1000, 50)), "0 50 1\n");
+        let map = Map { users: ranges(file, "me", 1000, 1000), groups: ranges(file, "me", 1000, 50) };
+        assert_eq!(map.outside(0, 0), Some((1000, 50)));
+        assert_eq!(map.outside(1, 65546), Some((100_000, 300_009)));
+        assert_eq!((map.outside(0, 65547), map.outside(u32::MAX, 0)), (None, None));
     }
 }

@@ -1,6 +1,6 @@
 //! The store as the process has it that may change it: what it holds, which layers are open, and how they are opened.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -17,17 +20,20 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore};
 
 use super::contents::Wants;
+use super::lockfile::PATIENCE;
 use super::paths::Paths;
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
 use super::trees::{self, Trees};
-use super::{Error, carried, files, podman};
+use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
+use crate::fs::tree::Tree;
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
+use crate::mount::layer::OpenLayer;
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, mounts};
@@ -35,6 +41,9 @@ use crate::registry;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
 const LINGER: Duration = Duration::from_secs(60);
+
+/// How many images are opened at a time: a registry that does not answer is waited for, and is not to keep the images of others closed meanwhile.
+const OPENED_AT_ONCE: usize = 8;
 
 /// Whoever has this may change the store. Nobody else may, in any process.
 pub(super) struct Lock {
@@ -75,6 +84,8 @@ pub(super) struct Store {
     stubs: Stubs,
     /// Images were removed: what is left of them can go later.
     pub(super) removed: Notify,
+    /// Those of the users that have the store, by their names.
+    pub(super) user_stubs: Mutex<BTreeMap<String, Stubs>>,
     /// Layers were opened: their blobs may carry tar-splits.
     pub(super) opened: Notify,
     /// Those that read such tar-splits.
@@ -109,17 +120,32 @@ impl Store {
     pub(super) fn new(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
         let mount = paths.mount();
         clear_point(&mount)?;
-        let stubs = Stubs::open(&mount).map_err(|source| Error::File { path: mount, source })?;
+        let stubs = Stubs::open(&mount, None).map_err(|source| Error::File { path: mount, source })?;
         files::remove_unfinished(&paths);
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
         let common = Common::new(cache);
         let (problems, unused) = (Mutex::default(), Mutex::default());
+        let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
         let (removed, opened, carried_reads) = (Notify::new(), Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self { paths, common, records, trees, device, problems, unused, stubs, removed, opened, carried_reads, lock })
+        Ok(Self {
+            paths,
+            common,
+            records,
+            trees,
+            device,
+            problems,
+            unused,
+            stubs,
+            user_stubs,
+            removed,
+            opened,
+            carried_reads,
+            lock,
+        })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
@@ -135,7 +161,17 @@ impl Store {
     /// Makes the store what `changed` says, in the order in which nobody sees a thing before what it needs: a layer is served before podman
     /// knows of it, and until podman knows no more of it.
     pub(super) fn commit(&self, records: &mut Records, changed: Records) -> Result<(), Error> {
-        let committed = self.commit_whole(records, changed);
+        self.commit_within(records, changed, PATIENCE)
+    }
+
+    /// The same, where those who hold podman's locks are waited for no longer than that.
+    pub(super) fn commit_within(
+        &self,
+        records: &mut Records,
+        changed: Records,
+        patience: Duration,
+    ) -> Result<(), Error> {
+        let committed = self.commit_whole(records, changed, patience);
         if committed.is_err() {
             // Those that it was to have. One that was replaced can stay: the new one is known to be right.
             files::remove_other_tar_splits(&self.paths, records);
@@ -143,7 +179,7 @@ impl Store {
         committed
     }
 
-    fn commit_whole(&self, records: &mut Records, mut changed: Records) -> Result<(), Error> {
+    fn commit_whole(&self, records: &mut Records, mut changed: Records, patience: Duration) -> Result<(), Error> {
         changed.changed();
         changed.forget_retired();
         changed.write(&self.paths.records())?;
@@ -151,16 +187,23 @@ impl Store {
         if grows {
             self.trees.show(&changed);
         }
-        if let Err(error) = files::publish(&self.paths, &changed) {
+        if let Err(error) = files::publish(&self.paths, &changed, patience) {
             self.trees.show(records);
             records.write(&self.paths.records())?;
             return Err(error);
         }
         self.trees.show(&changed);
-        self.stubs.write(&changed);
+        self.write_stubs(&changed);
         *records = changed;
         self.read_ahead();
         Ok(())
+    }
+
+    fn write_stubs(&self, records: &Records) {
+        self.stubs.write(records);
+        let mut of_users = self.user_stubs.lock().unwrap_or_else(PoisonError::into_inner);
+        of_users.retain(|name, _| records.users.contains(name));
+        of_users.values().for_each(|stubs| stubs.write(records));
     }
 
     /// Lets the kernel read ahead as far as the layers' units want it.
@@ -178,29 +221,35 @@ impl Store {
     }
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
-        let images: Vec<Image> = self.records.lock().await.all_images().cloned().collect();
-        let mut all = true;
-        for image in images {
-            if let Err(error) = self.open(&image, report).await {
-                tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
-                all = false;
-            }
-        }
-        all
+        let images = self.records.lock().await.all_images().cloned().collect::<Vec<_>>();
+        let opening =
+            stream::iter(images).map(|image| self.open_logged(image, report)).buffer_unordered(OPENED_AT_ONCE);
+        opening.fold(true, |all, opened| ready(all && opened)).await
+    }
+
+    async fn open_logged(self: &Arc<Self>, image: Image, report: &Report) -> bool {
+        let opened = self.open(&image, report).await.inspect_err(|error| {
+            tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
+        });
+        opened.is_ok()
     }
 
     async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
         let records = self.records.lock().await.clone();
         // Of a removed image some are gone.
-        let is_closed = |id| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_none());
-        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(id)).collect();
+        let is_closed = |records: &Records, id: &Digest| {
+            records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_none())
+        };
+        let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(&records, id)).collect();
         if closed.is_empty() {
             return Ok(());
         }
         let opened = self.open_layers(image, &closed, report).await;
         if let Err(error) = &opened {
-            let mut problems = self.problems();
-            problems.extend(closed.iter().map(|(_, id)| (**id, error.chain())));
+            // Others may have been opened meanwhile, also by an `add`.
+            let records = self.records.lock().await;
+            let still_closed = closed.iter().filter(|(_, id)| is_closed(&records, id));
+            self.problems().extend(still_closed.map(|(_, id)| (**id, error.chain())));
         }
         opened
     }
@@ -211,34 +260,43 @@ impl Store {
         closed: &[(usize, &Digest)],
         report: &Report,
     ) -> Result<(), Error> {
-        // By its digest: the image may have been removed, and added again from other blobs.
-        let name = podman::big_data_file(&podman::manifest_key(image));
-        let path = self.paths.image(&image.id.hex()).join(name);
-        let manifest = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
-        if Digest::of(&manifest) != image.manifest {
-            let why =
-                std::io::Error::new(std::io::ErrorKind::InvalidData, "it has another digest; add the image again");
-            return Err(Error::File { path, source: why });
-        }
+        let manifest = files::read_manifest(&self.paths, image)?;
         let engine = self.engine(&image.source)?;
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
         let results = engine.open_each(&resolved, wanted.collect(), report).await;
         let records = self.records.lock().await;
+        let mut outcome = Ok(());
         for (number, result) in results {
-            let refused = |source| layer_error(image.name(), number, &resolved, source);
-            let layer = result.map_err(refused)?;
             let Some(record) = image.layers.get(number).and_then(|id| records.layer(id)) else { continue };
-            let below = record.parent.and_then(|parent| records.layer(&parent));
-            let below = below.and_then(|below| self.trees.view(below.number));
-            let made = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()));
-            let (tree, _) = made.map_err(refused)?;
-            self.trees.plant(record, tree, layer);
-            self.problems().remove(&record.id);
+            let planted = result.and_then(|layer| self.plant_opened(&records, record, layer));
+            // The lowest one's error is told: the layers above it wait for it.
+            outcome = outcome.and(planted.map_err(|source| layer_error(image.name(), number, &resolved, source)));
         }
+        // Also what could be opened of an image is: other images may have those layers.
         self.trees.show(&records);
         self.read_ahead();
+        outcome
+    }
+
+    /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
+    /// may show as its own.
+    fn plant_opened(&self, records: &Records, record: &Layer, layer: OpenLayer) -> Result<(), mount::Error> {
+        let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
+        let below = record.parent.as_ref().and_then(view_of);
+        let waits = record.parent.is_some() && below.is_none();
+        if waits || self.trees.view(record.number).is_some() {
+            return Ok(());
+        }
+        let (tree, _) = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()))?;
+        self.plant(record, tree, layer);
         Ok(())
+    }
+
+    /// Makes a layer readable, from now on.
+    pub(super) fn plant(&self, record: &Layer, tree: Arc<Tree>, layer: OpenLayer) {
+        self.trees.plant(record, tree, layer);
+        self.problems().remove(&record.id);
     }
 
     pub(super) async fn list(&self) -> Vec<Listing> {

@@ -11,6 +11,10 @@ use crate::blob::Digest;
 /// How the name of a tar-split ends, behind the layer's id.
 pub(super) const TAR_SPLIT: &str = ".tar-split.gz";
 
+/// Modes of the root: of one that is its owner's alone, and of one of which users have a part.
+const OWN_ROOT: u32 = 0o700;
+const SHARED_ROOT: u32 = 0o711;
+
 /// The directories of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -67,20 +71,16 @@ impl Paths {
         self.state.join("server.log")
     }
 
-    /// Makes what is missing. What podman reads is for everybody to read: users may be given a part of root's store.
+    /// Makes what is missing. The root is for its owner alone, as podman's own is; whoever may enter it (`set_root_mode`) may read the lists in it,
+    /// since users may be given the store.
     pub(super) fn create(&self) -> Result<(), Error> {
-        let made = |path: &Path, mode: u32| {
-            let failed = |source| Error::File { path: path.to_owned(), source };
-            match DirBuilder::new().recursive(true).mode(mode).create(path) {
-                // A mount point whose server is gone cannot be looked at.
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
-                _ => Ok(()),
-            }
-        };
-        made(&self.root, 0o755)?;
+        let made =
+            |path: &Path, mode| make_dir(path, mode).map_err(|source| Error::File { path: path.to_owned(), source });
+        made(&self.root, OWN_ROOT)?;
         made(&self.state, 0o700)?;
         self.check_private()?;
-        made(&self.mount(), 0o755)?;
+        // What is mounted there has a mode of its own, and so have users' clones of that.
+        made(&self.mount(), 0o700)?;
         for kind in [Kind::Layers, Kind::Images] {
             made(&self.root.join(format!("overlay-{}", kind.name())), 0o755)?;
             let lock = self.podman(kind, "lock");
@@ -92,6 +92,17 @@ impl Paths {
         Ok(())
     }
 
+    /// Lets those enter the root who have a part of it, and nobody where nobody has. A root that was there before crfs is not closed to anybody.
+    pub(super) fn set_root_mode(&self, is_shared: bool) -> io::Result<()> {
+        let mode = fs::metadata(&self.root)?.mode() & 0o7777;
+        let wanted = match (is_shared, mode) {
+            (true, _) => mode | 0o011,
+            (false, SHARED_ROOT) => OWN_ROOT,
+            (false, _) => mode,
+        };
+        if wanted == mode { Ok(()) } else { fs::set_permissions(&self.root, Permissions::from_mode(wanted)) }
+    }
+
     /// Whoever could write there could have the server read any image, with its owner's credentials.
     fn check_private(&self) -> Result<(), Error> {
         let failed = |source| Error::File { path: self.state.clone(), source };
@@ -101,6 +112,24 @@ impl Paths {
         }
         let why = "not a directory of this user alone (mode 0700)";
         Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)))
+    }
+}
+
+/// Makes a directory where there is none, with that mode whatever the umask is. Those above it that are missing everybody may go through.
+pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    let make = || DirBuilder::new().mode(mode).create(path);
+    let made = match (make(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            make_dir(parent, 0o711)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
+        // A mount point whose server is gone cannot be looked at.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -131,13 +160,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_root_is_for_those_who_have_a_part_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let mode = |is_shared| {
+            paths.set_root_mode(is_shared).unwrap();
+            fs::metadata(&paths.root).unwrap().mode() & 0o777
+        };
+        assert_eq!((mode(false), mode(true), mode(false)), (0o700, 0o711, 0o700));
+        fs::set_permissions(&paths.root, Permissions::from_mode(0o750)).unwrap();
+        assert_eq!((mode(false), mode(true), mode(false)), (0o750, 0o751, 0o751), "it is somebody's");
+    }
+
+    #[test]
     fn podman_can_read_its_part_and_nobody_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(&dir.path().join("a/store"), None);
         paths.create().unwrap();
         paths.create().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(mode(&paths.state), 0o700);
+        assert_eq!((mode(&paths.root), mode(&paths.state), mode(&dir.path().join("a"))), (0o700, 0o700, 0o711));
+        assert_eq!(mode(&paths.tar_splits()), 0o755);
         assert_eq!(mode(&dir.path().join("a/store/overlay-images/images.lock")), 0o644);
         assert_eq!(mode(&paths.podman(Kind::Layers, "lock")), 0o644);
         fs::set_permissions(&paths.state, Permissions::from_mode(0o750)).unwrap();

@@ -53,19 +53,19 @@ pub(super) fn big_data_file(key: &str) -> String {
     }
 }
 
+/// The key by which a manifest is found whatever other manifests the image has.
+pub(super) fn manifest_key(manifest: &Digest) -> String {
+    format!("manifest-{manifest}")
+}
+
 /// The keys of an image's big data: twice the manifest, and the config.
 pub(super) fn big_data(image: &Image) -> [(String, Digest, u64); 3] {
     let [manifest, config] = image.sizes;
     [
         ("manifest".to_owned(), image.manifest, manifest),
-        (manifest_key(image), image.manifest, manifest),
+        (manifest_key(&image.manifest), image.manifest, manifest),
         (image.id.to_string(), image.id, config),
     ]
-}
-
-/// The key that only this manifest has.
-pub(super) fn manifest_key(image: &Image) -> String {
-    format!("manifest-{}", image.manifest)
 }
 
 #[derive(Serialize)]

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::guard::Guard;
 use super::open::{Lock, Store};
 use super::paths::Paths;
-use super::records::CachePlace;
+use super::records::{CachePlace, Records};
 use super::{Error, control, files, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
@@ -47,6 +47,9 @@ const OPENING: Duration = Duration::from_secs(30);
 /// Between two tries to open what could not be opened.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// How long a start waits for those who hold podman's locks: podman has them for a moment only, but where it unpacks a layer.
+const LISTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long another command that changes the store is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -82,7 +85,7 @@ pub struct Ready {
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     sys::keep_heap_small();
     options.paths.create()?;
-    let lock = lock(&options.paths)?;
+    let lock = lock(&options.paths, PATIENCE)?;
     log::start(&options.log, RotatingLog::open(&options.paths.log()).ok());
     // A working directory on a mount would keep that one busy, its own for ever.
     nix::unistd::chdir("/").map_err(|errno| mount::Error::Runtime { source: errno.into() })?;
@@ -94,13 +97,15 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
     outcome
 }
 
-fn lock(paths: &Paths) -> Result<Lock, Error> {
+fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
     let start = Instant::now();
     loop {
         match Lock::take(paths)? {
             Some(lock) => return Ok(lock),
-            None if start.elapsed() < PATIENCE && !is_answered(paths) => std::thread::sleep(GLANCE),
-            None => return Err(Error::Served { root: paths.root.clone() }),
+            None if is_answered(paths) => return Err(Error::Served { root: paths.root.clone() }),
+            None if start.elapsed() < patience => std::thread::sleep(GLANCE),
+            // A command that takes long, or a server with another state.
+            None => return Err(Error::Taken { root: paths.root.clone() }),
         }
     }
 }
@@ -169,23 +174,52 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
 }
 
 /// Lets podman see what the store holds, also what commands have changed while no server ran. Layers go that no image has any
-/// more and podman does not stand on.
+/// more and podman does not stand on. Who holds podman's locks keeps the lists from being changed, and nothing from being served.
 async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
     let mut records = store.records.lock().await;
-    let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
+    let mut changed = records_now(store, options, &records);
+    let begun = tokio::task::block_in_place(|| {
+        let _locks = store.drop_layers(&mut changed, |_| true);
+        store.commit_within(&mut records, changed, LISTS_PATIENCE)
+    });
+    match begun {
+        Err(error @ Error::PodmanLock { .. }) => {
+            tracing::warn!(error = error.chain(), "podman's lists of the store are not changed yet; it is tried again");
+            let options = options.clone();
+            spawn(store, |store| async move { publish_later(&store, &options).await });
+        }
+        begun => begun?,
+    }
+    files::remove_other_tar_splits(&store.paths, &records);
+    Ok(())
+}
+
+/// What the records are from this start on.
+fn records_now(store: &Store, options: &ServeOptions, records: &Records) -> Records {
     let mut changed = records.clone();
-    changed.cache = Some(place);
+    changed.cache = Some(CachePlace { dir: options.cache_dir.clone(), size: options.cache_size });
     changed.know_podman(&options.podman);
     // One whose file is gone can be had again.
     for layer in changed.layers.iter_mut().filter(|layer| !store.paths.tar_split(&layer.id).exists()) {
         layer.tar = None;
     }
-    tokio::task::block_in_place(|| {
-        let _locks = store.drop_layers(&mut changed, |_| true);
-        store.commit(&mut records, changed)?;
-        files::remove_other_tar_splits(&store.paths, &records);
-        Ok(())
-    })
+    changed
+}
+
+/// Layers that nobody uses are left to the sweep: podman may have been told of them since.
+async fn publish_later(store: &Arc<Store>, options: &ServeOptions) {
+    let mut pause = FIRST_RETRY;
+    loop {
+        tokio::time::sleep(pause).await;
+        let mut records = store.records.lock().await;
+        let changed = records_now(store, options, &records);
+        let published = tokio::task::block_in_place(|| store.commit_within(&mut records, changed, Duration::ZERO));
+        match published {
+            Ok(()) => return tracing::info!("podman's lists of the store are what they should be"),
+            Err(error) => tracing::debug!(error = error.chain(), "podman's lists of the store are not changed yet"),
+        }
+        pause = pause.saturating_mul(2).min(LAST_RETRY);
+    }
 }
 
 /// Comes back after the first round, and goes on by itself until all are open.
@@ -215,4 +249,22 @@ fn bind(paths: &Paths) -> Result<UnixListener, Error> {
     }
     let dir = File::open(&paths.state).map_err(failed)?;
     mount::control::bind(&short_path(&dir).join(SOCKET)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_has_the_store_is_no_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let held = lock(&paths, Duration::ZERO).unwrap();
+        assert!(matches!(lock(&paths, Duration::ZERO), Err(Error::Taken { .. })));
+        let _server = bind(&paths).unwrap();
+        assert!(matches!(lock(&paths, PATIENCE), Err(Error::Served { .. })));
+        drop(held);
+        assert!(lock(&paths, Duration::ZERO).is_ok());
+    }
 }

@@ -2,21 +2,24 @@
 //! is one of the ids that the user's podman has (idmap.rs).
 //!
 //! ```text
-//! ROOT/users/NAME/overlay                          the clone
+//! ROOT/users/NAME/overlay                          the clone, and below it what shows without it (stubs.rs)
 //! ROOT/users/NAME/{overlay-images,overlay-layers}  symlinks to root's
 //! ```
 //!
 //! It is not in the user's home: a user who could put a symlink there would have root mount anywhere.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
-use super::idmap::{Account, mount_clone};
+use super::idmap::{Account, Map, mount_clone};
 use super::open::Store;
-use super::paths::Paths;
+use super::paths::{Paths, make_dir};
 use super::records::Records;
+use super::stubs::Stubs;
 use super::{Error, places};
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::mounts::{self, Device};
@@ -25,7 +28,11 @@ impl Paths {
     /// A user's directory, for their storage.conf.
     #[must_use]
     pub fn of_user(&self, name: &str) -> PathBuf {
-        self.root.join("users").join(name)
+        self.users().join(name)
+    }
+
+    fn users(&self) -> PathBuf {
+        self.root.join("users")
     }
 }
 
@@ -47,7 +54,7 @@ impl Store {
                 take_away(&self.paths, &account.name)?;
             } else {
                 if let Some(device) = self.device.get() {
-                    give(&self.paths, *device, &account)?;
+                    self.give(&records, *device, &account)?;
                 }
                 changed.users.push(account.name);
             }
@@ -59,16 +66,58 @@ impl Store {
     pub(super) fn share_again(&self, records: &Records) {
         let Some(device) = self.device.get() else { return };
         for name in &records.users {
-            if let Err(error) = Account::find(name).and_then(|account| give(&self.paths, *device, &account)) {
+            if let Err(error) = Account::find(name).and_then(|account| self.give(records, *device, &account)) {
                 tracing::warn!(user = name, error = error.chain(), "a user does not have the store");
             }
         }
     }
+
+    fn give(&self, records: &Records, device: Device, account: &Account) -> Result<(), Error> {
+        let map = account.map()?;
+        let dir = self.paths.of_user(&account.name);
+        let overlay = dir.join("overlay");
+        unmount(&overlay, Detach::Lazily)?;
+        make_dirs(&self.paths, account, &overlay).map_err(|source| Error::File { path: overlay.clone(), source })?;
+        for name in ["overlay-images", "overlay-layers"] {
+            link(&self.paths.root.join(name), &dir.join(name))?;
+        }
+        let stubs = open_stubs(&overlay, &map)?;
+        stubs.write(records);
+        self.user_stubs.lock().unwrap_or_else(PoisonError::into_inner).insert(account.name.clone(), stubs);
+        mount_clone(&self.paths.mount(), device, &overlay, &map)
+    }
+}
+
+/// Those of the users who had the store before; by the names of the users. Nobody serves now.
+pub(super) fn stubs_again(paths: &Paths, records: &Records) -> BTreeMap<String, Stubs> {
+    let stubs_of = |name: &String| -> Result<Stubs, Error> {
+        let overlay = paths.of_user(name).join("overlay");
+        unmount(&overlay, Detach::Lazily)?;
+        open_stubs(&overlay, &Account::find(name)?.map()?)
+    };
+    // One who cannot have them is told of when the store is given to them.
+    records.users.iter().filter_map(|name| Some((name.clone(), stubs_of(name).ok()?))).collect()
+}
+
+fn open_stubs(overlay: &Path, map: &Map) -> Result<Stubs, Error> {
+    let opened = Stubs::open(overlay, Some(map.clone()));
+    opened.map_err(|source| Error::File { path: overlay.to_owned(), source })
+}
+
+/// The user's directory is root's, who mounts there, and only the user's group may enter it. Of other users' they see nothing.
+fn make_dirs(paths: &Paths, account: &Account, overlay: &Path) -> io::Result<()> {
+    let dir = paths.of_user(&account.name);
+    for (made, mode) in [(paths.users().as_path(), 0o711), (&dir, 0o750), (overlay, 0o755)] {
+        make_dir(made, mode)?;
+        // Also of one that was there.
+        fs::set_permissions(made, Permissions::from_mode(mode))?;
+    }
+    chown(&dir, None, Some(account.gid))
 }
 
 /// Takes all users' clones away that are not in use: they keep the server from ending, and would be dead after it.
 pub(super) fn take_clones_away(paths: &Paths, how: Detach) {
-    let Ok(users) = fs::read_dir(paths.root.join("users")) else { return };
+    let Ok(users) = fs::read_dir(paths.users()) else { return };
     for user in users.flatten() {
         if let Err(error) = unmount(&user.path().join("overlay"), how) {
             tracing::warn!(error = error.chain(), "a user's part of the store stays");
@@ -87,19 +136,6 @@ pub(super) fn podman_roots(records: &Records) -> Result<Vec<PathBuf>, Error> {
         }
     }
     Ok(roots)
-}
-
-fn give(paths: &Paths, device: Device, account: &Account) -> Result<(), Error> {
-    let map = account.map()?;
-    let dir = paths.of_user(&account.name);
-    let overlay = dir.join("overlay");
-    let failed = |source| Error::File { path: overlay.clone(), source };
-    unmount(&overlay, Detach::Lazily)?;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(&overlay).map_err(failed)?;
-    for name in ["overlay-images", "overlay-layers"] {
-        link(&paths.root.join(name), &dir.join(name))?;
-    }
-    mount_clone(&paths.mount(), device, &overlay, &map)
 }
 
 fn link(target: &Path, link: &Path) -> Result<(), Error> {

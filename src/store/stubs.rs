@@ -4,36 +4,49 @@
 //! that nothing can be run from it: an overlay over a file is refused, and one over an empty directory would be an empty root.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use super::idmap::Map;
+use super::paths::make_dir;
 use super::podman;
 use super::records::{Layer, Records};
 
-/// The directory that is mounted on, open since before it was.
-pub(super) struct Stubs(File);
+/// A directory that is mounted on, open since before it was.
+pub(super) struct Stubs {
+    dir: File,
+    /// Whose the owners of layers are there, where that is a user's.
+    owners: Option<Map>,
+}
 
 impl Stubs {
     /// To be called while nothing is mounted there.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        File::open(dir).map(Self)
+    pub(super) fn open(dir: &Path, owners: Option<Map>) -> io::Result<Self> {
+        Ok(Self { dir: File::open(dir)?, owners })
     }
 
     /// Makes them what the records say. What fails costs a few commands of podman while no server runs, so it is only logged.
     pub(super) fn write(&self, records: &Records) {
         // Not the path, which leads to what is mounted there.
-        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
-        let written = records.layers.iter().try_for_each(|layer| write_layer(&dir, records, layer));
+        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        let write = |layer: &Layer| write_layer(&dir, records, layer, self.owner(layer));
+        let written = records.layers.iter().try_for_each(write);
         if let Err(error) = written.and_then(|()| remove_others(&dir, records)) {
             tracing::warn!(%error, "podman will be able to do less while no server runs");
         }
     }
+
+    /// Of a layer's root. `None`: one that the user's podman does not have.
+    fn owner(&self, layer: &Layer) -> Option<(u32, u32)> {
+        let [_, user, group] = layer.facts.root;
+        self.owners.as_ref().map_or(Some((user, group)), |map| map.outside(user, group))
+    }
 }
 
-fn write_layer(dir: &Path, records: &Records, layer: &Layer) -> io::Result<()> {
+fn write_layer(dir: &Path, records: &Records, layer: &Layer, owner: Option<(u32, u32)>) -> io::Result<()> {
     let own = dir.join(layer.id.hex());
     let diff = own.join("diff");
     if diff.exists() {
@@ -42,25 +55,33 @@ fn write_layer(dir: &Path, records: &Records, layer: &Layer) -> io::Result<()> {
     }
     let links = dir.join("l");
     for made in [&own, &links, &own.join("merged")] {
-        ignore(DirBuilder::new().mode(0o755).create(made), io::ErrorKind::AlreadyExists)?;
+        make_dir(made, 0o755)?;
     }
     let link = links.join(&layer.link);
     ignore(symlink(Path::new("..").join(layer.id.hex()).join("diff"), link), io::ErrorKind::AlreadyExists)?;
-    fs::write(own.join("link"), &layer.link)?;
+    write_file(&own.join("link"), &layer.link)?;
     if let Some(lower) = podman::lower(records, layer) {
-        fs::write(own.join("lower"), lower)?;
+        write_file(&own.join("lower"), &lower)?;
     }
     let new = own.join("new");
     File::create(&new)?;
     // podman gives a layer that it puts on top a root like this one.
-    let [mode, user, group] = layer.facts.root;
-    ignore(chown(&new, Some(user), Some(group)), io::ErrorKind::PermissionDenied).or_else(|error| {
-        // An owner that this user namespace does not have.
-        if error.raw_os_error() == Some(nix::libc::EINVAL) { Ok(()) } else { Err(error) }
-    })?;
+    if let Some((user, group)) = owner {
+        ignore(chown(&new, Some(user), Some(group)), io::ErrorKind::PermissionDenied).or_else(|error| {
+            // An owner that this user namespace does not have.
+            if error.raw_os_error() == Some(nix::libc::EINVAL) { Ok(()) } else { Err(error) }
+        })?;
+    }
     // It is a file of this machine: nobody is to run it as its owner.
+    let [mode, ..] = layer.facts.root;
     fs::set_permissions(&new, Permissions::from_mode(mode & 0o1777))?;
     fs::rename(&new, &diff)
+}
+
+/// For whoever has the store, whatever the umask is.
+fn write_file(path: &Path, text: &str) -> io::Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
 fn remove_others(dir: &Path, records: &Records) -> io::Result<()> {
@@ -103,7 +124,7 @@ mod tests {
     #[test]
     fn nothing_can_be_run_from_a_stub_and_those_of_other_layers_go() {
         let dir = tempfile::tempdir().unwrap();
-        let stubs = Stubs::open(dir.path()).unwrap();
+        let stubs = Stubs::open(dir.path(), None).unwrap();
         let mut records = Records::default();
         for (id, parent) in [("one", None), ("two", Some("one"))] {
             let new = layer(&mut records, id, parent);

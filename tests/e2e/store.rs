@@ -195,6 +195,33 @@ fn other_layers_of_the_same_image_are_refused() {
     assert_eq!(store.list().len(), 1);
 }
 
+/// The same image by the same blob, of which more is known than before: with a table of contents that nothing vouched for, and then read whole.
+#[test]
+fn what_vouches_for_a_layer_may_get_better() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let (name, image) = ("localhost/sink:1", lab.layout("sink-stargz"));
+    let add = |options: &[&str]| store.crfs("add", &[&["--name", name], options, &[&image]].concat()).ok();
+    let pushable = || store.list()[0]["pushable"] == json!(true);
+    let tar_splits = || {
+        let names = fs::read_dir(store.path("overlay-layers")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".tar-split.gz")).count()
+    };
+    add(&["--full", "--insecure-unverified-toc", "--whole-layer-below=0"]);
+    let all = tar_splits();
+    assert!(pushable() && all == lab.layers("sink-stargz").len());
+    let mounted = podman.mount(name);
+    add(&[]);
+    assert!(!pushable() && tar_splits() < all, "it names files of other contents");
+    add(&["--full"]);
+    assert!(pushable());
+    lab.assert_equal(&mounted.dir, "sink", &["--overlay"]);
+    lab.assert_equal(&podman.mount(name).dir, "sink", &["--overlay"]);
+    let layers: Vec<Value> = read_json(&store.path("overlay-layers/layers.json"));
+    assert_eq!((layers.len(), store.list().len()), (lab.layers("sink-stargz").len(), 1));
+}
+
 #[test]
 fn containers_in_user_namespaces_see_the_right_owners() {
     let Some(lab) = Lab::new() else { return };
@@ -269,7 +296,7 @@ fn what_podman_reads_is_for_everybody_and_outside_of_the_mount() {
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> T {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> T {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
@@ -311,8 +338,7 @@ pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) 
     let mut manifest = manifest_of(&base);
     let mut config: Value = serde_json::from_slice(&blob(&base, &manifest["config"]["digest"])).unwrap();
     for number in 1..=layers {
-        let name: &'static str = Box::leak(format!("file-{number}").into_boxed_str());
-        let tar = image::tar(&[image::File { name, content: number.to_string().into_bytes() }]);
+        let tar = file_layer(number);
         let layer = with_type(write(&tar), "application/vnd.oci.image.layer.v1.tar");
         let diff_id = json!(crfs::blob::Digest::of(&tar).to_string());
         for (list, new) in [(&mut config["rootfs"]["diff_ids"], diff_id), (&mut manifest["layers"], layer)] {
@@ -328,6 +354,12 @@ pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) 
     fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [image]}).to_string()).unwrap();
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
     dir
+}
+
+/// The layer of such a layout that holds that number.
+pub(crate) fn file_layer(number: usize) -> Vec<u8> {
+    let name: &'static str = Box::leak(format!("file-{number}").into_boxed_str());
+    image::tar(&[image::File { name, content: number.to_string().into_bytes() }])
 }
 
 pub(crate) fn layout(dir: &Path) -> String {

@@ -1,16 +1,18 @@
 //! A store's server comes and goes, as do images: what podman and containers see meanwhile.
 
 use std::fs;
-use std::process::Command;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::store::{derived, layout};
-use crate::support::command::{send, start};
+use crate::store::{derived, file_layer, layout, read_json};
+use crate::support::command::{HANG, send, start};
 use crate::support::lab::{CRFS, skip};
-use crate::support::podman::{Podman, Store};
+use crate::support::podman::{LIMITS, Podman, Store};
 use crate::support::registry::Access;
 use crate::support::{Lab, Registry, run, until};
 
@@ -24,8 +26,13 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     store.add(BUSY, &lab.layout("busy-estargz"));
     podman.start("user", BUSY);
     podman.podman(&["commit", "-q", "user", "localhost/committed:1"]).ok();
+    store.add("localhost/reader:1", &layout(&derived(&lab, "busy-estargz", 1)));
+    let reader = LateReader::start(&lab, &podman, "localhost/reader:1", "/file-1");
     let links = link_names(&store);
     store.end(Signal::SIGKILL);
+    let told = reader.reads();
+    let is_clear = ["not connected", "I/O error", "Input/output error"].iter().any(|clear| told.contains(clear));
+    assert!(told.contains("/file-1") && is_clear, "{told}");
 
     let guarded = |store: &Store| fs::metadata(store.path("overlay/l")).is_ok().then_some(());
     until("the end of the dead mount", || guarded(&store));
@@ -58,6 +65,43 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     assert_eq!(podman.podman(&["exec", "user", "/bin/busybox", "echo", "here"]).ok(), "here\n");
 }
 
+/// A container that reads a file once it is told to.
+struct LateReader<'a> {
+    podman: &'a Podman,
+    fifo: PathBuf,
+}
+
+impl<'a> LateReader<'a> {
+    fn start(lab: &Lab, podman: &'a Podman, image: &str, file: &str) -> Self {
+        let dir = lab.fresh("fifo");
+        let fifo = dir.join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // All of the shell is in memory then, also what tells of an error, and it needs no other program.
+        let script = format!(
+            "/bin/busybox cat /bin/busybox > /dev/null; read x < /missing; echo waiting; read x < /fifo/fifo; \
+             read x < {file}; echo \"read: $?\""
+        );
+        let volume = format!("{}:/fifo", dir.display());
+        let command = ["/bin/busybox", "sh", "-c", &script];
+        let arguments = [&["run", "-d", "--name", "reader", "-v", &volume][..], &LIMITS, &[image], &command].concat();
+        podman.podman(&arguments).ok();
+        let reader = Self { podman, fifo };
+        until("the container", || reader.log().contains("waiting").then_some(()));
+        reader
+    }
+
+    fn log(&self) -> String {
+        let log = self.podman.podman(&["logs", "reader"]);
+        log.stdout + &log.stderr
+    }
+
+    /// Tells it to; gives what it said.
+    fn reads(&self) -> String {
+        run(Command::new("sh").args(["-c", "echo > \"$0\""]).arg(&self.fifo)).ok();
+        until("what was read, or why not", || Some(self.log()).filter(|log| log.contains("read: ")))
+    }
+}
+
 fn link_names(store: &Store) -> Vec<String> {
     let entries = fs::read_dir(store.path("overlay/l")).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -87,6 +131,54 @@ fn images_survive_a_restart_and_a_dead_registry() {
     let listed = store.list().into_iter().find(|image| image["names"][0] == "localhost/gone:1").unwrap();
     assert!(listed["problem"].as_str().unwrap().contains(gone.to_str().unwrap()), "{listed}");
     assert!(!podman.podman(&["run", "--rm", "localhost/gone:1", "/x"]).good());
+}
+
+/// A layer that can be had is served whatever its images' other layers are like (one is damaged), and a problem is told of those alone that have it.
+#[test]
+fn a_layer_below_one_that_is_damaged_is_served() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    let both = derived(&lab, "busy-estargz", 1);
+    store.add("localhost/both:1", &layout(&both));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.forget_cache();
+    let top = both.join("blobs/sha256").join(crfs::blob::Digest::of(&file_layer(1)).hex());
+    let bytes = fs::read(&top).unwrap();
+    fs::write(&top, vec![7; bytes.len()]).unwrap();
+
+    let ready = store.serve();
+    assert!(ready.contains("2 images, 1 of them not yet"), "{ready}");
+    assert_eq!(podman.run(&[], BUSY, "echo served").ok(), "served\n");
+    let listed = |name: &str| store.list().into_iter().find(|image| image["names"][0] == name).unwrap();
+    assert_eq!((&listed(BUSY)["served"], &listed(BUSY)["problem"]), (&json!(true), &json!(null)));
+    assert!(listed("localhost/both:1")["problem"].as_str().unwrap().contains("layer 1 ("));
+
+    fs::write(&top, bytes).unwrap();
+    store.add("localhost/both:1", &layout(&both));
+    let mended = listed("localhost/both:1");
+    assert_eq!((&mended["served"], &mended["problem"]), (&json!(true), &json!(null)));
+    assert_eq!(podman.run(&[], "localhost/both:1", "cat /file-1").ok(), "1");
+}
+
+/// One that takes connections and says nothing is waited for, by its own images.
+#[test]
+fn a_registry_that_hangs_keeps_no_other_image_closed() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    store.add("localhost/hangs:1", &registry.push(&lab, "late-zc-new"));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    let layers: Vec<serde_json::Value> = read_json(&store.path("overlay-layers/layers.json"));
+    let root = |layer: &serde_json::Value| store.path("overlay").join(layer["id"].as_str().unwrap()).join("diff");
+    let (hangs, other) = (root(&layers[0]), root(layers.last().unwrap()));
+    store.forget_cache();
+    registry.freeze();
+    let _lines = store.start();
+    until("the image of the other source", || fs::read_dir(&other).is_ok().then_some(()));
+    assert!(fs::read_dir(&hangs).is_err());
+    registry.thaw();
+    until("the image of the registry", || fs::read_dir(&hangs).is_ok().then_some(()));
 }
 
 #[test]
@@ -210,6 +302,25 @@ fn a_signal_ends_an_idle_server_and_two_a_busy_one() {
     store.end(Signal::SIGTERM);
 }
 
+/// As the units of contrib/ want it (sd_notify(3)).
+#[test]
+fn the_service_manager_is_told_and_the_state_is_where_it_is_told() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let (socket, state) = (lab.path("manager"), lab.path("elsewhere/state"));
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(HANG)).unwrap();
+    (store.manager, store.state) = (Some(socket), Some(state.clone()));
+    store.serve();
+    let mut message = [0; 100];
+    let len = manager.recv(&mut message).unwrap();
+    assert_eq!(String::from_utf8_lossy(&message[..len]), format!("MAINPID={}\nREADY=1\n", store.pid()));
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    assert!(state.join("store.json").exists() && !store.path("crfs").exists());
+    store.end(Signal::SIGTERM);
+    assert_eq!(store.list().len(), 1);
+}
+
 /// The units of contrib/, with this binary in them.
 #[test]
 fn systemd_takes_the_units() {
@@ -235,19 +346,50 @@ fn systemd_takes_the_units() {
 fn whoever_reads_the_lists_is_waited_for() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
-    let lock = store.path("overlay-images/images.lock");
-    let script = "import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print('locked', flush=True); sys.stdin.read()";
-    let mut reader = Command::new("python3");
-    reader.args(["-c", script]).arg(&lock).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut reader = reader.spawn().unwrap();
-    let mut line = [0; 7];
-    std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let reader = Reader::of(&store.path("overlay-images/images.lock"));
     let mut add =
         start(Command::new(CRFS).args(["store", "add", "--root"]).arg(store.root()).arg(lab.layout("late-zc-new")));
     until("the layers are served", || (link_names(&store).len() == 2).then_some(()));
     assert!(add.try_wait().unwrap().is_none(), "the list was changed under a reader");
-    drop(reader.stdin.take());
-    reader.wait().unwrap();
+    reader.ends();
     until("the end of add", || add.try_wait().unwrap().map(|status| assert!(status.success())));
     assert_eq!(store.list().len(), 1);
+}
+
+/// podman has the layers' lock for as long as it unpacks one, and others may have it for ever.
+#[test]
+fn a_server_starts_although_the_lists_are_being_read() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.end(Signal::SIGKILL);
+    let images = store.path("overlay-images/images.json");
+    fs::remove_file(&images).unwrap();
+    let reader = Reader::of(&store.path("overlay-layers/layers.lock"));
+    store.serve();
+    assert!(!images.exists(), "the list was changed under a reader");
+    reader.ends();
+    until("the list", || images.exists().then_some(()));
+    assert_eq!(podman.run(&[], BUSY, "echo served").ok(), "served\n");
+}
+
+/// Somebody who holds a lock as podman does that reads.
+struct Reader(std::process::Child);
+
+impl Reader {
+    fn of(lock: &Path) -> Self {
+        let script = "import fcntl, sys; f = open(sys.argv[1]); fcntl.lockf(f, fcntl.LOCK_SH); print('locked', flush=True); sys.stdin.read()";
+        let mut reader = Command::new("python3");
+        reader.args(["-c", script]).arg(lock).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut reader = reader.spawn().unwrap();
+        let mut line = [0; 7];
+        std::io::Read::read_exact(reader.stdout.as_mut().unwrap(), &mut line).unwrap();
+        Self(reader)
+    }
+
+    fn ends(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
 }

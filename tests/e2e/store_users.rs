@@ -19,13 +19,15 @@ fn rootless(how: &str) {
         return;
     }
     // The repository may lie where others cannot go.
-    let (crfs, image, dir) = (lab.path("crfs"), lab.path("image"), lab.fresh("user"));
+    let (crfs, image, more, dir) = (lab.path("crfs"), lab.path("image"), lab.path("more"), lab.fresh("user"));
     fs::copy(CRFS, &crfs).unwrap();
-    run(Command::new("cp").arg("-rL").arg(lab.fixtures().join("busy-estargz")).arg(&image)).ok();
-    run(Command::new("chmod").args(["-R", "a+rX"]).arg(&image)).ok();
+    for (fixture, copy) in [("busy-estargz", &image), ("late-zc-new", &more)] {
+        run(Command::new("cp").arg("-rL").arg(lab.fixtures().join(fixture)).arg(copy)).ok();
+        run(Command::new("chmod").args(["-R", "a+rX"]).arg(copy)).ok();
+    }
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/rootless-store.sh");
-    run(Command::new("sh").arg(script).arg(how).arg(&dir).arg(&crfs).arg(&image)).ok();
+    run(Command::new("sh").arg(script).arg(how).arg(&dir).arg(&crfs).arg(&image).arg(&more)).ok();
 }
 
 /// By kernel overlayfs and by fuse-overlayfs.

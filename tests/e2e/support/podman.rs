@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
@@ -32,6 +33,10 @@ const USE_BLOB_CACHE: [&str; 5] = ["build", "commit", "pull", "push", "save"];
 pub(crate) struct Store {
     root: PathBuf,
     cache: PathBuf,
+    /// Where its state is, if not below its root.
+    pub(crate) state: Option<PathBuf>,
+    /// The socket of a service manager.
+    pub(crate) manager: Option<PathBuf>,
     server: Option<Child>,
 }
 
@@ -51,21 +56,37 @@ impl Store {
                 return skip(&format!("there is no {program}: install the package {program}"));
             }
         }
-        Some(Self { root: lab.path("store"), cache: lab.fresh("cache"), server: None })
+        let (root, cache) = (lab.path("store"), lab.fresh("cache"));
+        Some(Self { root, cache, state: None, manager: None, server: None })
+    }
+
+    /// Loses all that is cached; no server may run.
+    pub(crate) fn forget_cache(&self) {
+        assert!(self.server.is_none());
+        fs::remove_dir_all(&self.cache).unwrap();
+        fs::create_dir(&self.cache).unwrap();
     }
 
     /// Starts the server, and waits until it says that podman can use the store. Gives that line.
     #[track_caller]
     pub(crate) fn serve(&mut self) -> String {
-        let mut command = Command::new(CRFS);
-        command.args(["store", "serve", "--root"]).arg(&self.root).arg("--cache-dir").arg(&self.cache);
-        let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
-        let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("crfs: serving"));
-        // Read on, so that the server never waits for us; what it says there is in server.log, too.
-        std::thread::spawn(move || lines.for_each(drop));
-        self.server = Some(server);
+        let ready = self.start().find(|line| line.contains("crfs: serving"));
         ready.unwrap_or_else(|| panic!("the server ended: {}", self.log()))
+    }
+
+    /// Starts the server. Gives what it says on stderr, as far as that is listened to.
+    #[track_caller]
+    pub(crate) fn start(&mut self) -> impl Iterator<Item = String> + use<> {
+        let mut command = self.command("serve");
+        command.arg("--cache-dir").arg(&self.cache);
+        command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
+        let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(server.stderr.take().unwrap()).lines();
+        self.server = Some(server);
+        let (sender, receiver) = mpsc::channel();
+        // Read on where nobody listens, so that the server never waits for us; what it says there is in server.log, too.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        receiver.into_iter()
     }
 
     fn log(&self) -> String {
@@ -83,7 +104,16 @@ impl Store {
     /// `crfs store COMMAND --root ...`
     #[track_caller]
     pub(crate) fn crfs(&self, command: &str, arguments: &[impl AsRef<OsStr>]) -> Finished {
-        run(Command::new(CRFS).args(["store", command, "--root"]).arg(&self.root).args(arguments))
+        run(self.command(command).args(arguments))
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(CRFS);
+        command.args(["store", name, "--root"]).arg(&self.root);
+        if let Some(state) = &self.state {
+            command.arg("--state").arg(state);
+        }
+        command
     }
 
     /// Adds an image under a name of its own; gives its id.

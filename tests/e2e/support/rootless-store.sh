@@ -2,7 +2,7 @@
 # podman of the ordinary user nobody and a store, in a mount namespace of its own where /dev/fuse, /etc/subuid and /etc/subgid are what distributions make
 # them:
 #
-#     rootless-store.sh own|shared DIR CRFS IMAGE      DIR is for scratch; the user may read IMAGE, a layout, and run CRFS
+#     rootless-store.sh own|shared DIR CRFS IMAGE MORE     DIR is for scratch; the user may read IMAGE and MORE, layouts, and run CRFS
 #
 # own: the user's own server, in podman unshare. shared: root's server, which gives the user the store.
 set -eu
@@ -10,7 +10,7 @@ if [ "${1:-}" != --inside ]; then
   exec unshare --mount --propagation private sh "$0" --inside "$@"
 fi
 shift
-how=$1 dir=$2 crfs=$3 image=$4
+how=$1 dir=$2 crfs=$3 image=$4 more=$5
 echo "nobody:100000:65536" > "$dir/ids"
 for file in /etc/subuid /etc/subgid; do
   mount --bind "$dir/ids" "$file"
@@ -48,7 +48,8 @@ conf="$dir/home/.config/containers/storage.conf"
 as_user mkdir -p "${conf%/*}"
 if [ "$how" = own ]; then
   store="$dir/home/.local/share/crfs/store"
-  as_user "$crfs" store config | as_user tee "$conf" > /dev/null
+  as_user "$crfs" store config > "$dir/conf"
+  as_user tee "$conf" < "$dir/conf" > /dev/null
   as_user mkdir -p "$store"
   # shellcheck disable=SC2016 # The inner shell's.
   run_podman unshare sh -c 'echo $$ > "$HOME/pid"; exec "$@"' sh "$crfs" store serve > /dev/null 2> "$dir/log" &
@@ -56,13 +57,26 @@ if [ "$how" = own ]; then
   server=$(cat "$dir/home/pid")
   run_podman unshare "$crfs" store add --full --name localhost/busy:1 "oci:$image"
 else
+  # As systemd has it: a process that has been in a namespace for long sees what is mounted and unmounted outside of it.
+  mount --make-rshared /
+  # Also where the administrator's files are for nobody else.
+  umask 077
   root="$dir/store"
   "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log" &
   server=$!
   wait_for "$dir/log"
+  [ "$(stat -c %a "$root")" = 700 ]
   "$crfs" store add --root "$root" --full --name localhost/busy:1 "oci:$image"
   store=$("$crfs" store share --root "$root" --user nobody)
-  as_user "$crfs" store config --root "$store" | as_user tee "$conf" > /dev/null
+  as_user "$crfs" store config --root "$store" > "$dir/conf"
+  as_user tee "$conf" < "$dir/conf" > /dev/null
+  # It is that user's, and nobody else's: no other user of the machine has any of the layers.
+  [ "$(stat -c %a "$root" "$store" | tr '\n' ' ')" = "711 750 " ]
+  as_user ls "$store/overlay/l" > /dev/null
+  for place in "$store" "$store/overlay" "$root/overlay" "$root/crfs"; do
+    if setpriv --reuid daemon --regid daemon --clear-groups ls "$place" 2> /dev/null; then exit 1; fi
+  done
+  umask 022
 fi
 
 run_podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
@@ -77,6 +91,14 @@ run() {
 run "" ""
 run "" "--userns=auto"
 run "" "--uidmap=0:1:1000 --gidmap=0:1:1000"
+# The first container of that kind in a home fails with runc, also of an image that was pulled ("permission denied").
+keep_id="run --rm --userns=keep-id --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox"
+# shellcheck disable=SC2086 # Several words.
+run_podman $keep_id true || :
+# shellcheck disable=SC2086
+[ "$(run_podman $keep_id stat -c %u:%g /bin/busybox)" = 0:0 ]
+# shellcheck disable=SC2086
+[ "$(run_podman $keep_id id -u)" = "$(id -u nobody)" ]
 [ "$how" = shared ] || run "--storage-opt overlay.imagestore=$store --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs" ""
 # Of the tar-split and the layer's files, whose digest podman compares.
 run_podman save -q --format oci-dir -o "$dir/home/saved" localhost/busy:1
@@ -87,13 +109,28 @@ if [ "$how" = shared ]; then
   # root's store knows of the user's container, where that is at its default place in their home.
   if "$crfs" store rm --root "$root" --podman-root "$dir/home/.local/share/containers/storage" localhost/busy:1 2> "$dir/refused"; then exit 1; fi
   grep "is used by the container" "$dir/refused"
-  run_podman rm "$container"
-  # The server comes back, and gives the user the store again.
+  # Without the server all goes on that reads no layers.
   kill -9 "$server"
+  tries=0
+  while grep -q " $store/overlay " /proc/mounts; do
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || exit 1
+    sleep 0.1
+  done
+  run_podman ps -a --format '{{.ID}}' --no-trunc | grep -x "$container"
+  run_podman images --format '{{.Repository}}:{{.Tag}}' | grep -x localhost/busy:1
+  run_podman inspect "$container" localhost/busy:1 > /dev/null
+  # What podman makes on top of a layer has the owner of the layer's root: the user.
+  [ "$(stat -L -c %u "$store"/overlay/l/*)" = "$(id -u nobody)" ]
+  # An image comes while nobody serves, and the next server gives the user the store again.
+  "$crfs" store add --root "$root" --name localhost/more:1 "oci:$more"
+  [ "$(find "$store/overlay/l" -type l | wc -l)" -ge 2 ]
+  run_podman rm "$container"
   "$crfs" store serve --root "$root" --cache-dir "$dir/cache" > /dev/null 2> "$dir/log-again" &
   server=$!
   wait_for "$dir/log-again"
   grep " $store/overlay fuse.crfs " /proc/mounts
   "$crfs" store share --root "$root" --user nobody --stop
   if grep " $store/overlay " /proc/mounts; then exit 1; fi
+  [ "$(stat -c %a "$root")" = 700 ]
 fi
