@@ -213,7 +213,8 @@ impl Store {
         }
     }
 
-    /// Opens the layers of all images, also of removed ones that podman still needs, that are not open. Says whether all are now. One that cannot be opened keeps none else from it.
+    /// Opens the layers of all images, also of removed ones that podman still needs, that are not open. Says whether all are now. One that cannot
+    /// be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
         let all = self.open_each(report).await;
         self.opened.notify_one();
