@@ -3,7 +3,7 @@
 //!
 //! The system's resolver cannot be interrupted: it has a blocking thread until it gives up, whoever has gone away meanwhile. So each name is looked
 //! up once at a time, however many wait and however often they ask again, or a silent name server would take all threads, those that cached
-//! contents are read on as well.
+//! contents are read on as well. Nor does it for many names, to which a registry may send us.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,10 +13,13 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// What was found is used again for so long: enough for requests that are made together, too short to go stale.
 const KEPT: Duration = Duration::from_secs(5);
+
+/// Names that are looked up at a time.
+const AT_ONCE: usize = 64;
 
 type Found = Result<Vec<SocketAddr>, Arc<io::Error>>;
 
@@ -29,6 +32,7 @@ type Ask = dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + S
 #[derive(Clone)]
 pub(super) struct Resolver {
     lookups: Arc<Lookups>,
+    turns: Arc<Semaphore>,
     ask: Arc<Ask>,
 }
 
@@ -40,7 +44,7 @@ impl Default for Resolver {
 
 impl Resolver {
     fn asking(ask: impl Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync + 'static) -> Self {
-        Self { lookups: Arc::default(), ask: Arc::new(ask) }
+        Self { lookups: Arc::default(), turns: Arc::new(Semaphore::new(AT_ONCE)), ask: Arc::new(ask) }
     }
 
     async fn addresses(&self, name: &str) -> Found {
@@ -58,8 +62,26 @@ impl Resolver {
         lookups.insert(name.to_owned(), lookup.clone());
         let listed = Listed { lookups: Arc::clone(&self.lookups), name: name.to_owned() };
         // A task of its own: it goes on when nobody waits any more.
-        tokio::spawn(look_up(listed, (self.ask)(name.to_owned()), tell));
+        tokio::spawn(self.clone().look_up(listed, tell));
         lookup
+    }
+
+    async fn look_up(self, listed: Listed, tell: oneshot::Sender<Found>) {
+        let turn = self.turns.acquire().await;
+        let found = (self.ask)(listed.name.clone()).await;
+        drop(turn);
+        // Nobody may wait any more, and who asks within the time hears it still.
+        match found {
+            Ok(addresses) => {
+                let _heard = tell.send(Ok(addresses));
+                tokio::time::sleep(KEPT).await;
+            }
+            Err(error) => {
+                // Before anybody hears of it, so that who asks again is not told the same.
+                drop(listed);
+                let _heard = tell.send(Err(Arc::new(error)));
+            }
+        }
     }
 }
 
@@ -72,25 +94,6 @@ struct Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         lock(&self.lookups).remove(&self.name);
-    }
-}
-
-async fn look_up(
-    listed: Listed,
-    asking: BoxFuture<'static, io::Result<Vec<SocketAddr>>>,
-    tell: oneshot::Sender<Found>,
-) {
-    // Nobody may wait any more, and who asks within the time hears it still.
-    match asking.await {
-        Ok(addresses) => {
-            let _heard = tell.send(Ok(addresses));
-            tokio::time::sleep(KEPT).await;
-        }
-        Err(error) => {
-            // Before anybody hears of it, so that who asks again is not told the same.
-            drop(listed);
-            let _heard = tell.send(Err(Arc::new(error)));
-        }
     }
 }
 
@@ -160,6 +163,18 @@ mod tests {
         assert_eq!(resolver.addresses("r").await.unwrap().len(), 1);
         assert_eq!(resolver.addresses("s").await.unwrap().len(), 1);
         assert_eq!(asked.load(Ordering::SeqCst), 2, "another name is another lookup");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_names_have_their_turns() {
+        let (resolver, tell, asked) = server();
+        let names: Vec<_> = (0..AT_ONCE * 2).map(|number| number.to_string()).collect();
+        let waiting = names.iter().map(|name| tokio::time::timeout(KEPT, resolver.addresses(name)));
+        assert!(futures_util::future::join_all(waiting).await.iter().all(Result::is_err));
+        assert_eq!(asked.load(Ordering::SeqCst), AT_ONCE);
+        tell.send(Some(true)).unwrap();
+        let found = futures_util::future::join_all(names.iter().map(|name| resolver.addresses(name))).await;
+        assert!(found.iter().all(Result::is_ok));
     }
 
     #[tokio::test(start_paused = true)]
