@@ -177,6 +177,8 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
 /// more and podman does not stand on. Who holds podman's locks keeps the lists from being changed, and nothing from being served.
 async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
     let mut records = store.records.lock().await;
+    // Whatever comes of the rest: no layer goes that a podman needs which is known of now.
+    records.know_podman(&options.podman);
     let mut changed = records_now(store, options, &records);
     let begun = tokio::task::block_in_place(|| {
         let _locks = store.drop_layers(&mut changed, |_| true);
@@ -198,7 +200,6 @@ async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> 
 fn records_now(store: &Store, options: &ServeOptions, records: &Records) -> Records {
     let mut changed = records.clone();
     changed.cache = Some(CachePlace { dir: options.cache_dir.clone(), size: options.cache_size });
-    changed.know_podman(&options.podman);
     // One whose file is gone can be had again.
     for layer in changed.layers.iter_mut().filter(|layer| !store.paths.tar_split(&layer.id).exists()) {
         layer.tar = None;
