@@ -32,6 +32,9 @@ use crate::registry::{self, Freshness};
 /// Parts of a body that wait for the decoder.
 const PARTS: usize = 16;
 
+/// How often a guess looks whether its host asks for restraint.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// The checks that a request is to bring, in the order of the layer file.
 pub(super) struct Job {
     layer: Arc<Layer>,
@@ -153,9 +156,6 @@ impl Job {
         }
     }
 }
-
-/// How often a guess looks whether its host asks for restraint.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The blocking half of an attempt.
 struct Decoder {

@@ -6,7 +6,8 @@
 //! that file                        --> is wished for, and looked into as well, a few steps far
 //! ```
 //!
-//! Nothing is known of any language but how names become paths, and what Python reads when it starts. What the image's command is given as a script names modules that may be anywhere.
+//! Nothing is known of any language but how names become paths, and what Python reads when it starts. What the image's command is given as a
+//! script names modules that may be anywhere.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;

@@ -335,7 +335,7 @@ impl Reading {
         has_place
     }
 
-    /// The read was looked for in the cache, and requests for what it missed are about to be sent.
+    /// The read was looked for in the cache, and requests for what it missed are under way.
     pub(super) fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
         let mut state = self.around.state();
         let noticed = state.noticed(&self.around, self, (range, checks), missed);
