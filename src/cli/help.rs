@@ -317,8 +317,9 @@ had is the new one's from then on. Fields of --json: see `crfs store ls --help`.
 --full is for `podman push` and `podman save`: of an image of the store, and of
 one that is built on it, to where its layers are not. It may be given later, for
 an image that is there. An image whose layers do not have the digests that its
-config names is refused then. Of zstd:chunked layers that carry a tar-split a
-server gives podman that by itself, when nothing else is read.
+config names is refused then. Layers without a table of contents, which `add`
+reads whole, do not need it; nor do zstd:chunked layers that carry a tar-split:
+a server gives podman that by itself, when nothing else is read.
 
 ",
     image_help!(),

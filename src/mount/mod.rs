@@ -30,7 +30,7 @@ pub(crate) mod session;
 pub(crate) mod signals;
 pub(crate) mod state;
 pub mod status;
-mod tar_splits;
+pub(crate) mod tar_splits;
 pub mod unmount;
 mod wire;
 

@@ -87,7 +87,7 @@ impl Engine {
             None => self.opener.read_split(&wanted, BTreeSet::new(), reading).await?,
         };
         let unreadable = match first {
-            Ok(first) => match usable(&wanted, first).await? {
+            Ok(first) => match usable(&wanted.contents, first).await? {
                 Ok(first) => return Ok(Ok(first)),
                 Err(unreadable) => unreadable,
             },
@@ -96,16 +96,29 @@ impl Engine {
         // Which file of several counts is known at the end of the tar, and their contents have passed by then.
         tracing::debug!(layer = %wanted.layer.digest, files = unreadable.len(), "reading the layer once more: podman could not read all files by their names");
         match self.opener.read_split(&wanted, unreadable, reading).await? {
-            Ok(second) => Ok(usable(&wanted, second).await?.map_err(|_| NoTarSplit::Unreadable)),
+            Ok(second) => Ok(usable(&wanted.contents, second).await?.map_err(|_| NoTarSplit::Unreadable)),
             Err(problem) => Ok(Err(problem)),
         }
     }
 }
 
+/// Keeps of the tar-splits that opening layers has made those that can be used as they are; reads no layer again for the others.
+///
+/// # Errors
+/// Where a layer's index cannot be read, with its number.
+pub(crate) async fn keep_usable(layers: &mut [OpenLayer]) -> Result<(), (usize, Error)> {
+    for (number, layer) in layers.iter_mut().enumerate() {
+        let Some(Ok(made)) = layer.tar_split.take() else { continue };
+        let split = usable(&layer.contents, made).await.map_err(|error| (number, error))?;
+        layer.tar_split = split.ok().map(Ok);
+    }
+    Ok(())
+}
+
 /// A tar-split that can be used, or the entries of the tar that it must not name.
-async fn usable(wanted: &Wanted, split: TarSplit) -> Result<Result<TarSplit, BTreeSet<u64>>, Error> {
-    let contents = Arc::clone(&wanted.contents);
-    blocking(wanted.layer.digest, move || Ok(split.usable(&contents.index().entries()?))).await
+async fn usable(contents: &Arc<fetch::Layer>, split: TarSplit) -> Result<Result<TarSplit, BTreeSet<u64>>, Error> {
+    let (layer, contents) = (*contents.digest(), Arc::clone(contents));
+    blocking(layer, move || Ok(split.usable(&contents.index().entries()?))).await
 }
 
 /// What came of all, by their numbers.

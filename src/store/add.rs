@@ -16,6 +16,7 @@ use crate::index::{Identity, Trust};
 use crate::mount::image::Engine;
 use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
+use crate::mount::tar_splits::keep_usable;
 use crate::mount::{Event, Report};
 use crate::registry::{self, ImageRef};
 
@@ -55,9 +56,9 @@ impl Store {
     ) -> Result<Listing, Error> {
         let name = name.map_or_else(|| name_of(&source.image), |name| given_name(&source.image, &name))?;
         let source = ImageOptions { cache_dir: "/".into(), cache_size: None, ..source };
-        let engine = if full { self.full_engine(&source)? } else { self.engine(&source)? };
+        let engine = self.splitting_engine(&source)?;
         let mut found = Self::find(&engine, name, report).await?;
-        let splits = if full { self.split(&engine, &mut found, report).await? } else { BTreeMap::new() };
+        let splits = self.split(&engine, &mut found, full, report).await?;
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
         tokio::task::block_in_place(|| self.take_in(&mut records, found, splits, source))
@@ -82,16 +83,20 @@ impl Store {
         Ok(Found { name, image, config_bytes, config_digest, config, layers })
     }
 
-    /// Has those layers read whole of which podman has no tar-split that is known to be right. Gives those of them that can have one, by their
-    /// numbers.
+    /// Gives the tar-splits of layers of which podman has none that is known to be right, by their numbers: with `full` of all that can have one,
+    /// which reads them whole, else of those that opening them has read whole.
     async fn split(
         &self,
         engine: &Arc<Engine>,
         found: &mut Found,
+        full: bool,
         report: &Report,
     ) -> Result<BTreeMap<usize, Staged>, Error> {
         let wanted = self.wanted(&*self.records.lock().await, found)?;
-        let split = engine.split_each(&mut found.layers, &wanted, report).await;
+        let split = match full {
+            true => engine.split_each(&mut found.layers, &wanted, report).await,
+            false => keep_usable(&mut found.layers).await,
+        };
         split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))?;
         // Also those that nobody wants: the layers stay for as long as the server.
         let made = found.layers.iter_mut().map(|layer| layer.tar_split.take()).enumerate();
@@ -101,7 +106,7 @@ impl Store {
         tokio::task::block_in_place(|| made.map(stage).collect())
     }
 
-    /// The layers that are to be read whole, by their numbers and with their diffIDs.
+    /// The layers that are to have a tar-split, by their numbers and with their diffIDs.
     fn wanted(&self, records: &Records, found: &Found) -> Result<BTreeMap<usize, Digest>, Error> {
         let (mut wanted, mut seen, mut ids) = (BTreeMap::new(), HashSet::new(), Vec::new());
         for (number, (layer, diff_id)) in found.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {

@@ -152,8 +152,8 @@ impl Store {
         Ok(Arc::new(Engine::sharing(self.common.clone(), source, RESOLVE_WITHIN, None)?))
     }
 
-    /// The same, which makes tar-splits of the layers that it reads whole.
-    pub(super) fn full_engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
+    /// The same, which makes tar-splits of the layers that it reads whole, for an image that is added.
+    pub(super) fn splitting_engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {
         let dir = Some(self.paths.tar_splits());
         Ok(Arc::new(Engine::sharing(self.common.clone(), source, RESOLVE_WITHIN, dir)?))
     }
