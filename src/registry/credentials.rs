@@ -270,6 +270,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_ipv6_address_is_looked_up_as_it_is_written() {
+        let json = auths(&[("[::1]:5000/a", "ns:1"), ("http://[::1]:5000/v2/", "host:2"), ("[::1]", "other:3")]);
+        assert_eq!(user(&json, "[::1]:5000", "a/b").await.as_deref(), Some("ns:1"));
+        assert_eq!(user(&json, "[::1]:5000", "b").await.as_deref(), Some("host:2"));
+        assert_eq!(user(&json, "[0:0::1]:5000", "b").await, None);
+    }
+
+    #[tokio::test]
     async fn keys_of_docker_are_understood() {
         let json = auths(&[(DOCKER_HUB_KEY, "hub:1"), ("https://r.io/v2/", "r:2")]);
         assert_eq!(user(&json, "docker.io", "library/alpine").await.as_deref(), Some("hub:1"));

@@ -3,6 +3,7 @@
 //! ```text
 //! [docker://]alpine                      docker.io/library/alpine:latest
 //! ghcr.io/a/b:1@sha256:...               the digest wins, the tag is for reading only
+//! [::1]:5000/a                           an IPv6 address
 //! oci:DIR[:TAG]  oci-archive:FILE[:TAG]  an OCI image layout, as a directory or in a tar
 //! docker-archive:FILE[:NAME]             what docker save writes; NAME is completed like one in a registry, or @N
 //! ```
@@ -163,6 +164,9 @@ mod tests {
             ("docker.io/library/alpine:3", "docker.io/library/alpine:3", "docker.io/library/alpine"),
             ("index.docker.io/a/b", "docker.io/a/b:latest", "docker.io/a/b"),
             ("localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x"),
+            ("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x"),
+            ("docker://[::1]/x:t", "[::1]/x:t", "[::1]/x"),
+            ("docker-archive:/a.tar:[::1]:5/x", "docker-archive:/a.tar:[::1]:5/x:latest", "docker-archive:/a.tar"),
             ("oci:/a/b", "oci:/a/b", "oci:/a/b"),
             ("oci:/a/b:t", "oci:/a/b:t", "oci:/a/b"),
             ("oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar:t", "oci-archive:/a/b.tar"),
