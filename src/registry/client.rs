@@ -1,29 +1,21 @@
 //! From a reference to one image: which manifest it means, whose bytes are verified, and where its layers are.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci_client::manifest::ImageIndexEntry;
 use tokio::sync::OnceCell;
 
 use super::archive::Archive;
 use super::blob::Blob;
 use super::layout::Layout;
-use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
+use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
-use super::platform::{Offer, offer};
 use super::remote::{Document, Repository, Shared};
-use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, Platform, docker_archive, soci};
+use super::search::Search;
+use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{Digest, Documents};
-
-/// Indexes may name indexes; so deep is looked.
-const DEEPEST_INDEX: usize = 4;
-
-/// So many documents are asked for to find one image: entries of an index that state no platform have to be tried.
-const MOST_DOCUMENTS: usize = 32;
 
 /// How long a registry is waited for that may be answered for by what is remembered.
 const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
@@ -210,12 +202,7 @@ impl Client {
         Err(Error::WrongDigest { what: image.to_string(), expected: digest, found })
     }
 
-    pub(super) async fn child(
-        &self,
-        image: &ImageRef,
-        source: &Source,
-        entry: &ImageIndexEntry,
-    ) -> Result<Document, Error> {
+    pub(super) async fn child(&self, image: &ImageRef, source: &Source, entry: &Descriptor) -> Result<Document, Error> {
         let refused = |reason| Error::Manifest { what: image.to_string(), kind: "index", reason };
         let (digest, size) = place(&entry.digest, entry.size).map_err(refused)?;
         let bytes = self.by_digest(image, source, digest, Some(size)).await?;
@@ -239,47 +226,20 @@ impl Client {
         }
     }
 
-    /// Goes down through indexes to the image of the wanted platform, the best entry of each first.
+    /// Goes down from a document to the image of the wanted platform.
     async fn choose(&self, image: &ImageRef, source: &Source, top: Document) -> Result<Image, Error> {
         let what = image.to_string();
-        let refused = |reason| Error::Manifest { what: what.clone(), kind: "index", reason };
-        let mut available = Vec::new();
-        // What is still to be looked into, the last first.
-        let mut waiting: Vec<(ImageIndexEntry, usize)> = Vec::new();
-        let (mut document, mut platform, mut depth, mut passed_over) = (top, None, 0, false);
-        for _ in 0..MOST_DOCUMENTS {
-            match parse(&what, &document.bytes)? {
-                // It may stand beside its image, for the same platform.
-                Content::Image(manifest) if soci::is_index(&manifest) => passed_over = true,
-                Content::Image(Manifest { layers, config, annotations, .. }) => {
-                    let (layers, config) = self.blobs(source, layers, config).await?;
-                    let (name, digest, manifest) = (image.name(), document.digest, document.bytes);
-                    return Ok(Image { name, digest, manifest, platform, layers, config, annotations });
-                }
-                Content::Index(_) if depth == DEEPEST_INDEX => {
-                    return Err(refused(format!("indexes are nested more than {DEEPEST_INDEX} deep")));
-                }
-                Content::Index(entries) => {
-                    let Offer { fitting, available: named } = offer(&self.options.platform, &entries);
-                    available.extend(named);
-                    // An entry that states the platform is the image; those without may be indexes, each to be looked into.
-                    let stated = fitting.iter().filter(|entry| entry.platform.is_some()).count();
-                    let worth = if stated > 0 { stated } else { fitting.len() };
-                    waiting.extend(fitting.into_iter().take(worth).rev().map(|entry| (entry.clone(), depth + 1)));
-                }
+        let mut search = Search::new(&what, &self.options.platform);
+        let mut document = top;
+        loop {
+            if let Some(found) = search.look(parse(&what, &document.bytes)?)? {
+                let Manifest { layers, config, annotations, .. } = found;
+                let (layers, config) = self.blobs(source, layers, config).await?;
+                let (name, digest, manifest) = (image.name(), document.digest, document.bytes);
+                return Ok(Image { name, digest, manifest, platform: search.platform, layers, config, annotations });
             }
-            let Some((entry, below)) = waiting.pop() else {
-                if passed_over && available.is_empty() {
-                    return Err(refused("it is a SOCI index, which goes with an image and is none".to_owned()));
-                }
-                let mut seen = BTreeSet::new();
-                available.retain(|platform| seen.insert(platform.clone()));
-                return Err(Error::NoPlatform { image: what, wanted: self.options.platform.to_string(), available });
-            };
-            document = self.child(image, source, &entry).await?;
-            (platform, depth) = (entry.platform.as_ref().map(Platform::from), below);
+            document = self.child(image, source, &search.next()?).await?;
         }
-        Err(refused(format!("its indexes name more than {MOST_DOCUMENTS} others without a platform")))
     }
 
     /// Where the bytes of layers and config are. A config that is not there is missed by nobody but who asks for it.

@@ -132,7 +132,8 @@ fn choose(image: &str, wanted: Option<&str>, mut items: Vec<Item>) -> Result<Ite
             None => items.iter().position(|item| item.repo_tags.iter().flatten().any(|name| is_named(name, wanted))),
         },
     };
-    let missing = || Error::NoTag { image: image.to_owned(), tag: wanted.unwrap_or_default().to_owned(), tags: names };
+    let (image, tag) = (image.to_owned(), wanted.unwrap_or_default().to_owned());
+    let missing = || Error::NoTag { image, tag, tags: names, left_out: Box::default() };
     Ok(items.swap_remove(found.ok_or_else(missing)?))
 }
 

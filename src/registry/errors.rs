@@ -3,6 +3,7 @@
 //! No text here ever holds a secret: URLs are [`Redacted`] (signed URLs carry their authority in the query), and of
 //! credentials only the place they came from is named.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::credentials::Origin;
+use super::left_out::LeftOut;
 use crate::blob::Digest;
 
 /// A URL without user, password, query and fragment, fit to be shown.
@@ -72,17 +74,20 @@ pub enum Error {
     Transport { transport: String, text: String },
     #[error("{text:?} is not a platform: it is written os/arch or os/arch/variant, such as linux/arm64")]
     Platform { text: String },
-    #[error("{image} has nothing for {wanted}; it has: {}", list(available))]
-    NoPlatform { image: String, wanted: String, available: Vec<String> },
-    #[error("{image} names no tag, and holds more than one image and none called latest; its tags are: {}", list(tags))]
-    AmbiguousLayout { image: String, tags: Vec<String> },
+    #[error("{image} has nothing for {wanted}; it has: {}{left_out}", list(available))]
+    NoPlatform { image: String, wanted: String, available: Vec<String>, left_out: Box<LeftOut> },
+    #[error(
+        "{image} names no tag, and holds more than one image and none called latest; its tags are: {}{left_out}",
+        list(tags)
+    )]
+    AmbiguousLayout { image: String, tags: Vec<String>, left_out: Box<LeftOut> },
     #[error(
         "{image} names none of the {count} images that it holds (:NAME, or :@0 for the first); their names are: {}",
         list(names)
     )]
     AmbiguousArchive { image: String, count: usize, names: Vec<String> },
-    #[error("{image} has no tag {tag:?}; its tags are: {}", list(tags))]
-    NoTag { image: String, tag: String, tags: Vec<String> },
+    #[error("{image} has no tag {tag:?}; its tags are: {}{left_out}", list(tags))]
+    NoTag { image: String, tag: String, tags: Vec<String>, left_out: Box<LeftOut> },
     #[error("no image stands beside {image}: it has no tag to put {suffix:?} behind")]
     NoSibling { image: String, suffix: String },
 
@@ -207,7 +212,10 @@ fn deepest(error: Option<&reqwest::Error>) -> String {
     error.and_then(|error| sources(error).last()).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
+/// Each once, in the order in which they come.
 fn list(items: &[String]) -> String {
+    let mut seen = HashSet::new();
+    let items: Vec<&str> = items.iter().map(String::as_str).filter(|item| seen.insert(*item)).collect();
     if items.is_empty() { "(none)".to_owned() } else { items.join(", ") }
 }
 

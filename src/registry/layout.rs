@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use oci_client::manifest::ImageIndexEntry;
 
 use super::Error;
 use super::archive::Archive;
-use super::manifest::{Content, LARGEST_DOCUMENT, parse};
+use super::left_out::LeftOut;
+use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
 use crate::blob::{ByteRange, Digest};
 
 /// The annotation that holds a tag.
@@ -94,12 +94,12 @@ impl Layout {
     }
 
     /// The entry of index.json that a tag names; without a tag the only image, or the one called latest.
-    pub(super) fn find(&self, name: &str, tag: Option<&str>) -> Result<ImageIndexEntry, Error> {
+    pub(super) fn find(&self, name: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
         choose(name, tag, self.entries(name)?)
     }
 
     /// All that index.json has.
-    pub(super) fn entries(&self, name: &str) -> Result<Vec<ImageIndexEntry>, Error> {
+    pub(super) fn entries(&self, name: &str) -> Result<Vec<Descriptor>, Error> {
         let bytes = match self {
             Self::Directory(dir) => read_index(dir)?,
             Self::Archive(archive) => archive.index()?,
@@ -112,17 +112,18 @@ impl Layout {
     }
 }
 
-fn choose(name: &str, tag: Option<&str>, entries: Vec<ImageIndexEntry>) -> Result<ImageIndexEntry, Error> {
-    fn tag_of(entry: &ImageIndexEntry) -> Option<&String> {
-        entry.annotations.as_ref().and_then(|annotations| annotations.get(REF_NAME))
+fn choose(name: &str, tag: Option<&str>, entries: Vec<Descriptor>) -> Result<Descriptor, Error> {
+    fn tag_of(entry: &Descriptor) -> Option<&String> {
+        entry.annotations.get(REF_NAME)
     }
     let tags: Vec<String> = entries.iter().filter_map(tag_of).cloned().collect();
-    let mut images: Vec<_> = entries.into_iter().filter(|entry| entry.artifact_type.is_none()).collect();
+    let left_out = Box::new(LeftOut::of(&entries));
+    let mut images: Vec<_> = entries.into_iter().filter(Descriptor::may_be_image).collect();
     let named = |wanted: &str| images.iter().position(|entry| tag_of(entry).is_some_and(|tag| tag == wanted));
     let index = match tag {
-        Some(tag) => named(tag).ok_or_else(|| Error::NoTag { image: name.into(), tag: tag.into(), tags })?,
+        Some(tag) => named(tag).ok_or_else(|| Error::NoTag { image: name.into(), tag: tag.into(), tags, left_out })?,
         None if images.len() == 1 => 0,
-        None => named(DEFAULT_TAG).ok_or_else(|| Error::AmbiguousLayout { image: name.into(), tags })?,
+        None => named(DEFAULT_TAG).ok_or_else(|| Error::AmbiguousLayout { image: name.into(), tags, left_out })?,
     };
     Ok(images.swap_remove(index))
 }
@@ -159,7 +160,7 @@ fn open_file(dir: &Path, digest: &Digest) -> Result<FileBlob, Error> {
 mod tests {
     use super::*;
 
-    fn entry(tag: Option<&str>, artifact: bool) -> ImageIndexEntry {
+    fn entry(tag: Option<&str>, artifact: bool) -> Descriptor {
         let mut json = serde_json::json!({"mediaType": "m", "digest": tag.unwrap_or("none"), "size": 1});
         if let Some(tag) = tag {
             json["annotations"] = serde_json::json!({ REF_NAME: tag });

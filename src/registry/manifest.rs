@@ -1,14 +1,15 @@
 //! Manifests and image indexes of OCI (image specification 1.1) and Docker (schema 2), read strictly.
 //!
 //! What a document is follows from its own bytes, which its digest covers, never from a header; one that could be read as
-//! both a manifest and an index is refused (CVE-2021-41190).
+//! both a manifest and an index is refused (CVE-2021-41190). What the specification wants and other tools do without is not
+//! missed here either: a schemaVersion, and the media types of descriptors. (The types of oci-client want them.)
 
 use std::collections::BTreeMap;
 
-use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
-use super::Error;
+use super::{Error, Platform};
 use crate::blob::Digest;
 
 /// The distribution specification's own limit for manifests.
@@ -23,7 +24,7 @@ pub(super) const MEDIA_TYPES: &str = "application/vnd.oci.image.manifest.v1+json
 
 /// What a verified document holds.
 pub(super) enum Content {
-    Index(Vec<ImageIndexEntry>),
+    Index(Vec<Descriptor>),
     Image(Manifest),
 }
 
@@ -47,16 +48,33 @@ pub(super) struct LayerDescriptor {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
+/// What a descriptor of a manifest, an index or a layout says, not checked yet.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) media_type: String,
+    pub(super) digest: String,
+    pub(super) size: i64,
+    #[serde(default, deserialize_with = "or_default")]
+    urls: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) artifact_type: Option<String>,
+    #[serde(default, deserialize_with = "stated_platform")]
+    pub(super) platform: Option<Platform>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
-    schema_version: u32,
+    schema_version: Option<u32>,
     media_type: Option<String>,
-    config: Option<OciDescriptor>,
-    layers: Option<Vec<OciDescriptor>>,
-    manifests: Option<Vec<ImageIndexEntry>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
     artifact_type: Option<String>,
-    subject: Option<OciDescriptor>,
+    subject: Option<Descriptor>,
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -65,6 +83,34 @@ struct Raw {
 #[serde(rename_all = "camelCase")]
 struct Version {
     schema_version: Option<u32>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+impl Version {
+    const fn is_schema_1(&self) -> bool {
+        matches!(self.schema_version, Some(1)) || self.fs_layers.is_some()
+    }
+}
+
+/// null is what is missing.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// One that names neither system nor architecture is none: tools that know of none write empty texts.
+fn stated_platform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Platform>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Stated {
+        #[serde(deserialize_with = "or_default")]
+        os: String,
+        #[serde(deserialize_with = "or_default")]
+        architecture: String,
+        variant: Option<String>,
+    }
+    let Stated { os, architecture, variant } = or_default(deserializer)?;
+    let is_stated = !os.is_empty() || !architecture.is_empty();
+    Ok(is_stated.then_some(Platform { os, architecture, variant }))
 }
 
 /// Reads a document whose digest was checked; `what` names it in errors.
@@ -73,15 +119,15 @@ pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
     if bytes.len() > LARGEST_DOCUMENT {
         return Err(refused(format!("it has more than {LARGEST_DOCUMENT} bytes")));
     }
-    let version = serde_json::from_slice(bytes).map(|version: Version| version.schema_version);
-    if version.is_ok_and(|version| version == Some(1)) {
+    if serde_json::from_slice(bytes).is_ok_and(|version: Version| version.is_schema_1()) {
         return Err(refused(
             "it is of Docker schema 1, which no registry should serve any more; push the image again".into(),
         ));
     }
     let raw: Raw = serde_json::from_slice(bytes).map_err(|source| refused(source.to_string()))?;
-    if raw.schema_version != 2 {
-        return Err(refused(format!("schemaVersion {} is unknown", raw.schema_version)));
+    // As in Go, 0 is none.
+    if let Some(version) = raw.schema_version.filter(|version| ![0, 2].contains(version)) {
+        return Err(refused(format!("schemaVersion {version} is unknown")));
     }
     let names_index = raw.media_type.as_deref().map(|kind| kind.contains("index") || kind.contains("manifest.list"));
     match (raw.manifests, raw.layers, raw.config) {
@@ -106,21 +152,16 @@ pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
     }
 }
 
-fn layer_descriptor(what: &str, layer: OciDescriptor) -> Result<LayerDescriptor, Error> {
+fn layer_descriptor(what: &str, layer: Descriptor) -> Result<LayerDescriptor, Error> {
     let refused = |reason: String| Error::Manifest { what: what.to_owned(), kind: "layer", reason };
     let (digest, size) = place(&layer.digest, layer.size).map_err(refused)?;
-    if layer.urls.is_some_and(|urls| !urls.is_empty()) {
+    if !layer.urls.is_empty() {
         return Err(refused(format!(
             "{digest} is a foreign layer ({}), kept outside of the registry",
             layer.media_type
         )));
     }
-    Ok(LayerDescriptor {
-        digest,
-        size,
-        media_type: layer.media_type,
-        annotations: layer.annotations.unwrap_or_default(),
-    })
+    Ok(LayerDescriptor { digest, size, media_type: layer.media_type, annotations: layer.annotations })
 }
 
 /// A descriptor's digest and size, checked.
@@ -177,5 +218,39 @@ mod tests {
         for broken in ["", "[]", "{}", "{\"schemaVersion\":3}", "{\"schemaVersion\":2}"] {
             assert!(!reason(broken).is_empty(), "{broken}");
         }
+    }
+
+    #[test]
+    fn what_other_tools_do_without_is_not_missed() {
+        let layer = format!("{{\"digest\":\"{DIGEST}\",\"size\":7,\"annotations\":null,\"urls\":null}}");
+        let manifest = image(&layer).replace("\"mediaType\":\"c\",", "");
+        for version in ["", "\"schemaVersion\":0,", "\"schemaVersion\":null,", "\"schemaVersion\":2,"] {
+            let text = manifest.replace("\"schemaVersion\":2,", version);
+            let Ok(Content::Image(manifest)) = parse("r/x", text.as_bytes()) else { panic!("{text}") };
+            assert_eq!((manifest.layers[0].size, manifest.layers[0].media_type.as_str()), (7, ""));
+            let text = format!("{{{version}\"manifests\":[{layer}]}}");
+            let Ok(Content::Index(entries)) = parse("r/x", text.as_bytes()) else { panic!("{text}") };
+            assert_eq!((entries[0].size, &entries[0].platform), (7, &None));
+        }
+        let typed = format!("{{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{layer}]}}");
+        assert!(matches!(parse("r/x", typed.as_bytes()), Ok(Content::Index(_))));
+        for old in ["{\"fsLayers\":[{\"blobSum\":\"x\"}]}".to_owned(), image("").replace(":2", ":1")] {
+            assert!(reason(&old).contains("schema 1"), "{old}");
+        }
+        assert!(reason(&image("").replace("Version\":2", "Version\":3")).contains("schemaVersion 3"));
+    }
+
+    #[test]
+    fn a_platform_that_says_nothing_is_none() {
+        let platform = |platform: &str| {
+            let entry = format!("{{\"digest\":\"d\",\"size\":1,\"platform\":{platform}}}");
+            serde_json::from_str::<Descriptor>(&entry).unwrap().platform.map(|platform| platform.to_string())
+        };
+        for none in ["null", "{}", "{\"os\":\"\",\"architecture\":\"\"}", "{\"os\":null}"] {
+            assert_eq!(platform(none), None, "{none}");
+        }
+        assert_eq!(platform("{\"os\":\"linux\"}").as_deref(), Some("linux/"));
+        let whole = "{\"os\":\"linux\",\"architecture\":\"arm\",\"variant\":\"v7\",\"os.version\":\"1\"}";
+        assert_eq!(platform(whole).as_deref(), Some("linux/arm/v7"));
     }
 }

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use oci_client::manifest::ImageIndexEntry;
-
 use super::Error;
+use super::manifest::Descriptor;
 
 /// `--platform os/arch[/variant]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,33 +92,22 @@ impl fmt::Display for Platform {
     }
 }
 
-impl From<&oci_client::manifest::Platform> for Platform {
-    fn from(platform: &oci_client::manifest::Platform) -> Self {
-        Self {
-            os: platform.os.to_string(),
-            architecture: platform.architecture.to_string(),
-            variant: platform.variant.clone(),
-        }
-    }
-}
-
 /// What an index has for a platform.
 pub(super) struct Offer<'a> {
     /// The entries that may hold an image for it, the best first. One without a platform (a nested index, or an index of one
     /// image) may hold any, and comes after all that name theirs.
-    pub(super) fitting: Vec<&'a ImageIndexEntry>,
+    pub(super) fitting: Vec<&'a Descriptor>,
     /// All platforms that are named.
     pub(super) available: Vec<String>,
 }
 
-/// Looks through an index. Attestations (`unknown/unknown`) and artifacts are no images.
-pub(super) fn offer<'a>(wanted: &Platform, entries: &'a [ImageIndexEntry]) -> Offer<'a> {
+/// Looks through the entries of an index that may be images.
+pub(super) fn offer<'a>(wanted: &Platform, entries: &'a [Descriptor]) -> Offer<'a> {
     let (mut fitting, mut available) = (Vec::new(), Vec::new());
-    for entry in entries.iter().filter(|entry| entry.artifact_type.is_none()) {
-        match entry.platform.as_ref().map(Platform::from) {
-            Some(offered) if offered.os == "unknown" || offered.architecture == "unknown" => {}
+    for entry in entries.iter().filter(|entry| entry.may_be_image()) {
+        match &entry.platform {
             Some(offered) => {
-                fitting.extend(wanted.distance(&offered).map(|distance| (distance, entry)));
+                fitting.extend(wanted.distance(offered).map(|distance| (distance, entry)));
                 available.push(offered.to_string());
             }
             None => fitting.push((u32::MAX, entry)),
@@ -134,7 +122,7 @@ mod tests {
     use super::*;
 
     fn chosen(wanted: &str, offered: &[&str]) -> Option<usize> {
-        let entries: Vec<ImageIndexEntry> = offered
+        let entries: Vec<Descriptor> = offered
             .iter()
             .enumerate()
             .map(|(index, platform)| {

@@ -8,11 +8,9 @@
 //!
 //! Anyone who may push to a repository can add one: what is found says nothing of who made it.
 
-use oci_client::manifest::ImageIndexEntry;
-
 use super::client::{Client, Source, blocking};
 use super::layout::Layout;
-use super::manifest::{Content, parse};
+use super::manifest::{Content, Descriptor, parse};
 use super::patience::Patience;
 use super::remote::{Document, Repository};
 use super::{Error, Freshness, ImageRef};
@@ -26,7 +24,7 @@ impl Client {
         source: &Source,
         subject: &Digest,
         artifact_type: &str,
-    ) -> Result<Vec<ImageIndexEntry>, Error> {
+    ) -> Result<Vec<Descriptor>, Error> {
         let mut found = match source {
             Source::Remote(repository) => {
                 let mut patience = Patience::new(self.resolve_deadline);
@@ -36,7 +34,7 @@ impl Client {
                 let mut found = self.tagged(image, source, layout, subject).await?;
                 let (layout, name) = (layout.clone(), image.name());
                 let listed = blocking(move || layout.entries(&name)).await?;
-                found.extend(listed.into_iter().filter(|entry| entry.artifact_type.is_some()));
+                found.extend(listed.into_iter().filter(|entry| entry.artifact().is_some()));
                 found
             }
         };
@@ -51,7 +49,7 @@ impl Client {
         source: &Source,
         layout: &Layout,
         subject: &Digest,
-    ) -> Result<Vec<ImageIndexEntry>, Error> {
+    ) -> Result<Vec<Descriptor>, Error> {
         let (layout, name, tag) = (layout.clone(), image.name(), tag_of(subject));
         let entry = match blocking(move || layout.find(&name, Some(&tag))).await {
             Ok(entry) => entry,
@@ -63,7 +61,7 @@ impl Client {
 }
 
 /// What an index has; nothing, where it is none.
-fn entries(image: &ImageRef, index: &Document) -> Result<Vec<ImageIndexEntry>, Error> {
+fn entries(image: &ImageRef, index: &Document) -> Result<Vec<Descriptor>, Error> {
     match parse(&image.to_string(), &index.bytes)? {
         Content::Index(entries) => Ok(entries),
         Content::Image(_) => Ok(Vec::new()),
@@ -81,7 +79,7 @@ async fn listed(
     subject: &Digest,
     artifact_type: &str,
     patience: &mut Patience,
-) -> Result<Vec<ImageIndexEntry>, Error> {
+) -> Result<Vec<Descriptor>, Error> {
     match repository.referrers(subject, artifact_type, patience).await {
         // Some registries answer with a page for people where they have no API.
         Ok(answer) => match parse(&image.to_string(), &answer.bytes) {

@@ -114,6 +114,57 @@ async fn platforms_tags_and_siblings_are_found_in_a_layout() {
     assert!(error.is_not_found() && error.to_string().contains("latest"), "{error}");
 }
 
+/// A layout with the blobs that are put into it.
+struct Layout(tempfile::TempDir);
+
+impl Layout {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        Self(dir)
+    }
+
+    /// Puts in a blob, and gives a descriptor of it, to which `more` is added.
+    fn put(&self, bytes: &[u8], more: serde_json::Value) -> serde_json::Value {
+        let digest = Digest::of(bytes);
+        std::fs::write(self.0.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        let mut entry = serde_json::json!({"digest": digest.to_string(), "size": bytes.len()});
+        entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        entry
+    }
+
+    fn image(&self, layer: &[u8], more: serde_json::Value) -> serde_json::Value {
+        self.put(layer, serde_json::json!({}));
+        self.put(&crate::registry::image_manifest(&[layer]), more)
+    }
+
+    fn index(&self, entries: &[serde_json::Value]) {
+        let index = serde_json::json!({ "manifests": entries }).to_string();
+        std::fs::write(self.0.path().join("index.json"), index).unwrap();
+    }
+
+    async fn resolve(&self, tag: &str) -> Result<Image, Error> {
+        resolve(&client(options()), &format!("oci:{}{tag}", self.0.path().display())).await
+    }
+}
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+#[tokio::test]
+async fn a_layout_by_go_containerregistry_has_images() {
+    let layout = Layout::new();
+    let kind = "application/vnd.oci.image.config.v1+json";
+    let inner = layout
+        .image(b"x", serde_json::json!({"artifactType": kind, "platform": {"os": "linux", "architecture": "amd64"}}));
+    let index = serde_json::json!({ "manifests": [inner] }).to_string();
+    let index = layout.put(index.as_bytes(), serde_json::json!({"artifactType": kind, "annotations": {REF_NAME: "i"}}));
+    let image = layout.image(b"y", serde_json::json!({"artifactType": kind, "annotations": {REF_NAME: "t"}}));
+    layout.index(&[index, image]);
+    for (tag, layer) in [(":i", b"x"), (":t", b"y")] {
+        assert_eq!(layout.resolve(tag).await.unwrap().layers[0].digest, Digest::of(layer), "{tag}");
+    }
+}
+
 #[tokio::test]
 async fn a_blob_that_is_missing_or_of_another_size_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -91,7 +91,77 @@ async fn an_index_leads_to_the_wanted_platform() {
     for part in ["linux/arm64", "linux/s390x", "linux/amd64"] {
         assert!(error.contains(part), "{error}");
     }
-    assert!(!error.contains("unknown"), "{error}");
+    assert!(error.ends_with("linux/s390x, linux/amd64; left out: 1 entry for unknown/unknown"), "{error}");
+}
+
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// An entry of an index; `more` is added to it, or takes the place of what it has.
+fn entry(digest: Digest, bytes: &[u8], more: serde_json::Value) -> serde_json::Value {
+    let mut entry = serde_json::json!({"mediaType": OCI_MANIFEST, "digest": digest.to_string(), "size": bytes.len()});
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
+fn index_with(entries: &[serde_json::Value]) -> Vec<u8> {
+    serde_json::json!({"schemaVersion": 2, "manifests": entries}).to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn an_index_by_go_containerregistry_has_images() {
+    let registry = Registry::start().await;
+    let manifest = image_manifest(&[b"x"]);
+    let digest = registry.push("a", "image", OCI_MANIFEST, &manifest, &[b"x"]);
+    let amd64 = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    for kind in [OCI_CONFIG, "application/vnd.docker.container.image.v1+json"] {
+        let named = serde_json::json!({"artifactType": kind, "platform": amd64});
+        let inner = index_with(&[entry(digest, &manifest, named)]);
+        let nested = registry.push("a", "inner", OCI_INDEX, &inner, &[]);
+        let outer =
+            index_with(&[entry(nested, &inner, serde_json::json!({"artifactType": kind, "mediaType": OCI_INDEX}))]);
+        registry.push("a", "1", OCI_INDEX, &outer, &[]);
+        let image = resolve(&client(options()), &format!("{}/a:1", registry.host())).await.unwrap();
+        assert_eq!((image.digest, image.platform.unwrap().to_string().as_str()), (digest, "linux/amd64"), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_index_has_beside_images_is_left_out_and_counted() {
+    let registry = Registry::start().await;
+    let manifest = image_manifest(&[b"x"]);
+    let digest = registry.push("a", "image", OCI_MANIFEST, &manifest, &[b"x"]);
+    let amd64 = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    let beside = [
+        serde_json::json!({"platform": amd64, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}}),
+        serde_json::json!({"platform": {"os": "unknown", "architecture": "unknown"}}),
+        serde_json::json!({"platform": amd64, "artifactType": "application/vnd.example.sbom"}),
+    ];
+    let beside: Vec<_> = beside.into_iter().map(|more| entry(Digest::of(b"gone"), b"gone", more)).collect();
+    registry.push("a", "1", OCI_INDEX, &index_with(&beside), &[]);
+    let reference = format!("{}/a:1", registry.host());
+    let error = resolve(&client(options()), &reference).await.err().unwrap().to_string();
+    let text = "has nothing for linux/amd64; it has: (none); left out: 1 attestation, 1 entry for unknown/unknown, \
+        1 artifact of type \"application/vnd.example.sbom\"";
+    assert!(error.ends_with(text), "{error}");
+    let image = entry(digest, &manifest, serde_json::json!({ "platform": amd64 }));
+    registry.push("a", "1", OCI_INDEX, &index_with(&[beside, vec![image]].concat()), &[]);
+    assert_eq!(resolve(&client(options()), &reference).await.unwrap().digest, digest);
+}
+
+#[tokio::test]
+async fn manifests_that_leave_out_what_others_do_without_are_taken() {
+    let registry = Registry::start().await;
+    let image = String::from_utf8(image_manifest(&[b"x"])).unwrap();
+    let image = image.replace(",\"schemaVersion\":2", "").replace("\"schemaVersion\":2,", "");
+    assert!(!image.contains("schemaVersion"), "{image}");
+    let digest = registry.push("a", "image", OCI_MANIFEST, image.as_bytes(), &[b"x"]);
+    let entry = serde_json::json!({"digest": digest.to_string(), "size": image.len(), "platform": {}});
+    let index = serde_json::json!({"manifests": [entry]}).to_string();
+    registry.push("a", "index", OCI_INDEX, index.as_bytes(), &[]);
+    for tag in ["image", "index"] {
+        let image = resolve(&client(options()), &format!("{}/a:{tag}", registry.host())).await.unwrap();
+        assert_eq!((image.digest, image.platform), (digest, None));
+    }
 }
 
 #[tokio::test]
