@@ -81,6 +81,10 @@ pub enum Error {
         list(tags)
     )]
     AmbiguousLayout { image: String, tags: Vec<String>, left_out: Box<LeftOut> },
+    #[error("{image} holds no image{left_out}")]
+    NoImage { image: String, left_out: Box<LeftOut> },
+    #[error("{image}: {name:?} names more than one image: {}; give each a name of its own, or name one that it has alone", owners.join(" and "))]
+    SharedName { image: String, name: String, owners: Vec<String> },
     #[error(
         "{image} names none of the {count} images that it holds (:NAME, or :@0 for the first); their names are: {}",
         list(names)

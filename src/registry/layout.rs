@@ -1,7 +1,7 @@
 //! Images on this machine: an OCI image layout (image specification 1.1, "Image Layout") as a directory, or as it is in a tar.
 //!
 //! ```text
-//! index.json                    which images there are; annotation org.opencontainers.image.ref.name is the tag
+//! index.json                    which images there are, and what they are called (names.rs)
 //! blobs/sha256/<64 hex digits>  manifests and layers. Names are made of digests alone, so none leads elsewhere
 //! ```
 
@@ -13,17 +13,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Error;
 use super::archive::Archive;
-use super::left_out::LeftOut;
 use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
+use super::{Error, names};
 use crate::blob::{ByteRange, Digest};
-
-/// The annotation that holds a tag.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// The tag that is read where several are there and none is named.
-const DEFAULT_TAG: &str = "latest";
 
 /// A layout, wherever it is.
 #[derive(Clone)]
@@ -93,9 +86,9 @@ impl Layout {
         if found == *digest { Ok(bytes) } else { Err(Error::WrongDigest { what, expected: *digest, found }) }
     }
 
-    /// The entry of index.json that a tag names; without a tag the only image, or the one called latest.
+    /// The entry of index.json that a tag or a name means; without one the only image, or the one called latest.
     pub(super) fn find(&self, name: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
-        choose(name, tag, self.entries(name)?)
+        names::choose(name, tag, self.entries(name)?)
     }
 
     /// All that index.json has.
@@ -110,22 +103,6 @@ impl Layout {
         };
         Ok(entries)
     }
-}
-
-fn choose(name: &str, tag: Option<&str>, entries: Vec<Descriptor>) -> Result<Descriptor, Error> {
-    fn tag_of(entry: &Descriptor) -> Option<&String> {
-        entry.annotations.get(REF_NAME)
-    }
-    let tags: Vec<String> = entries.iter().filter_map(tag_of).cloned().collect();
-    let left_out = Box::new(LeftOut::of(&entries));
-    let mut images: Vec<_> = entries.into_iter().filter(Descriptor::may_be_image).collect();
-    let named = |wanted: &str| images.iter().position(|entry| tag_of(entry).is_some_and(|tag| tag == wanted));
-    let index = match tag {
-        Some(tag) => named(tag).ok_or_else(|| Error::NoTag { image: name.into(), tag: tag.into(), tags, left_out })?,
-        None if images.len() == 1 => 0,
-        None => named(DEFAULT_TAG).ok_or_else(|| Error::AmbiguousLayout { image: name.into(), tags, left_out })?,
-    };
-    Ok(images.swap_remove(index))
 }
 
 fn read_index(dir: &Path) -> Result<Bytes, Error> {
@@ -154,38 +131,4 @@ fn open_file(dir: &Path, digest: &Digest) -> Result<FileBlob, Error> {
         return Err(Error::NoBlob { path: dir.to_owned(), digest: *digest });
     }
     Ok(FileBlob::new(path, file, 0, metadata.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(tag: Option<&str>, artifact: bool) -> Descriptor {
-        let mut json = serde_json::json!({"mediaType": "m", "digest": tag.unwrap_or("none"), "size": 1});
-        if let Some(tag) = tag {
-            json["annotations"] = serde_json::json!({ REF_NAME: tag });
-        }
-        if artifact {
-            json["artifactType"] = "a".into();
-        }
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_tag_is_found_and_a_missing_one_is_listed() {
-        let entries = || vec![entry(Some("a"), false), entry(None, true), entry(Some("b"), false)];
-        assert_eq!(choose("oci:x", Some("b"), entries()).unwrap().digest, "b");
-        let error = choose("oci:x", Some("c"), entries()).unwrap_err().to_string();
-        assert!(error.contains("\"c\"") && error.contains("a, b"), "{error}");
-        let error = choose("oci:x", None, entries()).unwrap_err().to_string();
-        assert!(error.contains("a, b"), "{error}");
-    }
-
-    #[test]
-    fn without_a_tag_the_only_image_or_latest_is_meant() {
-        assert_eq!(choose("oci:x", None, vec![entry(None, true), entry(Some("a"), false)]).unwrap().digest, "a");
-        let entries = vec![entry(Some("a"), false), entry(Some("latest"), false)];
-        assert_eq!(choose("oci:x", None, entries).unwrap().digest, "latest");
-        assert!(choose("oci:x", None, Vec::new()).is_err());
-    }
 }

@@ -4,7 +4,7 @@
 //! text -> reference -> client -+- remote -- auth, credentials, redirect, throttle   one request, by the rules
 //!                              |     `-- manifest, platform                         which image, verified
 //!                              |- referrers, soci                                   what stands beside it
-//!                              `- layout, archive, docker_archive, tarfile          the same from disk
+//!                              `- layout, names, archive, docker_archive, tarfile   the same from disk
 //! image.layers[n].blob -> ranged (or a file): exactly the bytes asked for; patience says how long it tries
 //! ```
 
@@ -22,6 +22,7 @@ mod layout;
 mod left_out;
 mod link;
 mod manifest;
+mod names;
 mod patience;
 mod platform;
 mod ranged;

@@ -276,6 +276,10 @@ fn contents(layer: &OpenLayer, image: &Digest) -> String {
 /// The name that podman shows, and runs it by.
 pub(super) fn name_of(image: &ImageRef) -> Result<String, Error> {
     let local = |path: &std::path::Path, tag: Option<&str>| {
+        // Layouts hold tags and whole names.
+        if let Some(name) = tag.filter(|name| name.contains(['/', ':'])) {
+            return given_name(image, name);
+        }
         let last = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         given_name(image, &format!("localhost/{last}:{}", tag.unwrap_or("latest")))
     };
@@ -324,6 +328,8 @@ mod tests {
             (&format!("quay.io/a:1@{digest}"), format!("quay.io/a@{digest}")),
             ("oci:/srv/Sink-gz", "localhost/sink-gz:latest".to_owned()),
             ("oci-archive:/srv/a.tar:1.2", "localhost/a.tar:1.2".to_owned()),
+            ("oci-archive:/srv/a.tar:alpine:3", "docker.io/library/alpine:3".to_owned()),
+            ("oci:/srv/a:ghcr.io/o/b:1", "ghcr.io/o/b:1".to_owned()),
             ("docker-archive:/srv/a.tar:alpine:3", "docker.io/library/alpine:3".to_owned()),
         ];
         for (image, expected) in cases {
