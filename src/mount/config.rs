@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
 use crate::fetch::LONGEST_PATH;
-use crate::registry::{self, PastCaches, Platform};
+use crate::registry::{self, PastCaches, Platform, json};
 
 /// Bytes of the largest config that is read.
 const LARGEST: u64 = 4 << 20;
@@ -20,32 +20,27 @@ const DIRECTORIES: usize = 64;
 /// Words of a command line that are looked at: the program, and a script that it may be given.
 const WORDS: usize = 4;
 
+/// Each field of it, and of what is in it, may be missing or null.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Config {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
+    os: Option<String>,
+    architecture: Option<String>,
     variant: Option<String>,
-    #[serde(default)]
     config: Option<Execution>,
-    #[serde(default)]
     rootfs: Option<RootFs>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct RootFs {
-    #[serde(default)]
-    diff_ids: Vec<Digest>,
+    diff_ids: Option<Vec<Digest>>,
 }
 
-/// Each may be missing or null.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct Execution {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     env: Option<Vec<String>>,
+    #[serde(rename = "workingdir")]
     working_dir: Option<String>,
 }
 
@@ -56,7 +51,7 @@ impl Config {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        json::from_slice(bytes).ok()
     }
 
     /// The same as it stands in the registry.
@@ -79,14 +74,13 @@ impl Config {
 
     /// `None` where it does not say.
     pub(super) fn platform(&self) -> Option<Platform> {
-        let (os, architecture) = (self.os.clone(), self.architecture.clone());
-        let is_said = !os.is_empty() && !architecture.is_empty();
-        is_said.then(|| Platform { os, architecture, variant: self.variant.clone() })
+        let said = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+        Some(Platform { os: said(&self.os)?, architecture: said(&self.architecture)?, variant: self.variant.clone() })
     }
 
     /// The digest of a layer's tar, by the layer's number from the lowest.
     pub(super) fn diff_id(&self, layer: usize) -> Option<Digest> {
-        self.rootfs.as_ref()?.diff_ids.get(layer).copied()
+        self.rootfs.as_ref()?.diff_ids.as_ref()?.get(layer).copied()
     }
 
     /// The files that are read when the image's own command starts, each as the paths that it may have, the best first.
@@ -114,7 +108,7 @@ mod tests {
 
     fn started(execution: &str) -> Vec<Vec<String>> {
         let config = format!(r#"{{"os": "linux", "architecture": "amd64", "config": {execution}}}"#);
-        serde_json::from_str::<Config>(&config).unwrap().started()
+        Config::parse(config.as_bytes()).unwrap().started()
     }
 
     #[test]
@@ -125,6 +119,16 @@ mod tests {
         let found = started(r#"{"Entrypoint": ["/entry"], "Cmd": ["/bin/server"]}"#);
         assert_eq!(found, [["/entry"], ["/bin/server"]]);
         assert_eq!(started(r#"{"Cmd": ["sh"]}"#)[0].len(), 6, "the usual places");
+    }
+
+    #[test]
+    fn a_config_is_read_as_go_reads_it() {
+        let digest = Digest::of(b"");
+        let text = format!(r#"{{"OS": "linux", "Architecture": "arm", "RootFS": {{"Diff_Ids": ["{digest}"]}}}}"#);
+        let config = Config::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.platform().unwrap().to_string(), "linux/arm");
+        assert_eq!((config.diff_id(0), config.diff_id(1)), (Some(digest), None));
+        assert_eq!(started(r#"{"cmd": ["x"], "ENTRYPOINT": ["/e"], "workingDir": "/w"}"#), [["/e"], ["/w/x"]]);
     }
 
     #[test]
@@ -141,7 +145,8 @@ mod tests {
         for nothing in ["null", "{}", r#"{"Cmd": null, "Entrypoint": []}"#] {
             assert!(started(nothing).is_empty(), "{nothing}");
         }
-        let scratch = serde_json::from_str::<Config>(r#"{"os": "linux", "architecture": "amd64"}"#).unwrap();
+        let scratch = Config::parse(br#"{"os": null, "architecture": "amd64", "rootfs": {"diff_ids": null}}"#).unwrap();
+        assert_eq!((scratch.platform(), scratch.diff_id(0)), (None, None));
         assert!(scratch.started().is_empty());
     }
 }

@@ -2,7 +2,7 @@
 //! "Combined Image JSON + Filesystem Changeset Format").
 //!
 //! ```text
-//! manifest.json      [{"Config": path, "RepoTags": [name, ...], "Layers": [path, ...]}, ...]
+//! manifest.json      [{"Config": path, "RepoTags": [name, ...], "Layers": [path, ...]}, ...], keys in any case
 //! <config>.json      the image's config; rootfs.diff_ids has the digest of each layer's tar
 //! <id>/layer.tar     a layer, or a link to one; also <digest>.tar, or blobs/sha256/<digest>
 //! ```
@@ -20,12 +20,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::Error;
 use super::archive::Archive;
 use super::layout::FileBlob;
 use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
 use super::remote::Document;
 use super::tarfile::{Content, members};
+use super::{Error, json};
 use crate::blob::{ByteRange, Digest};
 
 /// Links to links are followed so far: docker and skopeo write none.
@@ -38,13 +38,23 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// One image of manifest.json. `RepoTags` is null where the image has no name.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+/// One image of manifest.json. The names are null where the image has none.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Item {
     config: String,
-    repo_tags: Option<Vec<String>>,
+    #[serde(rename = "repotags")]
+    names: Option<Vec<String>>,
     layers: Option<Vec<String>>,
+}
+
+impl Item {
+    fn is_called(&self, wanted: &str) -> bool {
+        self.names.iter().flatten().any(|name| is_named(name, wanted))
+    }
+
+    fn is_same_image(&self, other: &Self) -> bool {
+        self.config == other.config && self.layers == other.layers
+    }
 }
 
 /// As much of a config as says what its layers are.
@@ -89,11 +99,10 @@ struct Contents {
 pub(super) fn open(path: &Path, image: &str, name: Option<&str>) -> Result<(Document, Archive), Error> {
     let contents = Contents::open(path)?;
     let items = contents.document("manifest.json")?;
-    let items: Vec<Item> =
-        serde_json::from_slice(&items).map_err(|source| contents.broken("manifest.json", &source))?;
+    let items: Vec<Item> = json::from_slice(&items).map_err(|source| contents.broken("manifest.json", &source))?;
     let item = choose(image, name, items)?;
     let config = contents.document(&item.config)?;
-    let parsed: Config = serde_json::from_slice(&config).map_err(|source| contents.broken(&item.config, &source))?;
+    let parsed: Config = json::from_slice(&config).map_err(|source| contents.broken(&item.config, &source))?;
     let (diff_ids, layers) = (parsed.rootfs.diff_ids.unwrap_or_default(), item.layers.unwrap_or_default());
     if layers.len() != diff_ids.len() || layers.len() > MOST_LAYERS {
         let (named, said) = (layers.len(), diff_ids.len());
@@ -123,18 +132,33 @@ pub(super) fn open(path: &Path, image: &str, name: Option<&str>) -> Result<(Docu
 
 /// The image that is meant.
 fn choose(image: &str, wanted: Option<&str>, mut items: Vec<Item>) -> Result<Item, Error> {
-    let names: Vec<String> = items.iter().flat_map(|item| item.repo_tags.iter().flatten()).cloned().collect();
+    let names: Vec<String> = items.iter().flat_map(|item| item.names.iter().flatten()).cloned().collect();
+    let image = image.to_owned();
     let found = match wanted {
         None if items.len() == 1 => Some(0),
-        None => return Err(Error::AmbiguousArchive { image: image.to_owned(), count: items.len(), names }),
+        None => return Err(Error::AmbiguousArchive { image, count: items.len(), names }),
         Some(wanted) => match wanted.strip_prefix('@') {
             Some(place) => place.parse().ok().filter(|place| *place < items.len()),
-            None => items.iter().position(|item| item.repo_tags.iter().flatten().any(|name| is_named(name, wanted))),
+            None => called(&image, wanted, &items)?,
         },
     };
-    let (image, tag) = (image.to_owned(), wanted.unwrap_or_default().to_owned());
+    let tag = wanted.unwrap_or_default().to_owned();
     let missing = || Error::NoTag { image, tag, tags: names, left_out: Box::default() };
     Ok(items.swap_remove(found.ok_or_else(missing)?))
+}
+
+/// The place of the image of that name.
+fn called(image: &str, wanted: &str, items: &[Item]) -> Result<Option<usize>, Error> {
+    let mut found = items.iter().enumerate().filter(|(_, item)| item.is_called(wanted));
+    let Some((place, first)) = found.next() else { return Ok(None) };
+    match found.find(|(_, other)| !other.is_same_image(first)) {
+        Some((other_place, other)) => Err(Error::SharedName {
+            image: image.to_owned(),
+            name: wanted.to_owned(),
+            owners: vec![format!("@{place} ({})", first.config), format!("@{other_place} ({})", other.config)],
+        }),
+        None => Ok(Some(place)),
+    }
 }
 
 /// Names in archives leave out what names on a command line may leave out.
@@ -241,7 +265,7 @@ mod tests {
     use super::super::tarfile::tests::{archive, entry, link};
     use super::*;
 
-    fn json(name: &str, value: &serde_json::Value) -> Vec<u8> {
+    fn document(name: &str, value: &serde_json::Value) -> Vec<u8> {
         entry(name, b'0', value.to_string().as_bytes())
     }
 
@@ -270,8 +294,8 @@ mod tests {
         let layers = ["i1/layer.tar", "./i2/layer.tar", "blobs/x"];
         let (manifest, archive) = opened(
             &[
-                json("manifest.json", &serde_json::json!([item("c.json", &["a"], &layers)])),
-                json("./c.json", &config(&[b"one", b"two", b"one"])),
+                document("manifest.json", &serde_json::json!([item("c.json", &["a"], &layers)])),
+                document("./c.json", &config(&[b"one", b"two", b"one"])),
                 entry("one.tar", b'0', b"one"),
                 link("i1/layer.tar", b'2', "../one.tar"),
                 entry("i2/layer.tar", b'0', b"two"),
@@ -295,8 +319,8 @@ mod tests {
         let named = format!("blobs/sha256/{}", Digest::of(gzip).hex());
         let (manifest, _) = opened(
             &[
-                json("manifest.json", &serde_json::json!([item("c", &[], &[&named, "z"])])),
-                json("c", &config(&[b"one", b"two"])),
+                document("manifest.json", &serde_json::json!([item("c", &[], &[&named, "z"])])),
+                document("c", &config(&[b"one", b"two"])),
                 entry(&named, b'0', gzip),
                 entry("z", b'0', zstd),
             ],
@@ -313,9 +337,12 @@ mod tests {
     #[test]
     fn images_are_told_apart_by_name_and_place() {
         let parts = [
-            json("manifest.json", &serde_json::json!([item("a", &["x", "q.io/y:1"], &[]), item("b", &["z:2"], &[])])),
-            json("a", &config(&[])),
-            json("b", &serde_json::json!({"rootfs": {}})),
+            document(
+                "manifest.json",
+                &serde_json::json!([item("a", &["x", "q.io/y:1"], &[]), item("b", &["z:2"], &[])]),
+            ),
+            document("a", &config(&[])),
+            document("b", &serde_json::json!({"rootfs": {}})),
         ];
         let config = |name: &str| opened(&parts, Some(name)).unwrap().0["config"]["size"].as_u64().unwrap();
         let (a, b) = (config("docker.io/library/x:latest"), config("docker.io/library/z:2"));
@@ -328,10 +355,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_by_hand_is_read_as_docker_reads_it() {
+        let item = r#"{"CONFIG": "gone", "config": "c", "repotags": null, "LAYERS": ["one.tar"]}"#;
+        let config = format!(r#"{{"RootFS": {{"Diff_IDs": ["{}"]}}}}"#, Digest::of(b"one"));
+        let parts = [
+            entry("./manifest.json", b'0', format!("[{item}]").as_bytes()),
+            entry("./c", b'0', config.as_bytes()),
+            entry("./one.tar", b'0', b"one"),
+        ];
+        let (manifest, _) = opened(&parts, None).unwrap();
+        assert_eq!(manifest["layers"][0]["digest"], Digest::of(b"one").to_string());
+        assert!(refusal(&parts, Some("docker.io/library/c:latest")).contains("its tags are: (none)"));
+    }
+
+    #[test]
+    fn a_name_of_two_images_is_refused_and_both_are_named() {
+        let items = |configs: &[&str]| {
+            let items: Vec<_> = configs.iter().map(|config| item(config, &["x:1"], &[])).collect();
+            [document("manifest.json", &items.into()), document("a", &config(&[])), document("b", &config(&[]))]
+        };
+        let name = Some("docker.io/library/x:1");
+        let text = refusal(&items(&["a", "a", "b"]), name);
+        assert!(text.contains("@0 (a) and @2 (b)"), "{text}");
+        assert!(opened(&items(&["a", "b"]), Some("@1")).is_ok());
+        assert!(opened(&items(&["a", "a"]), name).is_ok(), "one image twice");
+    }
+
+    #[test]
     fn what_is_broken_or_hostile_is_refused_by_name() {
         let with = |item: serde_json::Value, more: &[Vec<u8>]| {
-            let manifest = json("manifest.json", &serde_json::json!([item]));
-            refusal(&[vec![manifest, json("c", &config(&[b"one"]))], more.to_vec()].concat(), None)
+            let manifest = document("manifest.json", &serde_json::json!([item]));
+            refusal(&[vec![manifest, document("c", &config(&[b"one"]))], more.to_vec()].concat(), None)
         };
         let layer = |path: &str, more: &[Vec<u8>]| with(item("c", &[], &[path]), more);
         assert!(layer("gone", &[]).contains("\"gone\" is not in it"));

@@ -18,6 +18,7 @@ mod errors;
 mod grammar;
 mod helper;
 mod hosts;
+pub(crate) mod json;
 mod layout;
 mod left_out;
 mod link;

@@ -18,7 +18,7 @@ use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::tar_splits::keep_usable;
 use crate::mount::{Event, Report};
-use crate::registry::{self, ImageRef};
+use crate::registry::{self, ImageRef, json};
 
 /// What is needed of an image's config (OCI image specification 1.1, config.md).
 #[derive(Deserialize)]
@@ -254,7 +254,7 @@ fn refuse_others(records: &Records, name: &str, id: &Digest, layers: &[Digest], 
 
 fn read_config(image: &str, bytes: &[u8], layers: usize) -> Result<Config, Error> {
     let refused = |reason: String| Error::Config { image: image.to_owned(), reason };
-    let config: Config = serde_json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
+    let config: Config = json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
     match config.rootfs.diff_ids.len() {
         0 => Err(refused("the image has no layers".to_owned())),
         named if named == layers => Ok(config),
