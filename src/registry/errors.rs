@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::artifact::Artifact;
 use super::credentials::Origin;
 use super::left_out::LeftOut;
 use crate::blob::Digest;
@@ -81,6 +82,8 @@ pub enum Error {
         list(tags)
     )]
     AmbiguousLayout { image: String, tags: Vec<String>, left_out: Box<LeftOut> },
+    #[error("{what} is {artifact}, not an image; crfs serves no artifacts yet")]
+    Artifact { what: String, artifact: Artifact },
     #[error("{image} holds no image{left_out}")]
     NoImage { image: String, left_out: Box<LeftOut> },
     #[error("{image}: {name:?} names more than one image: {}; give each a name of its own, or name one that it has alone", owners.join(" and "))]

@@ -24,6 +24,11 @@ const MOST_TYPES: usize = 8;
 /// Characters of a type that a message shows.
 const LONGEST_TYPE: usize = 200;
 
+/// A type as a message shows it.
+pub(super) fn shown(media_type: &str) -> String {
+    media_type.chars().take(LONGEST_TYPE).collect()
+}
+
 /// Whether an artifactType says no more than that this is an image.
 pub(super) fn is_image_config(media_type: &str) -> bool {
     IMAGE_CONFIGS.contains(&media_type)
@@ -78,7 +83,7 @@ impl LeftOut {
 
     /// One that turned out to be an artifact.
     pub(super) fn note_artifact(&mut self, kind: &str) {
-        let count = self.artifacts.entry(kind.chars().take(LONGEST_TYPE).collect()).or_default();
+        let count = self.artifacts.entry(shown(kind)).or_default();
         *count = count.saturating_add(1);
     }
 
@@ -109,7 +114,10 @@ impl fmt::Display for LeftOut {
         for (number, kind) in self.artifacts.keys().take(MOST_TYPES).enumerate() {
             write!(f, "{}{kind:?}", if number == 0 { " of type " } else { ", " })?;
         }
-        if self.artifacts.len() > MOST_TYPES { f.write_str(" and others") } else { Ok(()) }
+        if self.artifacts.len() > MOST_TYPES {
+            f.write_str(" and others")?;
+        }
+        if artifacts > 0 { f.write_str(" (crfs serves no artifacts yet)") } else { Ok(()) }
     }
 }
 
@@ -149,13 +157,15 @@ mod tests {
             [entry(attestation), entry(unknown.clone()), entry(unknown), typed("a\n"), typed("b"), typed("b")];
         assert!(!entries.iter().any(Descriptor::may_be_image));
         let mut left_out = LeftOut::of(&entries);
-        let text = "; left out: 1 attestation, 2 entries for unknown/unknown, 3 artifacts of type \"a\\n\", \"b\"";
+        let text = "; left out: 1 attestation, 2 entries for unknown/unknown, 3 artifacts of type \"a\\n\", \"b\" \
+            (crfs serves no artifacts yet)";
         assert_eq!(left_out.to_string(), text);
         (0..9).for_each(|number| left_out.note_artifact(&number.to_string()));
         left_out.add(LeftOut::of(&entries));
         let text = left_out.to_string();
         assert!(text.contains("2 attestations, 4 entries") && text.contains("15 artifacts"), "{text}");
-        assert!(text.ends_with("\"7\" and others"), "{text}");
-        assert_eq!(LeftOut::of(&[typed("a")]).to_string(), "; left out: 1 artifact of type \"a\"");
+        assert!(text.ends_with("\"7\" and others (crfs serves no artifacts yet)"), "{text}");
+        let text = LeftOut::of(&[typed("a")]).to_string();
+        assert!(text.starts_with("; left out: 1 artifact of type \"a\" ("), "{text}");
     }
 }

@@ -33,8 +33,9 @@ pub(super) struct Manifest {
     pub(super) layers: Vec<LayerDescriptor>,
     pub(super) config: Option<LayerDescriptor>,
     pub(super) annotations: BTreeMap<String, String>,
-    /// What it is: its artifactType, else the media type of its config.
-    pub(super) kind: String,
+    /// `None` where it is not there, or empty.
+    pub(super) artifact_type: Option<String>,
+    pub(super) config_type: String,
     /// The manifest that it refers to.
     pub(super) subject: Option<Digest>,
 }
@@ -138,13 +139,13 @@ pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
                 return Err(refused(format!("it has more than {MOST_LAYERS} layers")));
             }
             let layers = layers.into_iter().map(|layer| layer_descriptor(what, layer)).collect::<Result<_, _>>()?;
-            let kind = raw.artifact_type.filter(|kind| !kind.is_empty()).unwrap_or_else(|| config.media_type.clone());
             Ok(Content::Image(Manifest {
                 layers,
+                artifact_type: raw.artifact_type.filter(|kind| !kind.is_empty()),
+                config_type: config.media_type.clone(),
                 // Nothing that is served depends on it.
                 config: layer_descriptor(what, config).ok(),
                 annotations: raw.annotations.unwrap_or_default(),
-                kind,
                 subject: raw.subject.and_then(|subject| subject.digest.parse().ok()),
             }))
         }
@@ -192,7 +193,7 @@ mod tests {
             format!("{{\"mediaType\":\"m\",\"digest\":\"{DIGEST}\",\"size\":7,\"annotations\":{{\"a\":\"b\"}}}}");
         let Ok(Content::Image(manifest)) = parse("r/x", image(&layer).as_bytes()) else { panic!("no image") };
         let layers = manifest.layers;
-        assert_eq!((manifest.config.unwrap().size, manifest.kind.as_str(), manifest.subject), (2, "c", None));
+        assert_eq!((manifest.config.unwrap().size, manifest.config_type.as_str(), manifest.subject), (2, "c", None));
         assert_eq!((layers[0].size, layers[0].digest.to_string().as_str()), (7, DIGEST));
         assert_eq!(layers[0].annotations["a"], "b");
         let index = "{\"schemaVersion\":2,\"manifests\":[]}";

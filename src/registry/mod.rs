@@ -9,6 +9,7 @@
 //! ```
 
 mod archive;
+mod artifact;
 mod auth;
 mod blob;
 mod client;
@@ -44,6 +45,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use artifact::Artifact;
 pub use blob::{Blob, Body, PastCaches, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};

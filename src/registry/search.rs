@@ -1,10 +1,10 @@
 //! Which image is meant, where an index holds several: indexes may name indexes, and entries need not say what they are for.
 
 use super::Error;
+use super::artifact::Artifact;
 use super::left_out::LeftOut;
 use super::manifest::{Content, Descriptor, Manifest};
 use super::platform::{Offer, Platform, offer};
-use super::soci;
 
 /// Indexes may name indexes; so deep is looked.
 const DEEPEST_INDEX: usize = 4;
@@ -24,14 +24,15 @@ pub(super) struct Search<'a> {
     pub(super) platform: Option<Platform>,
     available: Vec<String>,
     left_out: LeftOut,
-    passed_over: bool,
+    /// The first that turned out to be no image.
+    artifact: Option<Artifact>,
 }
 
 impl<'a> Search<'a> {
     /// `what` names the image in errors.
     pub(super) fn new(what: &'a str, wanted: &'a Platform) -> Self {
         let (waiting, available, left_out) = (Vec::new(), Vec::new(), LeftOut::default());
-        Self { what, wanted, waiting, depth: 0, documents: 1, platform: None, available, left_out, passed_over: false }
+        Self { what, wanted, waiting, depth: 0, documents: 1, platform: None, available, left_out, artifact: None }
     }
 
     fn refused(&self, reason: String) -> Error {
@@ -41,15 +42,24 @@ impl<'a> Search<'a> {
     /// Looks into a document: the image, where it is the one that is meant.
     pub(super) fn look(&mut self, content: Content) -> Result<Option<Manifest>, Error> {
         match content {
-            // It may stand beside its image, for the same platform.
-            Content::Image(manifest) if soci::is_index(&manifest) => self.passed_over = true,
-            Content::Image(manifest) => return Ok(Some(manifest)),
+            Content::Image(manifest) => match manifest.artifact() {
+                // It may stand beside its image, for the same platform.
+                Some(artifact) => self.pass_over(artifact),
+                None => return Ok(Some(manifest)),
+            },
             Content::Index(_) if self.depth == DEEPEST_INDEX => {
                 return Err(self.refused(format!("indexes are nested more than {DEEPEST_INDEX} deep")));
             }
             Content::Index(entries) => self.consider(&entries),
         }
         Ok(None)
+    }
+
+    fn pass_over(&mut self, artifact: Artifact) {
+        let platform = self.platform.take().map(|platform| platform.to_string());
+        self.available.retain(|available| Some(available) != platform.as_ref());
+        self.left_out.note_artifact(&artifact.kind);
+        self.artifact.get_or_insert(artifact);
     }
 
     fn consider(&mut self, entries: &[Descriptor]) {
@@ -75,14 +85,11 @@ impl<'a> Search<'a> {
     }
 
     fn nothing(&mut self) -> Error {
-        if self.passed_over && self.available.is_empty() {
-            return self.refused("it is a SOCI index, which goes with an image and is none".to_owned());
+        let what = self.what.to_owned();
+        if let Some(artifact) = self.artifact.take().filter(|_| self.available.is_empty()) {
+            return Error::Artifact { what, artifact };
         }
-        Error::NoPlatform {
-            image: self.what.to_owned(),
-            wanted: self.wanted.to_string(),
-            available: std::mem::take(&mut self.available),
-            left_out: Box::new(std::mem::take(&mut self.left_out)),
-        }
+        let (available, left_out) = (std::mem::take(&mut self.available), Box::new(std::mem::take(&mut self.left_out)));
+        Error::NoPlatform { image: what, wanted: self.wanted.to_string(), available, left_out }
     }
 }

@@ -57,9 +57,8 @@ pub struct Soci {
     pub layers: BTreeMap<Digest, Layer>,
 }
 
-/// Whether a manifest is a SOCI index, and no image.
-pub(super) fn is_index(manifest: &Manifest) -> bool {
-    [INDEX_V1, INDEX_V2].contains(&manifest.kind.as_str())
+fn is_index(manifest: &Manifest) -> bool {
+    [INDEX_V1, INDEX_V2].contains(&manifest.artifact_type.as_ref().unwrap_or(&manifest.config_type).as_str())
 }
 
 impl Client {

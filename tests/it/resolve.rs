@@ -142,7 +142,7 @@ async fn what_an_index_has_beside_images_is_left_out_and_counted() {
     let error = resolve(&client(options()), &reference).await.err().unwrap().to_string();
     let text = "has nothing for linux/amd64; it has: (none); left out: 1 attestation, 1 entry for unknown/unknown, \
         1 artifact of type \"application/vnd.example.sbom\"";
-    assert!(error.ends_with(text), "{error}");
+    assert!(error.contains(text), "{error}");
     let image = entry(digest, &manifest, serde_json::json!({ "platform": amd64 }));
     registry.push("a", "1", OCI_INDEX, &index_with(&[beside, vec![image]].concat()), &[]);
     assert_eq!(resolve(&client(options()), &reference).await.unwrap().digest, digest);
@@ -161,6 +161,73 @@ async fn manifests_that_leave_out_what_others_do_without_are_taken() {
     for tag in ["image", "index"] {
         let image = resolve(&client(options()), &format!("{}/a:{tag}", registry.host())).await.unwrap();
         assert_eq!((image.digest, image.platform), (digest, None));
+    }
+}
+
+/// A manifest that is no image.
+fn artifact(artifact_type: Option<&str>, config: &str, layer: &str) -> Vec<u8> {
+    let descriptor =
+        |kind: &str| serde_json::json!({"mediaType": kind, "digest": Digest::of(b"x").to_string(), "size": 1});
+    let (config, layer) = (descriptor(config), descriptor(layer));
+    let mut manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    artifact_type.iter().for_each(|kind| manifest["artifactType"] = (*kind).into());
+    manifest.to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn artifacts_are_called_what_they_are_and_cost_one_request() {
+    let registry = Registry::start().await;
+    let cases = [
+        (
+            artifact(
+                None,
+                "application/vnd.cncf.helm.config.v1+json",
+                "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+            ),
+            "a Helm chart",
+        ),
+        (
+            artifact(
+                Some("application/vnd.example"),
+                "application/vnd.oci.empty.v1+json",
+                "application/vnd.oci.image.layer.v1.tar",
+            ),
+            "an artifact of type \"application/vnd.example\"",
+        ),
+    ];
+    for (manifest, says) in cases {
+        registry.push("a", "1", OCI_MANIFEST, &manifest, &[b"x"]);
+        let before = registry.requests().len();
+        let error = resolve(&client(options()), &format!("{}/a:1", registry.host())).await.err().unwrap();
+        assert!(matches!(error, Error::Artifact { .. }) && error.to_string().contains(says), "{error}");
+        assert_eq!(registry.requests().len(), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn an_artifact_beside_an_image_is_passed_over() {
+    let registry = Registry::start().await;
+    let model = artifact(None, "application/vnd.cncf.model.config.v1+json", "application/vnd.cncf.model.weight.v1.raw");
+    let there = registry.push("a", "model", OCI_MANIFEST, &model, &[]);
+    let image = image_manifest(&[b"x"]);
+    let digest = registry.push("a", "image", OCI_MANIFEST, &image, &[b"x"]);
+    let amd64 = serde_json::json!({"platform": {"os": "linux", "architecture": "amd64"}});
+    let arm64 = serde_json::json!({"platform": {"os": "linux", "architecture": "arm64"}});
+    let reference = format!("{}/a:1", registry.host());
+    for platform in [serde_json::json!({}), amd64.clone()] {
+        let both = [entry(there, &model, platform.clone()), entry(digest, &image, platform.clone())];
+        registry.push("a", "1", OCI_INDEX, &index_with(&both), &[]);
+        assert_eq!(resolve(&client(options()), &reference).await.unwrap().digest, digest);
+        registry.push("a", "1", OCI_INDEX, &index_with(&[entry(there, &model, platform.clone())]), &[]);
+        let error = resolve(&client(options()), &reference).await.err().unwrap();
+        assert!(matches!(error, Error::Artifact { .. }), "{error}");
+        let others = [entry(there, &model, platform), entry(digest, &image, arm64.clone())];
+        registry.push("a", "1", OCI_INDEX, &index_with(&others), &[]);
+        let error = resolve(&client(options()), &reference).await.err().unwrap().to_string();
+        assert!(
+            error.contains("it has: linux/arm64; left out: 1 artifact of type \"application/vnd.cncf.model.config"),
+            "{error}"
+        );
     }
 }
 
