@@ -3,7 +3,9 @@
 //! Nothing here does I/O or knows a format; everything may import it.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -184,6 +186,26 @@ pub trait Documents: Send + Sync {
     fn resolved(&self, name: &str) -> Option<Digest>;
 
     fn remember(&self, name: &str, digest: &Digest);
+
+    /// Room on disk for what can only be read in order; it is given back when nobody has it any more.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+/// A file without a name that is being written.
+pub trait Scratch: Send {
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// Where the disk fails, or there is no room for them.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// All that was written.
+    fn finish(self: Box<Self>) -> Arc<dyn ByteSource>;
 }
 
 #[cfg(test)]

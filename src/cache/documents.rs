@@ -2,13 +2,14 @@
 //!
 //! A name's file is one line: `SHA256-OF-THE-REST DIGEST NAME`, so that a flipped bit shows.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::Cache;
 use super::dir::Dir;
-use crate::blob::{Digest, Documents};
+use super::{Cache, Spool};
+use crate::blob::{Digest, Documents, Scratch};
 
 /// No document of a registry is larger; the distribution specification asks for 4 MiB of manifest at least.
 const MAX_DOCUMENT: u64 = 16 << 20;
@@ -49,6 +50,12 @@ impl Documents for Cache {
         {
             self.keep(&path, line.as_bytes());
         }
+    }
+
+    fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
+        // Without a cache nothing would limit it.
+        let store = self.store.as_ref().ok_or(io::ErrorKind::StorageFull)?;
+        Ok(Box::new(Spool::new(Some(store))?))
     }
 }
 

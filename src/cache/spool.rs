@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::store::{PAGE, Store};
-use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::blob::{ByteRange, ByteSource, Scratch, SourceError};
 
 /// A file without a name. The room that it takes is counted until it is dropped.
 pub(crate) struct Spool {
@@ -94,6 +94,16 @@ impl ByteSource for Spool {
         let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
         self.file.read_exact_at(&mut bytes, range.start)?;
         Ok(bytes.freeze())
+    }
+}
+
+impl Scratch for Spool {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        Spool::append(self, bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Arc<dyn ByteSource> {
+        Arc::new(*self)
     }
 }
 

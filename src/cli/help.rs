@@ -9,11 +9,15 @@ Images:
   ghcr.io/a/b:1.2         a tag; it is resolved once
   ghcr.io/a/b@sha256:...  a digest; it wins where there is a tag, too
   docker://ghcr.io/a/b    the same as without docker://
-  oci:DIR[:TAG]           an OCI image layout
+  [::1]:5000/a            an IPv6 address stands in brackets
+  oci:DIR[:TAG]           an OCI image layout; TAG may be a whole name, such as
+                          alpine:3
   oci-archive:FILE[:TAG]  an OCI image layout in a tar file
   docker-archive:FILE[:NAME]
                           what docker save wrote; NAME is that of an image in
                           it, such as alpine:3, or @0 for the first
+                          Archives may be compressed (gzip, zstd): they are
+                          unpacked into the cache while they are in use.
 
 Units:
   SIZE  bytes, or with K, M, G, KiB, MiB or GiB: powers of 1024 all of them

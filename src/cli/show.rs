@@ -19,7 +19,8 @@ use crate::mount::look::{Listing, Look, Node};
 use crate::mount::status::{self as mounts, State, Status};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
-    let inspection = inspection::inspect(&options::image(args.image, environment)?)?;
+    let options = options::image(args.image, environment)?;
+    let inspection = with_progress(|report| inspection::inspect(&options, report))?;
     Ok(print(&if args.json { json(&inspection)? } else { inspection_text(&inspection, args.bandwidth) })?)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Summary};
-use crate::registry::{self, Client, Hosts, Soci, SociChoice};
+use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
 pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
@@ -46,12 +47,13 @@ const READ_AHEAD: std::ops::Range<u32> = 128..1024;
 pub(crate) struct Common {
     cache: Cache,
     hosts: Hosts,
+    archives: Archives,
     fetch: fetch::Shared,
 }
 
 impl Common {
     pub(crate) fn new(cache: Cache) -> Self {
-        Self { cache, hosts: Hosts::default(), fetch: fetch::Shared::default() }
+        Self { cache, hosts: Hosts::default(), archives: Archives::default(), fetch: fetch::Shared::default() }
     }
 }
 
@@ -92,7 +94,7 @@ impl Engine {
         resolve_within: Duration,
         tar_splits: Option<PathBuf>,
     ) -> Result<Self, Error> {
-        let Common { cache, hosts, fetch: shared } = common;
+        let Common { cache, hosts, archives, fetch: shared } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,
@@ -100,7 +102,7 @@ impl Engine {
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };
-        let client = Client::new(client, Arc::new(cache.clone()))?.with_hosts(hosts);
+        let client = Client::new(client, Arc::new(cache.clone()))?.with_hosts(hosts).with_archives(archives);
         let opener = Opener {
             image: options.image.clone(),
             client: client.with_resolve_deadline(resolve_within),
@@ -124,12 +126,27 @@ impl Engine {
         &self.opener.cache
     }
 
-    /// Resolves the reference, once.
+    /// Resolves the reference, once. Tells how far an archive is unpacked for it.
     ///
     /// # Errors
     /// Where it names no image that can be had.
-    pub async fn resolve(&self) -> Result<registry::Image, Error> {
-        Ok(self.opener.client.resolve(&self.opener.image).await?)
+    pub async fn resolve(&self, report: &Report) -> Result<registry::Image, Error> {
+        let Opener { client, image, .. } = &*self.opener;
+        let mut resolving = pin!(client.resolve(image));
+        let mut ticks = tokio::time::interval(TICK);
+        let mut told = 0;
+        loop {
+            tokio::select! {
+                resolved = &mut resolving => return Ok(resolved?),
+                _ = ticks.tick() => {
+                    let (bytes, of) = client.unpacked();
+                    if bytes > std::mem::replace(&mut told, bytes) {
+                        // Progress that nobody hears is none.
+                        let _heard = report(&Event::Reading { bytes, of });
+                    }
+                }
+            }
+        }
     }
 
     /// Opens all layers at once; those that have to be read whole first are. `first`: the number of the first of the image's layers.
@@ -326,7 +343,7 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
 /// All that a server needs before it mounts.
 pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Served, Error> {
     let engine = Arc::new(Engine::new(&options.source, RESOLVE_WITHIN.min(options.mount_deadline / 2))?);
-    let mut image = engine.resolve().await?;
+    let mut image = engine.resolve(report).await?;
     let mut inode_group = 0;
     if let Some(choice) = options.layer {
         let (number, layer) = chosen(&image.layers, choice)?;

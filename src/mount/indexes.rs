@@ -48,7 +48,7 @@ pub fn index(options: &ImageOptions, output: Option<&Path>, report: &Report) -> 
         // An index of our own is better than a zTOC, so layers that have one are read as well.
         let options = ImageOptions { soci: None, ..options.clone() };
         let engine = Arc::new(Engine::new(&options, RESOLVE_WITHIN)?);
-        let image = engine.resolve().await?;
+        let image = engine.resolve(report).await?;
         Ok::<_, Error>((engine.open(image, 0, report).await?, engine.cache().clone()))
     })?;
     // Not before: what is there is lost.

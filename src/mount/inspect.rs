@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Error;
 use super::config::Config;
+use super::event::Report;
 use super::image::{Engine, RESOLVE_WITHIN};
 use super::layer::{Looked, OpenLayer, Pending, Reason};
 use super::look::runtime;
@@ -77,10 +78,10 @@ pub struct IndexInspection {
 ///
 /// # Errors
 /// Where the image cannot be resolved.
-pub fn inspect(options: &ImageOptions) -> Result<Inspection, Error> {
+pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Error> {
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
-        let image = engine.resolve().await?;
+        let image = engine.resolve(report).await?;
         let opened = engine.look_at_each(&image).await;
         let soci = engine.soci(&image).await?;
         let layers: Vec<_> =

@@ -107,7 +107,7 @@ impl Look {
         let runtime = runtime()?;
         let (image, view) = runtime.block_on(async {
             let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
-            let image = engine.resolve().await?;
+            let image = engine.resolve(report).await?;
             let image = engine.open(image, 0, report).await?;
             let view = tokio::task::block_in_place(|| image.view(None, false).map(|(view, _)| view))?;
             Ok::<_, Error>((image, view))

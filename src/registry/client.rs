@@ -9,13 +9,14 @@ use tokio::sync::OnceCell;
 
 use super::archive::Archive;
 use super::blob::Blob;
+use super::disk::{Archives, Unpacking};
 use super::layout::Layout;
 use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
 use super::remote::{Document, Repository, Shared};
 use super::search::Search;
 use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
-use crate::blob::{Digest, Documents};
+use crate::blob::{ByteSource, Digest, Documents};
 
 /// How long a registry is waited for that may be answered for by what is remembered.
 const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ pub struct Client {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) resolve_deadline: Duration,
     hosts: Hosts,
+    archives: Archives,
+    unpacking: Arc<Unpacking>,
     /// Made when a registry is first asked: a layout on disk needs no certificates.
     shared: Arc<OnceCell<Arc<Shared>>>,
 }
@@ -48,7 +51,8 @@ impl Client {
         })?;
         let resolve_deadline = options.io_deadline;
         let (hosts, shared) = (Hosts::default(), Arc::default());
-        Ok(Self { options, documents, runtime, resolve_deadline, hosts, shared })
+        let (archives, unpacking) = (Archives::default(), Arc::default());
+        Ok(Self { options, documents, runtime, resolve_deadline, hosts, archives, unpacking, shared })
     }
 
     /// Gives up resolving after this time without progress, where that is sooner than `io_deadline`: a mount has its own
@@ -65,6 +69,18 @@ impl Client {
         Self { hosts, shared: Arc::default(), ..self }
     }
 
+    /// Shares the archives that are unpacked with other clients; to be called before anything is asked for.
+    #[must_use]
+    pub fn with_archives(self, archives: Archives) -> Self {
+        Self { archives, ..self }
+    }
+
+    /// Bytes of compressed archives that were read, and all that they have. Resolving waits for them.
+    #[must_use]
+    pub fn unpacked(&self) -> (u64, u64) {
+        self.unpacking.progress()
+    }
+
     /// Resolves a reference once to one image of the wanted platform, its manifest verified by digest.
     ///
     /// A digest whose manifest is remembered is not asked for; a tag is, and what it was last is taken where the registry cannot be reached.
@@ -75,11 +91,10 @@ impl Client {
         match image {
             ImageRef::Registry(reference) => self.resolve_remote(image, reference).await,
             ImageRef::Layout { dir, tag } => self.resolve_local(image, Layout::Directory(dir.clone()), tag).await,
-            ImageRef::Archive { file, tag } => self.resolve_local(image, archive(file).await?, tag).await,
+            ImageRef::Archive { file, tag } => self.resolve_local(image, self.archive(file).await?, tag).await,
             ImageRef::DockerArchive { file, name } => {
-                let (file, whole, name) = (file.clone(), image.name(), name.clone());
-                let (top, archive) = blocking(move || docker_archive::open(&file, &whole, name.as_deref())).await?;
-                self.choose(image, &Source::Local(Layout::Archive(Arc::new(archive))), top).await
+                let (top, layout) = self.docker_archive(image, file, name).await?;
+                self.choose(image, &Source::Local(layout), top).await
             }
         }
     }
@@ -91,9 +106,7 @@ impl Client {
     pub async fn resolve_pinned(&self, image: &ImageRef, manifest: Bytes) -> Result<Image, Error> {
         let source = match image {
             ImageRef::DockerArchive { file, name } => {
-                let (file, whole, name) = (file.clone(), image.name(), name.clone());
-                let (_, archive) = blocking(move || docker_archive::open(&file, &whole, name.as_deref())).await?;
-                Some(Source::Local(Layout::Archive(Arc::new(archive))))
+                Some(Source::Local(self.docker_archive(image, file, name).await?.1))
             }
             _ => self.source(image).await?,
         };
@@ -111,7 +124,7 @@ impl Client {
         Ok(match image {
             ImageRef::Registry(reference) => Some(Source::Remote(self.repository(reference).await?)),
             ImageRef::Layout { dir, .. } => Some(Source::Local(Layout::Directory(dir.clone()))),
-            ImageRef::Archive { file, .. } => Some(Source::Local(archive(file).await?)),
+            ImageRef::Archive { file, .. } => Some(Source::Local(self.archive(file).await?)),
             ImageRef::DockerArchive { .. } => None,
         })
     }
@@ -122,6 +135,32 @@ impl Client {
     /// As [`Client::resolve`]; [`Error::is_not_found`] tells where there is none.
     pub async fn resolve_sibling(&self, image: &ImageRef, suffix: &str) -> Result<Image, Error> {
         self.resolve(&image.sibling(suffix)?).await
+    }
+
+    /// An archive as a layout.
+    async fn archive(&self, file: &Path) -> Result<Layout, Error> {
+        let (path, unpack) = (file.to_owned(), self.unpack(file));
+        Ok(Layout::Archive(Arc::new(blocking(move || Archive::open(&path, unpack()?)).await?)))
+    }
+
+    /// An image of a docker archive: its manifest, and where its blobs are.
+    async fn docker_archive(
+        &self,
+        image: &ImageRef,
+        file: &Path,
+        name: &Option<String>,
+    ) -> Result<(Document, Layout), Error> {
+        let (path, unpack) = (file.to_owned(), self.unpack(file));
+        let (image, name) = (image.name(), name.clone());
+        let opened = blocking(move || docker_archive::open(&path, unpack()?, &image, name.as_deref())).await?;
+        Ok((opened.0, Layout::Archive(Arc::new(opened.1))))
+    }
+
+    /// Reads an archive, unpacked where it is compressed. Blocking.
+    fn unpack(&self, file: &Path) -> impl FnOnce() -> Result<Arc<dyn ByteSource>, Error> + Send + use<> {
+        let (path, archives) = (file.to_owned(), self.archives.clone());
+        let (documents, unpacking) = (Arc::clone(&self.documents), Arc::clone(&self.unpacking));
+        move || archives.open(&path, &*documents, &unpacking)
     }
 
     async fn shared(&self) -> Result<Arc<Shared>, Error> {
@@ -296,11 +335,6 @@ async fn ask_tag(
         tracing::warn!(%image, %said, digest = %document.digest, "the registry states another digest than its manifest has");
     }
     Ok(document)
-}
-
-async fn archive(file: &Path) -> Result<Layout, Error> {
-    let path = file.to_owned();
-    Ok(Layout::Archive(Arc::new(blocking(move || Archive::open(&path)).await?)))
 }
 
 /// File system work, off the async threads.

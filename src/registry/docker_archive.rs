@@ -13,20 +13,21 @@
 //! None of this is believed: it is what the bytes are checked against when they are read.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::Archive;
+use super::disk::Packing;
 use super::layout::FileBlob;
 use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
 use super::remote::Document;
 use super::tarfile::{Content, members};
 use super::{Error, json};
-use crate::blob::{ByteRange, Digest};
+use crate::blob::{ByteRange, ByteSource, Digest};
 
 /// Links to links are followed so far: docker and skopeo write none.
 const MOST_LINKS: usize = 8;
@@ -89,15 +90,20 @@ struct Descriptor {
 /// The files and links of an archive by their names.
 struct Contents {
     path: PathBuf,
-    file: File,
+    file: Arc<dyn ByteSource>,
     members: HashMap<String, Content>,
 }
 
 /// Finds an image: its manifest as it is made here, and where config and layers are. Blocking.
 ///
 /// `name` is a canonical reference with a tag, or `@` and the image's place in manifest.json; without one the only image is meant.
-pub(super) fn open(path: &Path, image: &str, name: Option<&str>) -> Result<(Document, Archive), Error> {
-    let contents = Contents::open(path)?;
+pub(super) fn open(
+    path: &Path,
+    file: Arc<dyn ByteSource>,
+    image: &str,
+    name: Option<&str>,
+) -> Result<(Document, Archive), Error> {
+    let contents = Contents::open(path, file)?;
     let items = contents.document("manifest.json")?;
     let items: Vec<Item> = json::from_slice(&items).map_err(|source| contents.broken("manifest.json", &source))?;
     let item = choose(image, name, items)?;
@@ -167,8 +173,8 @@ fn is_named(name: &str, wanted: &str) -> bool {
 }
 
 impl Contents {
-    fn open(path: &Path) -> Result<Self, Error> {
-        let (file, found) = members(path)?;
+    fn open(path: &Path, file: Arc<dyn ByteSource>) -> Result<Self, Error> {
+        let found = members(path, &*file)?;
         // The last of two entries of one name counts. Names that are no text are no image's.
         let named = |name: &[u8]| std::str::from_utf8(name).ok().and_then(|name| clean("", name));
         let members = found.into_iter().filter_map(|member| Some((named(&member.name)?, member.content))).collect();
@@ -199,9 +205,8 @@ impl Contents {
         Err(self.refused(format!("a docker archive: {name:?} leads through more than {MOST_LINKS} links")))
     }
 
-    fn blob(&self, place: ByteRange) -> Result<FileBlob, Error> {
-        let error = |source| Error::File { path: self.path.clone(), what: "cannot be opened", source };
-        Ok(FileBlob::new(self.path.clone(), self.file.try_clone().map_err(error)?, place.start, place.len()))
+    fn blob(&self, place: ByteRange) -> FileBlob {
+        FileBlob::new(self.path.clone(), Arc::clone(&self.file), place)
     }
 
     /// A small file: manifest.json or a config.
@@ -210,27 +215,24 @@ impl Contents {
         if place.len() > LARGEST_DOCUMENT as u64 {
             return Err(self.refused(format!("a docker archive: its {name} has more than {LARGEST_DOCUMENT} bytes")));
         }
-        self.blob(place)?.read(ByteRange { start: 0, end: place.len() })
+        self.blob(place).read(ByteRange { start: 0, end: place.len() })
     }
 
     /// A layer's compression, as the end of its media type, and its digest.
     fn layer(&self, name: &str, place: ByteRange, diff_id: Digest) -> Result<(&'static str, Digest), Error> {
-        let blob = self.blob(place)?;
-        let suffix = compression(&blob.read(ByteRange { start: 0, end: place.len().min(4) })?);
+        let blob = self.blob(place);
+        let head = blob.read(ByteRange { start: 0, end: place.len().min(Packing::LONGEST_MAGIC) })?;
+        let suffix = match Packing::of(&head) {
+            Some(Packing::Gzip) => "+gzip",
+            Some(Packing::Zstd) => "+zstd",
+            _ => "",
+        };
         let named = || name.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
         let digest = match suffix {
             "" => diff_id,
             _ => named().map_or_else(|| digest_of(&blob), Ok)?,
         };
         Ok((suffix, digest))
-    }
-}
-
-fn compression(head: &[u8]) -> &'static str {
-    match head {
-        [0x1f, 0x8b, ..] => "+gzip",
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => "+zstd",
-        _ => "",
     }
 }
 
@@ -279,8 +281,7 @@ mod tests {
     }
 
     fn opened(parts: &[Vec<u8>], name: Option<&str>) -> Result<(serde_json::Value, Archive), Error> {
-        let file = archive(parts);
-        let (document, archive) = open(file.path(), "docker-archive:/x", name)?;
+        let (document, archive) = open(Path::new("/x"), archive(parts), "docker-archive:/x", name)?;
         assert_eq!(document.digest, Digest::of(&document.bytes));
         Ok((serde_json::from_slice(&document.bytes).unwrap(), archive))
     }

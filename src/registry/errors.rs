@@ -100,6 +100,14 @@ pub enum Error {
 
     #[error("{path}: {what}", path = path.display())]
     File { path: PathBuf, what: &'static str, source: std::io::Error },
+    #[error("{path} is compressed with {by}, which crfs does not unpack: unpack it first (`{command}`)", path = path.display())]
+    Packed { path: PathBuf, by: &'static str, command: &'static str },
+    #[error(
+        "{path} is compressed, and the cache has no room for all that is in it ({unpacked} bytes so far): give crfs a larger --cache-size, \
+         or a --cache-dir with more room, or unpack it first",
+        path = path.display()
+    )]
+    NoRoom { path: PathBuf, unpacked: u64, source: std::io::Error },
     #[error("{path} is not {what}", path = path.display())]
     NotALayout { path: PathBuf, what: String },
     #[error("{path} holds no blob {digest}", path = path.display())]

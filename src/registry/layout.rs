@@ -7,16 +7,16 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::archive::Archive;
+use super::disk::Local;
 use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
 use super::{Error, names};
-use crate::blob::{ByteRange, Digest};
+use crate::blob::{ByteRange, ByteSource, Digest};
 
 /// A layout, wherever it is.
 #[derive(Clone)]
@@ -26,28 +26,24 @@ pub(super) enum Layout {
 }
 
 /// A run of bytes in a file: a blob of a directory or of an archive.
-#[derive(Debug)]
 pub(super) struct FileBlob {
     pub(super) path: PathBuf,
-    file: File,
+    file: Arc<dyn ByteSource>,
     offset: u64,
     pub(super) size: u64,
 }
 
 impl FileBlob {
-    pub(super) const fn new(path: PathBuf, file: File, offset: u64, size: u64) -> Self {
-        Self { path, file, offset, size }
+    pub(super) const fn new(path: PathBuf, file: Arc<dyn ByteSource>, place: ByteRange) -> Self {
+        Self { path, file, offset: place.start, size: place.len() }
     }
 
     /// Exactly the bytes of a range. Blocking.
     pub(super) fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
         let error = |source| Error::File { path: self.path.clone(), what: "cannot be read", source };
-        let length = usize::try_from(range.len()).map_err(|_| error(std::io::ErrorKind::OutOfMemory.into()))?;
-        let offset =
-            self.offset.checked_add(range.start).ok_or_else(|| error(std::io::ErrorKind::InvalidInput.into()))?;
-        let mut bytes = BytesMut::zeroed(length);
-        self.file.read_exact_at(&mut bytes, offset).map_err(error)?;
-        Ok(bytes.freeze())
+        let start = self.offset.checked_add(range.start).and_then(|start| ByteRange::at(start, range.len()));
+        let place = start.ok_or_else(|| error(std::io::ErrorKind::InvalidInput.into()))?;
+        self.file.read_at(place).map_err(|source| error(std::io::Error::other(source)))
     }
 }
 
@@ -130,5 +126,6 @@ fn open_file(dir: &Path, digest: &Digest) -> Result<FileBlob, Error> {
     if !metadata.is_file() {
         return Err(Error::NoBlob { path: dir.to_owned(), digest: *digest });
     }
-    Ok(FileBlob::new(path, file, 0, metadata.len()))
+    let size = metadata.len();
+    Ok(FileBlob::new(path, Arc::new(Local::new(file, size)), ByteRange { start: 0, end: size }))
 }

@@ -4,7 +4,8 @@
 //! text -> reference -> client -+- remote -- auth, credentials, redirect, throttle   one request, by the rules
 //!                              |     `-- manifest, platform                         which image, verified
 //!                              |- referrers, soci                                   what stands beside it
-//!                              `- layout, names, archive, docker_archive, tarfile   the same from disk
+//!                              `- layout, names, archive, docker_archive, tarfile,  the same from disk
+//!              |  disk
 //! image.layers[n].blob -> ranged (or a file): exactly the bytes asked for; patience says how long it tries
 //! ```
 
@@ -14,6 +15,7 @@ mod auth;
 mod blob;
 mod client;
 mod credentials;
+mod disk;
 mod docker_archive;
 mod errors;
 mod grammar;
@@ -49,6 +51,7 @@ pub use artifact::Artifact;
 pub use blob::{Blob, Body, PastCaches, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};
+pub use disk::Archives;
 pub use errors::{Error, Redacted, Retry};
 pub use hosts::Hosts;
 pub use left_out::LeftOut;

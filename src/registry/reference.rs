@@ -4,7 +4,7 @@
 //! [docker://]alpine                      docker.io/library/alpine:latest
 //! ghcr.io/a/b:1@sha256:...               the digest wins, the tag is for reading only
 //! [::1]:5000/a                           an IPv6 address
-//! oci:DIR[:TAG]  oci-archive:FILE[:TAG]  an OCI image layout, as a directory or in a tar
+//! oci:DIR[:TAG]  oci-archive:FILE[:TAG]  an OCI image layout, as a directory or in a tar; TAG may be a whole name
 //! docker-archive:FILE[:NAME]             what docker save writes; NAME is completed like one in a registry, or @N
 //! ```
 

@@ -3,12 +3,10 @@
 //! Just enough of tar to find what an archive of images holds: POSIX ustar, GNU long names and pax `path`, `linkpath` and `size`
 //! (POSIX.1-2024, pax). Other kinds of entries are passed over.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::Error;
-use crate::blob::ByteRange;
+use crate::blob::{ByteRange, ByteSource, SourceError};
 
 const BLOCK: u64 = 512;
 
@@ -35,12 +33,9 @@ pub(super) enum Content {
     HardLink(Vec<u8>),
 }
 
-/// Reads all headers. Blocking.
-pub(super) fn members(path: &Path) -> Result<(File, Vec<Member>), Error> {
-    let error = |source| Error::File { path: path.to_owned(), what: "cannot be read", source };
-    let file = File::open(path).map_err(error)?;
-    let end = file.metadata().map_err(error)?.len();
-    let mut scan = Scan { file: &file, at: 0, end };
+/// Reads all headers; `path` names the tar in errors. Blocking.
+pub(super) fn members(path: &Path, file: &dyn ByteSource) -> Result<Vec<Member>, Error> {
+    let mut scan = Scan { file, at: 0 };
     let mut found = Vec::new();
     let mut names = 0;
     loop {
@@ -51,11 +46,14 @@ pub(super) fn members(path: &Path) -> Result<(File, Vec<Member>), Error> {
                 found.push(member);
                 continue;
             }
-            Ok(None) => return Ok((file, found)),
-            Err(Broken::Io(source)) => return Err(error(source)),
+            Ok(None) => return Ok(found),
+            Err(Broken::Read(source)) => {
+                let (path, source) = (path.to_owned(), std::io::Error::other(source));
+                return Err(Error::File { path, what: "cannot be read", source });
+            }
             Err(Broken::Format(what)) => what,
         };
-        let what = format!("an uncompressed tar of images: {broken} at byte {}", scan.at);
+        let what = format!("a tar of images: {broken} at byte {}", scan.at);
         return Err(Error::NotALayout { path: path.to_owned(), what });
     }
 }
@@ -72,14 +70,13 @@ impl Member {
 }
 
 enum Broken {
-    Io(std::io::Error),
+    Read(SourceError),
     Format(&'static str),
 }
 
 struct Scan<'a> {
-    file: &'a File,
+    file: &'a dyn ByteSource,
     at: u64,
-    end: u64,
 }
 
 /// One header: its fields, and where the data is.
@@ -127,15 +124,12 @@ impl Scan<'_> {
     }
 
     fn header(&mut self, pax_size: Option<u64>) -> Result<Option<Header>, Broken> {
-        if self.at.saturating_add(BLOCK) > self.end {
-            return if self.at == self.end && self.at > 0 {
-                Ok(None)
-            } else {
-                Err(Broken::Format("the file ends in a header"))
-            };
-        }
-        let mut block = [0u8; BLOCK as usize];
-        self.file.read_exact_at(&mut block, self.at).map_err(Broken::Io)?;
+        let end = self.file.size();
+        let Some(block) = ByteRange::at(self.at, BLOCK).filter(|block| block.end <= end) else {
+            let is_end = self.at == end && end > 0;
+            return if is_end { Ok(None) } else { Err(Broken::Format("the file ends in a header")) };
+        };
+        let block = self.file.read_at(block).map_err(Broken::Read)?;
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -149,17 +143,17 @@ impl Scan<'_> {
         let size = own.or(raw_size).ok_or(Broken::Format("a size is no number"))?;
         // Links and directories may state a size without having data.
         let size = if matches!(kind, b'1'..=b'6') { 0 } else { size };
-        let data = ByteRange::at(self.at.saturating_add(BLOCK), size).filter(|data| data.end <= self.end);
+        let data = ByteRange::at(self.at.saturating_add(BLOCK), size).filter(|data| data.end <= end);
         let data = data.ok_or(Broken::Format("an entry passes the end of the file"))?;
-        self.at =
-            data.end.checked_next_multiple_of(BLOCK).ok_or(Broken::Format("an entry is too large"))?.min(self.end);
+        self.at = data.end.checked_next_multiple_of(BLOCK).ok_or(Broken::Format("an entry is too large"))?.min(end);
         Ok(Some(Header { kind, name: full_name(&block), target: until_nul(part(&block, 157, 100)).to_vec(), data }))
     }
 
     fn text(&self, data: ByteRange) -> Result<Vec<u8>, Broken> {
-        let length = usize::try_from(data.len()).ok().filter(|_| data.len() <= LARGEST_HEADER);
-        let mut text = vec![0; length.ok_or(Broken::Format("a name is too long"))?];
-        self.file.read_exact_at(&mut text, data.start).map_err(Broken::Io)?;
+        if data.len() > LARGEST_HEADER {
+            return Err(Broken::Format("a name is too long"));
+        }
+        let mut text = self.file.read_at(data).map_err(Broken::Read)?.to_vec();
         while text.last() == Some(&0) {
             text.pop();
         }
@@ -221,7 +215,9 @@ fn record<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::io::Write as _;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
 
     use super::*;
 
@@ -253,10 +249,8 @@ pub(super) mod tests {
         header(name, kind, b"", target)
     }
 
-    pub(in crate::registry) fn archive(parts: &[Vec<u8>]) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&parts.concat()).unwrap();
-        file
+    pub(in crate::registry) fn archive(parts: &[Vec<u8>]) -> Arc<dyn ByteSource> {
+        Arc::new(Bytes::from(parts.concat()))
     }
 
     #[test]
@@ -271,7 +265,7 @@ pub(super) mod tests {
             link("c", b'2', "cut"),
             entry("d", b'0', b"x"),
         ]);
-        let (_, found) = members(file.path()).unwrap();
+        let found = members(Path::new("/x.tar"), &*file).unwrap();
         let [a, b, c, d] = &found[..] else { panic!("{} members", found.len()) };
         assert!(matches!(&a.content, Content::HardLink(target) if target == b"short"));
         for symlink in [b, c] {

@@ -65,7 +65,7 @@ impl Store {
     }
 
     async fn find(engine: &Arc<Engine>, name: String, report: &Report) -> Result<Found, Error> {
-        let image = engine.resolve().await?;
+        let image = engine.resolve(report).await?;
         // Progress that nobody hears is none.
         let _heard =
             report(&Event::Resolved { name: image.name.clone(), digest: image.digest, layers: image.layers.len() });

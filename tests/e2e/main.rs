@@ -6,6 +6,7 @@
 //! Nothing here asserts a duration or sleeps to be in time: what must happen is waited for, for at most [`support::command::HANG`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod archives;
 mod cache;
 mod commands;
 mod faults;

@@ -143,7 +143,8 @@ pub(crate) async fn open_with(
 ) -> Result<Opened, Error> {
     within(async {
         let engine = Arc::new(Engine::new(options, resolve_within)?);
-        let image = engine.open(engine.resolve().await?, 0, &(Arc::new(|_: &Event| Ok(())) as Report)).await?;
+        let report: Report = Arc::new(|_: &Event| Ok(()));
+        let image = engine.open(engine.resolve(&report).await?, 0, &report).await?;
         let (image, view, around) =
             tokio::task::spawn_blocking(move || image.view(None, guesses).map(|(view, around)| (image, view, around)))
                 .await

@@ -1,0 +1,315 @@
+//! Files on this machine as "read bytes at", those that are compressed unpacked.
+//!
+//! An archive that is compressed can be read in order only, so all of it is unpacked when it is opened: into a file without a name that
+//! takes room of the cache, for as long as an image of it is in use, and once for all images of a process.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
+
+use super::Error;
+use crate::blob::{ByteRange, ByteSource, Documents, SourceError};
+
+/// What is unpacked at a time.
+const PART: usize = 1 << 20;
+
+/// A file.
+pub(super) struct Local {
+    file: File,
+    size: u64,
+}
+
+impl Local {
+    pub(super) const fn new(file: File, size: u64) -> Self {
+        Self { file, size }
+    }
+}
+
+impl ByteSource for Local {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        if range.end > self.size {
+            return Err(format!("{range} of {} bytes", self.size).into());
+        }
+        let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
+        self.file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.freeze())
+    }
+}
+
+/// Which file it was, and that nobody has written to it since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(file: &Metadata) -> Self {
+        let (device, inode, size) = (file.dev(), file.ino(), file.size());
+        Self { device, inode, size, changed: (file.ctime(), file.ctime_nsec()) }
+    }
+}
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Gzip,
+    Zstd,
+    /// In a way that crfs does not read: its name, and what unpacks it.
+    Other(&'static str, &'static str),
+}
+
+impl Packing {
+    /// So many bytes tell.
+    pub(super) const LONGEST_MAGIC: u64 = 6;
+
+    /// By its first bytes, whatever its name says.
+    pub(super) fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Some(Self::Gzip),
+            // A frame, or a skippable one (RFC 8878, section 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Other("xz", "xz -dk")),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Some(Self::Other("bzip2", "bzip2 -dk")),
+            [0x04, 0x22, 0x4d, 0x18, ..] => Some(Self::Other("lz4", "lz4 -dk")),
+            _ => None,
+        }
+    }
+}
+
+/// How much of compressed archives is unpacked.
+#[derive(Debug, Default)]
+pub(super) struct Unpacking {
+    bytes: AtomicU64,
+    of: AtomicU64,
+}
+
+impl Unpacking {
+    /// Compressed bytes that were read, and all that there are; both 0 where nothing is compressed.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.bytes.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed))
+    }
+}
+
+/// A file that tells how far it is read.
+struct Counted<'a>(File, &'a Unpacking);
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        self.1.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// What an archive was when it was unpacked, and what came of it while somebody has it.
+type Unpacked = Arc<Mutex<Option<(Version, Weak<dyn ByteSource>)>>>;
+
+/// The compressed archives that are in use. Clones share them.
+#[derive(Clone, Default)]
+pub struct Archives(Arc<Mutex<HashMap<PathBuf, Unpacked>>>);
+
+impl Archives {
+    /// An archive, unpacked where it is compressed. Blocking.
+    pub(super) fn open(
+        &self,
+        path: &Path,
+        documents: &dyn Documents,
+        unpacking: &Unpacking,
+    ) -> Result<Arc<dyn ByteSource>, Error> {
+        let error = |source| Error::File { path: path.to_owned(), what: "cannot be read", source };
+        let file = File::open(path).map_err(error)?;
+        let metadata = file.metadata().map_err(error)?;
+        let plain = Local::new(file, metadata.len());
+        let head = plain.read_at(ByteRange { start: 0, end: plain.size.min(Packing::LONGEST_MAGIC) });
+        let head = head.map_err(|source| error(io::Error::other(source)))?;
+        let Some(packing) = Packing::of(&head) else { return Ok(Arc::new(plain)) };
+        let version = Version::of(&metadata);
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default().clone();
+        // Who wants the same archive meanwhile waits for it.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = known.as_ref().filter(|(before, _)| *before == version);
+        if let Some(kept) = kept.and_then(|(_, kept)| kept.upgrade()) {
+            return Ok(kept);
+        }
+        unpacking.of.fetch_add(plain.size, Ordering::Relaxed);
+        let unpacked = unpack(path, packing, Counted(plain.file, unpacking), documents)?;
+        *known = Some((version, Arc::downgrade(&unpacked)));
+        Ok(unpacked)
+    }
+}
+
+fn unpack(
+    path: &Path,
+    packing: Packing,
+    file: Counted<'_>,
+    documents: &dyn Documents,
+) -> Result<Arc<dyn ByteSource>, Error> {
+    let path = path.to_owned();
+    let mut reader: Box<dyn Read> = match packing {
+        Packing::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PART, file))),
+        Packing::Zstd => {
+            let reader = zstd::stream::read::Decoder::new(file);
+            Box::new(reader.map_err(|source| Error::File { path: path.clone(), what: "cannot be unpacked", source })?)
+        }
+        Packing::Other(by, command) => return Err(Error::Packed { path, by, command }),
+    };
+    let no_room = |unpacked, source| Error::NoRoom { path: path.clone(), unpacked, source };
+    let mut scratch = documents.scratch().map_err(|source| no_room(0, source))?;
+    let (mut buffer, mut unpacked) = (vec![0; PART], 0);
+    loop {
+        let read = reader.read(&mut buffer);
+        let read = read.map_err(|source| Error::File { path: path.clone(), what: "cannot be unpacked", source })?;
+        let part = buffer.get(..read).unwrap_or_default();
+        if part.is_empty() {
+            return Ok(scratch.finish());
+        }
+        scratch.append(part).map_err(|source| no_room(unpacked, source))?;
+        unpacked += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::blob::{Digest, Scratch};
+
+    /// Room in memory, which counts how often some was asked for.
+    #[derive(Default)]
+    struct Room {
+        limit: usize,
+        asked: AtomicU64,
+    }
+
+    struct InMemory {
+        bytes: Vec<u8>,
+        limit: usize,
+    }
+
+    impl Scratch for InMemory {
+        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+            self.bytes.extend(bytes);
+            if self.bytes.len() > self.limit { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+
+        fn finish(self: Box<Self>) -> Arc<dyn ByteSource> {
+            Arc::new(Bytes::from(self.bytes))
+        }
+    }
+
+    impl Documents for Room {
+        fn get(&self, _: &Digest) -> Option<Bytes> {
+            None
+        }
+
+        fn put(&self, _: &Digest, _: &[u8]) {}
+
+        fn resolved(&self, _: &str) -> Option<Digest> {
+            None
+        }
+
+        fn remember(&self, _: &str, _: &Digest) {}
+
+        fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(InMemory { bytes: Vec::new(), limit: self.limit }))
+        }
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(data: &[u8]) -> Vec<u8> {
+        zstd::encode_all(data, 1).unwrap()
+    }
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn all(source: &dyn ByteSource) -> Bytes {
+        source.read_at(ByteRange { start: 0, end: source.size() }).unwrap()
+    }
+
+    fn opened(bytes: &[u8], limit: usize) -> Result<(Bytes, (u64, u64)), String> {
+        let (room, unpacking) = (Room { limit, ..Room::default() }, Unpacking::default());
+        let source = Archives::default().open(file(bytes).path(), &room, &unpacking);
+        source.map(|source| (all(&*source), unpacking.progress())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_compressed_is_unpacked_whatever_it_is_called() {
+        let data: Vec<u8> = (0..3 << 20).map(|at: u32| (at % 251) as u8).collect();
+        let (head, tail) = data.split_at(1 << 20);
+        let skippable = [b"\x52\x2a\x4d\x18\x03\0\0\0abc".to_vec(), zstd(&data)].concat();
+        for packed in [gzip(&data), [gzip(head), gzip(tail)].concat(), [zstd(head), zstd(tail)].concat(), skippable] {
+            let (unpacked, progress) = opened(&packed, usize::MAX).unwrap();
+            assert!(unpacked == data);
+            assert_eq!(progress, (packed.len() as u64, packed.len() as u64));
+        }
+        assert_eq!(opened(&data, 0).unwrap(), (data.into(), (0, 0)), "what is not compressed takes no room");
+        assert_eq!(opened(b"", 0).unwrap(), (Bytes::new(), (0, 0)));
+    }
+
+    #[test]
+    fn what_cannot_be_unpacked_is_refused_with_what_to_do() {
+        let bomb = opened(&gzip(&vec![0; 8 << 20]), 1 << 20).unwrap_err();
+        assert!(bomb.contains("--cache-size") && bomb.contains("1048576 bytes"), "{bomb}");
+        for (packed, command) in
+            [(&b"\xfd7zXZ\0rest"[..], "xz -dk"), (b"BZh91AY&SY", "bzip2 -dk"), (b"\x04\x22\x4d\x18", "lz4")]
+        {
+            let text = opened(packed, usize::MAX).unwrap_err();
+            assert!(text.contains(command), "{text}");
+        }
+        let whole = gzip(b"0123456789");
+        for broken in [&whole[..whole.len() - 1], &whole[..5], &zstd(&[1; 100])[..9]] {
+            assert!(opened(broken, usize::MAX).unwrap_err().contains("cannot be unpacked"));
+        }
+    }
+
+    #[test]
+    fn an_archive_is_unpacked_once_while_it_is_in_use_and_as_it_is() {
+        let (room, unpacking) = (Room { limit: 1 << 20, ..Room::default() }, Unpacking::default());
+        let (archives, file) = (Archives::default(), file(&gzip(b"one")));
+        let open = || archives.clone().open(file.path(), &room, &unpacking).unwrap();
+        let (first, second) = (open(), open());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(room.asked.load(Ordering::Relaxed), 1);
+        std::fs::write(file.path(), gzip(b"other")).unwrap();
+        assert_eq!((all(&*open()), all(&*first)), ("other".into(), "one".into()));
+        drop((first, second));
+        let asked = room.asked.load(Ordering::Relaxed);
+        drop(open());
+        assert_eq!(room.asked.load(Ordering::Relaxed), asked + 1, "nobody had it any more");
+    }
+
+    #[test]
+    fn tars_are_not_taken_for_compressed() {
+        for head in [&b""[..], b"BZhelp", b"index.json", b"\x1f", b"./", b"\x28\xb5"] {
+            assert_eq!(Packing::of(head), None);
+        }
+    }
+}
