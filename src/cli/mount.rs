@@ -19,6 +19,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
     let notify = environment.notify_socket.clone();
     let said = move |ready: &Ready| {
         print(&ready_line(ready, &dir, start.elapsed()))?;
+        sent_whole_line(ready.sent_whole).iter().for_each(|line| complain(line));
         if let Some(Err(error)) = notify.as_deref().map(|socket| engine::notify(socket, ready.pid)) {
             complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
         }
@@ -94,6 +95,16 @@ fn ready_line(ready: &Ready, dir: &Path, elapsed: Duration) -> String {
     format::printable(&line) + "\n"
 }
 
+/// What is said of layers that came whole though they were not asked for whole.
+fn sent_whole_line(layers: usize) -> Option<String> {
+    let said = match layers {
+        0 => return None,
+        1 => "1 layer was read whole: its host sends".to_owned(),
+        layers => format!("{layers} layers were read whole: their host sends"),
+    };
+    Some(format!("{said} all of a blob to who asks for a part, as a pull-through cache does that has not got it yet"))
+}
+
 /// The line on a terminal while layers are opened; nothing anywhere else.
 pub(super) struct Progress {
     visible: bool,
@@ -166,6 +177,7 @@ mod tests {
             digest: Digest::of(b""),
             layers,
             lazy,
+            sent_whole: 0,
             fetched: 1 << 20,
             pid: 1,
         };
@@ -182,6 +194,13 @@ mod tests {
         assert!(line(5, 5).contains(": 5 layers (all lazy),"));
         assert!(line(1, 1).contains(": 1 layer (lazy),"));
         assert!(line(1, 0).contains(": 1 layer (read whole),"));
+    }
+
+    #[test]
+    fn what_came_whole_unasked_is_said() {
+        assert_eq!(sent_whole_line(0), None);
+        assert!(sent_whole_line(1).unwrap().starts_with("1 layer was read whole: its host sends all"));
+        assert!(sent_whole_line(3).unwrap().starts_with("3 layers were read whole: their host sends all"));
     }
 
     #[test]

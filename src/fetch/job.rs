@@ -7,7 +7,7 @@
 //! Bytes are decoded while they arrive, so memory does not grow with the size of a unit, and a check can be read as soon as its last byte
 //! came.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io::{self, BufRead, Cursor, Read};
 use std::pin::pin;
@@ -22,12 +22,14 @@ use tokio::time::timeout;
 use super::around::Guess;
 use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
 use super::decode::Units;
-use super::flight::Duty;
+use super::flight::{Duty, Waiter};
 use super::plan::{self, Run};
+use super::source::Stream;
+use super::whole::{Duties, Reader};
 use super::{Error, Layer};
 use crate::blob::{ByteRange, Digest};
 use crate::index::{Codec, Piece};
-use crate::registry::{self, Freshness};
+use crate::registry::{self, Freshness, Sent};
 
 /// Parts of a body that wait for the decoder.
 const PARTS: usize = 16;
@@ -46,9 +48,12 @@ pub(super) struct Job {
 }
 
 /// What one attempt left.
+#[derive(Default)]
 struct Attempt {
     duties: HashMap<u32, Duty>,
     failed: Option<Error>,
+    /// Others bring the rest.
+    others: Vec<Waiter>,
 }
 
 impl Job {
@@ -68,6 +73,7 @@ impl Job {
         let layer = Arc::clone(&self.layer);
         let permit = if self.guess.is_some() { None } else { Some(layer.permit().await) };
         let mut failed = permit.as_ref().and_then(|permit| permit.as_ref().err().cloned());
+        let mut others = Vec::new();
         for freshness in [Freshness::Any, Freshness::PastCaches] {
             if failed.is_some() || self.duties.is_empty() {
                 break;
@@ -77,10 +83,13 @@ impl Job {
                 tracing::warn!(layer = %self.layer.digest(), compressed = %self.run.compressed, "wrong bytes; fetching them once more");
             }
             let attempt = self.attempt(freshness).await;
-            self.duties = attempt.duties;
-            failed = attempt.failed;
+            (self.duties, failed, others) = (attempt.duties, attempt.failed, attempt.others);
         }
+        drop(permit);
         if self.duties.is_empty() {
+            for other in others {
+                other.wait().await?;
+            }
             return Ok(());
         }
         let error = failed.unwrap_or_else(|| self.wrong_bytes());
@@ -111,15 +120,56 @@ impl Job {
         let duties = std::mem::take(&mut self.duties);
         tracing::trace!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
         let streaming = self.layer.source.stream(self.run.compressed, freshness);
-        let mut body = match self.unless_restrained(streaming).await {
-            Some(Ok(body)) => body,
-            Some(Err(source)) => return Attempt { duties, failed: Some(self.layer.registry_error(source)) },
-            None => return Attempt { duties, failed: Some(Error::Interrupted) },
-        };
+        match self.unless_restrained(streaming).await {
+            Some(Ok(Sent::Part(body))) => {
+                let duties = Duties::of(duties.into_values());
+                let failed = self.bring(body, self.run.compressed, &duties).await;
+                Attempt { duties: duties.take(), failed, ..Attempt::default() }
+            }
+            Some(Ok(Sent::Whole(body))) if self.guess.is_none() => self.bring_whole(body, duties).await,
+            Some(Err(source)) => {
+                Attempt { duties, failed: Some(self.layer.registry_error(source)), ..Attempt::default() }
+            }
+            // Whoever needs any of it reads all of it.
+            Some(Ok(Sent::Whole(_))) | None => {
+                Attempt { duties, failed: Some(Error::Interrupted), ..Attempt::default() }
+            }
+        }
+    }
+
+    /// All of the blob comes: it is read to its end for all who wait for any of it, unless somebody does that already.
+    async fn bring_whole(&mut self, body: Stream, duties: HashMap<u32, Duty>) -> Attempt {
+        let layer = Arc::clone(&self.layer);
+        let reader = tokio::task::spawn_blocking(move || layer.read_whole(duties)).await;
+        match reader.map_err(|_| Error::Interrupted).and_then(|reader| Ok(reader?)) {
+            Ok(Reader::First { run, wanted, duties }) => {
+                tracing::debug!(layer = %self.layer.digest(), "its host sends all of it");
+                (self.run, self.wanted) = (run, wanted);
+                let all = ByteRange { start: 0, end: self.layer.source.size() };
+                let failed = self.bring(body, all, &duties).await;
+                let mut left = self.layer.whole.end(&duties);
+                // What was there when it began, and went meanwhile, is nobody's fault.
+                let wanted: HashSet<u32> = self.wanted.iter().map(|wanted| wanted.check).collect();
+                left.retain(|check, _| wanted.contains(check));
+                Attempt { duties: left, failed, ..Attempt::default() }
+            }
+            Ok(Reader::Another(others)) => Attempt { others, ..Attempt::default() },
+            Ok(Reader::None) => Attempt::default(),
+            Err(error) => Attempt { failed: Some(error), ..Attempt::default() },
+        }
+    }
+
+    /// Decodes what comes while it comes. Tells what went wrong; the duties that are left were not fulfilled.
+    async fn bring(&self, mut body: Stream, comes: ByteRange, duties: &Duties) -> Option<Error> {
         let (sender, receiver) = mpsc::channel(PARTS);
-        let decoder =
-            Decoder { layer: Arc::clone(&self.layer), run: self.run.clone(), wanted: self.wanted.clone(), duties };
-        let decoder = tokio::task::spawn_blocking(move || decoder.run(receiver));
+        let decoder = Decoder {
+            layer: Arc::clone(&self.layer),
+            run: self.run.clone(),
+            wanted: self.wanted.clone(),
+            duties: duties.clone(),
+        };
+        let decoder = tokio::task::spawn_blocking(move || decoder.run(comes.start, receiver));
+        let is_whole = comes != self.run.compressed;
         let mut stopped = None;
         loop {
             let Some(next) = self.unless_restrained(body.next()).await else {
@@ -130,15 +180,18 @@ impl Job {
             if let (Some(guess), Ok(part)) = (&self.guess, &part) {
                 guess.arrived(part.len() as u64);
             }
-            if sender.send(part).await.is_err() {
+            // Behind what is decoded of a whole blob there is more.
+            if sender.send(part).await.is_err() && !is_whole {
                 break;
             }
         }
         drop(sender);
-        // A decoder that panicked dropped its duties, which told the waiters.
-        let panicked = |_| Attempt { duties: HashMap::new(), failed: Some(Error::Interrupted) };
-        let attempt = decoder.await.unwrap_or_else(panicked);
-        Attempt { failed: stopped.or(attempt.failed), ..attempt }
+        let decoded = decoder.await.unwrap_or_else(|_| {
+            // Who waits is told that it was interrupted.
+            drop(duties.take());
+            Some(Error::Interrupted)
+        });
+        stopped.or(decoded)
     }
 
     /// What `future` gives; `None` where it is for nobody, and the host has come to ask for restraint: in the queue for it are readers.
@@ -162,15 +215,16 @@ struct Decoder {
     layer: Arc<Layer>,
     run: Run,
     wanted: Vec<Wanted>,
-    duties: HashMap<u32, Duty>,
+    duties: Duties,
 }
 
 impl Decoder {
-    fn run(self, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Attempt {
-        let Self { layer, run, wanted, mut duties } = self;
-        let mut arrival = Arrival { parts, part: Bytes::new(), position: run.compressed.start, last: 0, error: None };
+    /// `start`: the place in the blob of the first byte that comes.
+    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Option<Error> {
+        let Self { layer, run, wanted, duties } = self;
+        let mut arrival = Arrival { parts, part: Bytes::new(), position: start, last: 0, error: None };
         let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
-            if let Some((brought, duty)) = brought.and_then(|brought| Some((brought, duties.remove(&wanted.check)?))) {
+            if let Some((brought, duty)) = brought.and_then(|brought| Some((brought, duties.remove(wanted.check)?))) {
                 layer.land(duty, wanted, brought);
             }
         };
@@ -179,8 +233,7 @@ impl Decoder {
         }
         let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
         let decoded = decode_run(&layer, &run, &mut arrival, assembler);
-        let failed = arrival.error.map(|error| layer.registry_error(error)).or(decoded.err());
-        Attempt { duties, failed }
+        arrival.error.map(|error| layer.registry_error(error)).or(decoded.err())
     }
 }
 

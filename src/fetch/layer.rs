@@ -15,6 +15,7 @@ use super::assemble::{Brought, Kept, Wanted};
 use super::flight::{Duty, Flights, Waiter};
 use super::prefetch::{Gate, Waiting};
 use super::still::Still;
+use super::whole::Whole;
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
@@ -126,6 +127,7 @@ pub struct Layer {
     pub(super) cache: Cache,
     pub(super) file: LayerFile,
     pub(super) flights: Arc<Flights>,
+    pub(super) whole: Whole,
     pub(super) aside: Aside,
     /// Checks for which nothing came within the deadline, for the length of [`REPEAT`].
     pub(super) failed: Memory<u32, Error>,
@@ -186,6 +188,7 @@ impl Engine {
             cache: self.cache.clone(),
             file,
             flights: Arc::default(),
+            whole: Whole::default(),
             aside: self.aside.for_layer(),
             failed: Memory::builder()
                 .max_capacity(REPEATED)

@@ -21,6 +21,7 @@ mod planning;
 mod prefetch;
 mod source;
 mod still;
+mod whole;
 
 pub use crate::cache::Disk;
 pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};
@@ -29,4 +30,4 @@ pub use error::Error;
 pub use layer::{Engine, Layer, Reindex, Shared, Stats};
 pub use pass::{Pass, PassError, Passed};
 pub use prefetch::{Prefetch, prefetch};
-pub use source::Source;
+pub use source::{Held, Source};

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use super::source::Stream;
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
 use crate::index::{self, Descriptor, Event, Failed, Format, Made, Split, TarSplitOrder, Unpacker};
-use crate::registry::{self, Freshness};
+use crate::registry::{self, Body, Freshness, Sent};
 
 /// Parts of a body that wait to be decompressed.
 const PARTS: usize = 32;
@@ -27,10 +28,15 @@ const EVENTS: usize = 16;
 /// Bytes that a layer is recognised by.
 const HEAD: usize = 512;
 
+/// Bytes at the end of a blob that tell whether it has a table of contents.
+const TAIL: usize = 72;
+
 /// What a pass has made: the index, and the contents, unless the cache would not have them.
 pub struct Passed {
     pub made: Made,
     pub staged: Option<Staged>,
+    /// The blob ends as one does that has a table of contents: the index was to be made of that.
+    pub has_toc: bool,
 }
 
 /// Why it has made nothing.
@@ -56,6 +62,8 @@ impl PassError {
 pub struct Pass {
     pub layer: Descriptor,
     pub source: Source,
+    /// What has begun to come of it, from its first byte on.
+    pub body: Option<Body>,
     pub freshness: Freshness,
     pub cache: Cache,
     /// Told of each byte of the blob.
@@ -81,7 +89,7 @@ impl Pass {
     pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
         self.run(move |layer, parts, _cache| {
             let work = |_format, events: &_| index::split(layer.digest, &mut taker(events), order);
-            Ok(read_blob(layer, parts, work)?)
+            Ok(read_blob(layer, parts, work)?.0)
         })
         .await
     }
@@ -99,11 +107,15 @@ impl Pass {
         self,
         work: impl FnOnce(&Descriptor, mpsc::Receiver<Bytes>, &Cache) -> Result<T, PassError> + Send + 'static,
     ) -> Result<T, PassError> {
-        let Self { layer, source, freshness, cache, progress, is_huge: _ } = self;
+        let Self { layer, source, body, freshness, cache, progress, is_huge: _ } = self;
         let (sender, receiver) = mpsc::channel(PARTS);
         let size = layer.size;
         let worker = tokio::task::spawn_blocking(move || work(&layer, receiver, &cache));
-        let fed = feed(&source, size, freshness, sender, &progress).await;
+        let body = match body {
+            Some(body) => Ok(Stream::Body(body)),
+            None => source.stream(ByteRange { start: 0, end: size }, freshness).await.map(Sent::into_inner),
+        };
+        let fed = feed(body, sender, &progress).await;
         let done = worker.await.map_err(|_| Error::Interrupted)?;
         fed?;
         done
@@ -112,13 +124,11 @@ impl Pass {
 
 /// Hands the blob on as it comes, until nobody takes it.
 async fn feed(
-    source: &Source,
-    size: u64,
-    freshness: Freshness,
+    body: Result<Stream, registry::Error>,
     sender: mpsc::Sender<Bytes>,
     progress: &AtomicU64,
 ) -> Result<(), registry::Error> {
-    let mut body = source.stream(ByteRange { start: 0, end: size }, freshness).await?;
+    let mut body = body?;
     while let Some(part) = body.next().await {
         let part = part?;
         progress.fetch_add(part.len() as u64, Ordering::Relaxed);
@@ -134,15 +144,15 @@ fn keep_blob(
     parts: mpsc::Receiver<Bytes>,
     cache: &Cache,
 ) -> Result<Arc<dyn ByteSource>, PassError> {
-    let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
+    let mut parts = Parts::new(parts);
     let no_room = |_| Error::NoRoom { layer: layer.digest, needed: layer.size };
     let mut spool = cache.spool().map_err(no_room)?;
     while let Some(part) = parts.next() {
         spool.append(&part).map_err(no_room)?;
     }
-    match parts.digest() {
-        got if got == layer.digest => Ok(Arc::new(spool)),
-        got => Err(index::Error::BlobDigest { layer: layer.digest, got }.into()),
+    match parts.end() {
+        (got, _) if got == layer.digest => Ok(Arc::new(spool)),
+        (got, _) => Err(index::Error::BlobDigest { layer: layer.digest, got }.into()),
     }
 }
 
@@ -154,20 +164,22 @@ fn index_blob(
     is_huge: bool,
     order: Option<TarSplitOrder>,
 ) -> Result<Passed, index::Error> {
-    read_blob(layer, parts, |format, events| {
+    let ((made, staged), tail) = read_blob(layer, parts, |format, events| {
         // A zstd blob is often one frame.
         let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
         make(layer.digest, format, events, staged, order)
-    })
+    })?;
+    let has_toc = index::Footer::find(&tail).is_some_and(|footer| footer != index::Footer::External);
+    Ok(Passed { made, staged, has_toc })
 }
 
-/// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest.
+/// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest. Gives the blob's last bytes, too.
 fn read_blob<T>(
     layer: &Descriptor,
     parts: mpsc::Receiver<Bytes>,
     work: impl FnOnce(Format, &threads::Receiver<Event>) -> Result<T, Failed>,
-) -> Result<T, index::Error> {
-    let mut parts = Parts { parts, hash: Sha256::new(), head: Vec::new() };
+) -> Result<(T, Vec<u8>), index::Error> {
+    let mut parts = Parts::new(parts);
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
     let (events, received) = threads::sync_channel(EVENTS);
@@ -176,14 +188,14 @@ fn read_blob<T>(
             let unpacked = unpack(format, &mut parts, &mut |event| send(&events, event));
             drop(events);
             // Its digest tells whether it is the blob that is wrong, or what came of it.
-            (unpacked, parts.digest())
+            (unpacked, parts.end())
         });
         let made = work(format, &received);
         // What is still coming is for nobody.
         drop(received);
         (unpacking.join(), made)
     });
-    let (unpacked, got) = unpacked.map_err(|_| broken(layer, io::Error::other("unpacking was given up")))?;
+    let (unpacked, (got, tail)) = unpacked.map_err(|_| broken(layer, io::Error::other("unpacking was given up")))?;
     if got != layer.digest {
         return Err(index::Error::BlobDigest { layer: layer.digest, got });
     }
@@ -194,7 +206,7 @@ fn read_blob<T>(
         }
         (_, Err(Failed::Layer(error))) => Err(error),
         (_, Err(Failed::Stream(error))) => Err(broken(layer, error)),
-        (_, Ok(made)) => Ok(made),
+        (_, Ok(made)) => Ok((made, tail)),
     }
 }
 
@@ -220,7 +232,7 @@ fn make(
     events: &threads::Receiver<Event>,
     mut staged: Option<Staged>,
     order: Option<TarSplitOrder>,
-) -> Result<Passed, Failed> {
+) -> Result<(Made, Option<Staged>), Failed> {
     let mut has_room = true;
     let mut keep = |at: u64, bytes: &[u8]| {
         if has_room && !staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
@@ -229,7 +241,7 @@ fn make(
         }
     };
     let made = index::make(blob, format, &mut taker(events), &mut keep, order)?;
-    Ok(Passed { made, staged })
+    Ok((made, staged))
 }
 
 /// Takes one event after the other.
@@ -251,9 +263,15 @@ struct Parts {
     hash: Sha256,
     /// What was looked at before.
     head: Vec<Bytes>,
+    /// The last bytes that came.
+    tail: Vec<u8>,
 }
 
 impl Parts {
+    fn new(parts: mpsc::Receiver<Bytes>) -> Self {
+        Self { parts, hash: Sha256::new(), head: Vec::new(), tail: Vec::new() }
+    }
+
     /// The first bytes, which come again.
     fn head(&mut self) -> Vec<u8> {
         let mut head = Vec::new();
@@ -268,12 +286,14 @@ impl Parts {
     fn next(&mut self) -> Option<Bytes> {
         let part = self.head.pop().or_else(|| self.parts.blocking_recv())?;
         self.hash.update(&part);
+        self.tail.extend_from_slice(part.get(part.len().saturating_sub(TAIL)..).unwrap_or(&part));
+        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
         Some(part)
     }
 
-    /// Of the whole blob.
-    fn digest(mut self) -> Digest {
+    /// The digest of the whole blob, and its last bytes.
+    fn end(mut self) -> (Digest, Vec<u8>) {
         while self.next().is_some() {}
-        Digest::from_bytes(self.hash.finalize().into())
+        (Digest::from_bytes(self.hash.finalize().into()), self.tail)
     }
 }

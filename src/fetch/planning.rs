@@ -154,7 +154,6 @@ impl Layer {
         needed: &[u32],
         planned: &mut Planned,
     ) -> Result<(Option<Job>, Vec<Waiter>), Error> {
-        let run = self.or_whole(run)?;
         let wanted = plan::checks_in(&self.index, &run)?;
         let decoded = wanted.iter().map(|wanted| wanted.range.len()).sum::<u64>().max(1);
         let share = |wanted: &Wanted| {
@@ -188,13 +187,5 @@ impl Layer {
         }
         planned.bytes = planned.bytes.saturating_add(run.compressed.len());
         Ok((Some(Job::new(Arc::clone(self), run, wanted, duties)), waiters))
-    }
-
-    /// Everything at once where the blob's host sends all of it anyway, so that it does so once and not for each run.
-    fn or_whole(&self, run: Run) -> Result<Run, Error> {
-        if !self.source.is_sent_whole() {
-            return Ok(run);
-        }
-        Ok(plan::whole(&self.index)?.unwrap_or(run))
     }
 }

@@ -19,7 +19,7 @@ use super::flight::Waiter;
 use super::plan;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
-use crate::registry::Freshness;
+use crate::registry::{Freshness, Sent};
 
 /// Requests under way at a time: enough that the link is never idle between them.
 const REQUESTS: usize = 3;
@@ -154,32 +154,32 @@ impl Layer {
         self.gate.idle(quiet).await;
     }
 
-    /// Whether a request for a part of the blob brings all that is before it as well.
-    #[must_use]
-    pub fn is_sent_whole(&self) -> bool {
-        self.source.is_sent_whole()
-    }
-
-    /// A part of the blob that no file needs, read whenever no reader waits, as prefetch does.
+    /// A part of the blob that no file needs, read whenever no reader waits, as prefetch does. `None`: its host sends nothing less than all of it.
     ///
     /// # Errors
     /// Where it cannot be had.
-    pub async fn read_blob_quietly(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, Error> {
+    pub async fn read_blob_quietly(&self, range: ByteRange, freshness: Freshness) -> Result<Option<Bytes>, Error> {
         let mut bytes = BytesMut::new();
         let mut at = range.start;
         while at < range.end {
             let step = self.source.per_round_trip().clamp(STEP.start, STEP.end);
-            // A second request would bring what is before it once more.
-            let end = if self.is_sent_whole() { range.end } else { at.saturating_add(step).min(range.end) };
+            let end = at.saturating_add(step).min(range.end);
             self.gate.idle(self.quiet()).await;
-            let body = self.source.stream(ByteRange { start: at, end }, freshness).await;
-            let mut body = body.map_err(|error| self.registry_error(error))?;
+            let sent = self.source.stream(ByteRange { start: at, end }, freshness).await;
+            let Sent::Part(mut body) = sent.map_err(|error| self.registry_error(error))? else { return Ok(None) };
             while let Some(part) = body.next().await {
                 bytes.extend_from_slice(&part.map_err(|error| self.registry_error(error))?);
             }
             at = end;
         }
-        Ok(bytes.freeze())
+        Ok(Some(bytes.freeze()))
+    }
+
+    /// Keeps what a blob holds that is here, and then lets the blob go.
+    pub(crate) async fn keep_all(self: &Arc<Self>) {
+        // Who reads what was bad hears of it.
+        let _bad = self.prefetch(ByteRange { start: 0, end: u64::MAX }, Duration::ZERO).await;
+        self.source.let_go();
     }
 
     /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`. Returns those that were bad.

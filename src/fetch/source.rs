@@ -1,12 +1,12 @@
 //! Where a layer's compressed bytes come from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::blob::{ByteRange, ByteSource};
-use crate::registry::{self, Blob, Body, Capacity, Freshness, Traffic};
+use crate::registry::{self, Blob, Body, Capacity, Freshness, Sent, Traffic};
 
 /// What is read at a time of a blob that is here.
 const PART: u64 = 1 << 20;
@@ -18,8 +18,27 @@ pub enum Source {
     /// Its digest was right, so there is no fresher one.
     Held {
         blob: Blob,
-        bytes: Arc<dyn ByteSource>,
+        bytes: Held,
     },
+}
+
+/// The bytes of a blob that are here until they are let go. Clones are the same.
+#[derive(Clone)]
+pub struct Held(Arc<Mutex<Option<Arc<dyn ByteSource>>>>);
+
+impl Held {
+    #[must_use]
+    pub fn new(bytes: Arc<dyn ByteSource>) -> Self {
+        Self(Arc::new(Mutex::new(Some(bytes))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<dyn ByteSource>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Option<Arc<dyn ByteSource>> {
+        self.lock().clone()
+    }
 }
 
 /// Bytes on their way from a [`Source`].
@@ -29,30 +48,42 @@ pub(super) enum Stream {
 }
 
 impl Source {
-    pub(super) async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Stream, registry::Error> {
+    pub(super) async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Sent<Stream>, registry::Error> {
+        // What is here may be damaged by now: the disk is no registry.
+        if let Some(bytes) = self.held().filter(|_| freshness == Freshness::Any) {
+            return Ok(Sent::Part(Stream::Held { bytes, rest: range, blob: self.blob().clone() }));
+        }
+        Ok(self.blob().stream(range, freshness).await?.map(Stream::Body))
+    }
+
+    fn blob(&self) -> &Blob {
         match self {
-            Self::Blob(blob) => Ok(Stream::Body(blob.stream(range, freshness).await?)),
-            // What is here may be damaged by now: the disk is no registry.
-            Self::Held { blob, .. } if freshness == Freshness::PastCaches => {
-                Ok(Stream::Body(blob.stream(range, freshness).await?))
-            }
-            Self::Held { blob, bytes } => {
-                Ok(Stream::Held { bytes: Arc::clone(bytes), rest: range, blob: blob.clone() })
-            }
+            Self::Blob(blob) | Self::Held { blob, .. } => blob,
+        }
+    }
+
+    fn held(&self) -> Option<Arc<dyn ByteSource>> {
+        match self {
+            Self::Held { bytes, .. } => bytes.get(),
+            Self::Blob(_) => None,
+        }
+    }
+
+    /// Its bytes are not needed here any more: what is read from now on is asked of its registry.
+    pub(super) fn let_go(&self) {
+        if let Self::Held { bytes, .. } = self {
+            bytes.lock().take();
         }
     }
 
     /// Whether reading costs a round trip.
     pub(super) fn is_remote(&self) -> bool {
-        matches!(self, Self::Blob(blob) if blob.is_remote())
+        self.held().is_none() && self.blob().is_remote()
     }
 
     /// What the way to it carries, as measured so far.
     fn capacity(&self) -> Option<Capacity> {
-        match self {
-            Self::Blob(blob) => blob.capacity(),
-            Self::Held { .. } => None,
-        }
+        if self.held().is_some() { None } else { self.blob().capacity() }
     }
 
     /// Bytes that come in a round trip; 0 until that is known.
@@ -66,31 +97,21 @@ impl Source {
 
     /// Bytes of the whole blob.
     pub(super) fn size(&self) -> u64 {
-        match self {
-            Self::Blob(blob) | Self::Held { blob, .. } => blob.size(),
-        }
+        self.blob().size()
     }
 
     /// Whether a request for a part brings all that is before it as well.
     pub(super) fn is_sent_whole(&self) -> bool {
-        match self {
-            Self::Blob(blob) => blob.is_sent_whole(),
-            Self::Held { .. } => false,
-        }
+        self.is_remote() && self.blob().is_sent_whole()
     }
 
     /// Whether its host asks for restraint just now: the few requests that it gets are for readers.
     pub(super) fn is_restrained(&self) -> bool {
-        match self {
-            Self::Blob(blob) => blob.is_restrained(),
-            Self::Held { .. } => false,
-        }
+        self.is_remote() && self.blob().is_restrained()
     }
 
     pub(super) fn traffic(&self) -> Traffic {
-        match self {
-            Self::Blob(blob) | Self::Held { blob, .. } => blob.traffic(),
-        }
+        self.blob().traffic()
     }
 }
 
@@ -110,7 +131,7 @@ impl Stream {
                     // The disk has failed: the registry has it still.
                     _ => match blob.stream(*rest, Freshness::Any).await {
                         Ok(body) => {
-                            *self = Self::Body(body);
+                            *self = Self::Body(body.only(*rest));
                             Box::pin(self.next()).await
                         }
                         Err(error) => Some(Err(error)),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
 use crate::fetch::LONGEST_PATH;
-use crate::registry::{self, PastCaches, Platform, json};
+use crate::registry::{self, Freshness, Parts, Platform, json};
 
 /// Bytes of the largest config that is read.
 const LARGEST: u64 = 4 << 20;
@@ -64,7 +64,7 @@ impl Config {
                 let right = |source: &dyn ByteSource| {
                     source.read_at(range).ok().filter(|read| Digest::of(read) == config.digest)
                 };
-                let read = right(&config.blob).or_else(|| right(&PastCaches(&config.blob)))?;
+                let read = right(&config.blob).or_else(|| right(&Parts::new(&config.blob, Freshness::PastCaches)))?;
                 cache.put(&config.digest, &read);
                 Some(read)
             })

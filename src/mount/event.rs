@@ -33,6 +33,8 @@ pub struct Ready {
     pub layers: usize,
     /// Those of them whose contents are fetched when they are read; the others were read whole.
     pub lazy: usize,
+    /// Those of which their host has sent all when it was asked for a part.
+    pub sent_whole: usize,
     /// Bytes asked of the registry so far.
     pub fetched: u64,
     /// The process that serves.
@@ -96,7 +98,7 @@ mod tests {
     #[test]
     fn events_are_lines_of_json() {
         let digest = Digest::of(b"");
-        let ready = Ready { name: "n".into(), digest, layers: 3, lazy: 2, fetched: 9, pid: 7 };
+        let ready = Ready { name: "n".into(), digest, layers: 3, lazy: 2, sent_whole: 1, fetched: 9, pid: 7 };
         let events = [
             Event::Resolved { name: "n".into(), digest, layers: 3 },
             Event::Opened { layers: 1, of: 3, fetched: 5 },

@@ -17,7 +17,7 @@ use super::Error;
 use super::config::Config;
 use super::control::{Activity, Figures};
 use super::event::{Event, Report};
-use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, Reason, check_diff_id};
+use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, check_diff_id};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
 use super::server::Served;
 use crate::blob::Digest;
@@ -238,8 +238,7 @@ impl Engine {
         number: usize,
         reading: &Reading,
     ) -> Result<OpenLayer, Error> {
-        let has_diff_id = !matches!(pending.reason, Reason::Unvouched(_));
-        if has_diff_id && image.config.is_some() && self.config(image).await.is_none() {
+        if pending.is_told_by_diff_id()? && image.config.is_some() && self.config(image).await.is_none() {
             return Err(Error::NoConfig { layer: pending.layer.digest });
         }
         pending.diff_id = self.diff_id(image, number).await;
@@ -373,6 +372,7 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
         digest: image.image.digest,
         layers: image.layers.len(),
         lazy: image.layers.iter().filter(|layer| layer.is_lazy()).count(),
+        sent_whole: image.layers.iter().filter(|layer| layer.sent_whole).count(),
         read_ahead: read_ahead(image.layers.iter()),
         serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),

@@ -152,6 +152,12 @@ fn pending_texts(pending: &Pending) -> (String, &'static str) {
             ),
             "push the image again, so that its manifest names the digest of the table of contents",
         ),
+        Reason::SentWhole => (
+            "its host sends all of it when it is asked for a part (200), as a pull-through cache does that has not got it yet: a mount reads all \
+             of it first, and keeps what it holds"
+                .to_owned(),
+            "mount it once: a cache that has it then may send parts; or mount from a registry that answers range requests",
+        ),
         Reason::Evicted => (
             "it can only be unpacked from its start, and what was unpacked is not all in the cache any more".to_owned(),
             "compress it with gzip, or as zstd:chunked, or give the cache more room",

@@ -12,11 +12,11 @@ use super::Error;
 use super::event::{Event, Report};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::cache::Cache;
-use crate::fetch::{self, Pass, Passed, Reindex};
+use crate::fetch::{self, Held, Pass, Passed, Reindex};
 use crate::index::{
     self, Descriptor, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit, Trust,
 };
-use crate::registry::{self, Client, Freshness, ImageRef, PastCaches};
+use crate::registry::{self, Body, Client, Freshness, ImageRef, Parts};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
 const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -33,6 +33,8 @@ pub struct OpenLayer {
     pub contents: Arc<fetch::Layer>,
     /// The blob was read whole to open it, so that nothing is left to fetch.
     pub whole: bool,
+    /// Its host has sent all of it when it was asked for a part.
+    pub sent_whole: bool,
     /// Its tar-split, where one was made, or why not; whether it can be used is not looked at yet.
     pub tar_split: Option<Result<TarSplit, NoTarSplit>>,
 }
@@ -72,6 +74,12 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// All of a layer is read from now on: what is to be told of it.
+    fn begin(&self, layer: &registry::Layer) -> Arc<AtomicU64> {
+        self.of.fetch_add(layer.size, Ordering::Relaxed);
+        Arc::clone(&self.bytes)
+    }
+
     pub(super) fn tell(&self, report: &Report) {
         let (bytes, of) = (self.bytes.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed));
         if bytes > self.told.swap(bytes, Ordering::Relaxed) {
@@ -88,12 +96,21 @@ pub(super) enum Looked {
     Pass(Pending),
 }
 
+/// What came of asking for a layer's TOC.
+enum Toc {
+    Found(Found),
+    /// All of the blob, from its first byte on.
+    SentWhole(Body),
+}
+
 /// A layer of which all has to be read before any of it can be served.
 pub(super) struct Pending {
     pub(super) layer: registry::Layer,
     pub(super) reason: Reason,
     /// All of it, where it was small and its digest was right.
     blob: Option<Bytes>,
+    /// All of it, where it has begun to come.
+    body: Option<Body>,
     /// The digest of the unpacked layer, by the image's config.
     pub(super) diff_id: Option<Digest>,
 }
@@ -104,14 +121,27 @@ pub(super) enum Reason {
     Plain,
     /// It has one that only the blob's digest can vouch for.
     Unvouched(Format),
+    /// Whether it has one cannot be seen: its host sends all of it for a part.
+    SentWhole,
     /// It was indexed, but can only be unpacked from its start, and what was is not there any more.
     Evicted,
 }
 
 impl Pending {
+    /// Whether the digest of the unpacked layer tells whether it is right, rather than its table of contents.
+    pub(super) fn is_told_by_diff_id(&self) -> Result<bool, Error> {
+        Ok(match self.reason {
+            Reason::Plain | Reason::Evicted => true,
+            Reason::Unvouched(_) => false,
+            Reason::SentWhole => index::named_identity(&descriptor(&self.layer))?.is_none(),
+        })
+    }
+
     fn source(&self) -> fetch::Source {
         match &self.blob {
-            Some(bytes) => fetch::Source::Held { blob: self.layer.blob.clone(), bytes: Arc::new(bytes.clone()) },
+            Some(bytes) => {
+                fetch::Source::Held { blob: self.layer.blob.clone(), bytes: Held::new(Arc::new(bytes.clone())) }
+            }
             None => fetch::Source::Blob(self.layer.blob.clone()),
         }
     }
@@ -136,7 +166,13 @@ impl Opener {
             let open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
             if is_huge && !open.contents.is_kept()? {
                 let layer = open.layer.clone();
-                return Ok(Looked::Pass(Pending { layer, reason: Reason::Evicted, blob: None, diff_id: None }));
+                return Ok(Looked::Pass(Pending {
+                    layer,
+                    reason: Reason::Evicted,
+                    blob: None,
+                    body: None,
+                    diff_id: None,
+                }));
             }
             return Ok(Looked::Open(open));
         }
@@ -166,7 +202,7 @@ impl Opener {
             index::open_ztoc(layer, ztoc.digest, &bytes)
         };
         let opened = match open(&ztoc.blob) {
-            Err(error) if error.is_wrong_bytes() => open(&PastCaches(&ztoc.blob))?,
+            Err(error) if error.is_wrong_bytes() => open(&Parts::new(&ztoc.blob, Freshness::PastCaches))?,
             opened => opened?,
         };
         self.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Ztoc(ztoc.digest) }, &opened.encoded);
@@ -188,12 +224,15 @@ impl Opener {
     }
 
     fn fresh(self: &Arc<Self>, layer: registry::Layer, descriptor: &Descriptor) -> Result<Looked, Error> {
-        let pending = |reason, blob| Looked::Pass(Pending { layer: layer.clone(), reason, blob, diff_id: None });
-        Ok(match self.read_toc(&layer, descriptor)? {
-            Found::Indexed(opened) => Looked::Open(self.opened(layer, descriptor, opened, (None, None))?),
-            Found::Plain { blob } => pending(Reason::Plain, blob),
-            Found::Unvouched(format) => pending(Reason::Unvouched(format), None),
-        })
+        let (reason, blob, body) = match self.read_toc(&layer, descriptor)? {
+            Toc::Found(Found::Indexed(opened)) => {
+                return Ok(Looked::Open(self.opened(layer, descriptor, opened, (None, None))?));
+            }
+            Toc::Found(Found::Plain { blob }) => (Reason::Plain, blob, None),
+            Toc::Found(Found::Unvouched(format)) => (Reason::Unvouched(format), None, None),
+            Toc::SentWhole(body) => (Reason::SentWhole, None, Some(body)),
+        };
+        Ok(Looked::Pass(Pending { layer, reason, blob, body, diff_id: None }))
     }
 
     /// A layer with an index that was made just now; `held`: its blob, where that is here, and its zTOC.
@@ -211,16 +250,27 @@ impl Opener {
     }
 
     /// Makes the index from the layer's TOC, and keeps it where it may be kept.
-    fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Found, Error> {
-        let external = |layer: &Descriptor| self.external_toc(layer);
-        let open = |source: &dyn ByteSource| index::open(descriptor, source, &external, &self.options);
-        let found = match open(&layer.blob) {
+    fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Toc, Error> {
+        let read = |freshness| {
+            let parts = Parts::new(&layer.blob, freshness);
+            let opened = self.open_toc(descriptor, &parts);
+            match parts.take_whole() {
+                Some(body) => Ok(Toc::SentWhole(body)),
+                None => opened.map(Toc::Found),
+            }
+        };
+        match read(Freshness::Any) {
             Err(error) if error.is_wrong_bytes() => {
                 tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
-                open(&PastCaches(&layer.blob))?
+                Ok(read(Freshness::PastCaches)?)
             }
-            found => found?,
-        };
+            toc => Ok(toc?),
+        }
+    }
+
+    fn open_toc(&self, layer: &Descriptor, blob: &dyn ByteSource) -> Result<Found, index::Error> {
+        let external = |layer: &Descriptor| self.external_toc(layer);
+        let found = index::open(layer, blob, &external, &self.options)?;
         if let Found::Indexed(Opened { identity: Some(identity), encoded, .. }) = &found {
             self.cache.put_index(&LayerKey { blob: layer.digest, identity: *identity }, encoded);
         }
@@ -228,13 +278,14 @@ impl Opener {
     }
 
     /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
-    pub(super) async fn pass(self: &Arc<Self>, pending: Pending, reading: &Reading) -> Result<OpenLayer, Error> {
-        reading.of.fetch_add(pending.layer.size, Ordering::Relaxed);
-        match self.read_whole(&pending, Freshness::Any, Arc::clone(&reading.bytes)).await {
+    pub(super) async fn pass(self: &Arc<Self>, mut pending: Pending, reading: &Reading) -> Result<OpenLayer, Error> {
+        if pending.reason == Reason::SentWhole {
+            tracing::warn!(layer = %pending.layer.digest, "its host sends all of it for a part; it is read whole, and kept");
+        }
+        match self.read_whole(&mut pending, Freshness::Any, reading).await {
             Err(error) if error.is_wrong_bytes() => {
                 tracing::warn!(layer = %pending.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
-                reading.of.fetch_add(pending.layer.size, Ordering::Relaxed);
-                self.read_whole(&pending, Freshness::PastCaches, Arc::clone(&reading.bytes)).await
+                self.read_whole(&mut pending, Freshness::PastCaches, reading).await
             }
             read => read,
         }
@@ -242,16 +293,76 @@ impl Opener {
 
     async fn read_whole(
         self: &Arc<Self>,
-        pending: &Pending,
+        pending: &mut Pending,
         freshness: Freshness,
-        progress: Arc<AtomicU64>,
+        reading: &Reading,
     ) -> Result<OpenLayer, Error> {
-        let pass = self.pass_over(&pending.layer, pending.source(), freshness, progress);
-        let pass = Pass { is_huge: pending.reason == Reason::Evicted, ..pass };
+        let layer = pending.layer.clone();
+        let pass = self.pass_over(&layer, pending.source(), freshness, reading.begin(&layer));
+        let pass = Pass { is_huge: pending.reason == Reason::Evicted, body: pending.body.take(), ..pass };
         match pending.reason {
-            Reason::Unvouched(_) => self.hold(pending.layer.clone(), pass).await,
-            Reason::Plain | Reason::Evicted => self.make_index(pending.layer.clone(), pass, pending.diff_id).await,
+            Reason::Unvouched(_) => self.hold(layer, pass).await,
+            Reason::Plain | Reason::Evicted => {
+                let passed = pass.index(self.order(BTreeSet::new())?).await?;
+                self.make_index(layer, passed, pending.diff_id).await
+            }
+            Reason::SentWhole => {
+                let open = if index::named_identity(&descriptor(&layer))?.is_some() {
+                    self.take_named(layer, pass, pending.diff_id).await?
+                } else {
+                    self.take_unnamed(layer, pass, pending.diff_id, reading).await?
+                };
+                Ok(OpenLayer { sent_whole: true, ..open })
+            }
         }
+    }
+
+    /// A layer of which the manifest names no TOC, and that may have one: that shows at its end. An index of our own follows from it, then, as it
+    /// does where the end can be seen first.
+    async fn take_unnamed(
+        self: &Arc<Self>,
+        layer: registry::Layer,
+        pass: Pass,
+        diff_id: Option<Digest>,
+        reading: &Reading,
+    ) -> Result<OpenLayer, Error> {
+        let freshness = pass.freshness;
+        let passed = pass.index(self.order(BTreeSet::new())?).await?;
+        if !passed.has_toc {
+            return self.make_index(layer, passed, diff_id).await;
+        }
+        let source = fetch::Source::Blob(layer.blob.clone());
+        let again = self.pass_over(&layer, source, freshness, reading.begin(&layer));
+        self.hold(layer, again).await
+    }
+
+    /// A layer of which the manifest names a TOC: it becomes what it would be had it come in parts, and what it holds is kept.
+    async fn take_named(
+        self: &Arc<Self>,
+        layer: registry::Layer,
+        pass: Pass,
+        diff_id: Option<Digest>,
+    ) -> Result<OpenLayer, Error> {
+        let pass_again = self.pass_over(&layer, pass.source.clone(), pass.freshness, Arc::default());
+        let held = pass.hold().await?;
+        let (opener, blob, of) = (Arc::clone(self), Arc::clone(&held), layer.clone());
+        let open = move || {
+            let descriptor = descriptor(&of);
+            match opener.open_toc(&descriptor, &*blob)? {
+                Found::Indexed(opened) => opener.opened(of, &descriptor, opened, (Some(blob), None)).map(Some),
+                Found::Plain { .. } | Found::Unvouched(_) => Ok(None),
+            }
+        };
+        if let Some(open) = blocking(layer.digest, open).await? {
+            let contents = Arc::clone(&open.contents);
+            if open.identity.is_some() {
+                tokio::spawn(async move { contents.keep_all().await });
+            }
+            return Ok(open);
+        }
+        let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(held) };
+        let passed = Pass { source, ..pass_again }.index(self.order(BTreeSet::new())?).await?;
+        self.make_index(layer, passed, diff_id).await
     }
 
     pub(super) fn pass_over(
@@ -261,16 +372,24 @@ impl Opener {
         freshness: Freshness,
         progress: Arc<AtomicU64>,
     ) -> Pass {
-        Pass { layer: descriptor(layer), source, freshness, cache: self.cache.clone(), progress, is_huge: false }
+        Pass {
+            layer: descriptor(layer),
+            source,
+            freshness,
+            body: None,
+            cache: self.cache.clone(),
+            progress,
+            is_huge: false,
+        }
     }
 
     async fn make_index(
         self: &Arc<Self>,
         layer: registry::Layer,
-        pass: Pass,
+        passed: Passed,
         diff_id: Option<Digest>,
     ) -> Result<OpenLayer, Error> {
-        let Passed { made, staged } = pass.index(self.order(BTreeSet::new())?).await?;
+        let Passed { made, staged, .. } = passed;
         check_diff_id(&layer, Some(made.diff_id), diff_id)?;
         let (opener, digest) = (Arc::clone(self), layer.digest);
         let keep = move || {
@@ -320,12 +439,13 @@ impl Opener {
             let descriptor = descriptor(&layer);
             let is_ztoc = key.is_some_and(|key| matches!(key.identity, Identity::Ztoc(_)));
             let found = match ztoc.as_ref().filter(|_| is_ztoc) {
-                Some(ztoc) => opener.read_ztoc(&descriptor, ztoc).map(Found::Indexed),
+                Some(ztoc) => opener.read_ztoc(&descriptor, ztoc).map(|opened| Toc::Found(Found::Indexed(opened))),
                 None => opener.read_toc(&layer, &descriptor),
             };
             let made = match found {
-                Ok(Found::Indexed(opened)) => Ok(opened.encoded),
-                Ok(found) => opener.index_again(&layer, matches!(found, Found::Unvouched(_))),
+                Ok(Toc::Found(Found::Indexed(opened))) => Ok(opened.encoded),
+                Ok(Toc::Found(found)) => opener.index_again(&layer, matches!(found, Found::Unvouched(_))),
+                Ok(Toc::SentWhole(body)) => opener.index_of_whole(&layer, body),
                 Err(error) => Err(error),
             };
             made.map(|encoded| Arc::new(encoded) as Arc<dyn ByteSource>)
@@ -341,6 +461,22 @@ impl Opener {
             return Ok(index::open_whole(&descriptor(layer), &*self.runtime.block_on(pass.hold())?)?.encoded);
         }
         Ok(self.runtime.block_on(pass.index(None))?.made.encoded)
+    }
+
+    /// The same where the blob comes whole.
+    fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
+        let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
+        let held = self.runtime.block_on(Pass { body: Some(body), ..pass }.hold())?;
+        let found = self.open_toc(&descriptor(layer), &*held)?;
+        let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(Arc::clone(&held)) };
+        match found {
+            Found::Indexed(opened) => Ok(opened.encoded),
+            Found::Unvouched(_) => Ok(index::open_whole(&descriptor(layer), &*held)?.encoded),
+            Found::Plain { .. } => {
+                let pass = self.pass_over(layer, source, Freshness::Any, Arc::default());
+                Ok(self.runtime.block_on(pass.index(None))?.made.encoded)
+            }
+        }
     }
 
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.
@@ -366,12 +502,20 @@ impl Opener {
         let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = held.is_some();
         let source = match held {
-            Some(bytes) => fetch::Source::Held { blob: layer.blob.clone(), bytes },
+            Some(bytes) => fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(bytes) },
             None => fetch::Source::Blob(layer.blob.clone()),
         };
         let reindex = self.reindex(&layer, key, ztoc);
         let contents = self.engine.layer(layer.digest, index, source, file, reindex);
-        OpenLayer { layer, trust, identity: key.map(|key| key.identity), contents, whole, tar_split: None }
+        OpenLayer {
+            layer,
+            trust,
+            identity: key.map(|key| key.identity),
+            contents,
+            whole,
+            sent_whole: false,
+            tar_split: None,
+        }
     }
 
     /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).

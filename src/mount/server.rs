@@ -38,6 +38,7 @@ pub(crate) struct Served {
     pub(crate) layers: usize,
     /// Those of them that are not on local disk as a whole.
     pub(crate) lazy: usize,
+    pub(crate) sent_whole: usize,
     pub(crate) serve: Serve,
     /// KiB that the kernel is to read ahead.
     pub(crate) read_ahead: u32,
@@ -132,10 +133,11 @@ impl Start {
     /// Lets the view answer, and the control socket.
     fn serve(self) -> Result<Serving, Error> {
         let Self { mount, control, state, served } = self;
-        let Served { name, digest, layers, lazy, serve, prefetch, figures, read_ahead } = served;
+        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, read_ahead } = served;
         tokio::spawn(control::answer(control, figures.clone()));
         let session = mount.serve(serve)?;
-        let ready = Ready { name, digest, layers, lazy, fetched: figures().stats.fetched, pid: std::process::id() };
+        let (fetched, pid) = (figures().stats.fetched, std::process::id());
+        let ready = Ready { name, digest, layers, lazy, sent_whole, fetched, pid };
         Ok(Serving { session, state, prefetch, read_ahead, ready })
     }
 }

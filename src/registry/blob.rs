@@ -1,7 +1,7 @@
 //! The bytes of one layer, wherever they are: streamed for the fetch engine, read at for the formats.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
@@ -84,14 +84,17 @@ impl Blob {
     ///
     /// # Errors
     /// Where the range passes the blob's end, the bytes are refused or not there, or nothing has moved for the deadline.
-    pub async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Body, Error> {
+    pub async fn stream(&self, range: ByteRange, freshness: Freshness) -> Result<Sent<Body>, Error> {
         self.check(range)?;
-        Ok(Body(match &self.place {
+        Ok(match &self.place {
             Place::Remote(remote, _) => {
-                Kind::Remote(Box::new(RangedBody::open(remote.clone(), range, freshness).await?))
+                let body = Box::new(RangedBody::open(remote.clone(), range, freshness).await?);
+                let is_whole = body.is_whole(range);
+                let body = Body(Kind::Remote(body));
+                if is_whole { Sent::Whole(body) } else { Sent::Part(body) }
             }
-            Place::Local(local) => Kind::Local { blob: local.clone(), rest: range },
-        }))
+            Place::Local(local) => Sent::Part(Body(Kind::Local { blob: local.clone(), rest: range })),
+        })
     }
 
     #[must_use]
@@ -150,12 +153,7 @@ impl Blob {
     }
 
     async fn collect(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, Error> {
-        let mut body = self.stream(range, freshness).await?;
-        let mut bytes = BytesMut::with_capacity(usize::try_from(range.len().min(LARGEST_RESERVE)).unwrap_or(0));
-        while let Some(part) = body.next().await {
-            bytes.extend_from_slice(&part?);
-        }
-        Ok(bytes.freeze())
+        self.stream(range, freshness).await?.only(range).collect(range.len()).await
     }
 
     fn read_blocking(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, SourceError> {
@@ -177,16 +175,79 @@ impl ByteSource for Blob {
     }
 }
 
-/// A blob of which caches on the way gave wrong bytes: read past them.
-pub struct PastCaches<'a>(pub &'a Blob);
+/// A blob as the formats look into it, by its parts alone: where its host sends all of it instead, that is kept for whoever wants it.
+pub struct Parts<'a> {
+    blob: &'a Blob,
+    freshness: Freshness,
+    whole: Mutex<Option<Body>>,
+}
 
-impl ByteSource for PastCaches<'_> {
+impl<'a> Parts<'a> {
+    #[must_use]
+    pub fn new(blob: &'a Blob, freshness: Freshness) -> Self {
+        Self { blob, freshness, whole: Mutex::default() }
+    }
+
+    /// The whole blob that came instead of a part, from its first byte on.
+    #[must_use]
+    pub fn take_whole(&self) -> Option<Body> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ByteSource for Parts<'_> {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.blob.size()
     }
 
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.0.read_blocking(range, Freshness::PastCaches)
+        let Place::Remote(_, runtime) = &self.blob.place else { return self.blob.read_at(range) };
+        runtime.block_on(async {
+            match self.blob.stream(range, self.freshness).await? {
+                Sent::Part(body) => Ok(body.collect(range.len()).await?),
+                Sent::Whole(body) => {
+                    *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+                    Err("its host sends all of it for a part".into())
+                }
+            }
+        })
+    }
+}
+
+/// What is sent for a part of a blob.
+pub enum Sent<T> {
+    Part(T),
+    /// All of the blob, from its first byte on: its host sends nothing less, or not yet.
+    Whole(T),
+}
+
+impl<T> Sent<T> {
+    pub(crate) fn map<U>(self, change: impl FnOnce(T) -> U) -> Sent<U> {
+        match self {
+            Self::Part(sent) => Sent::Part(change(sent)),
+            Self::Whole(sent) => Sent::Whole(change(sent)),
+        }
+    }
+
+    /// For whoever has asked for all of it.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Part(sent) | Self::Whole(sent) => sent,
+        }
+    }
+}
+
+impl Sent<Body> {
+    /// The part that was asked for, in any case.
+    #[must_use]
+    pub fn only(self, range: ByteRange) -> Body {
+        match self {
+            Self::Whole(Body(Kind::Remote(mut body))) => {
+                body.only(range);
+                Body(Kind::Remote(body))
+            }
+            sent => sent.into_inner(),
+        }
     }
 }
 
@@ -199,6 +260,15 @@ enum Kind {
 }
 
 impl Body {
+    /// All that is left of it, about `length` bytes.
+    async fn collect(mut self, length: u64) -> Result<Bytes, Error> {
+        let mut bytes = BytesMut::with_capacity(usize::try_from(length.min(LARGEST_RESERVE)).unwrap_or(0));
+        while let Some(part) = self.next().await {
+            bytes.extend_from_slice(&part?);
+        }
+        Ok(bytes.freeze())
+    }
+
     /// The next bytes, never empty; `None` after the last, or after an error.
     pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
         match &mut self.0 {

@@ -138,6 +138,11 @@ pub enum Error {
     Denied { url: Redacted, status: u16 },
     #[error("{url} does not answer a range request by the rules: {what}")]
     Protocol { url: Redacted, what: String },
+    #[error(
+        "{url}: asked for {asked}, it sends {said}, also past caches: something on the way mixes up the ranges of a blob, as a cache does that \
+         has not the range in its key (nginx needs $slice_range or $http_range in proxy_cache_key); mend it, or go around it"
+    )]
+    MixedUp { url: Redacted, asked: crate::blob::ByteRange, said: crate::blob::ByteRange },
     #[error("{url} redirects to {target}: {reason}")]
     Redirect { url: Redacted, target: Redacted, reason: &'static str },
     #[error("{} for repository {repository} (401): {}", refusal(registry, credentials.as_ref()), advice(registry, credentials.as_ref()))]
@@ -175,7 +180,7 @@ impl Error {
         match self.root() {
             Self::Transfer { .. } => Retry::After(None),
             Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
-            Self::Protocol { .. } => Retry::AFewTimes,
+            Self::Protocol { .. } | Self::MixedUp { .. } => Retry::AFewTimes,
             _ => Retry::Never,
         }
     }

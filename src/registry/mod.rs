@@ -48,7 +48,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use artifact::Artifact;
-pub use blob::{Blob, Body, PastCaches, Traffic};
+pub use blob::{Blob, Body, Parts, Sent, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, Origin, auth_files};
 pub use disk::Archives;

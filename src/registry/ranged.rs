@@ -1,10 +1,11 @@
-//! Ranged reads of a blob in a registry: exactly the bytes that were asked for, or an error.
+//! Ranged reads of a blob in a registry: exactly the bytes that were asked for, all of the blob where its host sends nothing less, or an error.
 //!
 //! ```text
 //! open: [route known?] -- no --> registry --(redirects)--> host    one reader finds the way, the others wait for it
 //!            `--------- yes ------------------------------> host   400 401 403 410: the way is found anew, once
-//! body: 206 with the very range | 200, skipped to the start  -->  bytes  --(cut, stall, error)--> open at where it stopped,
-//!                                                                                                 by a way that is found anew
+//!                               400 403 405 416 501 to a range     the same without Range, once
+//! body: 206 with the very range | 200 with the whole blob  -->  bytes  --(cut, stall, error)--> open at where it stopped,
+//!                                                                                               by a way that is found anew
 //! ```
 
 use std::sync::atomic::Ordering;
@@ -27,8 +28,14 @@ use super::transport::Connection;
 use super::{Error, Freshness, Redacted};
 use crate::blob::{ByteRange, Digest};
 
-/// Of a host that sends the whole blob instead of a range, so much is thrown away to reach the range; beyond it no byte is taken.
-const MOST_SKIPPED: u64 = 64 << 20;
+/// Answers in a row that break off before they have come to where an earlier one ended: a host that sends whole blobs only begins anew each time.
+const MOST_IN_VAIN: u32 = 3;
+
+/// What hosts answer that know no ranges, or do not want to know this one.
+const NO_RANGES: [u16; 5] = [400, 403, 405, 416, 501];
+
+/// Of these, what may also mean that the way to the host has ended.
+const MAY_HAVE_ENDED: [u16; 2] = [400, 403];
 
 /// Where a blob's bytes were found.
 #[derive(Debug, Clone)]
@@ -55,22 +62,33 @@ struct Answer {
     url: Url,
     response: Response,
     skip: u64,
+    /// It has bytes that came before, and nothing else yet.
+    in_vain: bool,
     transfer: Transfer,
 }
 
+impl Answer {
+    /// Whether it has the whole blob, whatever was asked for.
+    fn is_whole(&self) -> bool {
+        self.response.status().as_u16() != 206
+    }
+}
+
 impl RemoteBlob {
-    /// `taken` is known at any time, so that whoever stops waiting knows what has been silent.
+    /// `taken` is known at any time, so that whoever stops waiting knows what has been silent. `None`: somebody else was sent all of it meanwhile,
+    /// and `is_first` says that nothing has come here yet.
     async fn open(
         &self,
         range: ByteRange,
         freshness: Freshness,
-        connection: Connection,
+        (connection, is_first): (Connection, bool),
         taken: &mut Option<Taken>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Option<Answer>, Error> {
         let asked = Instant::now();
         let url = self.repository.url("blobs", &self.digest.to_string()).await?;
-        let mut ask = Ask { headers: range_header(range), connection, counters: &self.counters };
-        ask.past_caches(freshness);
+        let mut ask = Ask { headers: self.range_header(range), connection, counters: &self.counters };
+        let is_mixed_up = self.counters.mixed_up.load(Ordering::Relaxed);
+        ask.past_caches(if is_mixed_up { Freshness::PastCaches } else { freshness });
         let routes = &self.repository.shared.routes;
         if freshness == Freshness::PastCaches {
             routes.invalidate(&url).await;
@@ -84,11 +102,17 @@ impl RemoteBlob {
             let route = route.map_err(Error::shared)?;
             *taken = route.target.is_some().then(|| (url.clone(), route.id));
             if let Some((url, response)) = found {
-                return self.accept(range, url, response, asked);
+                return self.accept(range, url, response, asked).map(Some);
+            }
+            if is_first && range != self.all() && self.counters.sent_whole.load(Ordering::Relaxed) {
+                return Ok(None);
             }
             let known = route.target.as_ref().unwrap_or(&url);
-            let error = match self.repository.follow(known, &ask).await {
-                Ok((url, response)) if is_taken(&response) => return self.accept(range, url, response, asked),
+            let may_have_ended = route.target.is_some() && !renewed;
+            let error = match self.ask(known, &ask, may_have_ended).await {
+                Ok((url, response)) if is_taken(&response) => {
+                    return self.accept(range, url, response, asked).map(Some);
+                }
                 Ok((url, response)) => status_error(&url, &response),
                 Err(error) => error,
             };
@@ -104,9 +128,24 @@ impl RemoteBlob {
         }
     }
 
+    /// Asks for a range, and where the answer is that there are none, for the whole blob. `may_have_ended`: what may mean something else is
+    /// not taken for that.
+    async fn ask(&self, url: &Url, ask: &Ask<'_>, may_have_ended: bool) -> Result<(Url, Response), Error> {
+        let (last, response) = self.repository.follow(url, ask).await?;
+        let status = response.status().as_u16();
+        let is_refused = NO_RANGES.contains(&status) && !(may_have_ended && MAY_HAVE_ENDED.contains(&status));
+        if !is_refused || !ask.headers.contains_key(RANGE) {
+            return Ok((last, response));
+        }
+        tracing::debug!(url = %Redacted::of(&last), status, "a range is refused; asking for the whole blob");
+        let mut whole = Ask { headers: ask.headers.clone(), ..*ask };
+        whole.headers.remove(RANGE);
+        self.repository.follow(url, &whole).await
+    }
+
     /// Asks the registry itself. The answer goes to whoever asked, the way to it to everyone.
     async fn find_route(&self, url: &Url, ask: &Ask<'_>, found: &mut Option<(Url, Response)>) -> Result<Route, Error> {
-        let (last, response) = self.repository.follow(url, ask).await?;
+        let (last, response) = self.ask(url, ask, false).await?;
         if !is_taken(&response) {
             let error = status_error(&last, &response);
             if let Error::Denied { .. } = error {
@@ -114,6 +153,11 @@ impl RemoteBlob {
                 self.repository.shared.throttle.restrain(&last, SPACING);
             }
             return Err(error);
+        }
+        if response.status().as_u16() != 206 && ask.headers.contains_key(RANGE) {
+            // Before those hear of it who wait for the way.
+            let is_new = !self.counters.sends_parts.load(Ordering::Relaxed);
+            self.counters.sent_whole.fetch_or(is_new, Ordering::Relaxed);
         }
         let target = Some(last.clone()).filter(|last| last != url);
         *found = Some((last, response));
@@ -140,32 +184,51 @@ impl RemoteBlob {
             return breach("a multipart body was not asked for".to_owned());
         }
         if response.status().as_u16() == 206 {
-            self.counters.sent_whole.store(false, Ordering::Relaxed);
             let mut ranges = response.headers().get_all(CONTENT_RANGE).iter();
-            let said = ranges.next().and_then(|value| value.to_str().ok());
-            if ranges.next().is_some() || !said.is_some_and(|said| is_range(said, range, self.size)) {
-                return breach(format!("asked for {range}, its Content-Range is {:?}", said.unwrap_or_default()));
+            let said = ranges.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
+            match content_range(said, self.size).filter(|_| ranges.next().is_none()) {
+                Some(said) if said == range => {}
+                Some(said) => return Err(self.mixed_up(&url, range, said)),
+                None => return breach(format!("asked for {range}, its Content-Range is {said:?}")),
             }
+            self.counters.sends_parts.store(true, Ordering::Relaxed);
+            self.counters.sent_whole.store(false, Ordering::Relaxed);
             return Ok(self.answer(url, response, asked, 0));
-        }
-        if range.len() != self.size {
-            self.counters.sent_whole.store(true, Ordering::Relaxed);
         }
         match response.content_length() {
             Some(length) if length != self.size => {
                 breach(format!("a whole body of {length} bytes, and the blob has {}", self.size))
             }
-            _ if range.start > MOST_SKIPPED => {
-                breach(format!("it sends whole blobs only, and {range} is too far from the start"))
-            }
             _ => Ok(self.answer(url, response, asked, range.start)),
         }
+    }
+
+    /// Other bytes than asked for: a cache on the way may keep parts without telling them apart. All else of the blob is read past it.
+    fn mixed_up(&self, url: &Url, asked: ByteRange, said: ByteRange) -> Error {
+        if !self.counters.mixed_up.swap(true, Ordering::Relaxed) {
+            tracing::warn!(url = %Redacted::of(url), %asked, %said, "other bytes of a layer came than were asked for; it is read past caches from now on");
+        }
+        Error::MixedUp { url: Redacted::of(url), asked, said }
+    }
+
+    /// All of a blob is asked for without a range, as other clients do: caches on the way keep that.
+    fn range_header(&self, range: ByteRange) -> HeaderMap {
+        if range.len() == self.size {
+            return HeaderMap::new();
+        }
+        let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        // Digits and ASCII only: always a valid value.
+        HeaderValue::from_str(&text).map(|value| HeaderMap::from_iter([(RANGE, value)])).unwrap_or_default()
     }
 
     fn answer(&self, url: Url, response: Response, asked: Instant, skip: u64) -> Answer {
         let link = self.repository.shared.hosts.link(&url);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
-        Answer { url, response, skip, transfer: link.answered(asked) }
+        Answer { url, response, skip, in_vain: skip > 0, transfer: link.answered(asked) }
+    }
+
+    fn all(&self) -> ByteRange {
+        ByteRange { start: 0, end: self.size }
     }
 
     /// What the way to its bytes can carry; `None` until that is known.
@@ -178,21 +241,13 @@ fn is_taken(response: &Response) -> bool {
     matches!(response.status().as_u16(), 200 | 206)
 }
 
-fn range_header(range: ByteRange) -> HeaderMap {
-    let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-    // Digits and ASCII only: always a valid value.
-    HeaderValue::from_str(&text).map(|value| HeaderMap::from_iter([(RANGE, value)])).unwrap_or_default()
-}
-
-/// Whether a Content-Range is exactly `range` of a whole of `size` bytes (RFC 9110, section 14.4).
-fn is_range(said: &str, range: ByteRange, size: u64) -> bool {
-    let parsed = said.trim().strip_prefix("bytes ").and_then(|said| {
-        let (span, total) = said.trim().split_once('/')?;
-        let (first, last) = span.split_once('-')?;
-        let total = if total == "*" { size } else { total.parse().ok()? };
-        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
-    });
-    parsed == Some((range.start, range.end.saturating_sub(1), size))
+/// The range that a Content-Range says, if it is one of a whole of `size` bytes (RFC 9110, section 14.4).
+fn content_range(said: &str, size: u64) -> Option<ByteRange> {
+    let (span, total) = said.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+    let (first, last) = span.split_once('-')?;
+    let end = last.parse::<u64>().ok()?.checked_add(1)?;
+    let is_of_it = total == "*" || total.parse() == Ok(size);
+    ByteRange::new(first.parse().ok()?, end).filter(|_| is_of_it)
 }
 
 /// A range on its way, through as many connections as it takes.
@@ -200,25 +255,77 @@ pub(super) struct RangedBody {
     blob: Arc<RemoteBlob>,
     /// What is still to come.
     rest: ByteRange,
+    /// Of that, what lies before this is not handed out.
+    from: u64,
     freshness: Freshness,
     connection: Connection,
     patience: Patience,
     answer: Option<Answer>,
     taken: Option<Taken>,
+    /// Answers that ended before anything new came.
+    in_vain: u32,
 }
 
 impl RangedBody {
-    /// Starts reading; an error here is final.
+    /// Starts reading; an error here is final. What comes may be all of the blob ([`RangedBody::is_whole`]).
     pub(super) async fn open(blob: Arc<RemoteBlob>, range: ByteRange, freshness: Freshness) -> Result<Self, Error> {
         let patience = Patience::new(blob.repository.shared.options.io_deadline);
-        let connection = Connection::Pooled;
-        let mut body = Self { blob, rest: range, freshness, connection, patience, answer: None, taken: None };
+        let mut body = Self {
+            blob,
+            rest: range,
+            from: 0,
+            freshness,
+            connection: Connection::Pooled,
+            patience,
+            answer: None,
+            taken: None,
+            in_vain: 0,
+        };
+        if body.blob.counters.sent_whole.load(Ordering::Relaxed) && !range.is_empty() {
+            // Its host would send all of it once more for each part. Whoever takes it asks for it.
+            body.rest = body.blob.all();
+            return Ok(body);
+        }
         while body.answer.is_none() && !body.rest.is_empty() {
-            if let Err(error) = body.connect().await {
+            if let Err(error) = body.connect(true).await {
                 body.recover(error).await?;
+            }
+            if body.believes_whole() {
+                return Ok(body);
             }
         }
         Ok(body)
+    }
+
+    /// Whether it brings all of the blob, of which `asked` is a part.
+    pub(super) fn is_whole(&self, asked: ByteRange) -> bool {
+        self.rest != asked
+    }
+
+    /// Hands out only what lies in a range.
+    pub(super) fn only(&mut self, range: ByteRange) {
+        (self.from, self.rest.end) = (range.start, range.end);
+    }
+
+    /// Whether a first request for a part is to bring the whole blob: it comes, or did so to somebody else. A host that has sent parts is asked
+    /// once more.
+    fn believes_whole(&mut self) -> bool {
+        let (all, counters) = (self.blob.all(), &self.blob.counters);
+        if self.rest == all {
+            return false;
+        }
+        match &mut self.answer {
+            Some(answer) if answer.is_whole() && counters.sends_parts.swap(false, Ordering::Relaxed) => {
+                (self.answer, self.connection) = (None, Connection::Fresh);
+                return false;
+            }
+            Some(answer) if answer.is_whole() => (answer.skip, answer.in_vain) = (0, false),
+            None if counters.sent_whole.load(Ordering::Relaxed) => {}
+            _ => return false,
+        }
+        counters.sent_whole.store(true, Ordering::Relaxed);
+        self.rest = all;
+        true
     }
 
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
@@ -228,8 +335,9 @@ impl RangedBody {
                 Ok(bytes) => return Some(Ok(bytes)),
                 Err(error) => error,
             };
-            self.answer = None;
-            if let Err(error) = self.recover(error).await {
+            self.in_vain += u32::from(self.answer.take().is_some_and(|answer| answer.in_vain));
+            let recovered = if self.in_vain < MOST_IN_VAIN { self.recover(error).await } else { Err(error) };
+            if let Err(error) = recovered {
                 // Nothing follows an error.
                 self.rest.start = self.rest.end;
                 return Some(Err(error));
@@ -238,20 +346,20 @@ impl RangedBody {
         None
     }
 
-    async fn connect(&mut self) -> Result<(), Error> {
+    async fn connect(&mut self, is_first: bool) -> Result<(), Error> {
         let Self { blob, rest, freshness, connection, patience, taken, .. } = self;
         *taken = None;
-        let opened = patience.answer(Box::pin(blob.open(*rest, *freshness, *connection, taken))).await;
-        self.answer = Some(match opened {
+        let opened = patience.answer(Box::pin(blob.open(*rest, *freshness, (*connection, is_first), taken))).await;
+        self.answer = match opened {
             Some(answer) => answer?,
             None => return Err(Error::Transfer { url: self.shown_url(), what: "no answer in time", source: None }),
-        });
+        };
         Ok(())
     }
 
     async fn step(&mut self) -> Result<Bytes, Error> {
         let Some(answer) = &mut self.answer else {
-            return self.connect().await.map(|()| Bytes::new());
+            return self.connect(false).await.map(|()| Bytes::new());
         };
         let chunk = self.patience.body(answer.response.chunk()).await;
         let chunk = chunk.ok_or_else(|| Error::transfer(&answer.url, "the body stalled", None))?;
@@ -263,22 +371,41 @@ impl RangedBody {
         answer.transfer.moved(length);
         let skipped = answer.skip.min(length);
         answer.skip -= skipped;
-        bytes = bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len()));
+        bytes = from(bytes, skipped);
         bytes.truncate(usize::try_from(self.rest.len()).unwrap_or(usize::MAX));
+        let unwanted = self.from.saturating_sub(self.rest.start);
+        if !bytes.is_empty() {
+            (self.in_vain, answer.in_vain) = (0, false);
+        }
         self.rest.start = self.rest.start.saturating_add(bytes.len() as u64);
         if is_progress || self.rest.is_empty() {
             self.blob.counters.progress.fetch_add(1, Ordering::Relaxed);
         }
         if self.rest.is_empty() {
-            // Takes the body's end where it is there already, so that the connection can be used again.
-            let _ = answer.response.chunk().now_or_never();
-            self.answer = None;
+            self.end();
         }
-        Ok(bytes)
+        Ok(from(bytes, unwanted))
+    }
+
+    fn end(&mut self) {
+        let Some(mut answer) = self.answer.take() else { return };
+        if answer.is_whole() && self.rest.end == self.blob.size {
+            // A cache that had nothing of the blob has all of it now, and may send parts.
+            self.blob.counters.sent_whole.store(false, Ordering::Relaxed);
+        }
+        // Takes the body's end where it is there already, so that the connection can be used again.
+        let _ = answer.response.chunk().now_or_never();
     }
 
     async fn recover(&mut self, error: Error) -> Result<(), Error> {
         self.connection = Connection::Fresh;
+        match error.root() {
+            // It was asked for past caches as well.
+            Error::MixedUp { .. } if self.freshness == Freshness::PastCaches => return Err(error),
+            // A cache may have said so.
+            Error::MixedUp { .. } | Error::Protocol { .. } => self.freshness = Freshness::PastCaches,
+            _ => {}
+        }
         // A host that falls silent does not say so: only the registry may know of a better one.
         if let Some((url, id)) = self.taken.take().filter(|_| matches!(error.retry(), Retry::After(_))) {
             self.blob.forget(&url, id).await;
@@ -293,27 +420,35 @@ impl RangedBody {
     }
 }
 
+/// Without the first bytes.
+fn from(mut bytes: Bytes, skipped: u64) -> Bytes {
+    bytes.split_off(usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_the_very_range_is_taken() {
-        let range = ByteRange { start: 10, end: 20 };
+    fn a_content_range_is_one_of_the_whole_blob() {
+        let range = Some(ByteRange { start: 10, end: 20 });
         for right in ["bytes 10-19/100", "bytes 10-19/*", " bytes  10-19/100 "] {
-            assert!(is_range(right, range, 100), "{right}");
+            assert_eq!(content_range(right, 100), range, "{right}");
         }
-        for wrong in [
+        for other in ["bytes 10-20/100", "bytes 9-19/100"] {
+            assert!(content_range(other, 100).is_some_and(|said| Some(said) != range), "{other}");
+        }
+        for none in [
             "",
             "bytes",
             "bytes 10-19",
-            "bytes 10-20/100",
-            "bytes 9-19/100",
             "bytes 10-19/99",
             "bytes */100",
+            "bytes 20-10/100",
+            "bytes 0-18446744073709551615/*",
             "items 10-19/100",
         ] {
-            assert!(!is_range(wrong, range, 100), "{wrong}");
+            assert_eq!(content_range(none, 100), None, "{none}");
         }
     }
 }

@@ -68,6 +68,10 @@ pub(super) struct Counters {
     pub(super) progress: AtomicU64,
     /// Its host lately sent the whole blob when it was asked for a part.
     pub(super) sent_whole: AtomicBool,
+    /// Its host has sent parts of it.
+    pub(super) sends_parts: AtomicBool,
+    /// Something on the way has sent other parts than those asked for.
+    pub(super) mixed_up: AtomicBool,
     /// To the host that was asked last.
     gate: Mutex<Option<Arc<Gate>>>,
 }

@@ -227,15 +227,17 @@ impl Carrier {
         dir: PathBuf,
         freshness: Freshness,
     ) -> Result<Result<Option<TarSplit>, NoTarSplit>, mount::Error> {
-        // It would cost as much as `add --full`.
-        if self.layer.is_sent_whole() {
-            return Ok(Err(NoTarSplit::SentWhole));
-        }
-        let Some(position) = self.find(freshness).await? else { return Ok(Ok(None)) };
+        let position = match self.find(freshness).await? {
+            Ok(Some(position)) => position,
+            none => return Ok(none.map(|_| None)),
+        };
         if let Err(problem) = carried::check_stored(position.stored.len()) {
             return Ok(Err(problem));
         }
-        let stored = self.layer.read_blob_quietly(position.stored, freshness).await?;
+        // All of it would cost as much as `add --full`.
+        let Some(stored) = self.layer.read_blob_quietly(position.stored, freshness).await? else {
+            return Ok(Err(NoTarSplit::SentWhole));
+        };
         let (blob, layer) = (self.blob.clone(), Arc::clone(&self.layer));
         let convert = move || {
             if let Err(problem) = carried::check_digest(&blob, &stored) {
@@ -248,13 +250,13 @@ impl Carrier {
         blocking(self.blob.digest, convert).await
     }
 
-    /// Where the tar-split is.
-    async fn find(&self, freshness: Freshness) -> Result<Option<TocPosition>, mount::Error> {
+    /// Where the tar-split is, if there is one.
+    async fn find(&self, freshness: Freshness) -> Result<Result<Option<TocPosition>, NoTarSplit>, mount::Error> {
         match carried::find(&self.blob) {
-            Carried::At(position) => Ok(Some(position)),
+            Carried::At(position) => Ok(Ok(Some(position))),
             Carried::SeeFooter(range) => {
                 let footer = self.layer.read_blob_quietly(range, freshness).await?;
-                Ok(carried::in_footer(&self.blob, &footer))
+                Ok(footer.map(|footer| carried::in_footer(&self.blob, &footer)).ok_or(NoTarSplit::SentWhole))
             }
         }
     }

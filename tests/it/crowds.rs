@@ -94,20 +94,3 @@ async fn two_processes_on_one_empty_cache_ask_for_no_unit_more_than_twice() {
         assert_eq!(lab.sent().1, again, "{format}: all of it is there for a third");
     }
 }
-
-/// A host that answers every range with the whole blob is asked for it once, not once for each read.
-#[tokio::test]
-async fn a_host_that_only_sends_whole_blobs_sends_each_once() {
-    for (format, write) in FORMATS {
-        let lab = Lab::new(write).await;
-        lab.registry.fault(Fault::always(On::Blobs, Lie::Whole));
-        let opened = lab.open().await;
-        let (before, _) = lab.sent();
-        for offset in [190_000, 0, 100_000, 50_000] {
-            let read = opened.read("many", offset, 10).await.unwrap();
-            assert!(read == lab.content("many")[offset as usize..][..10], "{format}");
-        }
-        lab.assert_right(&opened).await;
-        assert_eq!(lab.sent().0 - before, 1, "{format}");
-    }
-}

@@ -18,4 +18,5 @@ mod soci;
 mod soci_mounts;
 mod stuck;
 mod support;
+mod whole;
 mod ztoc;

@@ -85,7 +85,7 @@ pub(crate) async fn read(blob: &Blob, range: ByteRange) -> Result<Vec<u8>, Error
 
 pub(crate) async fn read_with(blob: &Blob, range: ByteRange, freshness: Freshness) -> Result<Vec<u8>, Error> {
     within(async {
-        let mut body = blob.stream(range, freshness).await?;
+        let mut body = blob.stream(range, freshness).await?.only(range);
         let mut bytes = Vec::new();
         while let Some(part) = body.next().await {
             let part = part?;

@@ -178,10 +178,16 @@ fn breaches() -> Vec<Row> {
     vec![
         lie("200 and the whole blob", Lie::Whole).of_ranges(),
         status("200 and nothing", 200).of_ranges(),
+        lie("400 to a range, else the whole blob", Lie::RefusesRanges(400)).of_ranges(),
+        lie("403 to a range, else the whole blob", Lie::RefusesRanges(403)).of_ranges(),
+        lie("501 to a range, else the whole blob", Lie::RefusesRanges(501)).of_ranges(),
         status("204", 204),
         status("416", 416).of_ranges(),
         lie("no Content-Range", Lie::ContentRange(None)).of_ranges(),
-        lie("Content-Range of other bytes", content_range("bytes 0-9/99999")).of_ranges(),
+        lie("Content-Range of other bytes", content_range("bytes 0-9/*")).of_ranges(),
+        lie("Content-Range of other bytes from a cache on the way", Lie::ContentRangeInCaches("bytes 0-9/*"))
+            .stays()
+            .of_ranges(),
         lie("Content-Range that is none", content_range("pages 1-2")).of_ranges(),
         lie("multipart body", Lie::Multipart).of_ranges(),
         lie("Content-Encoding that was not asked for", Lie::Header("Content-Encoding", "gzip".to_owned())),

@@ -58,8 +58,14 @@ pub(crate) enum Lie {
     Redirect(String),
     /// 200 and the whole body, whatever range was asked for.
     Whole,
+    /// The same, and after so many bytes the connection is closed, or nothing more comes.
+    WholeUntil(usize, bool),
+    /// This status to whoever asks for a range.
+    RefusesRanges(u16),
     /// Another Content-Range, or none; the body is what was asked for.
     ContentRange(Option<String>),
+    /// The same, but for requests that want it past caches.
+    ContentRangeInCaches(&'static str),
     Multipart,
     Header(&'static str, String),
     /// The right number of wrong bytes.

@@ -264,11 +264,16 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
             let target = target.replace("{digest}", digest).replace("{sig}", &contents.last_signature.to_string());
             *answer = Answer::new(307, "").with("Location", target);
         }
-        Some(Lie::Whole) => {
-            if let Some(digest) = answer.blob {
-                let whole = state.contents().blobs[&digest].clone();
-                *answer = Answer { blob: Some(digest), ..Answer::new(200, whole) };
-            }
+        Some(Lie::Whole) => whole(state, answer),
+        Some(Lie::WholeUntil(bytes, closes)) => {
+            whole(state, answer);
+            return keep(answer, bytes, if closes { End::Close } else { End::Stall });
+        }
+        Some(Lie::RefusesRanges(status)) if request.header("range").is_some() => *answer = Answer::new(status, "{}"),
+        Some(Lie::RefusesRanges(_)) => {}
+        Some(Lie::ContentRangeInCaches(_)) if request.header("cache-control") == Some("no-cache") => {}
+        Some(Lie::ContentRangeInCaches(value)) => {
+            drop(answer.headers.insert("Content-Range".to_owned(), value.to_owned()));
         }
         Some(Lie::ContentRange(value)) => {
             answer.headers.remove("Content-Range");
@@ -287,6 +292,13 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
         Some(Lie::Stall(bytes)) => return keep(answer, bytes, End::Stall),
     }
     End::Whole
+}
+
+fn whole(state: &State, answer: &mut Answer) {
+    if let Some(digest) = answer.blob {
+        let whole = state.contents().blobs[&digest].clone();
+        *answer = Answer { blob: Some(digest), ..Answer::new(200, whole) };
+    }
 }
 
 /// The head still promises the whole body.
