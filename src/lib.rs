@@ -18,3 +18,4 @@ pub mod mount;
 pub mod registry;
 pub mod store;
 pub mod sys;
+pub mod threads;

@@ -39,7 +39,7 @@ mod tests;
 
 pub use layer::{Disk, LayerFile, State};
 pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
-pub use space::Limits;
+pub use space::{Limits, Taken};
 pub(crate) use spool::Spool;
 pub use staged::{Adopted, Staged};
 
@@ -110,6 +110,12 @@ impl Cache {
     #[cfg(test)]
     pub(crate) fn of_any_size(path: &Path) -> Self {
         Self::of_size(path, 1 << 40)
+    }
+
+    /// How much of its room is taken; `None`: there is no cache, or others hold that up.
+    #[must_use]
+    pub fn room(&self) -> Option<Taken> {
+        self.store.as_ref()?.taken()
     }
 
     /// The encoded index kept under `key`; not checked yet.

@@ -57,6 +57,13 @@ impl Limits {
     }
 }
 
+/// Bytes that a cache takes, of those that it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub taken: u64,
+    pub limit: u64,
+}
+
 /// Room for something that is being stored under a name. Dropped when it is, or could not be.
 pub(super) struct Room<'a> {
     space: &'a Space,
@@ -180,8 +187,7 @@ impl Space {
     fn lease(&self, own: &mut Own, bytes: u64) -> Result<(), Refused> {
         let table = self.table().ok_or(Refused::Busy)?;
         let more = bytes - own.left;
-        let named = table.settle(own);
-        let taken = named.saturating_add(table.others()).saturating_add(own.held());
+        let taken = Self::counted(&table, own);
         // Where that cannot be said, nothing is evicted for it.
         let filesystem = fstatvfs(&self.file).map_err(|_| Refused::Busy)?;
         let free = filesystem.blocks_available().saturating_mul(filesystem.fragment_size());
@@ -193,6 +199,18 @@ impl Space {
         let over = taken.saturating_add(more).saturating_sub(self.limits.limit);
         let below = self.limits.floor.saturating_add(more).saturating_sub(free);
         if granted > 0 { Ok(()) } else { Err(Refused::Full(over.max(below).max(1))) }
+    }
+
+    fn counted(table: &Table<'_>, own: &mut Own) -> u64 {
+        table.settle(own).saturating_add(table.others()).saturating_add(own.held())
+    }
+
+    /// What all processes have taken; `None`: one of them holds the table up.
+    pub(super) fn taken(&self) -> Option<Taken> {
+        let mut own = self.own();
+        let table = self.table()?;
+        let taken = Self::counted(&table, &mut own);
+        Some(Taken { taken, limit: self.limits.limit })
     }
 
     /// Gives back what was taken for a file without a name.

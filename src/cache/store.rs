@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::dir::Dir;
 use super::evict;
-use super::space::{Limits, Refused, Room, Space};
+use super::space::{Limits, Refused, Room, Space, Taken};
 
 /// The file that tells how much room is taken.
 pub(super) const SPACE: &str = "space";
@@ -54,6 +54,10 @@ impl Store {
         self.dir.sweep(Path::new(""));
         // With the blocks of the two directories above.
         space.recount(|| self.dir.allocated(Path::new("")) + 2 * NAME);
+    }
+
+    pub(super) fn taken(&self) -> Option<Taken> {
+        self.space.as_ref()?.taken()
     }
 
     /// Room for something that gets a name, made by evicting what was not used for the longest time where there is none.

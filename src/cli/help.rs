@@ -83,8 +83,9 @@ come. Later mounts use the index that is kept of them, and read what is read.
 The mount is read-only, nosuid and nodev. It lives until it is unmounted
 everywhere: an overlayfs on it keeps it alive after `crfs umount`. The server
 ends on SIGTERM where nothing uses its mount; otherwise it says so and stays,
-and a second SIGTERM ends it all the same. It logs to server.log (JSON lines) in
-$XDG_RUNTIME_DIR/crfs/ID, for root in /run/crfs/ID; see `crfs status --json`.
+and a second SIGTERM ends it all the same. SIGQUIT makes it log what it does.
+It logs to server.log (JSON lines) in $XDG_RUNTIME_DIR/crfs/ID, for root in
+/run/crfs/ID; see `crfs status --json`.
 
 An ordinary user needs fusermount3 (package fuse3).
 

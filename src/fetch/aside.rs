@@ -45,6 +45,11 @@ impl Aside {
         }
     }
 
+    /// Bytes of memory that are kept, of all layers together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.all.weighted_size()
+    }
+
     /// Lets go of the files that checks are kept in, of all layers: they take the room on disk that the next needs.
     pub(super) fn drop_files(&self) {
         for (check, _) in self.all.iter().filter(|(_, kept)| matches!(kept, Kept::File(_))) {

@@ -8,6 +8,7 @@ use super::Layer;
 use crate::blob::ByteRange;
 use crate::cache::Disk;
 use crate::index::{CheckKind, Damaged};
+use crate::threads::{self, Work};
 
 impl Layer {
     /// Fills `buffer` with a range of the layer file of the same length where all of it is in the layer file and was verified, and that takes
@@ -16,7 +17,7 @@ impl Layer {
         let checks = self.fill(range, buffer, disk).ok()??;
         if disk == Disk::InMemory && checks.clone().any(|check| self.file.is_use_news(check)) {
             let (layer, checks) = (Arc::clone(self), checks.clone());
-            tokio::task::spawn_blocking(move || checks.for_each(|check| layer.file.touch(check)));
+            let _touched = threads::run(Work::Local, move || checks.for_each(|check| layer.file.touch(check)));
         }
         self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
         self.counters.cached.fetch_add(range.len(), Ordering::Relaxed);

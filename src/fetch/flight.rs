@@ -76,6 +76,11 @@ impl Flights {
         Ok((duty, Waiter { check, outcome: receiver }))
     }
 
+    /// How many checks are on their way.
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, watch::Receiver<Option<Outcome>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

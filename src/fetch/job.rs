@@ -30,6 +30,7 @@ use super::{Error, Layer};
 use crate::blob::{ByteRange, Digest};
 use crate::index::{Codec, Piece};
 use crate::registry::{self, Freshness, Sent};
+use crate::threads::{self, Work};
 
 /// Parts of a body that wait for the decoder.
 const PARTS: usize = 16;
@@ -106,7 +107,7 @@ impl Job {
         self.wanted.retain(|wanted| self.duties.contains_key(&wanted.check));
         let Some((first, last)) = self.wanted.first().zip(self.wanted.last()) else { return };
         let (layer, first, last) = (Arc::clone(&self.layer), first.range, last.range);
-        let run = tokio::task::spawn_blocking(move || plan::run_over(&layer.index, first, last)).await;
+        let run = threads::run(Work::Local, move || plan::run_over(&layer.index, first, last)).await;
         if let Ok(Ok(Some(run))) = run {
             self.run = run;
         }
@@ -140,7 +141,7 @@ impl Job {
     /// All of the blob comes: it is read to its end for all who wait for any of it, unless somebody does that already.
     async fn bring_whole(&mut self, body: Stream, duties: HashMap<u32, Duty>) -> Attempt {
         let layer = Arc::clone(&self.layer);
-        let reader = tokio::task::spawn_blocking(move || layer.read_whole(duties)).await;
+        let reader = threads::run(Work::Local, move || layer.read_whole(duties)).await;
         match reader.map_err(|_| Error::Interrupted).and_then(|reader| Ok(reader?)) {
             Ok(Reader::First { run, wanted, duties }) => {
                 tracing::debug!(layer = %self.layer.digest(), "its host sends all of it");
@@ -168,7 +169,7 @@ impl Job {
             wanted: self.wanted.clone(),
             duties: duties.clone(),
         };
-        let decoder = tokio::task::spawn_blocking(move || decoder.run(comes.start, receiver));
+        let decoder = threads::run(Work::Incoming, move || decoder.run(comes.start, receiver));
         let is_whole = comes != self.run.compressed;
         let mut stopped = None;
         loop {

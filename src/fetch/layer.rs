@@ -1,7 +1,7 @@
 //! The contents of one layer, fetched and verified when first read.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
 use crate::index::{Check, CheckKind, Damaged, Of, StoredIndex};
 use crate::registry;
+use crate::threads::{self, Work};
 
 /// Requests of one layer at a time. Counted for each layer, so that one that is stuck does not hold up the others.
 const REQUESTS: usize = 8;
@@ -28,8 +29,7 @@ const REQUESTS: usize = 8;
 /// Requests of all layers of an image at a time: an image whose registry is stuck leaves enough of them to the others.
 const ALL_REQUESTS: usize = 128;
 
-/// Requests of all images of a process at a time. Each has a blocking thread while its body comes in; what is cached is read on the same threads
-/// and must not wait for them, so that there are many more of these (`mount::look::runtime`).
+/// Requests of all images of a process at a time. Each has a thread while its body comes in (`Work::Incoming`).
 const REQUESTS_OF_ALL: usize = 384;
 
 /// How long a failure to get anything within the deadline answers for the same check at once, but no longer than [`REPEAT_PART`] of the deadline:
@@ -78,6 +78,22 @@ pub struct Engine {
 /// Makes a layer's encoded index again, where the cached one is damaged while it is in use. Blocking.
 pub type Reindex = Arc<dyn Fn() -> Option<Arc<dyn ByteSource>> + Send + Sync>;
 
+/// A read that is counted until it is answered, or nobody waits any more for it.
+struct Unanswered<'a>(&'a AtomicUsize);
+
+impl<'a> Unanswered<'a> {
+    fn count(reads: &'a AtomicUsize) -> Self {
+        reads.fetch_add(1, Ordering::Relaxed);
+        Self(reads)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What became of a damaged index.
 struct Repair {
     reindex: Reindex,
@@ -109,8 +125,20 @@ pub struct Stats {
     pub unkept: u64,
 }
 
+/// What is waited for of one layer at this moment, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doing {
+    pub reads: usize,
+    /// Checks that are on their way.
+    pub checks: usize,
+    /// Bytes of all layers together that the cache would not have.
+    pub aside: u64,
+}
+
 #[derive(Default)]
 pub(super) struct Counters {
+    /// Reads that have no answer yet.
+    reads: AtomicUsize,
     pub(super) served: AtomicU64,
     pub(super) cached: AtomicU64,
     errors: AtomicU64,
@@ -233,6 +261,7 @@ impl Layer {
 
     /// The same for `reading`, which says what else to fetch.
     pub(super) async fn read_for(self: &Arc<Self>, range: ByteRange, reading: Option<Reading>) -> Result<Bytes, Error> {
+        let _unanswered = Unanswered::count(&self.counters.reads);
         let read = self.read_or_fetch(range, reading).await;
         match &read {
             Ok(bytes) => self.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed),
@@ -285,6 +314,15 @@ impl Layer {
         }
     }
 
+    #[must_use]
+    pub fn doing(&self) -> Doing {
+        Doing {
+            reads: self.counters.reads.load(Ordering::Relaxed),
+            checks: self.flights.count(),
+            aside: self.aside.bytes(),
+        }
+    }
+
     /// The last error that a reader was given.
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
@@ -303,7 +341,7 @@ impl Layer {
             let right = verifier.take();
             let who = reading.clone().filter(|_| is_first);
             let looked =
-                tokio::task::spawn_blocking(move || (layer.look(range, &held, right.as_ref(), who.as_ref()), held));
+                threads::run(Work::Local, move || (layer.look(range, &held, right.as_ref(), who.as_ref()), held));
             let looked = looked.await;
             let (look, looked_held) = looked.map_err(|_| Error::Interrupted)?;
             held = looked_held;
@@ -399,7 +437,7 @@ impl Layer {
         }
         tracing::warn!(layer = %self.digest, "the cached index was damaged in use; it is made again");
         let (layer, reindex) = (Arc::clone(self), Arc::clone(&repair.reindex));
-        let made = tokio::task::spawn_blocking(move || reindex().is_some_and(|source| layer.index.replace(source)));
+        let made = threads::run(Work::Opening, move || reindex().is_some_and(|source| layer.index.replace(source)));
         repair.done = made.await.unwrap_or(false);
         repair.failed = (!repair.done).then(Instant::now);
         if repair.done { Ok(()) } else { Err(failed) }

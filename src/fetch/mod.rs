@@ -21,13 +21,14 @@ mod planning;
 mod prefetch;
 mod source;
 mod still;
+mod unpacking;
 mod whole;
 
 pub use crate::cache::Disk;
 pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};
 pub use decode::Units;
 pub use error::Error;
-pub use layer::{Engine, Layer, Reindex, Shared, Stats};
+pub use layer::{Doing, Engine, Layer, Reindex, Shared, Stats};
 pub use pass::{Pass, PassError, Passed};
 pub use prefetch::{Prefetch, prefetch};
 pub use source::{Held, Source};

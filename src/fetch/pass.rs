@@ -5,31 +5,23 @@
 //! ```
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc as threads};
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::source::Stream;
+use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
-use crate::index::{self, Descriptor, Event, Failed, Format, Made, Split, TarSplitOrder, Unpacker};
+use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
 use crate::registry::{self, Body, Freshness, Sent};
+use crate::threads::{self, Work};
 
 /// Parts of a body that wait to be decompressed.
 const PARTS: usize = 32;
-
-/// Events that wait to be indexed.
-const EVENTS: usize = 16;
-
-/// Bytes that a layer is recognised by.
-const HEAD: usize = 512;
-
-/// Bytes at the end of a blob that tell whether it has a table of contents.
-const TAIL: usize = 72;
 
 /// What a pass has made: the index, and the contents, unless the cache would not have them.
 pub struct Passed {
@@ -88,7 +80,7 @@ impl Pass {
     /// Where the blob cannot be had, does not have its digest, or cannot be unpacked.
     pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
         self.run(move |layer, parts, _cache| {
-            let work = |_format, events: &_| index::split(layer.digest, &mut taker(events), order);
+            let work = |_format, events: Take<'_>| index::split(layer.digest, events, order);
             Ok(read_blob(layer, parts, work)?.0)
         })
         .await
@@ -110,7 +102,7 @@ impl Pass {
         let Self { layer, source, body, freshness, cache, progress, is_huge: _ } = self;
         let (sender, receiver) = mpsc::channel(PARTS);
         let size = layer.size;
-        let worker = tokio::task::spawn_blocking(move || work(&layer, receiver, &cache));
+        let worker = threads::run(Work::Incoming, move || work(&layer, receiver, &cache));
         let body = match body {
             Some(body) => Ok(Stream::Body(body)),
             None => source.stream(ByteRange { start: 0, end: size }, freshness).await.map(Sent::into_inner),
@@ -177,25 +169,14 @@ fn index_blob(
 fn read_blob<T>(
     layer: &Descriptor,
     parts: mpsc::Receiver<Bytes>,
-    work: impl FnOnce(Format, &threads::Receiver<Event>) -> Result<T, Failed>,
+    work: impl FnOnce(Format, Take<'_>) -> Result<T, Failed>,
 ) -> Result<(T, Vec<u8>), index::Error> {
     let mut parts = Parts::new(parts);
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
-    let (events, received) = threads::sync_channel(EVENTS);
-    let (unpacked, made) = std::thread::scope(|scope| {
-        let unpacking = scope.spawn(move || {
-            let unpacked = unpack(format, &mut parts, &mut |event| send(&events, event));
-            drop(events);
-            // Its digest tells whether it is the blob that is wrong, or what came of it.
-            (unpacked, parts.end())
-        });
-        let made = work(format, &received);
-        // What is still coming is for nobody.
-        drop(received);
-        (unpacking.join(), made)
-    });
-    let (unpacked, (got, tail)) = unpacked.map_err(|_| broken(layer, io::Error::other("unpacking was given up")))?;
+    let (unpacked, made) = unpack(format, parts, |events| work(format, events));
+    // Its digest tells whether it is the blob that is wrong, or what came of it.
+    let (unpacked, (got, tail)) = unpacked.map_err(|error| broken(layer, error))?;
     if got != layer.digest {
         return Err(index::Error::BlobDigest { layer: layer.digest, got });
     }
@@ -214,22 +195,10 @@ fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
     index::Error::Undecodable { layer: layer.digest, source }
 }
 
-fn send(events: &threads::SyncSender<Event>, event: Event) -> io::Result<()> {
-    events.send(event).map_err(|_| io::ErrorKind::BrokenPipe.into())
-}
-
-fn unpack(format: Format, parts: &mut Parts, tell: &mut dyn FnMut(Event) -> io::Result<()>) -> io::Result<()> {
-    let mut unpacker = Unpacker::new(format)?;
-    while let Some(part) = parts.next() {
-        unpacker.push(&part, tell)?;
-    }
-    unpacker.finish(tell)
-}
-
 fn make(
     blob: Digest,
     format: Format,
-    events: &threads::Receiver<Event>,
+    events: Take<'_>,
     mut staged: Option<Staged>,
     order: Option<TarSplitOrder>,
 ) -> Result<(Made, Option<Staged>), Failed> {
@@ -240,60 +209,6 @@ fn make(
             has_room = false;
         }
     };
-    let made = index::make(blob, format, &mut taker(events), &mut keep, order)?;
+    let made = index::make(blob, format, events, &mut keep, order)?;
     Ok((made, staged))
-}
-
-/// Takes one event after the other.
-fn taker(events: &threads::Receiver<Event>) -> impl FnMut() -> io::Result<Option<Event>> {
-    let mut is_over = false;
-    move || match events.recv() {
-        Ok(event) => {
-            is_over |= matches!(event, Event::End { .. });
-            Ok(Some(event))
-        }
-        Err(_) if is_over => Ok(None),
-        Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
-}
-
-/// The blob as it comes.
-struct Parts {
-    parts: mpsc::Receiver<Bytes>,
-    hash: Sha256,
-    /// What was looked at before.
-    head: Vec<Bytes>,
-    /// The last bytes that came.
-    tail: Vec<u8>,
-}
-
-impl Parts {
-    fn new(parts: mpsc::Receiver<Bytes>) -> Self {
-        Self { parts, hash: Sha256::new(), head: Vec::new(), tail: Vec::new() }
-    }
-
-    /// The first bytes, which come again.
-    fn head(&mut self) -> Vec<u8> {
-        let mut head = Vec::new();
-        while head.len() < HEAD {
-            let Some(part) = self.parts.blocking_recv() else { break };
-            head.extend_from_slice(part.get(..HEAD).unwrap_or(&part));
-            self.head.insert(0, part);
-        }
-        head
-    }
-
-    fn next(&mut self) -> Option<Bytes> {
-        let part = self.head.pop().or_else(|| self.parts.blocking_recv())?;
-        self.hash.update(&part);
-        self.tail.extend_from_slice(part.get(part.len().saturating_sub(TAIL)..).unwrap_or(&part));
-        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
-        Some(part)
-    }
-
-    /// The digest of the whole blob, and its last bytes.
-    fn end(mut self) -> (Digest, Vec<u8>) {
-        while self.next().is_some() {}
-        (Digest::from_bytes(self.hash.finalize().into()), self.tail)
-    }
 }

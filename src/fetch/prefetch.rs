@@ -20,6 +20,7 @@ use super::plan;
 use super::{Error, Layer};
 use crate::blob::ByteRange;
 use crate::registry::{Freshness, Sent};
+use crate::threads::{self, Work};
 
 /// Requests under way at a time: enough that the link is never idle between them.
 const REQUESTS: usize = 3;
@@ -185,7 +186,7 @@ impl Layer {
     /// Fetches all units in a range of the blob, whenever no reader has waited for `quiet`. Returns those that were bad.
     async fn prefetch(self: &Arc<Self>, blob: ByteRange, quiet: Duration) -> Vec<Range<u32>> {
         let layer = Arc::clone(self);
-        let units = match tokio::task::spawn_blocking(move || layer.index().units_in_blob(blob)).await {
+        let units = match threads::run(Work::Local, move || layer.index().units_in_blob(blob)).await {
             Ok(Ok(units)) => units,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "nothing is prefetched");
@@ -211,7 +212,7 @@ impl Layer {
             if units.is_empty() {
                 return None;
             }
-            match tokio::task::spawn_blocking(end).await {
+            match threads::run(Work::Local, end).await {
                 Ok(Ok(end)) => Some((units.start..end, end..units.end)),
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the rest is not prefetched");
@@ -240,7 +241,7 @@ impl Layer {
     /// Returns when all of these units that were missing were brought, whoever did it.
     async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Error> {
         let layer = Arc::clone(self);
-        let planned = tokio::task::spawn_blocking(move || layer.lacking(units)).await;
+        let planned = threads::run(Work::Local, move || layer.lacking(units)).await;
         let (mut waiters, mut runs) = planned.map_err(|_| Error::Interrupted)??;
         while !runs.is_empty() {
             self.gate.idle(quiet).await;
@@ -250,7 +251,7 @@ impl Layer {
             waiters.retain(|waiter| waiter.outcome().is_none());
             // The duty is taken when its request is about to be sent, so that no reader waits for one that is not.
             let layer = Arc::clone(self);
-            let taken = tokio::task::spawn_blocking(move || {
+            let taken = threads::run(Work::Local, move || {
                 let taken = layer.take_first(runs, &mut waiters);
                 taken.map(|(job, rest)| (job, rest, waiters))
             });

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::blob::{ByteRange, ByteSource};
 use crate::registry::{self, Blob, Body, Capacity, Freshness, Sent, Traffic};
+use crate::threads::{self, Work};
 
 /// What is read at a time of a blob that is here.
 const PART: u64 = 1 << 20;
@@ -123,7 +124,7 @@ impl Stream {
             Self::Held { bytes, rest, blob } => {
                 let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(PART)) };
                 let held = Arc::clone(bytes);
-                match tokio::task::spawn_blocking(move || held.read_at(part)).await {
+                match threads::run(Work::Local, move || held.read_at(part)).await {
                     Ok(Ok(read)) => {
                         rest.start = part.end;
                         Some(Ok(read))

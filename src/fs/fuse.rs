@@ -13,6 +13,8 @@
 //!
 //! No handle has state and an image never changes, so entries and attributes are valid for ever, and node ids are the tree's inode numbers
 //! (forest.rs; what stands above the layers of a store may change, and is asked for again each time).
+//! A panic while a request is answered costs that request, which gets EIO, and not the mount.
+//!
 //! fuser logs a warning for each request that is left to its default methods, hence all are written out here. It answers what it
 //! does not know (STATX) with ENOSYS by itself.
 //!
@@ -27,6 +29,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -46,6 +49,7 @@ use super::errno::Refused;
 use super::forest::{Forest, Named, Node, Stat};
 use super::view::BLOCK_SIZE;
 use super::xattr;
+use crate::threads;
 
 mod attr;
 mod read;
@@ -124,15 +128,20 @@ impl Server {
     /// Answers requests until the kernel is done with the mount, which may be long after it was unmounted (an overlayfs above it keeps it).
     ///
     /// # Errors
-    /// Where the descriptor fails in another way.
+    /// Where the descriptor fails in another way, or there can be no thread for it.
     pub fn run(self) -> io::Result<()> {
-        self.session.run()
+        self.session.run().map_err(threads::explained)
     }
 }
 
 /// Who may use the mount is the kernel's to decide (`allow_other`), hence `All`: through an id-mapped mount requests come without a uid.
 fn session<F: Filesystem>(filesystem: F, fd: OwnedFd) -> io::Result<Session<F>> {
     Session::from_fd(filesystem, fd, SessionACL::All, Config::default())
+}
+
+/// Answers a request. One that panics is dropped unanswered, which fuser makes EIO of; the panic itself has been logged.
+fn answered(answer: impl FnOnce()) {
+    let _panicked = catch_unwind(AssertUnwindSafe(answer));
 }
 
 fn errno(refused: &Refused) -> Errno {
@@ -169,7 +178,7 @@ impl Filesystem for Frontend {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.forest.named(parent.0, name.as_bytes()) {
+        answered(|| match self.forest.named(parent.0, name.as_bytes()) {
             Ok(Named::Node(stat)) => {
                 let (ttl, attr) = reply_attr(&stat);
                 reply.entry(&ttl, &attr, GENERATION);
@@ -177,46 +186,50 @@ impl Filesystem for Frontend {
             Ok(Named::Nothing { lasting: true }) => reply.entry(&FOR_EVER, &no_entry(), GENERATION),
             Ok(Named::Nothing { lasting: false }) => reply.error(Errno::ENOENT),
             Err(refused) => reply.error(errno(&refused)),
-        }
+        });
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.forest.stat(ino.0) {
+        answered(|| match self.forest.stat(ino.0) {
             Ok(stat) => {
                 let (ttl, attr) = reply_attr(&stat);
                 reply.attr(&ttl, &attr);
             }
             Err(refused) => reply.error(errno(&refused)),
-        }
+        });
     }
 
     fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        match self.forest.target(number.0) {
+        answered(|| match self.forest.target(number.0) {
             Ok(target) => reply.data(&target),
             Err(refused) => reply.error(errno(&refused)),
-        }
+        });
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let full = |next: u64, name: &[u8], stat: &Stat| {
-            let (_, attr) = reply_attr(stat);
-            reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
-        };
-        match self.forest.entries(ino.0, offset, full) {
-            Ok(()) => reply.ok(),
-            Err(refused) => reply.error(errno(&refused)),
-        }
+        answered(|| {
+            let full = |next: u64, name: &[u8], stat: &Stat| {
+                let (_, attr) = reply_attr(stat);
+                reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
+            };
+            match self.forest.entries(ino.0, offset, full) {
+                Ok(()) => reply.ok(),
+                Err(refused) => reply.error(errno(&refused)),
+            }
+        });
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let full = |next: u64, name: &[u8], stat: &Stat| {
-            let (ttl, attr) = reply_attr(stat);
-            reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION)
-        };
-        match self.forest.entries(ino.0, offset, full) {
-            Ok(()) => reply.ok(),
-            Err(refused) => reply.error(errno(&refused)),
-        }
+        answered(|| {
+            let full = |next: u64, name: &[u8], stat: &Stat| {
+                let (ttl, attr) = reply_attr(stat);
+                reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION)
+            };
+            match self.forest.entries(ino.0, offset, full) {
+                Ok(()) => reply.ok(),
+                Err(refused) => reply.error(errno(&refused)),
+            }
+        });
     }
 
     fn read(
@@ -230,26 +243,32 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.forest.node(number.0) {
+        answered(|| match self.forest.node(number.0) {
             Ok(Node::InView { view, ino, .. }) => {
                 Read { ino, offset, size, reply }.answer(&self.runtime, &view, &self.buffers);
             }
             Ok(made) => reply.data(&made.made_bytes(offset, size).unwrap_or_default()),
             Err(refused) => reply.error(errno(&refused)),
-        }
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let totals = self.forest.totals();
-        reply.statfs(totals.blocks, 0, 0, totals.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
+        answered(|| {
+            let totals = self.forest.totals();
+            reply.statfs(totals.blocks, 0, 0, totals.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
+        });
     }
 
     fn getxattr(&self, _req: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.forest.xattr(number.0, self.options.list_trusted, name.as_bytes(), size));
+        answered(|| {
+            reply_xattr(reply, self.forest.xattr(number.0, self.options.list_trusted, name.as_bytes(), size));
+        });
     }
 
     fn listxattr(&self, _req: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.forest.xattr_names(number.0, self.options.list_trusted, size));
+        answered(|| {
+            reply_xattr(reply, self.forest.xattr_names(number.0, self.options.list_trusted, size));
+        });
     }
 
     fn ioctl(

@@ -26,8 +26,9 @@ use tokio::sync::oneshot;
 use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::{self, Detach};
 use super::options::MountOptions;
-use super::signals::EndSignals;
+use super::signals::{self, EndSignals};
 use super::{Error, mounts, server, state};
+use crate::threads;
 
 /// The hidden subcommand that becomes the server.
 pub const SUBCOMMAND: &str = "serve";
@@ -91,7 +92,7 @@ fn spawn() -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     // The parent tells the service manager, whose main process it is.
     command.arg0("crfs").arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(threads::explained)
 }
 
 /// Hands the options over and listens until the child is ready or failed.
@@ -134,6 +135,7 @@ async fn end(mut child: Child, input: ChildStdin) {
 /// # Errors
 /// Where it cannot be mounted (the parent has been told, then), or serving fails later.
 pub fn serve() -> Result<(), Error> {
+    signals::block_meaningless();
     // Fails only for the leader of a process group, which has its own already.
     let _own_session = nix::unistd::setsid();
     let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
@@ -142,7 +144,8 @@ pub fn serve() -> Result<(), Error> {
     let options = serde_json::from_str(line.get(..read).unwrap_or_default());
     let outcome = options.map_err(|source| Error::Handover { source }).and_then(|options| {
         let ready = Arc::new(AtomicBool::new(false));
-        server::run(&options, &reporter(ready.clone()), parent_gone(ready))
+        let gone = parent_gone(ready.clone()).map_err(|source| Error::Runtime { source })?;
+        server::run(&options, &reporter(ready), gone)
     });
     if let Err(error) = &outcome {
         // After it was ready there is nobody to hear it: standard output is /dev/null.
@@ -180,7 +183,7 @@ fn let_go() -> io::Result<()> {
 }
 
 /// Comes true when standard input ends before the mount was ready.
-fn parent_gone(ready: Arc<AtomicBool>) -> impl Future<Output = ()> {
+fn parent_gone(ready: Arc<AtomicBool>) -> io::Result<impl Future<Output = ()>> {
     let (gone, is_gone) = oneshot::channel();
     let watch = move || {
         // Nothing more is ever written; an error is an end, too.
@@ -189,11 +192,10 @@ fn parent_gone(ready: Arc<AtomicBool>) -> impl Future<Output = ()> {
             let _heard = gone.send(());
         }
     };
-    let watching = std::thread::Builder::new().name("parent-watch".to_owned()).spawn(watch);
-    async move {
-        match (watching, is_gone.await) {
-            (Ok(_), Ok(())) => {}
-            _ => std::future::pending().await,
+    threads::spawn("parent-watch", watch)?;
+    Ok(async move {
+        if is_gone.await.is_err() {
+            std::future::pending().await
         }
-    }
+    })
 }

@@ -7,6 +7,7 @@ use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
 use crate::fetch::LONGEST_PATH;
 use crate::registry::{self, Freshness, Parts, Platform, json};
+use crate::threads::{self, Work};
 
 /// Bytes of the largest config that is read.
 const LARGEST: u64 = 4 << 20;
@@ -69,7 +70,7 @@ impl Config {
                 Some(read)
             })
         };
-        tokio::task::spawn_blocking(read).await.ok()?
+        threads::run(Work::Opening, read).await.ok()?
     }
 
     /// `None` where it does not say.

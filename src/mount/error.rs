@@ -93,9 +93,9 @@ pub enum Error {
     )]
     NoConfig { layer: Digest },
     #[error("layer {layer} was given up")]
-    LayerTask { layer: Digest, source: tokio::task::JoinError },
+    LayerTask { layer: Digest, source: crate::threads::Lost },
     #[error("the layers were not merged")]
-    Merge { source: tokio::task::JoinError },
+    Merge { source: crate::threads::Lost },
     #[error(transparent)]
     Path(#[from] crate::fs::view::ResolveError),
     #[error("{path}: there is no such file in the image")]

@@ -18,7 +18,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getegid, geteuid};
 
 use super::{Error, mounts};
-use crate::sys;
+use crate::{sys, threads};
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -98,7 +98,7 @@ fn start_helper(target: &Target<'_>, socket: UnixStream) -> Result<Child, Error>
 fn no_helper(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::NoHelper,
-        _ => Error::HelperTalk { source: error },
+        _ => Error::HelperTalk { source: threads::explained(error) },
     }
 }
 

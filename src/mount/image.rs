@@ -16,6 +16,7 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 use super::Error;
 use super::config::Config;
 use super::control::{Activity, Figures};
+use super::doing::{self, Doing};
 use super::event::{Event, Report};
 use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, check_diff_id};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
@@ -29,6 +30,7 @@ use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Summary};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
+use crate::threads::{self, Work};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
 pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
@@ -54,6 +56,10 @@ pub(crate) struct Common {
 impl Common {
     pub(crate) fn new(cache: Cache) -> Self {
         Self { cache, hosts: Hosts::default(), archives: Archives::default(), fetch: fetch::Shared::default() }
+    }
+
+    pub(crate) const fn cache(&self) -> &Cache {
+        &self.cache
     }
 }
 
@@ -208,7 +214,7 @@ impl Engine {
     async fn look(self: Arc<Self>, image: &registry::Image, layer: registry::Layer) -> Result<Looked, Error> {
         let digest = layer.digest;
         let ztoc = self.soci(image).await?.and_then(|soci| soci.layers.get(&digest).cloned());
-        let looking = tokio::task::spawn_blocking(move || self.opener.look(layer, ztoc));
+        let looking = threads::run(Work::Opening, move || self.opener.look(layer, ztoc));
         looking.await.map_err(|source| Error::LayerTask { layer: digest, source })?
     }
 
@@ -356,17 +362,17 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
     let config = Handle::current().spawn(started(Arc::clone(&engine), image.clone(), guesses));
     let image = engine.open(image, inode_group as usize, report).await?;
     let alone = options.layer.map(|_| options.opaque_xattr);
-    let merging = tokio::task::spawn_blocking(move || image.view(alone, guesses).map(|view| (image, view)));
+    let merging = threads::run(Work::Opening, move || image.view(alone, guesses).map(|view| (image, view)));
     let (image, (view, around)) = merging.await.map_err(|source| Error::Merge { source })??;
     tokio::spawn(async move {
         if let Ok(started) = config.await {
-            // A task that panicked has told so.
-            let _ended = tokio::task::spawn_blocking(move || around.starts(&started)).await;
+            around.starts(started).await;
         }
     });
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
     let frontend = Frontend::new(forest, Handle::current(), Options { list_trusted: options.system_admin });
     let contents = image.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+    let doing = doing(engine.cache().clone(), &image.layers);
     Ok(Served {
         name: image.image.name.clone(),
         digest: image.image.digest,
@@ -376,6 +382,7 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
         read_ahead: read_ahead(image.layers.iter()),
         serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
+        doing,
         figures: figures(image.layers),
     })
 }
@@ -391,6 +398,11 @@ pub(crate) fn read_ahead<'a>(layers: impl Iterator<Item = &'a OpenLayer> + Clone
     let (bytes, units) = (total(|summary| summary.layer_file_len), total(|summary| summary.units.into()));
     let unit = bytes.checked_div(units).unwrap_or(0);
     u32::try_from(unit.saturating_mul(16) >> 10).unwrap_or(u32::MAX).clamp(READ_AHEAD.start, READ_AHEAD.end)
+}
+
+fn doing(cache: Cache, layers: &[OpenLayer]) -> Doing {
+    let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+    Arc::new(move || doing::tell(&layers, &cache))
 }
 
 fn figures(layers: Vec<OpenLayer>) -> Figures {

@@ -17,6 +17,7 @@ use crate::index::{
     self, Descriptor, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit, Trust,
 };
 use crate::registry::{self, Body, Client, Freshness, ImageRef, Parts};
+use crate::threads::{self, Work};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
 const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -545,7 +546,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     layer: Digest,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|source| Error::LayerTask { layer, source })?
+    threads::run(Work::Opening, work).await.map_err(|source| Error::LayerTask { layer, source })?
 }
 
 pub(crate) fn descriptor(layer: &registry::Layer) -> Descriptor {

@@ -19,6 +19,7 @@ use super::options::ImageOptions;
 use crate::blob::{ByteRange, Digest};
 use crate::fs::tree::{Ino, Tree, Type};
 use crate::fs::view::{LastSymlink, View};
+use crate::threads;
 
 /// Bytes of one read of `cat`, and how many are on their way at once.
 const STEP: u64 = 1 << 20;
@@ -206,16 +207,9 @@ impl Look {
     }
 }
 
-/// Threads that may wait at a time, where tokio would have 512. Each request has one while its body comes in (384 of readers, some more of guesses),
-/// and so has each layer that is opened and each name that is looked up; what is cached is read on them too, and is to find one even when all
-/// of these are stuck.
-const BLOCKING_THREADS: usize = 1024;
-
 /// For all that waits for registries.
 pub(crate) fn runtime() -> Result<Runtime, Error> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build();
-    runtime.map_err(|source| Error::Runtime { source })
+    threads::runtime().map_err(|source| Error::Runtime { source })
 }
 
 fn missing(path: &[u8]) -> Error {

@@ -12,6 +12,7 @@
 pub mod background;
 pub(crate) mod config;
 pub(crate) mod control;
+pub(crate) mod doing;
 mod error;
 pub(crate) mod escape;
 mod event;

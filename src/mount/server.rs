@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Error;
 use super::control::{self, Figures};
+use super::doing::Doing;
 use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::Target;
 use super::image;
@@ -26,10 +27,10 @@ use super::look::runtime;
 use super::mounts;
 use super::options::MountOptions;
 use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit};
-use super::signals::{self, EndSignals};
+use super::signals::{self, ServerSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
-use crate::sys;
+use crate::{sys, threads};
 
 /// What is served, waiting for its descriptor only.
 pub(crate) struct Served {
@@ -45,6 +46,8 @@ pub(crate) struct Served {
     /// Runs once the mount is ready.
     pub(crate) prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
     pub(crate) figures: Figures,
+    /// Writes what it does to the log.
+    pub(crate) doing: Doing,
 }
 
 /// Mounts and serves until the mount ends. `abandoned` comes true when nobody waits for it to be ready any more.
@@ -53,6 +56,7 @@ pub(crate) struct Served {
 /// Where it cannot be mounted (nothing is, then), or serving fails.
 pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Output = ()>) -> Result<(), Error> {
     sys::keep_heap_small();
+    signals::block_meaningless();
     let dir = mounts::usable_point(&options.dir)?;
     let state = OwnState::create(&options.state_dirs)?;
     log::start(&options.log, RotatingLog::open(&state.log()).ok());
@@ -76,8 +80,7 @@ async fn mount_and_serve(
     report: &Report,
     abandoned: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let mut signals = EndSignals::listen().map_err(|source| Error::Runtime { source })?;
-    signals::survive_file_size_limit().map_err(|source| Error::Runtime { source })?;
+    let mut signals = ServerSignals::listen().map_err(|source| Error::Runtime { source })?;
     let limit = options.mount_deadline;
     let deadline = Arc::new(Deadline::new(limit));
     let (heard, tell) = (Arc::clone(&deadline), Arc::clone(report));
@@ -93,7 +96,7 @@ async fn mount_and_serve(
     let session = tokio::select! {
         ready = becoming_ready => ready?,
         () = deadline.passed(Duration::ZERO) => return Err(Error::Deadline { limit }),
-        () = signals.next() => return Err(Error::Interrupted),
+        () = signals.end.next() => return Err(Error::Interrupted),
         () = abandoned => return Err(Error::Interrupted),
     };
     session.live(&mut signals).await
@@ -133,12 +136,12 @@ impl Start {
     /// Lets the view answer, and the control socket.
     fn serve(self) -> Result<Serving, Error> {
         let Self { mount, control, state, served } = self;
-        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, read_ahead } = served;
+        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, read_ahead } = served;
         tokio::spawn(control::answer(control, figures.clone()));
         let session = mount.serve(serve)?;
         let (fetched, pid) = (figures().stats.fetched, std::process::id());
         let ready = Ready { name, digest, layers, lazy, sent_whole, fetched, pid };
-        Ok(Serving { session, state, prefetch, read_ahead, ready })
+        Ok(Serving { session, state, prefetch, doing, read_ahead, ready })
     }
 }
 
@@ -147,6 +150,7 @@ struct Serving {
     session: Session,
     state: OwnState,
     prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
+    doing: Doing,
     read_ahead: u32,
     ready: Ready,
 }
@@ -155,6 +159,8 @@ impl Serving {
     /// Comes back when the mount point can be used, and has been reported to be.
     async fn become_ready(mut self, report: &Report) -> Result<Self, Error> {
         self.session.become_usable().await?;
+        // Now that all threads are there that it cannot do without.
+        threads::fill();
         self.session.mounted.device.set_read_ahead(self.read_ahead);
         self.session.mounted.stays = true;
         if report(&Event::Ready(self.ready.clone())).is_err() {
@@ -166,11 +172,15 @@ impl Serving {
     }
 
     /// Comes back when the kernel is done with the mount, or two signals wanted it to end.
-    async fn live(mut self, signals: &mut EndSignals) -> Result<(), Error> {
+    async fn live(mut self, signals: &mut ServerSignals) -> Result<(), Error> {
         let dir = self.session.mounted.dir.clone();
         tracing::info!(dir = %dir.display(), image = self.ready.name, digest = %self.ready.digest, "mounted");
         tokio::spawn(self.prefetch);
-        match self.session.end(signals, || ()).await {
+        let tell = || {
+            tracing::warn!(dir = %dir.display(), image = self.ready.name, digest = %self.ready.digest, "SIGQUIT: mounted");
+            (self.doing)();
+        };
+        match self.session.end(signals, || (), tell).await {
             End::Unmounted => {
                 tracing::info!(dir = %dir.display(), "unmounted");
                 Ok(())

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use super::Error;
 use super::fusedev::{self, Detach, Target};
 use super::mounts::{self, Device};
-use super::signals::EndSignals;
+use super::signals::{Asked, ServerSignals};
+use crate::threads;
 
 /// How long the end of serving may come after the failure of the lookup that it made fail.
 const CAUSE: Duration = Duration::from_millis(200);
@@ -80,8 +81,8 @@ impl Session {
     }
 
     /// Comes back when the kernel is done with the mount, or two signals wanted it to end. `let_go` is called at the first one, before the mount is
-    /// unmounted where nothing uses it.
-    pub(crate) async fn end(&mut self, signals: &mut EndSignals, let_go: impl Fn()) -> End {
+    /// unmounted where nothing uses it; `tell` where a signal asks what the server does.
+    pub(crate) async fn end(&mut self, signals: &mut ServerSignals, let_go: impl Fn(), tell: impl Fn()) -> End {
         let mut asked = false;
         loop {
             tokio::select! {
@@ -89,15 +90,16 @@ impl Session {
                     true => End::Failed(why(ended)),
                     false => End::Unmounted,
                 },
-                () = signals.next() => match asked {
-                    false => {
+                signal = signals.next() => match (signal, asked) {
+                    (Asked::Tell, _) => tell(),
+                    (Asked::End, true) => return End::GivenUp,
+                    (Asked::End, false) => {
+                        asked = true;
                         let_go();
                         self.mounted.leave_if_idle();
                     }
-                    true => return End::GivenUp,
                 },
             }
-            asked = true;
         }
     }
 }
@@ -119,7 +121,7 @@ fn on_thread<T: Send + 'static>(
     let (answer, answered) = oneshot::channel();
     // Nobody may be waiting any more for the answer.
     let work = move || drop(answer.send(work()));
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source| Error::Runtime { source })?;
+    threads::spawn(name, work).map_err(|source| Error::Runtime { source })?;
     Ok(answered)
 }
 

@@ -1,16 +1,51 @@
-//! The signals that ask a process to end. While one of these is held, they do not end it by themselves.
+//! What processes do about signals.
 
 use std::io;
 
+use nix::sys::signal::{SigSet, Signal as Kind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Makes a write past the limit of a file's size (RLIMIT_FSIZE) fail, instead of ending the process: the cache can be done without. For
-/// good. Needs a tokio runtime.
-pub(crate) fn survive_file_size_limit() -> io::Result<()> {
-    // A handler stays when its stream is dropped.
-    signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map(drop)
+/// Signals that still do what they do: a server listens for the first four; the next ones are harmless, and others listen for them; the rest tells of
+/// a fault of the process itself.
+const LET_THROUGH: [Kind; 15] = [
+    Kind::SIGTERM,
+    Kind::SIGINT,
+    Kind::SIGHUP,
+    Kind::SIGQUIT,
+    Kind::SIGCHLD,
+    Kind::SIGCONT,
+    Kind::SIGURG,
+    Kind::SIGWINCH,
+    Kind::SIGABRT,
+    Kind::SIGBUS,
+    Kind::SIGFPE,
+    Kind::SIGILL,
+    Kind::SIGSEGV,
+    Kind::SIGSYS,
+    Kind::SIGTRAP,
+];
+
+/// Lets no signal end or stop this process that means nothing to it (USR1, ALRM, TSTP, XFSZ, those of real time and others): whoever uses the mount would pay
+/// for it. Blocked and not ignored, since programs that it starts would inherit that.
+///
+/// To be called before the process has threads. SIGKILL and SIGSTOP cannot be blocked.
+pub(crate) fn block_meaningless() {
+    block_all_but(&LET_THROUGH);
 }
 
+/// The same with those that ask a process to end: for one that ends with another.
+pub(crate) fn block_requests_to_end() {
+    block_all_but(LET_THROUGH.get(4..).unwrap_or_default());
+}
+
+fn block_all_but(let_through: &[Kind]) {
+    let mut blocked = SigSet::all();
+    let_through.iter().for_each(|kind| blocked.remove(*kind));
+    // Fails only for what is no set of signals.
+    let _cannot_fail = blocked.thread_block();
+}
+
+/// The signals that ask a process to end. While one of these is held, they do not end it by themselves.
 pub(crate) struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -33,6 +68,34 @@ impl EndSignals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
             _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// What signals ask a server for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    End,
+    /// To say what it does.
+    Tell,
+}
+
+/// The signals that a server listens for.
+pub(crate) struct ServerSignals {
+    pub(crate) end: EndSignals,
+    quit: Signal,
+}
+
+impl ServerSignals {
+    /// Needs a tokio runtime.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { end: EndSignals::listen()?, quit: signal(SignalKind::quit())? })
+    }
+
+    pub(crate) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            () = self.end.next() => Asked::End,
+            _ = self.quit.recv() => Asked::Tell,
         }
     }
 }

@@ -13,6 +13,7 @@ use super::ranged::{RangedBody, RemoteBlob};
 use super::remote::{Counters, Repository};
 use super::{Error, Freshness};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::threads::{self, Work};
 
 /// What is read from a file at a time.
 const FILE_PART: u64 = 1 << 20;
@@ -278,7 +279,7 @@ impl Body {
                 let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(FILE_PART)) };
                 rest.start = part.end;
                 let reader = blob.clone();
-                let read = tokio::task::spawn_blocking(move || reader.read(part)).await;
+                let read = threads::run(Work::Outside, move || reader.read(part)).await;
                 let read = read.unwrap_or_else(|source| {
                     let path = blob.file.path.clone();
                     Err(Error::File { path, what: "cannot be read", source: std::io::Error::other(source) })

@@ -17,6 +17,7 @@ use super::remote::{Document, Repository, Shared};
 use super::search::Search;
 use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{ByteSource, Digest, Documents};
+use crate::threads::{self, Work};
 
 /// How long a registry is waited for that may be answered for by what is remembered.
 const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
@@ -341,7 +342,7 @@ async fn ask_tag(
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = threads::run(Work::Outside, work).await;
     done.unwrap_or_else(|source| {
         let source = std::io::Error::other(source);
         Err(Error::File { path: std::path::PathBuf::new(), what: "a file task was given up", source })

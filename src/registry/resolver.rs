@@ -7,13 +7,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::{Semaphore, oneshot};
+
+use crate::threads::{self, Work};
 
 /// What was found is used again for so long: enough for requests that are made together, too short to go stale.
 const KEPT: Duration = Duration::from_secs(5);
@@ -38,7 +40,11 @@ pub(super) struct Resolver {
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self::asking(|name| async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed())
+        let system = |name: String| (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
+        Self::asking(move |name| {
+            let asked = threads::run(Work::Outside, move || system(name));
+            async move { asked.await.map_err(io::Error::other)? }.boxed()
+        })
     }
 }
 

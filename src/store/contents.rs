@@ -113,9 +113,9 @@ impl Within {
     fn is_read(&self) {
         if self.is_own && !self.image.is_started.swap(true, Ordering::AcqRel) {
             let image = Arc::clone(&self.image);
-            tokio::task::spawn_blocking(move || {
+            tokio::spawn(async move {
                 let command = std::mem::take(&mut *image.command.lock().unwrap_or_else(PoisonError::into_inner));
-                image.around.starts(&command);
+                image.around.starts(command).await;
             });
         }
     }

@@ -15,7 +15,8 @@ use super::paths::Paths;
 use super::{Error, share};
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::mounts::{self, Device};
-use crate::sys;
+use crate::mount::signals;
+use crate::{sys, threads};
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "store-guard";
@@ -40,7 +41,7 @@ impl Guard {
         let mut command = Command::new("/proc/self/exe");
         std::os::unix::process::CommandExt::arg0(&mut command, "crfs");
         command.arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET").stdin(Stdio::piped()).stdout(lock.share()?);
-        let mut child = command.stderr(Stdio::null()).spawn()?;
+        let mut child = command.stderr(Stdio::null()).spawn().map_err(threads::explained)?;
         child.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)?;
         Ok(Self { _input: child })
     }
@@ -51,6 +52,8 @@ impl Guard {
 /// # Errors
 /// Where it is told nothing, or a mount cannot be taken away.
 pub fn guard() -> Result<(), Error> {
+    // It ends with the server. A service manager that stops a service asks all of its processes to end at once.
+    signals::block_requests_to_end();
     // What a terminal sends to the server and its children is not for the guard. Fails only for the leader of a process group.
     let _own_session = nix::unistd::setsid();
     let failed = |source| Error::Guard { source };

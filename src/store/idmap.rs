@@ -14,7 +14,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Error;
 use crate::mount::mounts::{self, Device};
-use crate::sys;
+use crate::{sys, threads};
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "user-namespace";
@@ -127,7 +127,7 @@ fn namespace(map: &Map) -> io::Result<File> {
     sys::close_inherited_on_exec();
     let mut command = Command::new("/proc/self/exe");
     command.arg0("crfs").arg(SUBCOMMAND).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn()?;
+    let mut child = command.spawn().map_err(threads::explained)?;
     let mapped = map_child(&mut child, map);
     // It ends when its input does.
     drop(child.stdin.take());

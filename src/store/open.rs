@@ -36,7 +36,7 @@ use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
 use crate::mount::layer::OpenLayer;
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
-use crate::mount::{self, Report, mounts};
+use crate::mount::{self, Report, doing, mounts};
 use crate::registry;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
@@ -146,6 +146,12 @@ impl Store {
             carried_reads,
             lock,
         })
+    }
+
+    /// Writes to the log what is waited for at this moment.
+    pub(super) fn tell_what_it_does(&self) {
+        let layers: Vec<_> = self.trees.planted().values().map(|planted| Arc::clone(&planted.layer.contents)).collect();
+        doing::tell(&layers, self.common.cache());
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {

@@ -31,10 +31,10 @@ use crate::mount::log::{self, RotatingLog};
 use crate::mount::look::runtime;
 use crate::mount::options::LogOptions;
 use crate::mount::session::{End, Unserved, raise_descriptor_limit};
-use crate::mount::signals::{self, EndSignals};
+use crate::mount::signals::{self, ServerSignals};
 use crate::mount::state::short_path;
 use crate::mount::{self, Report, mounts};
-use crate::sys;
+use crate::{sys, threads};
 
 pub(super) const SOCKET: &str = "control.sock";
 
@@ -84,6 +84,7 @@ pub struct Ready {
 /// Where it cannot be mounted, or serving fails.
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     sys::keep_heap_small();
+    signals::block_meaningless();
     options.paths.create()?;
     let lock = lock(&options.paths, PATIENCE)?;
     log::start(&options.log, RotatingLog::open(&options.paths.log()).ok());
@@ -117,8 +118,7 @@ fn is_answered(paths: &Paths) -> bool {
 
 async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let failed = |source| Error::from(mount::Error::Runtime { source });
-    let mut signals = EndSignals::listen().map_err(failed)?;
-    signals::survive_file_size_limit().map_err(failed)?;
+    let mut signals = ServerSignals::listen().map_err(failed)?;
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
     let wants = Some(wants).filter(|_| options.guesses);
@@ -132,6 +132,8 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
     session.become_usable().await?;
+    // Now that all threads are there that it cannot do without.
+    threads::fill();
     let guard = Guard::start(&options.paths, session.mounted.device, &store.lock);
     let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
     // Nobody has set it before.
@@ -142,7 +144,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     tokio::select! {
         _opened = opening => {}
         () = tokio::time::sleep(OPENING) => {}
-        () = signals.next() => return Ok(()),
+        () = signals.end.next() => return Ok(()),
     }
     let records = store.records.lock().await;
     tokio::spawn(control::answer(listener, Arc::clone(&store)));
@@ -154,7 +156,8 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let images = store.list().await;
     let not_served = images.iter().filter(|image| !image.served).count();
     ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
-    let end = session.end(&mut signals, || share::take_clones_away(&options.paths, Detach::IfIdle)).await;
+    let let_go = || share::take_clones_away(&options.paths, Detach::IfIdle);
+    let end = session.end(&mut signals, let_go, || store.tell_what_it_does()).await;
     share::take_clones_away(&options.paths, Detach::Lazily);
     match end {
         End::Unmounted => Ok(()),

@@ -32,3 +32,4 @@ mod store_life;
 mod store_push;
 mod store_users;
 mod support;
+mod surroundings;

@@ -168,8 +168,8 @@ async fn what_the_commands_script_brings_in_comes_before_it_is_read() {
     let opened = open_guessing(&lab.options()).await.unwrap();
     let before = lab.sent().1;
     let around = std::sync::Arc::clone(&opened.around);
-    let command = ["/bin/py3", "/app/main.py"].map(|word| vec![word.to_owned()]);
-    tokio::task::spawn_blocking(move || around.starts(&command)).await.unwrap();
+    let command = ["/bin/py3", "/app/main.py"].map(|word| vec![word.to_owned()]).to_vec();
+    around.starts(command).await;
     // The program, its script, what that names wherever it is, and what that names in the program's own directory.
     sent_from(&lab, before, (3 << 20) + 3 * 25_000).await;
     let named = ["app/main.py", "lib/py3/site/thing/__init__.py", "lib/py3/second.py"];

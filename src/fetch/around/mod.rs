@@ -38,6 +38,7 @@ use super::{Error, Layer};
 use crate::blob::ByteRange;
 use crate::cache::Disk;
 use crate::index::Damaged;
+use crate::threads::{self, Work};
 
 /// A file up to this size is fetched whole once any of it was read.
 const WHOLE: u64 = 2 << 20;
@@ -163,7 +164,7 @@ impl Around {
         let reading = Reading { around: Arc::clone(self), layer, file };
         if self.guesses && contents.source.is_remote() && reading.tells(&checks) {
             // For this, there is time after the answer.
-            tokio::task::spawn_blocking(move || {
+            let _noticed = threads::run(Work::Local, move || {
                 reading.noticed(range, checks, false);
                 reading.around.noticing.fetch_sub(1, Ordering::AcqRel);
             });
@@ -172,31 +173,41 @@ impl Around {
     }
 
     /// The image's command starts with these files, each by the paths that it may have: they are wished for before anyone reads them.
-    pub fn starts(self: &Arc<Self>, files: &[Vec<String>]) {
+    pub async fn starts(self: &Arc<Self>, files: Vec<Vec<String>>) {
         if !self.layers.iter().any(|layer| layer.source.is_remote()) {
             return;
         }
-        // Made before anything waits for the state.
-        self.neighbourhood();
-        let found = files.iter().filter_map(|paths| paths.iter().find_map(|path| self.files.find(1, path.as_bytes())));
-        for file in found.collect::<Vec<_>>().into_iter().rev() {
-            self.read_local(file);
-            let mut state = self.state();
-            if let Err(error) = state.starts(self, file).and_then(|()| state.mentions_of_command(self, file)) {
+        let around = Arc::clone(self);
+        let found = threads::run(Work::Local, move || around.found(&files)).await.unwrap_or_default();
+        for file in found.into_iter().rev() {
+            self.read_local(file).await;
+            let around = Arc::clone(self);
+            let wish = move || {
+                let mut state = around.state();
+                state.starts(&around, file).and_then(|()| state.mentions_of_command(&around, file))
+            };
+            if let Ok(Err(error)) = threads::run(Work::Local, wish).await {
                 tracing::debug!(%error, "nothing is fetched for the image's command");
             }
         }
         self.pump();
     }
 
+    /// Of each file the first path that there is.
+    fn found(&self, files: &[Vec<String>]) -> Vec<Node> {
+        // Made before anything waits for the state.
+        self.neighbourhood();
+        files.iter().filter_map(|paths| paths.iter().find_map(|path| self.files.find(1, path.as_bytes()))).collect()
+    }
+
     /// Lets a file be looked into whose layer was read whole when it was opened.
-    fn read_local(&self, file: Node) {
+    async fn read_local(&self, file: Node) {
         let Some(place) = self.files.place(file).filter(|place| place.range.len() <= mentions::LOOKED_INTO) else {
             return;
         };
         if let Some(contents) = self.layers.get(place.layer).filter(|contents| !contents.source.is_remote()) {
             // Whoever reads it hears of an error.
-            let _read = tokio::runtime::Handle::current().block_on(contents.read(place.range));
+            let _read = contents.read(place.range).await;
             self.came.store(true, Ordering::Release);
         }
     }
@@ -219,7 +230,7 @@ impl Around {
         self.again.store(true, Ordering::Release);
         if !self.pumping.swap(true, Ordering::AcqRel) {
             let around = Arc::clone(self);
-            tokio::task::spawn_blocking(move || around.guess());
+            let _pumped = threads::run(Work::Local, move || around.guess());
         }
     }
 

@@ -19,6 +19,7 @@ use crate::fetch::Disk;
 use crate::fs::errno::Refused;
 use crate::fs::tree::Ino;
 use crate::fs::view::View;
+use crate::threads::{self, Work};
 
 /// Buffers that are kept while nobody uses them.
 const KEPT: usize = 4;
@@ -37,7 +38,7 @@ impl Read {
         let _in_runtime = runtime.enter();
         let Some(read) = self.answer_cached(view, buffers, Disk::InMemory) else { return };
         let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
-        runtime.spawn_blocking(move || {
+        let _answered = threads::run(Work::Local, move || {
             if let Some(read) = read.answer_cached(&view, &buffers, Disk::MayWait) {
                 tasks.spawn(read.by_fetching(view));
             }

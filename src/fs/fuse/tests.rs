@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use nix::sys::stat::{major, minor};
 use nix::unistd::Whence;
 
-use self::mounted::{Counting, Mounted, Never, SlowDisk, mount_overlay, skipped};
+use self::mounted::{Counting, Mounted, Never, Panics, SlowDisk, mount_overlay, skipped};
 use super::*;
 use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
 use crate::fs::overlay::merge;
@@ -167,6 +167,23 @@ fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
     disk.answer();
     for (n, reader) in (0..).zip(readers) {
         assert_eq!(reader.wait_with_output().unwrap().stdout, ramp(4096 * n, 5));
+    }
+}
+
+#[test]
+fn a_panic_costs_the_request_that_met_it_and_nothing_else() {
+    if skipped() {
+        return;
+    }
+    let spec = (0..5).fold(Spec::default(), |spec, n| spec.with(&n.to_string(), file(5)));
+    let mounted = Mounted::new(View::new(tree(&spec), Arc::new(Panics)));
+    for _ in 0..2 {
+        for start in [Panics::IN_MEMORY, Panics::ON_DISK, Panics::ASKED, Panics::FETCHED] {
+            let error = fs::read(mounted.path(&(start / 4096).to_string())).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(nix::libc::EIO), "{start}");
+        }
+        assert_eq!(fs::read(mounted.path("4")).unwrap(), ramp(4 * 4096, 5));
+        assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 5);
     }
 }
 

@@ -198,6 +198,43 @@ impl Contents for SlowDisk {
     }
 }
 
+/// Contents of files that panic, each at another place on the way to its answer: by where they start.
+pub(super) struct Panics;
+
+impl Panics {
+    pub(super) const IN_MEMORY: u64 = 0;
+    pub(super) const ON_DISK: u64 = 4096;
+    pub(super) const ASKED: u64 = 2 * 4096;
+    pub(super) const FETCHED: u64 = 3 * 4096;
+}
+
+impl Contents for Panics {
+    fn layers(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read(
+        self: Arc<Self>,
+        layer: usize,
+        ino: Ino,
+        range: ByteRange,
+    ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
+        assert_ne!(range.start, Self::ASKED, "on purpose");
+        Box::pin(async move {
+            assert_ne!(range.start, Self::FETCHED, "on purpose");
+            Arc::new(Ramp::default()).read(layer, ino, range).await
+        })
+    }
+
+    fn read_cached(self: Arc<Self>, _layer: usize, _ino: Ino, range: ByteRange, _: &mut [u8], disk: Disk) -> bool {
+        match disk {
+            Disk::InMemory => assert_ne!(range.start, Self::IN_MEMORY, "on purpose"),
+            Disk::MayWait => assert_ne!(range.start, Self::ON_DISK, "on purpose"),
+        }
+        false
+    }
+}
+
 /// Counts requests on their way to the frontend.
 pub(super) struct Counting {
     pub(super) frontend: Frontend,
