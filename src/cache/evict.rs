@@ -10,8 +10,9 @@ use super::documents;
 use super::presence::Use;
 use super::stored::{self, Stored};
 
-/// One who stores into a layer has it locked for the time of a write. One that is stopped has it for ever, and is passed over.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How long a layer is waited for that others have locked. Who stores into it has it for the time of a write, but where many do, hardly a moment is
+/// free; one that is stopped has it for ever, and the layer is passed over.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A group of contents, and when it was last used.
 struct Candidate {
@@ -23,10 +24,15 @@ struct Candidate {
 /// Makes `needed` bytes free, if there are as many, and of contents `slack` more. Gives how many are. To be called by one at a time.
 /// `newest` is told the latest of all last uses.
 pub(super) fn free(dir: &Dir, needed: u64, slack: u64, newest: impl FnOnce(u64)) -> u64 {
+    free_within(PATIENCE, dir, needed, slack, newest)
+}
+
+/// The same, with so much patience for a layer that others have locked.
+pub(super) fn free_within(patience: Duration, dir: &Dir, needed: u64, slack: u64, newest: impl FnOnce(u64)) -> u64 {
     let layers: Vec<PathBuf> = stored::layers(dir).into_iter().map(|(path, _)| path).collect();
     let candidates = candidates(dir, &layers);
     newest(candidates.last().map_or(0, |candidate| candidate.last_use));
-    let mut freed = free_groups(dir, &layers, &candidates, needed.saturating_add(slack));
+    let mut freed = free_groups(dir, &layers, &candidates, needed.saturating_add(slack), patience);
     if freed < needed {
         freed += free_layers(dir, &layers, &candidates, needed - freed);
     }
@@ -49,7 +55,7 @@ fn candidates(dir: &Dir, layers: &[PathBuf]) -> Vec<Candidate> {
     candidates
 }
 
-fn free_groups(dir: &Dir, layers: &[PathBuf], candidates: &[Candidate], goal: u64) -> u64 {
+fn free_groups(dir: &Dir, layers: &[PathBuf], candidates: &[Candidate], goal: u64, patience: Duration) -> u64 {
     let (mut freed, mut locked) = (0, HashSet::new());
     // One at a time, since there may be more layers than descriptors; neighbours in time are often of one layer.
     let mut open: Option<(usize, Stored)> = None;
@@ -64,7 +70,7 @@ fn free_groups(dir: &Dir, layers: &[PathBuf], candidates: &[Candidate], goal: u6
             let path = layers.get(candidate.layer);
             open = path.and_then(|path| Stored::open(dir, path)).map(|stored| (candidate.layer, stored));
         }
-        match open.as_ref().map(|(_, stored)| stored.evict(candidate.group, PATIENCE)) {
+        match open.as_ref().map(|(_, stored)| stored.evict(candidate.group, patience)) {
             Some(Some(bytes)) => freed += bytes,
             Some(None) => drop(locked.insert(candidate.layer)),
             None => {}

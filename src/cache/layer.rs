@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 use super::groups::Groups;
 use super::lock::{self, Kind};
 use super::presence::{self, Present};
+use super::space::PATIENCE_WITH_STOPPED;
 use super::store::{PAGE, Store};
 use super::stored;
 use super::verified::{Found, Verified};
@@ -86,7 +87,7 @@ struct Shared {
     store: Arc<Store>,
     /// OFD locks do not exclude threads.
     change: Mutex<()>,
-    /// Another process had the lock for long the last time, so that it is not waited for.
+    /// Another process had the lock for long the last time, so that it is hardly waited for.
     is_held_up: AtomicBool,
     /// The last use of each group, as this process has told it.
     last_uses: Vec<AtomicU64>,
@@ -359,7 +360,7 @@ impl Shared {
     /// Gives the generation that the check is kept at; `None`: another process holds it up.
     fn keep(&self, group: usize, check: u32, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<Option<u64>> {
         let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let patience = if self.is_held_up.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        let patience = if self.is_held_up.load(Ordering::Relaxed) { PATIENCE_WITH_STOPPED } else { PATIENCE };
         let held = self.present.lock(patience);
         self.is_held_up.store(held.is_none(), Ordering::Relaxed);
         if held.is_none() {

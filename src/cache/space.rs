@@ -35,6 +35,8 @@ const PAGE: u64 = 4096;
 
 /// Longest waits for others: for the table, which nobody has for long unless it is stopped, and for one who evicts.
 const TABLE_PATIENCE: Duration = Duration::from_millis(100);
+/// The same after one that was in vain: whoever has it may be stopped, but may as well be one of many who have it for a moment.
+pub(super) const PATIENCE_WITH_STOPPED: Duration = Duration::from_millis(2);
 const EVICTOR_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a cache may take.
@@ -87,7 +89,7 @@ pub(super) struct Space {
     /// Where this process says what it holds.
     slot: u64,
     own: Mutex<Own>,
-    /// Another process had the table for long the last time, so that it is not waited for.
+    /// Another process had the table for long the last time, so that it is hardly waited for.
     is_held_up: AtomicBool,
     clock: AtomicU64,
     reads: AtomicU64,
@@ -152,7 +154,7 @@ impl Space {
     }
 
     fn table(&self) -> Option<Table<'_>> {
-        let patience = if self.is_held_up.load(Ordering::Relaxed) { Duration::ZERO } else { TABLE_PATIENCE };
+        let patience = if self.is_held_up.load(Ordering::Relaxed) { PATIENCE_WITH_STOPPED } else { TABLE_PATIENCE };
         let held = lock::exclusive(&self.file, TABLE, patience);
         self.is_held_up.store(held.is_none(), Ordering::Relaxed);
         Some(Table { space: self, _held: held? })

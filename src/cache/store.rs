@@ -19,9 +19,13 @@ pub(super) const PAGE: u64 = 4096;
 /// A name costs at most so much besides what is behind it: a directory's block.
 const NAME: u64 = PAGE;
 
-/// After an eviction that did not help, or could not be had, none is tried for this time: looking through the cache, or waiting, for each
-/// check that is fetched would cost more than fetching it again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// After an eviction that did not help, or could not be had, none is tried for this time, and for twice as long after each more in a row: looking
+/// through the cache, or waiting, for each check that is fetched would cost more than fetching it again.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Evictions for one that needs room: what the first has freed, others may have taken.
+const EVICTIONS: u32 = 4;
 
 /// An eviction makes so much more room than is needed, so that there is one for many checks.
 const SLACK: u64 = 16;
@@ -32,8 +36,27 @@ pub(super) struct Store {
     pub(super) limits: Limits,
     /// `None` where nothing can be written: what is there can be read all the same.
     space: Option<Space>,
-    /// Set for a time in which there is no use in evicting. Held by who evicts: the other threads wait for what it brings.
-    pause: Mutex<Option<Instant>>,
+    /// Held by who evicts: the other threads wait for what it brings.
+    pause: Mutex<Pause>,
+}
+
+/// A time in which there is no use in evicting.
+#[derive(Default)]
+struct Pause {
+    until: Option<Instant>,
+    /// How long the last one was, where nothing has helped since.
+    length: Duration,
+}
+
+impl Pause {
+    fn is_now(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn begin(&mut self) {
+        self.length = self.length.saturating_mul(2).clamp(PAUSE, LONGEST_PAUSE);
+        self.until = Some(Instant::now() + self.length);
+    }
 }
 
 impl Store {
@@ -101,7 +124,7 @@ impl Store {
 
     fn make_room<'a, T>(&self, space: &'a Space, take: impl Fn(&'a Space) -> Result<T, Refused>) -> Option<T> {
         let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if pause.is_some_and(|until| Instant::now() < until) {
+        if pause.is_now() {
             return take(space).ok();
         }
         let turn = space.evictor();
@@ -111,13 +134,34 @@ impl Store {
             self.recount();
             taken = take(space);
         }
-        if let (Some(_turn), Err(Refused::Full(short))) = (&turn, &taken) {
-            let slack = (self.limits.limit / SLACK).min(MAX_SLACK);
-            space.freed(evict::free(&self.dir, *short, slack, |newest| space.not_before(newest)));
-            taken = take(space);
+        if turn.is_some() {
+            taken = self.evict_for(space, taken, take);
         }
-        *pause = taken.is_err().then(|| Instant::now() + PAUSE);
+        match taken {
+            Ok(_) => *pause = Pause::default(),
+            Err(_) => pause.begin(),
+        }
         taken.ok()
+    }
+
+    /// Evicts until what was refused can be taken, or nothing more goes.
+    fn evict_for<'a, T>(
+        &self,
+        space: &'a Space,
+        mut taken: Result<T, Refused>,
+        take: impl Fn(&'a Space) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let slack = (self.limits.limit / SLACK).min(MAX_SLACK);
+        for _ in 0..EVICTIONS {
+            let Err(Refused::Full(short)) = taken else { break };
+            let freed = evict::free(&self.dir, short, slack, |newest| space.not_before(newest));
+            space.freed(freed);
+            taken = take(space);
+            if freed == 0 {
+                break;
+            }
+        }
+        taken
     }
 
     /// Writes a small file whole, if there is room.

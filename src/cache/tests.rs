@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::dir::Dir;
 use super::groups::Groups;
@@ -320,6 +321,25 @@ fn a_stopped_process_holds_nobody_up_for_long() {
     assert_eq!((cleared.in_use, cleared.held_up), (1, 1));
     drop(held);
     assert!(layer.publish(&file, 1));
+}
+
+#[test]
+fn a_layer_that_others_store_into_is_evicted_from_all_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let layer = Layer::new(1, 5 * MIB);
+    let cache = Cache::of_any_size(temp.path());
+    let file = layer.open(&cache);
+    assert!((0..layer.count()).all(|check| layer.publish(&file, check)));
+    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let storing = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
+    let held = storing.present.lock(Duration::ZERO).unwrap();
+    let freed = thread::scope(|scope| {
+        let evicting = scope.spawn(|| evict::free_within(Duration::from_secs(60), &dir, 1, 0, |_| ()));
+        thread::sleep(Duration::from_millis(20));
+        drop(held);
+        evicting.join().unwrap()
+    });
+    assert!(freed > 0);
 }
 
 #[test]

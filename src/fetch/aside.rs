@@ -1,14 +1,22 @@
-//! Verified bytes that the cache would not have, kept for the next reader: of all layers together, so that an image of many layers takes no more.
+//! Verified bytes that the cache would not have, kept for the next reader: of all layers together, so that an image of many layers takes no more. Only for
+//! a while: the cache is full for a moment, and a server lives for months.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use moka::sync::Cache as Memory;
+use tokio::runtime::Handle;
 
 use super::assemble::Kept;
+use crate::sys;
 
 /// Bytes that are kept in memory.
 pub(super) const MEMORY: u64 = 64 << 20;
+
+/// How long a check is kept that nobody reads: the kernel asks for the rest of a unit, and a program for the file behind the one that it reads, much
+/// sooner.
+const KEPT: Duration = Duration::from_secs(5);
 
 /// What one layer has set aside.
 #[derive(Clone)]
@@ -17,12 +25,20 @@ pub(super) struct Aside {
     all: Memory<(u64, u32), Kept>,
     layers: Arc<AtomicU64>,
     layer: u64,
+    kept: Duration,
+    /// A task waits for the end of what is kept.
+    is_watched: Arc<AtomicBool>,
 }
 
 impl Aside {
     pub(super) fn new() -> Self {
-        let all = Memory::builder().max_capacity(MEMORY).weigher(|_, kept: &Kept| kept.weight()).build();
-        Self { all, layers: Arc::default(), layer: 0 }
+        Self::keeping_for(KEPT)
+    }
+
+    fn keeping_for(kept: Duration) -> Self {
+        let weighed = Memory::builder().max_capacity(MEMORY).weigher(|_, kept: &Kept| kept.weight());
+        let all = weighed.time_to_idle(kept).build();
+        Self { all, layers: Arc::default(), layer: 0, kept, is_watched: Arc::default() }
     }
 
     /// The same room, for another layer.
@@ -42,6 +58,29 @@ impl Aside {
         if u64::from(kept.weight()) <= MEMORY {
             self.all.insert((self.layer, check), kept);
             self.all.run_pending_tasks();
+            self.watch();
+        }
+    }
+
+    /// Takes care that what nobody reads goes, also where nobody comes any more.
+    fn watch(&self) {
+        if let Ok(runtime) = Handle::try_current() {
+            if !self.is_watched.swap(true, Ordering::AcqRel) {
+                runtime.spawn(self.clone().give_back());
+            }
+        }
+    }
+
+    async fn give_back(self) {
+        while self.all.entry_count() > 0 {
+            tokio::time::sleep(self.kept).await;
+            self.all.run_pending_tasks();
+        }
+        self.is_watched.store(false, Ordering::Release);
+        sys::give_back_heap();
+        // What has come meanwhile was not watched.
+        if self.all.entry_count() > 0 {
+            self.watch();
         }
     }
 
@@ -86,6 +125,20 @@ mod tests {
         assert!(spooled().is_err(), "the files of another engine stay");
         one.for_layer().drop_files();
         assert!(spooled().is_ok() && one.has(1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_nobody_reads_goes_by_itself_again_and_again() {
+        let aside = Aside::keeping_for(Duration::from_millis(20)).for_layer();
+        for check in 0..3 {
+            aside.set(check, in_memory(1 << 20));
+            assert_eq!(aside.all.entry_count(), 1);
+            // Nobody asks for it, nor for anything else; the test hangs where it stays.
+            while aside.is_watched.load(Ordering::Acquire) {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!((aside.all.entry_count(), aside.bytes()), (0, 0));
+        }
     }
 
     #[test]

@@ -70,6 +70,14 @@ pub(crate) fn keep_heap_small() {
     }
 }
 
+/// Gives back to the kernel what of the heap is free, wherever in it that is. Takes some milliseconds.
+#[allow(unsafe_code)]
+pub(crate) fn give_back_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) changes nothing but the allocator's own free memory, which it does under its locks.
+    let _whether_any = unsafe { libc::malloc_trim(0) };
+}
+
 /// Arenas of the heap: threads that allocate at the same time without waiting for each other.
 #[cfg(target_env = "gnu")]
 const HEAP_ARENAS: libc::c_int = 2;
