@@ -33,3 +33,4 @@ mod store_push;
 mod store_users;
 mod support;
 mod surroundings;
+mod writers;

@@ -31,6 +31,15 @@ impl Lab {
             say_skipped(&format!("there are no fixtures at {} (CRFS_FIXTURES says where else)", fixtures.display()));
             return None;
         };
+        Self::with(fixtures)
+    }
+
+    /// The same for a test that needs no fixtures.
+    pub(crate) fn without_fixtures() -> Option<Self> {
+        Self::with(PathBuf::new())
+    }
+
+    fn with(fixtures: PathBuf) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             return skip("only root can mount, and compare owners and trusted xattrs");
         }
