@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::dir::Dir;
 use super::{Cache, Spool};
 use crate::blob::{Digest, Documents, Scratch};
+use crate::sys::own::Entry;
 
 /// No document of a registry is larger; the distribution specification asks for 4 MiB of manifest at least.
 const MAX_DOCUMENT: u64 = 16 << 20;
@@ -91,7 +92,10 @@ pub(super) fn is_sound(dir: &Dir, folder: &str, name: &str) -> Option<bool> {
 pub(super) fn free(dir: &Dir, goal: u64) -> u64 {
     let mut freed = 0;
     for folder in [DOCUMENTS, NAMES] {
+        let is_ours =
+            |entry: &Entry| entry.name.to_str().is_some_and(|name| format!("sha256:{name}").parse::<Digest>().is_ok());
         let mut entries = dir.list(Path::new(folder));
+        entries.retain(is_ours);
         entries.sort_by_key(|entry| entry.modified);
         for entry in entries {
             if freed >= goal {

@@ -29,7 +29,7 @@ pub(super) fn free(dir: &Dir, needed: u64, slack: u64, newest: impl FnOnce(u64))
 
 /// The same, with so much patience for a layer that others have locked.
 pub(super) fn free_within(patience: Duration, dir: &Dir, needed: u64, slack: u64, newest: impl FnOnce(u64)) -> u64 {
-    let layers: Vec<PathBuf> = stored::layers(dir).into_iter().map(|(path, _)| path).collect();
+    let layers = stored::own_layers(dir);
     let candidates = candidates(dir, &layers);
     newest(candidates.last().map_or(0, |candidate| candidate.last_use));
     let mut freed = free_groups(dir, &layers, &candidates, needed.saturating_add(slack), patience);

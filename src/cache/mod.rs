@@ -48,11 +48,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{ByteRange, ByteSource, SourceError};
 use crate::index::{Damaged, LayerKey, StoredIndex};
+use crate::sys::limit;
 use dir::Dir;
 use groups::Groups;
 use store::Store;
@@ -83,7 +85,7 @@ impl Cache {
     }
 
     fn with(path: &Path, limits: impl FnOnce(&Dir) -> Limits) -> Self {
-        match Dir::create(&path.join(LAYOUT)) {
+        match answered(path, |path| Dir::create(path, LAYOUT)) {
             Ok(dir) => {
                 if !dir.is_coherent() {
                     tracing::warn!(
@@ -199,6 +201,18 @@ impl Cache {
     pub(crate) fn spool(&self) -> io::Result<Spool> {
         Spool::new(self.store.as_ref())
     }
+}
+
+/// How long a cache's filesystem may take to open a directory.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a directory of a filesystem that may not answer.
+fn answered(path: &Path, open: impl FnOnce(&Path) -> io::Result<Dir> + Send + 'static) -> io::Result<Dir> {
+    let asked = path.to_owned();
+    limit::within(PATIENCE, move || open(&asked)).unwrap_or_else(|| {
+        let why = format!("its filesystem has not answered for {} s", PATIENCE.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// The checks, from the first on, that lie before `end` of the layer file.

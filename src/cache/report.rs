@@ -83,7 +83,7 @@ pub struct Wrong {
 
 /// The directory; `None` where there is no cache yet.
 fn existing(path: &Path) -> io::Result<Option<Dir>> {
-    match Dir::existing(&path.join(LAYOUT)) {
+    match super::answered(path, |path| Dir::existing(path, LAYOUT)) {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -146,7 +146,7 @@ pub fn clear(path: &Path, contents_only: bool) -> io::Result<Cleared> {
     let store = Store::open(dir, limits);
     let dir = &store.dir;
     let (before, mut in_use, mut held_up) = (dir.allocated(Path::new("")), 0, 0);
-    for (layer, _) in stored::layers(dir) {
+    for layer in stored::own_layers(dir) {
         if stored::remove(dir, &layer, !contents_only).is_none() {
             in_use += 1;
             held_up += u32::from(!evict_all(dir, &layer));

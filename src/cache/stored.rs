@@ -66,6 +66,11 @@ pub(super) fn layers(dir: &Dir) -> Vec<(PathBuf, Option<LayerKey>)> {
     layers
 }
 
+/// The directories of layers alone.
+pub(super) fn own_layers(dir: &Dir) -> Vec<PathBuf> {
+    layers(dir).into_iter().filter_map(|(path, key)| key.map(|_| path)).collect()
+}
+
 /// The layer file, locked as in use, and of the name that it was opened by: one that is being removed is waited for.
 pub(super) fn open_in_use(open: impl Fn() -> io::Result<File>) -> io::Result<File> {
     const TRIES: u32 = 50;

@@ -89,7 +89,8 @@ impl Layer {
 }
 
 fn du(path: &Path) -> u64 {
-    Dir::existing(path).unwrap().allocated(Path::new("")) + 4096
+    let (above, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
+    Dir::existing(above, name).unwrap().allocated(Path::new("")) + 4096
 }
 
 /// A flipped bit of a stored check.
@@ -134,7 +135,7 @@ fn what_another_process_evicts_is_missing_at_once() {
     let file = layer.open(&cache);
     let last = layer.count() - 1;
     assert!((0..=last).all(|check| layer.publish(&file, check)));
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let stored = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
     assert!(stored.evict(1, std::time::Duration::ZERO).unwrap() >= MIB / 2);
     let groups = layer.groups();
@@ -152,7 +153,7 @@ fn whoever_reads_while_its_presence_is_replaced_reads_no_holes() {
     let cache = Cache::of_any_size(temp.path());
     let file = layer.open(&cache);
     assert!(layer.publish(&file, 0) && layer.read(&file, 0));
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     dir.remove(&layer_dir(&layer.key).join("present")).unwrap();
     let other = layer.open(&cache);
     assert!(!layer.read(&other, 0) && layer.publish(&other, 1) && layer.read(&other, 1));
@@ -173,7 +174,7 @@ fn what_needs_no_waiting_writes_nothing() {
         let mut buffer = vec![0; range.len() as usize];
         file.read_within(0, range.start, &mut buffer, disk) && buffer == layer.bytes(range)
     };
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let told = || Stored::open(&dir, &layer_dir(&layer.key)).unwrap().present.uses()[0].last_use;
     let before = told();
     assert!(!file.is_use_news(0), "stored just now");
@@ -196,7 +197,7 @@ fn what_takes_room_and_nothing_tells_of_goes_with_the_next_eviction() {
     let file = layer.open(&cache);
     assert!((0..layer.count()).all(|check| layer.publish(&file, check)));
     drop(file);
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let stored = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
     [0, 2].into_iter().for_each(|group| stored.present.set_last_use(group, 0).unwrap());
     let told = |stored: &Stored| stored.present.uses().iter().map(|used| used.group).collect::<Vec<_>>();
@@ -311,7 +312,7 @@ fn a_stopped_process_holds_nobody_up_for_long() {
     let cache = Cache::of_any_size(temp.path());
     let file = layer.open(&cache);
     assert!(layer.publish(&file, 0));
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let stopped = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
     let held = stopped.present.lock(std::time::Duration::ZERO).unwrap();
     assert!((1..layer.count()).all(|check| !layer.publish(&file, check)), "not kept");
@@ -330,7 +331,7 @@ fn a_layer_that_others_store_into_is_evicted_from_all_the_same() {
     let cache = Cache::of_any_size(temp.path());
     let file = layer.open(&cache);
     assert!((0..layer.count()).all(|check| layer.publish(&file, check)));
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let storing = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
     let held = storing.present.lock(Duration::ZERO).unwrap();
     let freed = thread::scope(|scope| {
@@ -378,7 +379,7 @@ fn clear_takes_contents_and_leaves_what_is_in_use_working() {
     assert!(cache.index(&used.key).is_some() && cache.index(&unused.key).is_none() && cache.get(&document).is_none());
     drop(file);
     assert_eq!(clear(temp.path(), false).unwrap().in_use, 0);
-    assert!(stored::layers(&Dir::existing(&temp.path().join(LAYOUT)).unwrap()).is_empty());
+    assert!(stored::layers(&Dir::existing(temp.path(), LAYOUT).unwrap()).is_empty());
     assert_eq!(clear(&temp.path().join("no"), false).unwrap().total, 0);
 }
 
@@ -390,7 +391,7 @@ fn nothing_is_verified_of_what_is_being_evicted() {
     let caches = [Cache::of_size(temp.path(), 100 * MIB), Cache::of_size(temp.path(), 100 * MIB)];
     let files = caches.each_ref().map(|cache| layer.open(cache));
     assert!(layer.publish(&files[0], 0) && layer.read(&files[0], 0) && layer.read(&files[1], 0));
-    let dir = Dir::existing(&temp.path().join(LAYOUT)).unwrap();
+    let dir = Dir::existing(temp.path(), LAYOUT).unwrap();
     let stored = Stored::open(&dir, &layer_dir(&layer.key)).unwrap();
     stored.present.end_generation(0).unwrap();
     assert!(stored.present.is_there(0), "it is not cleared yet");

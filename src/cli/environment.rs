@@ -59,8 +59,14 @@ impl Environment {
             return PathBuf::from("/var/cache/crfs");
         }
         let in_home = self.home.as_ref().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
-        let base = self.cache_home.clone().filter(|dir| dir.is_absolute()).or(in_home);
-        base.map_or_else(|| PathBuf::from(format!("/var/tmp/crfs-{}", self.uid)), |base| base.join("crfs"))
+        let in_home = self.cache_home.clone().filter(|dir| dir.is_absolute()).or(in_home).map(|base| base.join("crfs"));
+        // Nobody else can have been there first; in /var/tmp they can, and crfs looks whether they were (sys/trusted.rs).
+        let runtime = || self.runtime_dir.as_ref().filter(|dir| dir.is_absolute()).map(|dir| dir.join("crfs-cache"));
+        in_home.or_else(runtime).unwrap_or_else(|| self.in_var_tmp())
+    }
+
+    fn in_var_tmp(&self) -> PathBuf {
+        PathBuf::from(format!("/var/tmp/crfs-{}", self.uid))
     }
 
     /// Where the store is without `--root`.
@@ -75,7 +81,7 @@ impl Environment {
     pub(super) fn data_dir(&self) -> PathBuf {
         let in_home = self.home.as_ref().filter(|home| home.is_absolute()).map(|home| home.join(".local/share"));
         let base = self.data_home.clone().filter(|dir| dir.is_absolute()).or(in_home);
-        base.unwrap_or_else(|| PathBuf::from(format!("/var/tmp/crfs-{}", self.uid)))
+        base.unwrap_or_else(|| self.in_var_tmp())
     }
 
     /// $XDG_CONFIG_HOME, or what stands for it.
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(environment.cache_dir(), Path::new("/home/u/.cache/crfs"), "the XDG rules ignore relative paths");
         environment.home = None;
         assert_eq!(environment.cache_dir(), Path::new("/var/tmp/crfs-7"));
+        environment.runtime_dir = Some("/run/user/7".into());
+        assert_eq!(environment.cache_dir(), Path::new("/run/user/7/crfs-cache"));
         environment.uid = 0;
         assert_eq!(environment.cache_dir(), Path::new("/var/cache/crfs"));
     }

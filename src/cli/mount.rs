@@ -151,7 +151,7 @@ fn progress_text(event: &Event) -> Option<String> {
             Some(format!("{layers}/{of} layers open, {} fetched", format::bytes(*fetched)))
         }
         // Shown with what only whoever shows it knows: the rate.
-        Event::Reading { .. } | Event::Ready(_) | Event::Failed { .. } => None,
+        Event::Reading { .. } | Event::Mounted { .. } | Event::Ready(_) | Event::Failed { .. } => None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What was typed, with the environment, becomes what is meant.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
 
 use super::args::{
     AccessArgs, CachePlaceArgs, FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg, StorePlaceArgs,
@@ -11,6 +13,10 @@ use crate::fs::tree::OpaqueXattr;
 use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
 use crate::store::Paths;
+use crate::sys::{limit, trusted};
+
+/// How long a filesystem may take to say that a file is there.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why what was typed has no meaning.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,8 @@ pub(super) enum UsageError {
     OpaqueWithoutLayer,
     #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]
     AuthFile { path: PathBuf, source: std::io::Error },
+    #[error("there can be no store at {path:?}: {source}")]
+    Place { path: PathBuf, source: std::io::Error },
     #[error("the path {path:?} has no meaning here: {source}")]
     Path { path: PathBuf, source: std::io::Error },
 }
@@ -101,6 +109,13 @@ pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result
         Some(root) => rooted(root)?,
         None => rooted(&environment.store_dir())?,
     };
+    // Before symlinks on the way are followed for good.
+    match trusted::existing(&root) {
+        Err(source) if source.kind() == ErrorKind::PermissionDenied => {
+            return Err(UsageError::Place { path: root, source });
+        }
+        _ => {}
+    }
     Ok(Paths::new(&root, place.state.as_deref().map(rooted).transpose()?))
 }
 
@@ -133,7 +148,10 @@ fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
 fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<PathBuf>, UsageError> {
     // The default places may be empty, one that was named may not.
     if let Some(path) = named.as_ref().or(environment.auth_file.as_ref()) {
-        std::fs::metadata(path).map_err(|source| UsageError::AuthFile { path: path.clone(), source })?;
+        let asked = path.clone();
+        let late = || Err(ErrorKind::TimedOut.into());
+        let found = limit::within(PATIENCE, move || std::fs::metadata(asked)).unwrap_or_else(late);
+        found.map_err(|source| UsageError::AuthFile { path: path.clone(), source })?;
     }
     let places = AuthPlaces {
         authfile: named,

@@ -14,7 +14,7 @@ use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::mount::escape;
 use crate::mount::indexes::{self, Indexed, IndexedLayer};
-use crate::mount::inspect::{self as inspection, IndexFrom, Inspection, LayerInspection};
+use crate::mount::inspect::{self as inspection, DiffIds, IndexFrom, Inspection, LayerInspection};
 use crate::mount::look::{Listing, Look, Node};
 use crate::mount::status::{self as mounts, State, Status};
 
@@ -51,7 +51,7 @@ pub(super) fn stat(args: StatArgs, environment: &Environment) -> Result<(), Fail
 }
 
 pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
-    let mounts = mounts::status(&environment.state_dirs());
+    let mounts = mounts::status(&environment.state_dirs())?;
     Ok(print(&if args.json { json(&mounts)? } else { status_text(&mounts) })?)
 }
 
@@ -88,6 +88,7 @@ fn inspection_text(inspection: &Inspection, bandwidth: u64) -> String {
         vec!["image".to_owned(), printable(&inspection.image)],
         vec!["digest".to_owned(), inspection.digest.to_string()],
         vec!["platform".to_owned(), printable(inspection.platform.as_deref().unwrap_or("not said"))],
+        vec!["config".to_owned(), config_text(inspection.config).to_owned()],
         vec!["mount".to_owned(), wait_text(inspection.wait, bandwidth)],
     ];
     let titles =
@@ -102,6 +103,14 @@ fn inspection_text(inspection: &Inspection, bandwidth: u64) -> String {
         text += &format!("{}to make it better: {}\n", if number == 0 { "\n" } else { "" }, printable(advice));
     }
     text
+}
+
+fn config_text(config: DiffIds) -> &'static str {
+    match config {
+        DiffIds::Complete => "has the diffID of each layer",
+        DiffIds::Incomplete => "lacks diffIDs: nothing is compared with those layers' tars (docs/trust.md)",
+        DiffIds::NoConfig => "cannot be had or read: no layer's tar is compared with a diffID (docs/trust.md)",
+    }
 }
 
 fn wait_text(wait: u64, bandwidth: u64) -> String {
@@ -341,14 +350,15 @@ mod tests {
             index,
         };
         let layers = vec![layer(Some(index), "named"), layer(None, "plain\n gzip")];
-        let inspection = Inspection { image: "i".into(), digest, platform: None, wait: 1024, layers };
+        let inspection =
+            Inspection { image: "i".into(), digest, platform: None, config: DiffIds::NoConfig, wait: 1024, layers };
         let text = inspection_text(&inspection, 2048);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         let digest = digest.to_string();
         assert_eq!(rows[2], ["platform", "not", "said"]);
         assert!(text.contains("fetches 1.0 KiB before it is ready: 0.5 s at 2.0 KiB/s"), "{text}");
-        assert_eq!(rows[6], ["0", &digest, "2.0", "KiB", "estargz", "yes", "toc", "5", "4", "512", "B", "named"]);
-        assert_eq!(rows[7], ["1", &digest, "2.0", "KiB", "-", "no", "-", "-", "-", "512", "B", "plain\\n", "gzip"]);
+        assert_eq!(rows[7], ["0", &digest, "2.0", "KiB", "estargz", "yes", "toc", "5", "4", "512", "B", "named"]);
+        assert_eq!(rows[8], ["1", &digest, "2.0", "KiB", "-", "no", "-", "-", "-", "512", "B", "plain\\n", "gzip"]);
         assert!(text.ends_with("\n\nto make it better: convert it\n"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&json(&inspection).unwrap()).unwrap();
         assert_eq!((&value["layers"][0]["toc_size"], &value["layers"][1].get("format")), (&300.into(), &None));

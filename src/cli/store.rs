@@ -17,6 +17,7 @@ use crate::mount::{self as engine};
 use crate::store::commands::{self, Listing};
 use crate::store::places::{self, Person};
 use crate::store::{ServeOptions, serve as run};
+use crate::sys::outside;
 
 /// Digits of an id, as podman shows it.
 const ID: usize = 12;
@@ -183,6 +184,9 @@ fn podman_version() -> String {
     text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "no podman was found".to_owned())
 }
 
+/// Bytes of a storage.conf.
+const LONGEST_CONF: u64 = 1 << 20;
+
 /// What has to be put where, as comments, and below them the lines themselves.
 fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
     let root = quoted(root);
@@ -192,7 +196,7 @@ fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
         _ => "",
     };
     let whole = format!("[storage]\ndriver = \"overlay\"\n{places}\n[storage.options]\n{list}");
-    let there = std::fs::read_to_string(conf);
+    let there = outside::read(conf, LONGEST_CONF).map(|text| String::from_utf8_lossy(&text).into_owned());
     // The file is TOML, in which nothing may stand twice.
     let (advice, lines) = match &there {
         Err(error) if error.kind() == io::ErrorKind::NotFound => ("is not there yet: this is all of it", whole),

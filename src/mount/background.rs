@@ -13,6 +13,7 @@
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::{self, BufRead, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tokio::sync::oneshot;
 
 use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::{self, Detach};
+use super::mounts::Device;
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
 use super::{Error, mounts, server, state};
@@ -44,18 +46,29 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
     let dir = mounts::usable_point(&options.dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Error::Runtime { source })?;
-    let outcome = runtime.block_on(launch(options, on_event));
-    if outcome.is_err() {
-        clear_away(&dir, &options.state_dirs);
+    let mut mounted = None;
+    let mut heard = |event: &Event| {
+        if let Event::Mounted { device } = event {
+            mounted = Some(*device);
+        }
+        on_event(event);
+    };
+    match runtime.block_on(launch(options, &mut heard)) {
+        Ok(ready) => Ok(ready),
+        Err((error, end)) => {
+            if let (ChildEnd::Killed, Some(device)) = (end, mounted) {
+                clear_away(&dir, device, &options.state_dirs);
+            }
+            Err(error)
+        }
     }
-    outcome
 }
 
-/// Unmounts what a child left that did not end by itself: a mount that no server says is its own.
-fn clear_away(dir: &Path, state_dirs: &[PathBuf]) {
+/// Unmounts what a child has left that was killed. One that ends by itself unmounts by itself, and what is at the directory then is somebody else's.
+fn clear_away(dir: &Path, device: Device, state_dirs: &[PathBuf]) {
     let Ok(Some(mount)) = mounts::at(dir) else { return };
     let served = |state: &state::FoundState| state.record.describes(&mount) && state.is_served();
-    if !mount.is_ours() || state::find_all(state_dirs).iter().any(served) {
+    if !mount.is_ours() || mount.device != device || state::find_all(state_dirs).iter().any(served) {
         return;
     }
     match fusedev::unmount(dir, Detach::Lazily) {
@@ -65,8 +78,15 @@ fn clear_away(dir: &Path, state_dirs: &[PathBuf]) {
     }
 }
 
-async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, Error> {
-    let failed = |source| Error::Spawn { source };
+/// How a child came to its end that did not become a server.
+enum ChildEnd {
+    NeverStarted,
+    ByItself,
+    Killed,
+}
+
+async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, (Error, ChildEnd)> {
+    let failed = |source| (Error::Spawn { source }, ChildEnd::NeverStarted);
     let mut signals = EndSignals::listen().map_err(failed)?;
     let mut child = spawn().map_err(failed)?;
     let mut input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
@@ -81,10 +101,10 @@ async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Res
         () = signals.next() => Err(Error::Interrupted),
         () = deadline.passed(GRACE) => Err(Error::Deadline { limit }),
     };
-    if outcome.is_err() {
-        end(child, input).await;
+    match outcome {
+        Ok(ready) => Ok(ready),
+        Err(error) => Err((error, end(child, input).await)),
     }
-    outcome
 }
 
 fn spawn() -> io::Result<Child> {
@@ -122,12 +142,20 @@ async fn converse(
 }
 
 /// Lets a child end by itself, which it does when its input ends, and kills it where it does not.
-async fn end(mut child: Child, input: ChildStdin) {
+async fn end(mut child: Child, input: ChildStdin) -> ChildEnd {
     drop(input);
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-        // An error says that it has just ended.
-        let _ended = child.kill().await;
+    if let Ok(Ok(status)) = tokio::time::timeout(GRACE, child.wait()).await {
+        return if status.signal().is_some() { ChildEnd::Killed } else { ChildEnd::ByItself };
     }
+    // An error says that it has just ended.
+    let _ended = child.start_kill();
+    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+        tracing::error!(
+            pid = child.id(),
+            "the background server was killed, and does not end: it waits for a filesystem"
+        );
+    }
+    ChildEnd::Killed
 }
 
 /// The child's side: serves what it is told on standard input.

@@ -2,12 +2,16 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
@@ -16,7 +20,7 @@ use crate::fetch::Stats;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any answer has.
-const ANSWER_LIMIT: u64 = 1 << 20;
+const LONGEST_ANSWER: usize = 1 << 20;
 
 /// What a server says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,11 +83,33 @@ async fn tell(mut stream: tokio::net::UnixStream, figures: Figures) -> io::Resul
 
 /// Asks the server behind a socket.
 pub(crate) fn ask(path: &Path) -> io::Result<Activity> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    ask_within(path, PATIENCE)
+}
+
+fn ask_within(path: &Path, patience: Duration) -> io::Result<Activity> {
+    let end = Instant::now() + patience;
+    let mut stream = connect(path, patience)?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_LIMIT).read_to_end(&mut answer)?;
-    Ok(serde_json::from_slice(&answer)?)
+    let mut part = [0; 4096];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        // The kernel takes none for no limit at all.
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut part)? {
+            0 => return Ok(serde_json::from_slice(&answer)?),
+            _ if left.is_zero() || answer.len() > LONGEST_ANSWER => return Err(io::ErrorKind::TimedOut.into()),
+            read => answer.extend(part.get(..read).unwrap_or_default()),
+        }
+    }
+}
+
+/// Connects to a server. One that is stopped takes as many connections as its backlog has; whoever comes then would wait for ever.
+pub(crate) fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+    setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(millis.max(1)))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -117,6 +143,31 @@ mod tests {
         let sum = with_error.and(without);
         assert_eq!(sum.stats, Stats { served: 2, fetched: 4, cached: 6, requests: 8, errors: u64::MAX, unkept: 12 });
         assert_eq!(sum.last_error.as_deref(), Some("e"));
+    }
+
+    /// As that of a server that is stopped: `status` would hang in connect(2).
+    #[test]
+    fn a_server_whose_backlog_is_full_is_not_waited_for() {
+        use nix::sys::socket::{Backlog, bind, listen};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match connect(&path, Duration::from_millis(20)) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert!(!waiting.is_empty() && full.kind() == io::ErrorKind::WouldBlock, "{full}");
+        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
+        // There is room again, and nobody who answers.
+        waiting.clear();
+        let listener = UnixListener::from(listener);
+        drop(listener.accept().unwrap());
+        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
     }
 
     #[test]

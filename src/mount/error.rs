@@ -10,6 +10,8 @@ use crate::blob::Digest;
 pub enum Error {
     #[error("{}", dir.display())]
     Directory { dir: PathBuf, source: io::Error },
+    #[error("{} has not answered for {seconds} s: the server of a filesystem that leads to it is gone or stopped", path.display())]
+    Unanswered { path: PathBuf, seconds: u64 },
     #[error("{} is not a directory", dir.display())]
     NotADirectory { dir: PathBuf },
     #[error("{} is already a crfs mount, of {image}: `crfs umount` it first", dir.display())]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::mounts::Device;
 use crate::blob::Digest;
 
 /// One step of a mount. From a background server they come as JSON lines on its standard output.
@@ -19,6 +20,8 @@ pub enum Event {
     Opened { layers: usize, of: usize, fetched: u64 },
     /// So many bytes are read of the `of` that layers without an index have.
     Reading { bytes: u64, of: u64 },
+    /// It is mounted, and not yet served.
+    Mounted { device: Device },
     /// The mount point can be used.
     Ready(Ready),
     /// It will not be: why, with its causes, on one line.
@@ -103,6 +106,7 @@ mod tests {
             Event::Resolved { name: "n".into(), digest, layers: 3 },
             Event::Opened { layers: 1, of: 3, fetched: 5 },
             Event::Reading { bytes: 1, of: 2 },
+            Event::Mounted { device: Device { major: 0, minor: 52 } },
             Event::Ready(ready),
             Event::Failed { message: "a\nb".into() },
         ];

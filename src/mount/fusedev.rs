@@ -5,12 +5,13 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
@@ -18,10 +19,15 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getegid, geteuid};
 
 use super::{Error, mounts};
-use crate::{sys, threads};
+use crate::sys::{self, limit};
+use crate::threads;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
+
+/// How long it may take: it looks at the mount point, whose filesystem may not answer.
+const HELPER_LIMIT: Duration = Duration::from_secs(10);
+const LONGEST_MESSAGE: u64 = 4096;
 
 /// What is mounted where.
 #[derive(Debug, Clone, Copy)]
@@ -77,13 +83,14 @@ fn kernel_options(device: RawFd, dir_mode: u32, allow_other: bool) -> String {
 fn mount_by_helper(target: &Target<'_>) -> Result<OwnedFd, Error> {
     let talk = |source| Error::HelperTalk { source };
     let (ours, theirs) = UnixStream::pair().map_err(talk)?;
+    ours.set_read_timeout(Some(HELPER_LIMIT)).map_err(talk)?;
     let helper = start_helper(target, theirs)?;
     let received = receive_device(&ours);
-    let output = helper.wait_with_output().map_err(talk)?;
+    let (is_done, message) = ended(helper).map_err(talk)?;
     match received {
-        Ok(device) if output.status.success() => Ok(device),
-        Err(source) if output.status.success() => Err(talk(source)),
-        _ => Err(Error::Helper { dir: target.dir.to_owned(), message: helper_message(&output.stderr) }),
+        Ok(device) if is_done => Ok(device),
+        Err(source) if is_done => Err(talk(source)),
+        _ => Err(Error::Helper { dir: target.dir.to_owned(), message }),
     }
 }
 
@@ -145,10 +152,19 @@ pub(crate) enum Detach {
 
 /// Unmounts what is mounted at `dir`, as root or by the helper.
 pub(crate) fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
+    let asked = dir.to_owned();
+    match mounts::answered(dir, move || unmount_directly(&asked, how))? {
+        Some(()) => Ok(()),
+        None => unmount_by_helper(dir, how),
+    }
+}
+
+/// `None` where this user may not.
+fn unmount_directly(dir: &Path, how: Detach) -> Result<Option<()>, Error> {
     let lazily = if how == Detach::Lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     match nix::mount::umount2(dir, MntFlags::UMOUNT_NOFOLLOW | lazily) {
-        Ok(()) => Ok(()),
-        Err(Errno::EPERM) => unmount_by_helper(dir, how),
+        Ok(()) => Ok(Some(())),
+        Err(Errno::EPERM) => Ok(None),
         Err(Errno::EBUSY) => Err(Error::Busy { dir: dir.to_owned() }),
         Err(errno) => Err(Error::Unmount { dir: dir.to_owned(), source: errno.into() }),
     }
@@ -156,19 +172,32 @@ pub(crate) fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
 
 fn unmount_by_helper(dir: &Path, how: Detach) -> Result<(), Error> {
     let how = if how == Detach::Lazily { "-uz" } else { "-u" };
-    let output = Command::new(HELPER).env("LC_ALL", "C").arg(how).arg("--").arg(dir).output().map_err(no_helper)?;
-    let message = helper_message(&output.stderr);
-    match output.status.success() {
-        true => Ok(()),
-        false if message.contains("busy") => Err(Error::Busy { dir: dir.to_owned() }),
-        false => Err(Error::HelperUnmount { dir: dir.to_owned(), message }),
+    let mut command = Command::new(HELPER);
+    command.env("LC_ALL", "C").arg(how).arg("--").arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
+    let helper = command.stderr(Stdio::piped()).spawn().map_err(no_helper)?;
+    match ended(helper).map_err(no_helper)? {
+        (true, _) => Ok(()),
+        (false, message) if message.contains("busy") => Err(Error::Busy { dir: dir.to_owned() }),
+        (false, message) => Err(Error::HelperUnmount { dir: dir.to_owned(), message }),
     }
+}
+
+/// Waits for the helper. Whether it has done what it was to do, and what it complained of.
+fn ended(mut helper: Child) -> io::Result<(bool, String)> {
+    let Some(status) = limit::wait_for(&mut helper, HELPER_LIMIT)? else {
+        return Ok((false, format!("{HELPER} has not ended within {} s", HELPER_LIMIT.as_secs())));
+    };
+    let mut stderr = Vec::new();
+    if let Some(output) = helper.stderr.take() {
+        output.take(LONGEST_MESSAGE).read_to_end(&mut stderr)?;
+    }
+    Ok((status.success(), helper_message(&stderr)))
 }
 
 #[cfg(test)]
 mod tests {
     use nix::sys::socket::{ControlMessage, sendmsg};
-    use std::io::{IoSlice, Read, Write};
+    use std::io::{IoSlice, Write};
 
     use super::*;
 

@@ -22,10 +22,34 @@ pub struct Inspection {
     pub digest: Digest,
     /// `os/arch[/variant]`, where the image says so.
     pub platform: Option<String>,
+    /// Whether the config says what the layers unpack to.
+    pub config: DiffIds,
     /// Bytes that a mount would fetch before it is ready.
     pub wait: u64,
     /// The lowest first.
     pub layers: Vec<LayerInspection>,
+}
+
+/// What the config says of the layers' tars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiffIds {
+    /// The digest of each.
+    Complete,
+    /// Not of all: nothing compares the others.
+    Incomplete,
+    /// The config cannot be had or read: nothing compares any.
+    NoConfig,
+}
+
+impl DiffIds {
+    fn of(config: Option<&Config>, layers: usize) -> Self {
+        match config {
+            None => Self::NoConfig,
+            Some(config) if (0..layers).all(|layer| config.diff_id(layer).is_some()) => Self::Complete,
+            Some(_) => Self::Incomplete,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,6 +112,7 @@ pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Er
             image.layers.iter().zip(opened).map(|(layer, opened)| layer_inspection(layer, soci, opened)).collect();
         Ok(Inspection {
             platform: platform(&engine, &image).await.map(|platform| platform.to_string()),
+            config: DiffIds::of(engine.config(&image).await, layers.len()),
             image: image.name,
             digest: image.digest,
             wait: layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add),
@@ -187,5 +212,22 @@ fn reason(layer: &OpenLayer, soci: Option<&Soci>) -> &'static str {
             Some(SociSource::Manifest) | None => "the SOCI index that the manifest names has a zTOC of it",
         },
         Trust::Unverified => "nothing vouches for its table of contents (--insecure-unverified-toc)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_may_say_nothing_of_a_layer() {
+        let config = |rootfs: &str| Config::parse(format!("{{{rootfs}}}").as_bytes());
+        let digest = Digest::of(b"");
+        let one = config(&format!(r#""rootfs": {{"type": "layers", "diff_ids": ["{digest}"]}}"#));
+        assert_eq!(DiffIds::of(one.as_ref(), 1), DiffIds::Complete);
+        assert_eq!(DiffIds::of(one.as_ref(), 2), DiffIds::Incomplete);
+        assert_eq!(DiffIds::of(config("").as_ref(), 1), DiffIds::Incomplete);
+        assert_eq!(DiffIds::of(config(r#""rootfs": {}"#).as_ref(), 1), DiffIds::Incomplete);
+        assert_eq!(DiffIds::of(config("not JSON").as_ref(), 1), DiffIds::NoConfig);
     }
 }

@@ -6,11 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use nix::libc;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::options::LogOptions;
+use crate::sys::own::regular;
 
 /// Bytes after which a log is put aside (`.1`, the one before it is dropped).
 const LIMIT: u64 = 10 << 20;
@@ -87,7 +89,9 @@ impl RotatingLog {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    // What stands there and is none is nothing that could be waited for.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    regular(OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?)
 }
 
 impl Write for RotatingLog {

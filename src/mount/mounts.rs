@@ -10,18 +10,20 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use nix::sys::stat::{fstat, major, minor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Error;
+use crate::sys::limit;
 
 /// The filesystem type of everything that crfs mounts.
 pub(crate) const TYPE: &str = "fuse.crfs";
 
 /// The number of a superblock: st_dev of everything on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Device {
+pub struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
 }
@@ -91,7 +93,15 @@ impl Mount {
     pub(crate) fn is_ours(&self) -> bool {
         self.kind.as_bytes() == TYPE.as_bytes()
     }
+
+    /// Whether it is a store's, and no image's.
+    pub(crate) fn is_stores(&self) -> bool {
+        self.is_ours() && self.source == STORE
+    }
 }
+
+/// The source of a store's mount, and of users' clones of it.
+pub(crate) const STORE: &str = "crfs-store";
 
 /// All mounts that this process sees, a later one over an earlier one.
 pub(crate) fn all() -> io::Result<Vec<Mount>> {
@@ -107,6 +117,23 @@ pub(crate) fn at(point: &Path) -> io::Result<Option<Mount>> {
 /// Where a new mount may go: `dir` without symbolic links. An image over an image would hide a server that nobody sees any
 /// more, so that is refused, although the kernel would do it.
 pub(crate) fn usable_point(dir: &Path) -> Result<PathBuf, Error> {
+    let asked = dir.to_owned();
+    answered(dir, move || find_point(&asked))
+}
+
+/// How long a filesystem may take that leads to a mount point.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does what may wait for the server of a filesystem that `path` leads through.
+pub(crate) fn answered<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let unanswered = || Err(Error::Unanswered { path: path.to_owned(), seconds: PATIENCE.as_secs() });
+    limit::within(PATIENCE, work).unwrap_or_else(unanswered)
+}
+
+fn find_point(dir: &Path) -> Result<PathBuf, Error> {
     let unusable = |source| Error::Directory { dir: dir.to_owned(), source };
     let point = dir.canonicalize().map_err(unusable)?;
     // Before anything is asked of it: its server may be gone.

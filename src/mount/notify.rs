@@ -5,18 +5,28 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Says that the service is ready and that `server` is its main process. A name that starts with `@` is an abstract socket.
 ///
 /// # Errors
 /// Where the socket's name is unusable or nobody listens there.
 pub fn notify(socket: &OsStr, server: u32) -> io::Result<()> {
+    notify_within(PATIENCE, socket, server)
+}
+
+fn notify_within(patience: Duration, socket: &OsStr, server: u32) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
     let message = format!("MAINPID={server}\nREADY=1\n");
-    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address).map(drop)
+    let sender = UnixDatagram::unbound()?;
+    // A manager that is stopped takes as many as its queue has.
+    sender.set_write_timeout(Some(patience))?;
+    sender.send_to_addr(message.as_bytes(), &address).map(drop)
 }
 
 #[cfg(test)]
@@ -41,6 +51,17 @@ mod tests {
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         notify(OsStr::new(&format!("@{name}")), 43).unwrap();
         assert_eq!(received(&manager), "MAINPID=43\nREADY=1\n");
+    }
+
+    #[test]
+    fn a_manager_that_does_not_listen_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.set_nonblocking(true).unwrap();
+        while filler.send_to(b"x", &path).is_ok() {}
+        assert!(notify_within(Duration::from_millis(1), path.as_os_str(), 1).is_err());
     }
 
     #[test]

@@ -90,7 +90,7 @@ async fn mount_and_serve(
     });
     let becoming_ready = async {
         let served = image::served(options, &report).await?;
-        let session = start(options, dir, state, served)?.serve()?;
+        let session = start(options, dir, state, served, &report)?.serve()?;
         session.become_ready(&report).await
     };
     let session = tokio::select! {
@@ -111,13 +111,21 @@ struct Start {
 }
 
 /// Mounts. Not to be interrupted half-way, hence not async: it takes milliseconds.
-fn start(options: &MountOptions, dir: PathBuf, state: OwnState, served: Served) -> Result<Start, Error> {
+fn start(
+    options: &MountOptions,
+    dir: PathBuf,
+    state: OwnState,
+    served: Served,
+    report: &Report,
+) -> Result<Start, Error> {
     // Opening the image took its time: somebody else may have mounted here meanwhile.
     let dir = mounts::usable_point(&dir)?;
     let path = state.socket();
     let control = control::bind(&path).map_err(|source| Error::State { path, source })?;
     let source = format!("{}@{}", served.name, served.digest);
     let mount = Unserved::mount(&Target { dir: &dir, source: &source, allow_other: options.allow_other })?;
+    // So that whoever started this process unmounts it where this process is killed before it is ready.
+    let _heard = report(&Event::Mounted { device: mount.mounted.device });
     let record = Record {
         id: state.id(),
         pid: std::process::id(),

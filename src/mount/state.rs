@@ -5,29 +5,49 @@
 //!     mount.json                  what is mounted where, written before the mount is ready
 //!     control.sock                0600; answers every connection with the server's status as JSON
 //!     server.log, server.log.1    JSON lines
+//!     state.id                    the id: this directory is crfs's
 //! ```
+//!
+//! Only such directories are ever removed, and only while there is nothing else in them (sys/own.rs): the directory above them may be somebody's.
 //!
 //! The server holds an flock(2) on its directory. Whoever gets that lock knows that the server is gone, however it ended.
 //! Directories are made and cleaned up under a lock on their parent, so that none is taken for dead while it is being made.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use super::mounts::{self, Device};
 use super::{Error, wire};
 use crate::blob::Digest;
+use crate::sys::own::{Entry, EntryKind, OwnDir};
+use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
 const SOCKET: &str = "control.sock";
 const LOG: &str = "server.log";
+const OLD_LOG: &str = "server.log.1";
+/// The last of the names, so that it is the last to be removed.
+const MARK: &str = "state.id";
+
+/// Letters and digits of an id.
+const ID_LENGTH: usize = 8;
+
+/// Bytes of the longest record: a path has 4 KiB.
+const LONGEST_RECORD: u64 = 64 << 10;
+
+/// How long a mount waits for others that have the directory of all mounts. They have it for a few files' time.
+const PATIENCE: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// Where this user's mounts keep their state, the best first: later ones serve where an earlier one cannot be had.
 #[must_use]
@@ -70,16 +90,21 @@ impl Record {
 
 /// The state directory of a mount that this process serves. Removed when it is dropped.
 pub(crate) struct OwnState {
-    dir: TempDir,
+    dir: PathBuf,
     lock: Flock<File>,
+    stays: bool,
 }
 
 impl OwnState {
     /// Makes one in the first of `bases` that can be used, and cleans up after servers that are gone there.
     pub(crate) fn create(bases: &[PathBuf]) -> Result<Self, Error> {
+        Self::create_within(PATIENCE, bases)
+    }
+
+    fn create_within(patience: Duration, bases: &[PathBuf]) -> Result<Self, Error> {
         let mut tried = Vec::new();
         for base in bases {
-            match Self::create_in(base) {
+            match Self::create_in(base, patience) {
                 Ok(state) => return Ok(state),
                 Err(error) => tried.push(format!("{}: {error}", base.display())),
             }
@@ -87,140 +112,218 @@ impl OwnState {
         Err(Error::NoStateDirectory { tried: tried.join(", ") })
     }
 
-    fn create_in(base: &Path) -> io::Result<Self> {
-        ensure_private(base)?;
-        let _parent = lock_directory(base, FlockArg::LockExclusive)?;
-        remove_stale(base);
-        let dir = tempfile::Builder::new()
-            .prefix("")
-            .rand_bytes(8)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(base)?;
-        let lock = lock_directory(dir.path(), FlockArg::LockExclusiveNonblock)?;
-        Ok(Self { dir, lock })
+    fn create_in(path: &Path, patience: Duration) -> io::Result<Self> {
+        let base = Base::made(path)?;
+        let _parent = base.lock(patience)?;
+        base.remove_stale();
+        let mut new = tempfile::Builder::new();
+        new.prefix("").rand_bytes(ID_LENGTH).permissions(Permissions::from_mode(0o700));
+        // Whoever drops a `TempDir` removes all that is in it, whosever it is.
+        let dir = new.tempdir_in(path)?.keep();
+        let lock = lock(&OwnDir::open(&dir)?, FlockArg::LockExclusiveNonblock)?;
+        let state = Self { dir, lock, stays: false };
+        fs::write(state.dir.join(MARK), state.id())?;
+        Ok(state)
     }
 
     /// The name that status shows.
     pub(crate) fn id(&self) -> String {
-        self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     pub(crate) fn log(&self) -> PathBuf {
-        self.dir.path().join(LOG)
+        self.dir.join(LOG)
     }
 
     /// The control socket's path, short enough for a socket's name wherever the directory is.
     pub(crate) fn socket(&self) -> PathBuf {
-        short_path(&self.lock).join(SOCKET)
+        short_path(self.lock.as_fd()).join(SOCKET)
     }
 
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
-        let path = self.dir.path().join(RECORD);
+        let path = self.dir.join(RECORD);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
         text.and_then(|text| fs::write(&path, text)).map_err(|source| Error::State { path, source })
     }
 
     /// Leaves the directory where it is: the mount is still there, dead.
-    pub(crate) fn leave(self) {
-        let Self { dir, lock } = self;
-        let _left = dir.keep();
-        drop(lock);
+    pub(crate) fn leave(mut self) {
+        self.stays = true;
+    }
+}
+
+impl Drop for OwnState {
+    fn drop(&mut self) {
+        if !self.stays {
+            remove(&self.dir);
+        }
     }
 }
 
 /// The state directory of some mount, as another process finds it.
 pub(crate) struct FoundState {
     path: PathBuf,
-    dir: File,
+    dir: OwnDir,
     pub(crate) record: Record,
 }
 
 impl FoundState {
     /// `None` where it is not (yet) one.
-    fn open(path: PathBuf) -> Option<Self> {
-        let dir = File::open(&path).ok()?;
-        let record = serde_json::from_slice(&fs::read(path.join(RECORD)).ok()?).ok()?;
-        Some(Self { path, dir, record })
+    fn open(base: &Base, name: &OsStr) -> Option<Self> {
+        let dir = base.dir.enter(name).ok()?;
+        let record = read_record(&dir)?;
+        Some(Self { path: base.path.join(name), dir, record })
+    }
+
+    pub(crate) fn by_start(a: &Self, b: &Self) -> Ordering {
+        (a.record.started, &a.record.id).cmp(&(b.record.started, &b.record.id))
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        short_path(&self.dir).join(SOCKET)
+        short_path(self.dir.as_fd()).join(SOCKET)
     }
 
     /// Whether the server still has its directory locked.
     pub(crate) fn is_served(&self) -> bool {
-        match File::open(&self.path) {
-            Ok(dir) => is_locked(dir),
-            Err(_) => false,
-        }
+        lock(&self.dir, FlockArg::LockSharedNonblock).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     pub(crate) fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "state directory not removed");
-        }
+        remove(&self.path);
     }
 }
 
 /// All mounts of this user, in all `bases`, in the order of their start. Those that are gone altogether are cleaned up.
 pub(crate) fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
     let mut found = Vec::new();
-    for base in bases.iter().filter(|base| is_private(base).is_ok()) {
+    for base in bases.iter().filter_map(|base| Base::existing(base).ok()) {
         // Where somebody else is at it, the next one cleans up.
-        if let Ok(_parent) = lock_directory(base, FlockArg::LockExclusiveNonblock) {
-            remove_stale(base);
+        if let Ok(_parent) = base.lock(Duration::ZERO) {
+            base.remove_stale();
         }
-        found.extend(directories(base).filter_map(FoundState::open));
+        found.extend(base.ids().iter().filter_map(|name| FoundState::open(&base, name)));
     }
-    found.sort_by(|a, b| (a.record.started, &a.record.id).cmp(&(b.record.started, &b.record.id)));
+    found.sort_by(FoundState::by_start);
     found
 }
 
-/// Removes the directories whose servers are gone and whose mounts are, too. `base` is locked.
-fn remove_stale(base: &Path) {
-    let Ok(table) = mounts::all() else { return };
-    for path in directories(base) {
-        // Shared, as everybody asks, so that two who ask do not take each other for the server.
-        let Ok(lock) = lock_directory(&path, FlockArg::LockSharedNonblock) else { continue };
-        let mounted =
-            FoundState::open(path.clone()).is_some_and(|state| table.iter().any(|mount| state.record.describes(mount)));
-        if !mounted && fs::remove_dir_all(&path).is_ok() {
-            tracing::debug!(path = %path.display(), "removed the state of a server that is gone");
+/// The directory of all mounts of a user. It may hold other things as well: its place follows from a variable.
+struct Base {
+    path: PathBuf,
+    dir: OwnDir,
+}
+
+impl Base {
+    fn existing(path: &Path) -> io::Result<Self> {
+        Self::private(path, trusted::existing(path)?.into())
+    }
+
+    fn made(path: &Path) -> io::Result<Self> {
+        Self::private(path, trusted::made(path, 0o700)?.into())
+    }
+
+    fn private(path: &Path, dir: OwnDir) -> io::Result<Self> {
+        let meta = dir.metadata()?;
+        let refused =
+            || io::Error::new(io::ErrorKind::PermissionDenied, "not a directory of this user alone (mode 0700)");
+        match meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 == 0 {
+            true => Ok(Self { path: path.to_owned(), dir }),
+            false => Err(refused()),
         }
-        drop(lock);
+    }
+
+    /// Waits for those who have it no longer than `patience`.
+    fn lock(&self, patience: Duration) -> io::Result<Flock<File>> {
+        let start = Instant::now();
+        loop {
+            match lock(&self.dir, FlockArg::LockExclusiveNonblock) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < patience => {
+                    std::thread::sleep(GLANCE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let why = format!("another process has kept it locked for {} s", patience.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+                }
+                locked => return locked,
+            }
+        }
+    }
+
+    /// Names in it that may be those of state directories.
+    fn ids(&self) -> Vec<std::ffi::OsString> {
+        let is_id = |name: &OsStr| name.len() == ID_LENGTH && name.as_bytes().iter().all(u8::is_ascii_alphanumeric);
+        let entries = self.dir.list().unwrap_or_default().into_iter();
+        entries
+            .filter(|entry| entry.kind == EntryKind::Directory && is_id(&entry.name))
+            .map(|entry| entry.name)
+            .collect()
+    }
+
+    /// Removes the directories whose servers are gone and whose mounts are, too. It is locked.
+    fn remove_stale(&self) {
+        let Ok(table) = mounts::all() else { return };
+        for name in self.ids() {
+            let Ok(dir) = self.dir.enter(&name) else { continue };
+            // Shared, as everybody asks, so that two who ask do not take each other for the server.
+            let Ok(_lock) = lock(&dir, FlockArg::LockSharedNonblock) else { continue };
+            if !read_record(&dir).is_some_and(|record| table.iter().any(|mount| record.describes(mount))) {
+                self.remove(&name);
+            }
+        }
+    }
+
+    /// Removes a state directory, if it is one.
+    fn remove(&self, name: &OsStr) {
+        let is_one = self.dir.enter(name).is_ok_and(|dir| is_state(&dir, name));
+        if !is_one {
+            return;
+        }
+        match self.dir.remove_with(name, is_of_state) {
+            Ok(()) => {
+                tracing::debug!(path = %self.path.join(name).display(), "removed the state of a server that is gone")
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %self.path.join(name).display(), "state directory not removed");
+            }
+        }
     }
 }
 
-fn directories(base: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(base).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+/// Whether a directory says of itself that it is a mount's. Before 0.2, only the record did.
+fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
+    let marked = dir.read(MARK, ID_LENGTH as u64).is_ok_and(|id| id == name.as_bytes());
+    marked || read_record(dir).is_some_and(|record| *record.id == *name)
 }
 
-/// Makes the directory where it is missing, and refuses one that others could have prepared.
-fn ensure_private(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => is_private(dir),
+/// Whether it is a file that crfs puts into a state directory.
+fn is_of_state(entry: &Entry) -> bool {
+    match entry.kind {
+        EntryKind::File => [RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
+        EntryKind::Socket => entry.name == SOCKET,
+        _ => false,
     }
 }
 
-fn is_private(dir: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(dir)?;
-    let ours = meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 == 0;
-    let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "not a directory of this user alone (mode 0700)");
-    if ours { Ok(()) } else { Err(refused()) }
+fn read_record(dir: &OwnDir) -> Option<Record> {
+    serde_json::from_slice(&dir.read(RECORD, LONGEST_RECORD).ok()?).ok()
 }
 
-fn lock_directory(dir: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    Flock::lock(File::open(dir)?, how).map_err(|(_, errno)| errno.into())
+/// Removes the state directory at a path, if it is one.
+fn remove(path: &Path) {
+    if let Some((base, name)) = path.parent().zip(path.file_name()) {
+        if let Ok(base) = Base::existing(base) {
+            base.remove(name);
+        }
+    }
 }
 
-fn is_locked(dir: File) -> bool {
-    matches!(Flock::lock(dir, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+/// By a description of its own: a lock belongs to one.
+fn lock(dir: &OwnDir, how: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(dir.enter(".")?.into(), how).map_err(|(_, errno)| errno.into())
 }
 
 /// A name of an open directory that fits into the 108 bytes of a socket's address.
-pub(crate) fn short_path(dir: &File) -> PathBuf {
+pub(crate) fn short_path(dir: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
@@ -257,7 +360,7 @@ mod tests {
         let (open, good) = (dir.path().join("open"), dir.path().join("good"));
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
-        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(&open, dir.path().join("link")).unwrap();
         let error = OwnState::create(std::slice::from_ref(&open)).err().unwrap().to_string();
         assert!(error.contains("0700"), "{error}");
         assert!(OwnState::create(&[dir.path().join("link")]).is_err());
@@ -294,6 +397,96 @@ mod tests {
         assert!(path.exists());
         let _other = OwnState::create(&bases).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_not_of_crfs_stays_whatever_it_looks_like() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let bases = [dir.path().join("crfs")];
+        drop(OwnState::create(&bases).unwrap());
+        let path = |name: &str| bases[0].join(name);
+        let files = [
+            "overlay/upper/work",
+            "Projects/server.log",
+            "Projekte/mount.json",
+            "abcd1234/state.id",
+            "abcd1235/state.id",
+            "abcd1235/mine",
+            "abcd1236/mount.json",
+        ];
+        for file in files {
+            fs::create_dir_all(path(file).parent().unwrap()).unwrap();
+            fs::write(path(file), "mine").unwrap();
+        }
+        // It says that it is one, but there is more in it.
+        fs::write(path("abcd1235/state.id"), "abcd1235").unwrap();
+        // The state of another directory, copied.
+        let state = OwnState::create(&bases).unwrap();
+        state.write(&record(&state)).unwrap();
+        fs::copy(path(&state.id()).join(RECORD), path("abcd1236/mount.json")).unwrap();
+        fs::create_dir(path("empty000")).unwrap();
+        symlink("overlay", path("link0000")).unwrap();
+        nix::unistd::mkfifo(&path("Projects/mount.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for _ in 0..2 {
+            assert_eq!(find_all(&bases).iter().filter(|found| found.is_served()).count(), 1);
+            let _next = OwnState::create(&bases).unwrap();
+        }
+        drop(state);
+        for kept in files.iter().chain(&["empty000", "link0000"]) {
+            assert!(path(kept).exists(), "{kept}");
+        }
+        assert_eq!(fs::read_dir(&bases[0]).unwrap().count(), 8, "and nothing of crfs's is left");
+    }
+
+    #[test]
+    fn nothing_goes_through_a_mount() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let dir = tempfile::tempdir().unwrap();
+        let bases = [dir.path().join("crfs")];
+        // As a server leaves it; its name is on another directory by now.
+        let dead = OwnState::create(&bases).unwrap();
+        let (id, theirs) = (dead.id(), dir.path().join("theirs"));
+        dead.leave();
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join(MARK), &id).unwrap();
+        let (point, none) = (bases[0].join(&id), None::<&str>);
+        if mount(Some(&theirs), &point, none, MsFlags::MS_BIND, none).is_err() {
+            return;
+        }
+        assert!(find_all(&bases).is_empty());
+        umount2(&point, MntFlags::MNT_DETACH).unwrap();
+        assert!(theirs.join(MARK).exists());
+        assert!(find_all(&bases).is_empty() && !point.exists(), "without the mount it is crfs's");
+    }
+
+    #[test]
+    fn a_directory_that_is_locked_is_waited_for_with_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let bases = [dir.path().join("crfs"), dir.path().join("other")];
+        let first = OwnState::create(&bases).unwrap();
+        let _held = lock(&OwnDir::open(&bases[0]).unwrap(), FlockArg::LockExclusive).unwrap();
+        let error = OwnState::create_within(Duration::ZERO, &bases[..1]).err().unwrap().to_string();
+        assert!(error.contains("locked") && error.contains("crfs"), "{error}");
+        let second = OwnState::create_within(Duration::ZERO, &bases).unwrap();
+        assert!(bases[0].join(first.id()).exists() && bases[1].join(second.id()).exists());
+    }
+
+    #[test]
+    fn a_place_that_somebody_else_has_prepared_is_not_used() {
+        use std::os::unix::fs::{lchown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+        let (theirs, link) = (dir.path().join("private"), dir.path().join("crfs-7"));
+        fs::create_dir(&theirs).unwrap();
+        fs::set_permissions(&theirs, Permissions::from_mode(0o700)).unwrap();
+        symlink(&theirs, &link).unwrap();
+        if lchown(&link, Some(4242), None).is_err() {
+            return;
+        }
+        let error = OwnState::create(&[link.join("crfs")]).err().unwrap().to_string();
+        assert!(error.contains("user 4242"), "{error}");
+        assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::control::{self, Activity};
 use super::state::{self, FoundState};
+use super::{Error, mounts};
 use crate::blob::Digest;
 
 /// How a mount is.
@@ -43,9 +44,17 @@ fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<
 }
 
 /// Asks every server whose state is below one of `state_dirs`, in the order of their start.
-#[must_use]
-pub fn status(state_dirs: &[PathBuf]) -> Vec<Status> {
-    state::find_all(state_dirs).into_iter().map(ask).collect()
+///
+/// # Errors
+/// Where one of these does not answer.
+pub fn status(state_dirs: &[PathBuf]) -> Result<Vec<Status>, Error> {
+    let mut found = Vec::new();
+    for dir in state_dirs {
+        let dirs = [dir.clone()];
+        found.extend(mounts::answered(dir, move || Ok(state::find_all(&dirs)))?);
+    }
+    found.sort_by(FoundState::by_start);
+    Ok(found.into_iter().map(ask).collect())
 }
 
 fn ask(found: FoundState) -> Status {

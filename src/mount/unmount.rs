@@ -33,7 +33,8 @@ pub enum Outcome {
 /// # Errors
 /// Where there is none, it is busy, or this user may not.
 pub fn unmount(dir: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> {
-    let mount = find(dir)?;
+    let asked = dir.to_owned();
+    let mount = mounts::answered(dir, move || find(&asked))?;
     let state = state::find_all(state_dirs).into_iter().find(|state| state.record.describes(&mount));
     let was_served = state.as_ref().is_some_and(FoundState::is_served);
     fusedev::unmount(&mount.point, Detach::IfIdle)?;

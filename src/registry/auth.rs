@@ -20,6 +20,7 @@ use url::Url;
 
 use super::credentials::{self, Credentials, Identity, Origin, Secret};
 use super::redirect::leads_to_link_local;
+use super::silent::Disks;
 use super::throttle::{Throttle, status_error};
 use super::transport::{Connection, Transport};
 use super::{Error, Redacted};
@@ -64,6 +65,7 @@ impl Grant {
 /// Everything that registries have granted us.
 pub(super) struct Authority {
     files: Vec<PathBuf>,
+    disks: Disks,
     transport: Arc<Transport>,
     throttle: Arc<Throttle>,
     grants: Cache<Scope, Arc<Grant>>,
@@ -78,8 +80,8 @@ struct TokenAnswer {
 }
 
 impl Authority {
-    pub(super) fn new(files: Vec<PathBuf>, transport: Arc<Transport>, throttle: Arc<Throttle>) -> Self {
-        Self { files, transport, throttle, grants: Cache::new(10_000), last_id: AtomicU64::new(0) }
+    pub(super) fn new(files: Vec<PathBuf>, disks: Disks, transport: Arc<Transport>, throttle: Arc<Throttle>) -> Self {
+        Self { files, disks, transport, throttle, grants: Cache::new(10_000), last_id: AtomicU64::new(0) }
     }
 
     /// What was granted before, renewed where its life has ended; `None` before the registry's first challenge.
@@ -109,7 +111,7 @@ impl Authority {
     }
 
     async fn obtain(&self, scope: &Scope, challenge: Challenge) -> Result<Arc<Grant>, Error> {
-        let found = credentials::find(&self.files, &scope.registry, &scope.repository).await?;
+        let found = credentials::find(&self.files, &self.disks, &scope.registry, &scope.repository).await?;
         let origin = found.as_ref().map(|credentials| credentials.origin.clone());
         let (value, life) = match &challenge {
             Challenge::Basic => (basic(scope, found.as_ref())?, None),

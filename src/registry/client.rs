@@ -1,5 +1,6 @@
 //! From a reference to one image: which manifest it means, whose bytes are verified, and where its layers are.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,10 @@ use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
 use super::remote::{Document, Repository, Shared};
 use super::search::Search;
+use super::silent::blocking;
 use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{ByteSource, Digest, Documents};
-use crate::threads::{self, Work};
+use crate::sys::outside;
 
 /// How long a registry is waited for that may be answered for by what is remembered.
 const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
@@ -140,6 +142,7 @@ impl Client {
 
     /// An archive as a layout.
     async fn archive(&self, file: &Path) -> Result<Layout, Error> {
+        self.find_file(file).await?;
         let (path, unpack) = (file.to_owned(), self.unpack(file));
         Ok(Layout::Archive(Arc::new(blocking(move || Archive::open(&path, unpack()?)).await?)))
     }
@@ -151,6 +154,7 @@ impl Client {
         file: &Path,
         name: &Option<String>,
     ) -> Result<(Document, Layout), Error> {
+        self.find_file(file).await?;
         let (path, unpack) = (file.to_owned(), self.unpack(file));
         let (image, name) = (image.name(), name.clone());
         let opened = blocking(move || docker_archive::open(&path, unpack()?, &image, name.as_deref())).await?;
@@ -191,13 +195,13 @@ impl Client {
     async fn resolve_local(&self, image: &ImageRef, layout: Layout, tag: &Option<String>) -> Result<Image, Error> {
         let (name, tag) = (image.name(), tag.clone());
         let reader = layout.clone();
-        let top = blocking(move || {
+        let find = move || {
             let entry = reader.find(&name, tag.as_deref())?;
             let refused = |reason| Error::Manifest { what: name, kind: "manifest", reason };
             let (digest, size) = place(&entry.digest, entry.size).map_err(refused)?;
             Ok(Document { digest, bytes: reader.document(&digest, Some(size))? })
-        });
-        let top = top.await?;
+        };
+        let top = self.ask_disk(layout.path(), find).await?;
         self.choose(image, &Source::Local(layout), top).await
     }
 
@@ -260,8 +264,8 @@ impl Client {
         match source {
             Source::Remote(repository) => self.verified(repository, image, digest).await,
             Source::Local(layout) => {
-                let layout = layout.clone();
-                blocking(move || layout.document(&digest, size)).await
+                let reader = layout.clone();
+                self.ask_disk(layout.path(), move || reader.document(&digest, size)).await
             }
         }
     }
@@ -297,10 +301,10 @@ impl Client {
                 Ok((layers.into_iter().map(blob).collect(), config.map(blob)))
             }
             Source::Local(layout) => {
-                let layout = layout.clone();
-                let opened = blocking(move || {
+                let reader = layout.clone();
+                let opened = self.ask_disk(layout.path(), move || {
                     let open = |layer: LayerDescriptor| {
-                        let file = layout.blob(&layer.digest, Some(layer.size))?;
+                        let file = reader.blob(&layer.digest, Some(layer.size))?;
                         Ok(Layer::new(Blob::local(file, layer.digest), layer))
                     };
                     let config = config.and_then(|config| open(config).ok());
@@ -309,6 +313,28 @@ impl Client {
                 opened.await
             }
         }
+    }
+}
+
+/// Files of this machine.
+impl Client {
+    /// Takes care that a file can be read at all: how long it takes to read what is in an archive nobody can say.
+    async fn find_file(&self, file: &Path) -> Result<(), Error> {
+        let path = file.to_owned();
+        let read = move || {
+            let failed = |source| Error::File { path: path.clone(), what: "cannot be read", source };
+            outside::open_file(&path).and_then(|mut file| file.read(&mut [0])).map(drop).map_err(failed)
+        };
+        self.ask_disk(file, read).await
+    }
+
+    /// As much of a layout as takes no time where its filesystem answers.
+    pub(super) async fn ask_disk<T: Send + 'static>(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.hosts.disks.ask(path, self.resolve_deadline, work).await
     }
 }
 
@@ -336,15 +362,4 @@ async fn ask_tag(
         tracing::warn!(%image, %said, digest = %document.digest, "the registry states another digest than its manifest has");
     }
     Ok(document)
-}
-
-/// File system work, off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let done = threads::run(Work::Outside, work).await;
-    done.unwrap_or_else(|source| {
-        let source = std::io::Error::other(source);
-        Err(Error::File { path: std::path::PathBuf::new(), what: "a file task was given up", source })
-    })
 }

@@ -12,18 +12,24 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::silent::Disks;
 use super::{Error, helper};
+use crate::sys::outside;
 
 /// The name that docker's own registry has in docker's files.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// Larger than any real one; a bound against a wrong path.
 const LARGEST_FILE: u64 = 4 << 20;
+
+/// How long its filesystem may take: a home may be on NFS.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// A text that never shows itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -132,9 +138,15 @@ struct Entry {
 ///
 /// # Errors
 /// Where a file is there but cannot be understood; a missing one is passed over.
-pub(super) async fn find(files: &[PathBuf], registry: &str, repository: &str) -> Result<Option<Credentials>, Error> {
+pub(super) async fn find(
+    files: &[PathBuf],
+    disks: &Disks,
+    registry: &str,
+    repository: &str,
+) -> Result<Option<Credentials>, Error> {
     for path in files {
-        let Some(file) = read(path)? else { continue };
+        let asked = path.clone();
+        let Some(file) = disks.ask(path, TIME_LIMIT, move || read(&asked)).await? else { continue };
         if let Some(found) = find_in(&file, path, registry, repository).await? {
             return Ok(Some(found));
         }
@@ -144,17 +156,13 @@ pub(super) async fn find(files: &[PathBuf], registry: &str, repository: &str) ->
 
 fn read(path: &Path) -> Result<Option<AuthFile>, Error> {
     let error = |reason: String| Error::Credentials { path: path.to_owned(), reason };
-    let size = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
+    let text = match outside::read(path, LARGEST_FILE) {
+        Ok(text) => text,
         Err(source) if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(source) => return Err(error(source.to_string())),
     };
-    if size > LARGEST_FILE {
-        return Err(error(format!("{size} bytes are too many")));
-    }
-    let text = std::fs::read(path).map_err(|source| error(source.to_string()))?;
     if text.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -248,7 +256,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
         let missing = PathBuf::from("/nonexistent/auth.json");
-        let found = find(&[missing, file.path().to_owned()], registry, repository).await.unwrap();
+        let found = find(&[missing, file.path().to_owned()], &Disks::default(), registry, repository).await.unwrap();
         found.map(|credentials| match credentials.identity {
             Identity::Password { user, password } => format!("{user}:{}", password.reveal()),
             Identity::Token(token) => format!("token {}", token.reveal()),
@@ -258,6 +266,17 @@ mod tests {
     fn auths(entries: &[(&str, &str)]) -> String {
         let entries = entries.iter().map(|(key, text)| format!("{key:?}:{{\"auth\":\"{}\"}}", STANDARD.encode(text)));
         format!("{{\"auths\":{{{}}}}}", entries.collect::<Vec<_>>().join(","))
+    }
+
+    #[tokio::test]
+    async fn files_are_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("auth.json");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = find(&[pipe], &Disks::default(), "r.io", "x").await.unwrap_err().to_string();
+        assert!(error.contains("auth.json") && error.contains("not a regular file"), "{error}");
+        let none = find(&["/dev/null".into()], &Disks::default(), "r.io", "x").await.unwrap();
+        assert_eq!(none, None);
     }
 
     #[tokio::test]
@@ -292,7 +311,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in ["{\"auths\":{\"r.io\":{\"auth\":\"hunter2", r#"{"auths":{"r.io":{"auth":"aHVudGVyMg=="}}}"#] {
             std::fs::write(file.path(), text).unwrap();
-            let error = find(&[file.path().to_owned()], "r.io", "x").await.unwrap_err().to_string();
+            let error = find(&[file.path().to_owned()], &Disks::default(), "r.io", "x").await.unwrap_err().to_string();
             assert!(error.contains(file.path().to_str().unwrap()) && !error.contains("hunter2"), "{error}");
         }
     }

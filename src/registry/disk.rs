@@ -16,6 +16,7 @@ use flate2::read::MultiGzDecoder;
 
 use super::Error;
 use crate::blob::{ByteRange, ByteSource, Documents, SourceError};
+use crate::sys::outside;
 
 /// What is unpacked at a time.
 const PART: usize = 1 << 20;
@@ -131,7 +132,7 @@ impl Archives {
         unpacking: &Unpacking,
     ) -> Result<Arc<dyn ByteSource>, Error> {
         let error = |source| Error::File { path: path.to_owned(), what: "cannot be read", source };
-        let file = File::open(path).map_err(error)?;
+        let file = outside::open_file(path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
         let plain = Local::new(file, metadata.len());
         let head = plain.read_at(ByteRange { start: 0, end: plain.size.min(Packing::LONGEST_MAGIC) });

@@ -11,6 +11,7 @@ use url::{Position, Url};
 
 use super::link::Link;
 use super::resolver::Resolver;
+use super::silent::Disks;
 use super::throttle::Gate;
 
 /// Hosts that are remembered. Of one that was forgotten all is measured anew.
@@ -22,11 +23,17 @@ pub struct Hosts {
     gates: Cache<String, Arc<Gate>>,
     links: Cache<String, Arc<Link>>,
     pub(super) resolver: Resolver,
+    pub(super) disks: Disks,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { gates: Cache::new(REMEMBERED), links: Cache::new(REMEMBERED), resolver: Resolver::default() }
+        Self {
+            gates: Cache::new(REMEMBERED),
+            links: Cache::new(REMEMBERED),
+            resolver: Resolver::default(),
+            disks: Disks::default(),
+        }
     }
 }
 

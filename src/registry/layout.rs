@@ -5,7 +5,6 @@
 //! blobs/sha256/<64 hex digits>  manifests and layers. Names are made of digests alone, so none leads elsewhere
 //! ```
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use super::disk::Local;
 use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
 use super::{Error, names};
 use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::sys::outside;
 
 /// A layout, wherever it is.
 #[derive(Clone)]
@@ -111,7 +111,7 @@ fn read_index(dir: &Path) -> Result<Bytes, Error> {
     };
     let mut bytes = Vec::new();
     let limit = LARGEST_DOCUMENT as u64 + 1;
-    File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(error)?;
+    outside::open_file(&path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(error)?;
     Ok(bytes.into())
 }
 
@@ -121,11 +121,7 @@ fn open_file(dir: &Path, digest: &Digest) -> Result<FileBlob, Error> {
         std::io::ErrorKind::NotFound => Error::NoBlob { path: dir.to_owned(), digest: *digest },
         _ => Error::File { path: path.clone(), what: "cannot be opened", source },
     };
-    let file = File::open(&path).map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
-    if !metadata.is_file() {
-        return Err(Error::NoBlob { path: dir.to_owned(), digest: *digest });
-    }
-    let size = metadata.len();
+    let file = outside::open_file(&path).map_err(error)?;
+    let size = file.metadata().map_err(error)?.len();
     Ok(FileBlob::new(path, Arc::new(Local::new(file, size)), ByteRange { start: 0, end: size }))
 }

@@ -36,6 +36,7 @@ mod referrers;
 mod remote;
 mod resolver;
 mod search;
+mod silent;
 mod soci;
 mod tarfile;
 mod throttle;

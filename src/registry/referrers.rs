@@ -8,7 +8,7 @@
 //!
 //! Anyone who may push to a repository can add one: what is found says nothing of who made it.
 
-use super::client::{Client, Source, blocking};
+use super::client::{Client, Source};
 use super::layout::Layout;
 use super::manifest::{Content, Descriptor, parse};
 use super::patience::Patience;
@@ -32,8 +32,8 @@ impl Client {
             }
             Source::Local(layout) => {
                 let mut found = self.tagged(image, source, layout, subject).await?;
-                let (layout, name) = (layout.clone(), image.name());
-                let listed = blocking(move || layout.entries(&name)).await?;
+                let (reader, name) = (layout.clone(), image.name());
+                let listed = self.ask_disk(layout.path(), move || reader.entries(&name)).await?;
                 found.extend(listed.into_iter().filter(|entry| entry.artifact().is_some()));
                 found
             }
@@ -50,8 +50,8 @@ impl Client {
         layout: &Layout,
         subject: &Digest,
     ) -> Result<Vec<Descriptor>, Error> {
-        let (layout, name, tag) = (layout.clone(), image.name(), tag_of(subject));
-        let entry = match blocking(move || layout.find(&name, Some(&tag))).await {
+        let (reader, name, tag) = (layout.clone(), image.name(), tag_of(subject));
+        let entry = match self.ask_disk(layout.path(), move || reader.find(&name, Some(&tag))).await {
             Ok(entry) => entry,
             Err(error) if error.is_not_found() => return Ok(Vec::new()),
             Err(error) => return Err(error),

@@ -41,7 +41,8 @@ impl Shared {
     pub(super) fn new(options: Options, hosts: Hosts) -> Result<Self, Error> {
         let transport = Arc::new(Transport::new(&options, hosts.resolver.clone())?);
         let throttle = Arc::new(Throttle::new(options.io_deadline, hosts.clone()));
-        let authority = Authority::new(options.auth_files.clone(), transport.clone(), throttle.clone());
+        let authority =
+            Authority::new(options.auth_files.clone(), hosts.disks.clone(), transport.clone(), throttle.clone());
         Ok(Self {
             options,
             transport,

@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::blob::Blob;
-use super::client::{Client, Source, blocking};
+use super::client::{Client, Source};
 use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
+use super::silent::blocking;
 use super::{Error, Image, ImageRef, Layer};
 use crate::blob::Digest;
 

@@ -18,6 +18,7 @@ use url::{Host, Url};
 
 use super::resolver::Resolver;
 use super::{Error, Options};
+use crate::sys::outside;
 
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
 const LONGEST_CONNECT: Duration = Duration::from_secs(10);
@@ -116,10 +117,13 @@ impl Transport {
     }
 }
 
+/// Bytes of all that a file of certificates may have.
+const LARGEST_FILE: u64 = 16 << 20;
+
 /// `*.crt` are authorities beside the system's, the first `*.cert` with its `*.key` is the client's (containers-certs.d(5)).
 fn certificates(dir: &Path) -> Result<(Vec<Certificate>, Option<Identity>), Error> {
     let at = |path: &Path, source| Error::Setup { what: format!("reading {}", path.display()), source: Some(source) };
-    let read = |path: &Path| std::fs::read(path).map_err(|source| at(path, source.into()));
+    let read = |path: &Path| outside::read(path, LARGEST_FILE).map_err(|source| at(path, source.into()));
     let entries = std::fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     let mut paths: Vec<_> =
         entries.map_err(|source| at(dir, source.into()))?.iter().map(std::fs::DirEntry::path).collect();

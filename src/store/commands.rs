@@ -14,12 +14,14 @@ use super::records::Records;
 use crate::cache::Cache;
 use crate::mount::look::runtime;
 use crate::mount::options::ImageOptions;
-use crate::mount::state::short_path;
 use crate::mount::{Event, Report};
 
 /// How long a server that starts, or another command, is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const GLANCE: Duration = Duration::from_millis(20);
+
+/// How long a server may take to take a connection.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Who changes the store.
 enum Changer {
@@ -63,7 +65,7 @@ pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
 /// # Errors
 /// Where the store cannot be read.
 pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
-    if let Some(server) = connect(paths) {
+    if let Some(server) = connect(paths)? {
         return control::ask(server, &Request::List, paths.log(), &mut |_| {});
     }
     let records = Records::read(&paths.records())?;
@@ -83,7 +85,7 @@ fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listi
 fn changer(paths: &Paths) -> Result<Changer, Error> {
     let start = Instant::now();
     loop {
-        if let Some(server) = connect(paths) {
+        if let Some(server) = connect(paths)? {
             return Ok(Changer::Server(server));
         }
         if let Some(lock) = Lock::take(paths)? {
@@ -96,10 +98,14 @@ fn changer(paths: &Paths) -> Result<Changer, Error> {
     }
 }
 
-/// By a name that is short enough for a socket, wherever the store is.
-fn connect(paths: &Paths) -> Option<UnixStream> {
-    let dir = std::fs::File::open(&paths.state).ok()?;
-    UnixStream::connect(short_path(&dir).join(super::serve::SOCKET)).ok()
+/// The store's server, where there is one.
+fn connect(paths: &Paths) -> Result<Option<UnixStream>, Error> {
+    match super::serve::connect(paths, ANSWER) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(Error::Stopped { log: paths.log(), seconds: ANSWER.as_secs() })
+        }
+        connected => Ok(connected.ok()),
+    }
 }
 
 fn here(paths: &Paths, request: Request, lock: Lock, report: &Report) -> Result<Vec<Listing>, Error> {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 
 use super::Error;
 use super::open::{Listing, Store};
@@ -19,6 +21,10 @@ use crate::mount::{Event, Report};
 
 /// How long a client may take to say what it wants, and how long to wait where there are no descriptors.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a server that works says that it does, and how long one that says nothing is waited for: it is stopped, or gone astray.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of the longest request.
 const LONGEST: u64 = 1 << 20;
@@ -36,8 +42,12 @@ pub(super) enum Request {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
     Event(Event),
+    /// The request is being worked on.
+    Working,
     Images(Vec<Listing>),
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 impl Store {
@@ -70,14 +80,15 @@ pub(super) async fn answer(listener: UnixListener, store: Arc<Store>) {
 }
 
 async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Result<()> {
-    let (input, mut output) = stream.into_split();
+    let (input, output) = stream.into_split();
+    let output = Arc::new(Mutex::new(output));
     let mut input = tokio::io::BufReader::new(input.take(LONGEST));
     let mut line = String::new();
     tokio::time::timeout(PATIENCE, input.read_line(&mut line)).await??;
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(error) => {
-            return say(&mut output, &Answer::Failed { message: other_version(&error) }).await;
+            return say(&output, &Answer::Failed { message: other_version(&error) }).await;
         }
     };
     let adds = matches!(request, Request::Add { .. });
@@ -90,10 +101,13 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
     let performing = store.perform(request, &report);
     tokio::pin!(performing);
     let mut rest = Vec::new();
+    // By a task of its own: the request may keep its thread for long.
+    let mut signs = JoinSet::new();
+    signs.spawn(say_that_it_works(Arc::clone(&output)));
     let outcome = loop {
         tokio::select! {
             outcome = &mut performing => break outcome,
-            Some(event) = heard.recv() => say(&mut output, &Answer::Event(event)).await?,
+            Some(event) = heard.recv() => say(&output, &Answer::Event(event)).await?,
             _gone = input.read_to_end(&mut rest) => return Ok(()),
         }
     };
@@ -110,14 +124,32 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
         }
         Err(error) => Answer::Failed { message: error.chain() },
     };
-    say(&mut output, &answer).await
+    // Where nobody writes, none is cut short within a line.
+    let mut output = output.lock().await;
+    drop(signs);
+    write(&mut output, &answer).await
 }
 
 fn other_version(error: &serde_json::Error) -> String {
     format!("the server is of another version of crfs: {error}; start it again")
 }
 
-async fn say(output: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+/// Until nobody listens any more, or the task is given up.
+async fn say_that_it_works(output: Arc<Mutex<OwnedWriteHalf>>) {
+    let mut ticks = tokio::time::interval(SIGN_OF_LIFE);
+    loop {
+        ticks.tick().await;
+        if say(&output, &Answer::Working).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn say(output: &Mutex<OwnedWriteHalf>, answer: &Answer) -> io::Result<()> {
+    write(&mut *output.lock().await, answer).await
+}
+
+async fn write(output: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     output.write_all(&line).await
@@ -125,12 +157,27 @@ async fn say(output: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> 
 
 /// Asks a server, and waits for the outcome.
 pub(super) fn ask(
+    stream: UnixStream,
+    request: &Request,
+    log: PathBuf,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<Vec<Listing>, Error> {
+    ask_within(SILENCE, stream, request, log, on_event)
+}
+
+fn ask_within(
+    silence: Duration,
     mut stream: UnixStream,
     request: &Request,
     log: PathBuf,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<Vec<Listing>, Error> {
-    let silent = |source: io::Error| Error::Silent { log: log.clone(), source };
+    let silent = |source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock => Error::Stopped { log: log.clone(), seconds: silence.as_secs() },
+        _ => Error::Silent { log: log.clone(), source },
+    };
+    let limits = stream.set_read_timeout(Some(silence)).and_then(|()| stream.set_write_timeout(Some(silence)));
+    limits.map_err(silent)?;
     let mut line = serde_json::to_vec(request).map_err(|error| silent(error.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(silent)?;
@@ -143,9 +190,31 @@ pub(super) fn ask(
         };
         match answer.map_err(wrong)? {
             Answer::Event(event) => on_event(&event),
+            Answer::Working => {}
             Answer::Images(images) => return Ok(images),
             Answer::Failed { message } => return Err(Error::Reported { message }),
         }
     }
     Err(silent(io::ErrorKind::UnexpectedEof.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_says_nothing_is_not_waited_for() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let asked = ask_within(Duration::from_millis(10), ours, &Request::List, "/log".into(), &mut |_| {});
+        assert!(matches!(asked, Err(Error::Stopped { .. })), "{asked:?}");
+    }
+
+    #[test]
+    fn one_that_works_is() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        for answer in [Answer::Working, Answer::Images(Vec::new())] {
+            theirs.write_all(&[serde_json::to_vec(&answer).unwrap(), b"\n".to_vec()].concat()).unwrap();
+        }
+        assert!(ask(ours, &Request::List, "/log".into(), &mut |_| {}).unwrap().is_empty());
+    }
 }

@@ -20,10 +20,18 @@ pub enum Error {
     Taken { root: PathBuf },
     #[error("the store {} is served already", root.display())]
     Served { root: PathBuf },
+    #[error(
+        "{} has a list that crfs has not made ({}), as a store of podman's own has; give the store of crfs a directory of its own", root.display(), list.display()
+    )]
+    NotAStore { root: PathBuf, list: PathBuf },
     #[error("{message}")]
     Reported { message: String },
     #[error("the server of the store ended before it had answered; see {}", log.display())]
     Silent { log: PathBuf, source: io::Error },
+    #[error(
+        "the server of the store has not answered for {seconds} s: it is stopped, or waits for a filesystem that does not answer; see {}", log.display()
+    )]
+    Stopped { log: PathBuf, seconds: u64 },
 
     #[error("{image}: its config cannot be had; add it again, or push it again")]
     NoConfig { image: String },

@@ -1,8 +1,8 @@
 //! Writes what podman reads, by its rules: under its write locks, layers.json before images.json.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -11,9 +11,11 @@ use tempfile::NamedTempFile;
 
 use super::lockfile::{self, Held};
 use super::paths::{Kind, Paths, TAR_SPLIT};
-use super::records::{Image, NEW, Records, new_file, put, replace, sync_dir_of};
+use super::records::{Image, Records, is_unfinished, new_file, put, replace, sync_dir_of};
 use super::{Error, podman};
 use crate::blob::Digest;
+use crate::sys::outside;
+use crate::sys::own::{Entry, EntryKind, OwnDir};
 
 /// Modes of tar-splits.
 const OWN_TAR_SPLIT: u32 = 0o600;
@@ -36,7 +38,7 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
 pub(super) fn read_manifest(paths: &Paths, image: &Image) -> Result<Vec<u8>, Error> {
     let path = paths.image(&image.id.hex()).join(podman::big_data_file(&podman::manifest_key(&image.manifest)));
     let failed = |source| Error::File { path: path.clone(), source };
-    let manifest = fs::read(&path).map_err(failed)?;
+    let manifest = outside::read(&path, u64::MAX).map_err(failed)?;
     if Digest::of(&manifest) == image.manifest {
         return Ok(manifest);
     }
@@ -45,15 +47,28 @@ pub(super) fn read_manifest(paths: &Paths, image: &Image) -> Result<Vec<u8>, Err
 
 /// Removes the files of images that no record has.
 pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
-    let Ok(entries) = fs::read_dir(paths.image("")) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_image = name.len() == 64;
-        if is_image && !records.all_images().any(|image| image.id.hex() == name) {
-            if let Err(error) = fs::remove_dir_all(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
-            }
+    let Ok(images) = OwnDir::open(&paths.images()) else { return };
+    let is_kept = |id: &OsStr| records.all_images().any(|image| *image.id.hex() == *id);
+    for entry in images.list().unwrap_or_default() {
+        if entry.kind == EntryKind::Directory && is_id(&entry.name) && !is_kept(&entry.name) {
+            warn_of(&paths.images().join(&entry.name), images.remove_with(&entry.name, is_of_image));
         }
+    }
+}
+
+/// Whether it is a file that `write_image` makes.
+fn is_of_image(entry: &Entry) -> bool {
+    entry.kind == EntryKind::File && (podman::is_big_data_file(&entry.name) || is_unfinished(&entry.name))
+}
+
+/// Whether a name is that of an image's or a layer's directory.
+pub(super) fn is_id(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|hex| format!("sha256:{hex}").parse::<Digest>().is_ok())
+}
+
+fn warn_of(path: &Path, removed: io::Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), %error, "cannot be removed");
     }
 }
 
@@ -118,27 +133,26 @@ fn set_modes(paths: &Paths, records: &Records) {
 
 /// Removes the tar-splits of layers that no record has.
 pub(super) fn remove_other_tar_splits(paths: &Paths, records: &Records) {
-    let Ok(entries) = fs::read_dir(paths.tar_splits()) else { return };
+    let Ok(dir) = OwnDir::open(&paths.tar_splits()) else { return };
     let kept = |id: &str| records.layers.iter().any(|layer| layer.tar.is_some() && layer.id.hex() == id);
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_other = name.strip_suffix(TAR_SPLIT).is_some_and(|id| !kept(id));
-        if let Some(Err(error)) = is_other.then(|| fs::remove_file(entry.path())) {
-            tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
+    for entry in dir.list().unwrap_or_default().iter().filter(|entry| entry.kind == EntryKind::File) {
+        let id = entry.name.to_str().and_then(|name| name.strip_suffix(TAR_SPLIT));
+        if id.is_some_and(|id| is_id(OsStr::new(id)) && !kept(id)) {
+            warn_of(&paths.tar_splits().join(&entry.name), dir.remove(&entry.name));
         }
     }
 }
 
 /// Removes what somebody who was killed has not put in its place. Nobody writes now: this process has the store's lock.
 pub(super) fn remove_unfinished(paths: &Paths) {
-    let images = fs::read_dir(paths.image("")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let images = images.filter(|path| path.is_dir());
-    for dir in images.chain([paths.image(""), paths.tar_splits(), paths.state.clone()]) {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            if entry.file_name().as_bytes().starts_with(NEW.as_bytes()) {
-                if let Err(error) = fs::remove_file(entry.path()) {
-                    tracing::warn!(path = %entry.path().display(), %error, "cannot be removed");
-                }
+    let images = OwnDir::open(&paths.images()).and_then(|dir| dir.list()).unwrap_or_default();
+    let images = images.iter().filter(|entry| entry.kind == EntryKind::Directory && is_id(&entry.name));
+    let images = images.map(|entry| paths.images().join(&entry.name));
+    for path in images.chain([paths.images(), paths.tar_splits(), paths.state.clone()]) {
+        let Ok(dir) = OwnDir::open(&path) else { continue };
+        for entry in dir.list().unwrap_or_default() {
+            if entry.kind == EntryKind::File && is_unfinished(&entry.name) {
+                warn_of(&path.join(&entry.name), dir.remove(&entry.name));
             }
         }
     }
@@ -157,7 +171,7 @@ pub(super) fn publish(paths: &Paths, records: &Records, patience: Duration) -> R
     for (kind, list) in lists {
         let path = paths.podman(kind, "json");
         let list = list.map_err(|source| Error::Records { path: path.clone(), source })?;
-        let is_new = !fs::read(&path).is_ok_and(|old| old == list);
+        let is_new = !outside::read(&path, list.len() as u64).is_ok_and(|old| old == list);
         new.extend(is_new.then_some((kind, path, list)));
     }
     if new.is_empty() {

@@ -14,7 +14,11 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Error;
 use crate::mount::mounts::{self, Device};
-use crate::{sys, threads};
+use crate::sys::{self, outside};
+use crate::threads;
+
+/// Bytes of /etc/subuid.
+const LONGEST_LIST: u64 = 16 << 20;
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "user-namespace";
@@ -69,8 +73,8 @@ impl Account {
     pub(super) fn map(&self) -> Result<Map, Error> {
         let ids = |file: &str, own: u32| {
             let failed = |source| Error::File { path: file.into(), source };
-            let text = fs::read_to_string(file).map_err(failed)?;
-            let ranges = ranges(&text, &self.name, self.uid, own);
+            let text = outside::read(Path::new(file), LONGEST_LIST).map_err(failed)?;
+            let ranges = ranges(&String::from_utf8_lossy(&text), &self.name, self.uid, own);
             let none = || failed(io::Error::new(io::ErrorKind::NotFound, format!("{} has no ids in it", self.name)));
             if ranges.len() > 1 { Ok(ranges) } else { Err(none()) }
         };

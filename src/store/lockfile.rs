@@ -5,8 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open, openat};
 use nix::libc;
 use nix::sys::stat::Mode;
+
+use super::paths::open_own;
+use crate::sys::outside;
 
 /// Bytes that say who wrote last.
 const LAST_WRITER: usize = 64;
@@ -30,7 +32,7 @@ pub(super) struct Held(File);
 impl Held {
     /// For writing, if nobody has it.
     pub(super) fn to_write(path: &Path) -> io::Result<Option<Self>> {
-        take(OpenOptions::new().read(true).write(true).open(path)?, libc::F_WRLCK)
+        take(open_own(path, OpenOptions::new().read(true).write(true))?, libc::F_WRLCK)
     }
 
     /// For reading, if nobody writes.
@@ -56,16 +58,7 @@ pub(super) fn open_below(root: &Path, part: &str, file: &str) -> io::Result<File
         other => other,
     })?;
     let part = openat(&root, part, flags | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-    open_regular(&openat(&part, file, flags | OFlag::O_NOFOLLOW, Mode::empty())?.into())
-}
-
-/// Opens what was only found (O_PATH), if it is a regular file: to open a device can be to start it.
-pub(super) fn open_regular(found: &File) -> io::Result<File> {
-    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-    match found.metadata()?.is_file() {
-        true => OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
-    }
+    outside::open_found(&openat(&part, file, flags | OFlag::O_NOFOLLOW, Mode::empty())?.into())
 }
 
 fn take(file: File, kind: libc::c_int) -> io::Result<Option<Held>> {
@@ -131,9 +124,6 @@ mod tests {
         for (part, file) in [("part", "symlink"), ("part", "pipe"), ("part", "dir"), ("other", "list")] {
             assert_ne!(kind(&root, part, file), io::ErrorKind::NotFound, "{part}/{file}");
         }
-        // A device that only tells when it is opened.
-        let opened = open_regular(&open("/dev/null", OFlag::O_PATH, Mode::empty()).unwrap().into());
-        assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -11,17 +11,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::ready;
-use futures_util::stream;
+use futures_util::future::{Either, ready};
+use futures_util::stream::{self, FuturesUnordered};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::contents::Wants;
 use super::lockfile::PATIENCE;
-use super::paths::Paths;
+use super::paths::{Paths, open_own};
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
@@ -38,12 +39,18 @@ use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, doing, mounts};
 use crate::registry;
+use crate::sys::outside;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// How many images are opened at a time: a registry that does not answer is waited for, and is not to keep the images of others closed meanwhile.
+/// How many images begin to be opened at a time, and how long each has before the next one begins beside it: a registry or a filesystem that does not
+/// answer is waited for, and is not to keep the images of others closed meanwhile.
 const OPENED_AT_ONCE: usize = 8;
+const TURN: Duration = Duration::from_millis(500);
+
+/// How long an image is waited for before those that failed are tried again. It goes on by itself.
+const OPENED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Whoever has this may change the store. Nobody else may, in any process.
 pub(super) struct Lock {
@@ -55,7 +62,7 @@ impl Lock {
     pub(super) fn take(paths: &Paths) -> Result<Option<Self>, Error> {
         let path = paths.lock();
         let failed = |source| Error::File { path: path.clone(), source };
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+        let file = open_own(&path, OpenOptions::new().append(true).create(true).mode(0o600)).map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Some(Self { held })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -79,6 +86,8 @@ pub(super) struct Store {
     pub(super) device: OnceLock<Device>,
     /// Why a layer is not open.
     problems: Mutex<HashMap<Digest, String>>,
+    /// Images that are being opened, by their manifests.
+    opening: Mutex<HashSet<Digest>>,
     /// Since when no image has a layer.
     unused: Mutex<HashMap<Digest, Instant>>,
     stubs: Stubs,
@@ -126,7 +135,7 @@ impl Store {
         let trees = Trees::new(wants);
         trees.show(&records);
         let common = Common::new(cache);
-        let (problems, unused) = (Mutex::default(), Mutex::default());
+        let (problems, opening, unused) = (Mutex::default(), Mutex::default(), Mutex::default());
         let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
         let records = tokio::sync::Mutex::new(records);
         let device = OnceLock::new();
@@ -138,6 +147,7 @@ impl Store {
             trees,
             device,
             problems,
+            opening,
             unused,
             stubs,
             user_stubs,
@@ -229,13 +239,24 @@ impl Store {
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
         let images = self.records.lock().await.all_images().cloned().collect::<Vec<_>>();
-        let opening =
-            stream::iter(images).map(|image| self.open_logged(image, report)).buffer_unordered(OPENED_AT_ONCE);
-        opening.fold(true, |all, opened| ready(all && opened)).await
+        let start = |image| tokio::spawn(Arc::clone(self).open_once(image, Arc::clone(report)));
+        let begin = |image| async {
+            let mut opening = start(image);
+            match tokio::time::timeout(TURN, &mut opening).await {
+                Ok(opened) => Either::Left(ready(opened.is_ok_and(|opened| opened))),
+                // It waits for others, and nobody is to wait for it.
+                Err(_) => Either::Right(open_by_then(opening)),
+            }
+        };
+        let begun: Vec<_> = stream::iter(images).map(begin).buffer_unordered(OPENED_AT_ONCE).collect().await;
+        let opened = begun.into_iter().collect::<FuturesUnordered<_>>();
+        opened.fold(true, |all, opened| ready(all && opened)).await
     }
 
-    async fn open_logged(self: &Arc<Self>, image: Image, report: &Report) -> bool {
-        let opened = self.open(&image, report).await.inspect_err(|error| {
+    /// `false` as well where an earlier try has not come to an end.
+    async fn open_once(self: Arc<Self>, image: Image, report: Report) -> bool {
+        let Some(_turn) = Opening::begin(&self, image.manifest) else { return false };
+        let opened = self.open(&image, &report).await.inspect_err(|error| {
             tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
         });
         opened.is_ok()
@@ -344,7 +365,7 @@ impl Store {
     /// Makes the tree of an image, so that what is fetched around a miss follows from it.
     pub(super) fn join(&self, records: &Records, image: &Image) {
         let path = self.paths.image(&image.id.hex()).join(podman::big_data_file(&image.id.to_string()));
-        let config = std::fs::read(path).ok().and_then(|bytes| Config::parse(&bytes));
+        let config = outside::read(&path, u64::MAX).ok().and_then(|bytes| Config::parse(&bytes));
         let command = config.map(|config| config.started()).unwrap_or_default();
         if let Err(error) = self.trees.join(records, image, command) {
             tracing::debug!(error = error.chain(), "nothing is fetched around misses of this image");
@@ -415,6 +436,10 @@ impl Store {
         Some(users)
     }
 
+    fn opening(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -425,10 +450,33 @@ fn clear_point(dir: &Path) -> Result<(), Error> {
     let failed = |source| mount::Error::Directory { dir: dir.to_owned(), source };
     let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
     let dir = parent.join(dir.file_name().unwrap_or_default());
-    while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_ours()) {
+    while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_stores()) {
         fusedev::unmount(&dir, Detach::Lazily)?;
     }
     Ok(())
+}
+
+/// Whether an image is open in time.
+async fn open_by_then(opening: JoinHandle<bool>) -> bool {
+    matches!(tokio::time::timeout(OPENED_WITHIN, opening).await, Ok(Ok(true)))
+}
+
+/// The only one who opens an image, for as long as this lives.
+struct Opening<'a> {
+    store: &'a Store,
+    manifest: Digest,
+}
+
+impl<'a> Opening<'a> {
+    fn begin(store: &'a Store, manifest: Digest) -> Option<Self> {
+        store.opening().insert(manifest).then_some(Self { store, manifest })
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.store.opening().remove(&self.manifest);
+    }
 }
 
 /// What is known of an image where no server runs.

@@ -1,12 +1,16 @@
 //! Where everything of a store is.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
 use super::Error;
 use crate::blob::Digest;
+use crate::sys::own::regular;
+use crate::sys::trusted;
 
 /// How the name of a tar-split ends, behind the layer's id.
 pub(super) const TAR_SPLIT: &str = ".tar-split.gz";
@@ -53,9 +57,14 @@ impl Paths {
         self.tar_splits().join(layer.hex() + TAR_SPLIT)
     }
 
+    /// Where each image has a directory, beside their list.
+    pub(super) fn images(&self) -> PathBuf {
+        self.root.join("overlay-images")
+    }
+
     /// Manifest and config of an image.
     pub(super) fn image(&self, id: &str) -> PathBuf {
-        self.root.join("overlay-images").join(id)
+        self.images().join(id)
     }
 
     pub(super) fn records(&self) -> PathBuf {
@@ -76,20 +85,36 @@ impl Paths {
     pub(super) fn create(&self) -> Result<(), Error> {
         let made =
             |path: &Path, mode| make_dir(path, mode).map_err(|source| Error::File { path: path.to_owned(), source });
-        made(&self.root, OWN_ROOT)?;
-        made(&self.state, 0o700)?;
+        for (own, mode) in [(&self.root, OWN_ROOT), (&self.state, 0o700)] {
+            let trusted = |source| Error::File { path: own.clone(), source };
+            check(own).map_err(trusted)?;
+            made(own, mode)?;
+            // Also what was made in between.
+            check(own).map_err(trusted)?;
+        }
         self.check_private()?;
+        self.check_own()?;
         // What is mounted there has a mode of its own, and so have users' clones of that.
         made(&self.mount(), 0o700)?;
         for kind in [Kind::Layers, Kind::Images] {
             made(&self.root.join(format!("overlay-{}", kind.name())), 0o755)?;
             let lock = self.podman(kind, "lock");
-            let opened = OpenOptions::new().append(true).create(true).mode(0o644).open(&lock);
+            let opened = open_own(&lock, OpenOptions::new().append(true).create(true).mode(0o644));
             // Whatever the umask was.
             let readable = opened.and_then(|file| file.set_permissions(Permissions::from_mode(0o644)));
             readable.map_err(|source| Error::File { path: lock, source })?;
         }
         Ok(())
+    }
+
+    /// A podman has its own lists by the same names, which crfs would replace. Whatever was a store of crfs's has its lock.
+    fn check_own(&self) -> Result<(), Error> {
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        let lists = [Kind::Layers, Kind::Images].map(|kind| self.podman(kind, "json"));
+        match lists.iter().find(|list| is_there(list) && !is_there(&self.lock())) {
+            Some(list) => Err(Error::NotAStore { root: self.root.clone(), list: list.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Lets those enter the root who have a part of it, and nobody where nobody has. A root that was there before crfs is not closed to anybody.
@@ -131,6 +156,19 @@ pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether nobody else can have prepared what is there of a path.
+fn check(path: &Path) -> io::Result<()> {
+    match trusted::existing(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A file of the store's own: no symlink, and nothing that could be waited for.
+pub(super) fn open_own(path: &Path, how: &mut OpenOptions) -> io::Result<File> {
+    regular(how.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)?)
 }
 
 /// A path without symlinks in that part of it that is there.
@@ -186,5 +224,47 @@ mod tests {
         assert_eq!(mode(&paths.podman(Kind::Layers, "lock")), 0o644);
         fs::set_permissions(&paths.state, Permissions::from_mode(0o750)).unwrap();
         assert!(paths.create().unwrap_err().to_string().contains("crfs"), "others may enter");
+    }
+
+    #[test]
+    fn a_store_of_podmans_own_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("overlay-images/images.json");
+        fs::create_dir(list.parent().unwrap()).unwrap();
+        fs::write(&list, "[]").unwrap();
+        let paths = Paths::new(dir.path(), None);
+        assert!(matches!(paths.create(), Err(Error::NotAStore { .. })));
+        assert!(!paths.mount().exists());
+        fs::write(paths.lock(), "").unwrap();
+        paths.create().unwrap();
+    }
+
+    #[test]
+    fn files_of_the_store_are_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(&dir.path().join("s"), None);
+        paths.create().unwrap();
+        let lock = paths.podman(Kind::Layers, "lock");
+        fs::remove_file(&lock).unwrap();
+        nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(paths.create(), Err(Error::File { path, .. }) if path == lock));
+    }
+
+    #[test]
+    fn a_store_in_a_place_that_somebody_else_has_prepared_is_refused() {
+        use std::os::unix::fs::{lchown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+        let (victims, root) = (dir.path().join("victims"), dir.path().join("crfs-7"));
+        fs::create_dir(&victims).unwrap();
+        symlink(&victims, &root).unwrap();
+        if lchown(&root, Some(4242), None).is_err() {
+            return;
+        }
+        // As it is where it was looked at before the symlink was there.
+        let paths = Paths { root: root.join("store"), state: root.join("store/crfs") };
+        let error = paths.create().unwrap_err();
+        assert!(error.chain().contains("user 4242"), "{}", error.chain());
+        assert_eq!(fs::read_dir(&victims).unwrap().count(), 0);
     }
 }

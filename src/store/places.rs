@@ -6,11 +6,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-
+use super::Error;
 use super::idmap::Account;
-use super::{Error, lockfile};
+use crate::sys::outside;
 
 /// Those of the machine.
 const OF_MACHINE: [&str; 2] = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
@@ -35,7 +33,7 @@ pub struct Person {
 /// # Errors
 /// Where a storage.conf cannot be read.
 pub fn of_person(person: &Person) -> Result<Vec<PathBuf>, Error> {
-    let own = text(&person.conf, File::open(&person.conf))?;
+    let own = text(&person.conf, outside::read(&person.conf, LONGEST))?;
     Ok(places(person, &own, &of_machine()?))
 }
 
@@ -43,21 +41,17 @@ pub fn of_person(person: &Person) -> Result<Vec<PathBuf>, Error> {
 pub(super) fn of_account(account: &Account) -> Result<Vec<PathBuf>, Error> {
     let Account { name, uid, home, .. } = account.clone();
     let (data, conf) = (home.join(".local/share"), home.join(".config/containers/storage.conf"));
-    let own = text(&conf, open_theirs(&conf, uid))?;
+    let own = text(&conf, read_theirs(&conf, uid))?;
     Ok(places(&Person { uid, name, home, data, conf }, &own, &of_machine()?))
 }
 
 fn of_machine() -> Result<String, Error> {
-    let texts = OF_MACHINE.iter().map(|path| text(Path::new(path), File::open(path)));
+    let texts = OF_MACHINE.iter().map(|path| text(Path::new(path), outside::read(Path::new(path), LONGEST)));
     texts.collect::<Result<Vec<_>, _>>().map(|texts| texts.join("\n"))
 }
 
 /// One that is not there says nothing.
-fn text(path: &Path, opened: io::Result<File>) -> Result<String, Error> {
-    let read = opened.and_then(|file| {
-        let mut text = Vec::new();
-        file.take(LONGEST).read_to_end(&mut text).map(|_| text)
-    });
+fn text(path: &Path, read: io::Result<Vec<u8>>) -> Result<String, Error> {
     match read {
         Ok(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -67,14 +61,19 @@ fn text(path: &Path, opened: io::Result<File>) -> Result<String, Error> {
     }
 }
 
+fn read_theirs(path: &Path, uid: u32) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open_theirs(path, uid)?.take(LONGEST).read_to_end(&mut text).map(|_| text)
+}
+
 /// A file of a user's. Symlinks are followed, since such files are often kept elsewhere; but root reads nothing that the user may not.
 fn open_theirs(path: &Path, uid: u32) -> io::Result<File> {
-    let found = File::from(open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?);
+    let found = outside::find(path)?;
     let meta = found.metadata()?;
     if meta.uid() != uid && meta.mode() & 0o004 == 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a file of that user"));
     }
-    lockfile::open_regular(&found)
+    outside::open_found(&found)
 }
 
 /// Of the machine's files a user's podman takes one key only: what the other names is root's.
@@ -162,7 +161,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_says_nothing_and_one_that_cannot_be_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let text = |path: &Path| text(path, open_theirs(path, nix::unistd::geteuid().as_raw()));
+        let text = |path: &Path| text(path, read_theirs(path, nix::unistd::geteuid().as_raw()));
         assert_eq!(text(&dir.path().join("a/b")).unwrap(), "");
         fs::write(dir.path().join("a"), "").unwrap();
         assert_eq!(text(&dir.path().join("a/b")).unwrap(), "");

@@ -1,5 +1,7 @@
 //! How podman names things, and the two lists that it reads: images.json and layers.json of containers/storage 1.43 (images.go, layers.go).
 
+use std::ffi::OsStr;
+
 use serde::Serialize;
 
 use super::records::{Blob, Image, Layer, Records};
@@ -51,6 +53,16 @@ pub(super) fn big_data_file(key: &str) -> String {
         true => format!("={}", base64::prelude::BASE64_STANDARD.encode(key)),
         false => key.to_owned(),
     }
+}
+
+/// Whether a name is that of a file of an image's big data.
+pub(super) fn is_big_data_file(name: &OsStr) -> bool {
+    use base64::Engine as _;
+    let Some(name) = name.to_str() else { return false };
+    let key = name.strip_prefix('=').and_then(|name| base64::prelude::BASE64_STANDARD.decode(name).ok());
+    let key = key.and_then(|key| String::from_utf8(key).ok());
+    let is_digest = |key: String| key.strip_prefix("manifest-").unwrap_or(&key).parse::<Digest>().is_ok();
+    name == "manifest" || key.is_some_and(is_digest)
 }
 
 /// The key by which a manifest is found whatever other manifests the image has.
@@ -256,6 +268,11 @@ mod tests {
         assert_eq!(big_data_file("manifest"), "manifest");
         assert_eq!(big_data_file("sha256:00"), "=c2hhMjU2OjAw");
         assert_eq!(big_data_file("manifest-sha256:00"), "=bWFuaWZlc3Qtc2hhMjU2OjAw");
+        let image = image("i", &[], &[]);
+        assert!(big_data(&image).iter().all(|(key, ..)| is_big_data_file(OsStr::new(&big_data_file(key)))));
+        for other in ["config", "=bWFuaWZlc3Qtc2hhMjU2OjAw", "=", "=x", "manifest-2"] {
+            assert!(!is_big_data_file(OsStr::new(other)), "{other}");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A layer's number is never given again: it stands in the inode numbers of all that is in the layer.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,11 +14,12 @@ use tempfile::NamedTempFile;
 use super::Error;
 use crate::blob::Digest;
 use crate::mount::options::ImageOptions;
+use crate::sys::outside;
 
 const VERSION: u32 = 1;
 
 /// How the names of files begin that are not in their places yet.
-pub(super) const NEW: &str = ".new-";
+const NEW: &str = ".new-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Records {
@@ -138,7 +140,7 @@ impl Default for Records {
 impl Records {
     /// Those of a store; none where nothing was added yet.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let text = match fs::read(path) {
+        let text = match outside::read(path, u64::MAX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             read => read.map_err(|source| Error::File { path: path.to_owned(), source })?,
         };
@@ -236,6 +238,12 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error>
     write().map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
+/// Whether a name is that of a file that is not in its place yet: tempfile adds six letters or digits.
+pub(super) fn is_unfinished(name: &OsStr) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(NEW));
+    rest.is_some_and(|rest| rest.len() == 6 && rest.bytes().all(|letter| letter.is_ascii_alphanumeric()))
+}
+
 /// How a file is made, for its owner alone, that is to be put in its place.
 pub(super) fn new_file() -> tempfile::Builder<'static, 'static> {
     let mut new = tempfile::Builder::new();
@@ -262,6 +270,7 @@ fn dir_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use super::*;

@@ -8,9 +8,10 @@
 //! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which its
 //! guard takes away (guard.rs), and where that was killed as well the next server.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,12 +35,14 @@ use crate::mount::session::{End, Unserved, raise_descriptor_limit};
 use crate::mount::signals::{self, ServerSignals};
 use crate::mount::state::short_path;
 use crate::mount::{self, Report, mounts};
-use crate::{sys, threads};
+use crate::sys;
+use crate::sys::own::{EntryKind, OwnDir};
+use crate::threads;
 
-pub(super) const SOCKET: &str = "control.sock";
+const SOCKET: &str = "control.sock";
 
-/// What /proc/mounts shows.
-const SOURCE: &str = "crfs-store";
+/// How long the mount may take to answer for the first time.
+const USABLE: Duration = Duration::from_secs(30);
 
 /// How long readiness waits for layers that are hard to open.
 const OPENING: Duration = Duration::from_secs(30);
@@ -111,9 +114,15 @@ fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
     }
 }
 
+/// One that is stopped has the store as well.
 fn is_answered(paths: &Paths) -> bool {
-    let dir = File::open(&paths.state);
-    dir.is_ok_and(|dir| std::os::unix::net::UnixStream::connect(short_path(&dir).join(SOCKET)).is_ok())
+    connect(paths, Duration::from_secs(1)).map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
+}
+
+/// Connects to the server by a name that is short enough for a socket, wherever the store is.
+pub(super) fn connect(paths: &Paths, patience: Duration) -> io::Result<UnixStream> {
+    let dir = File::open(&paths.state)?;
+    mount::control::connect(&short_path(dir.as_fd()).join(SOCKET), patience)
 }
 
 async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
@@ -127,11 +136,12 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     begin(&store, options).await?;
 
     let dir = options.paths.mount();
-    let target = Target { dir: &mounts::usable_point(&dir)?, source: SOURCE, allow_other: options.allow_other };
+    let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
     let mounted = Unserved::mount(&target)?;
     let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
-    session.become_usable().await?;
+    let usable = tokio::time::timeout(USABLE, session.become_usable()).await;
+    usable.map_err(|late| mount::Error::NotReady { dir: dir.clone(), source: late.into() })??;
     // Now that all threads are there that it cannot do without.
     threads::fill();
     let guard = Guard::start(&options.paths, session.mounted.device, &store.lock);
@@ -247,12 +257,9 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
 fn bind(paths: &Paths) -> Result<UnixListener, Error> {
     let path = paths.state.join(SOCKET);
     let failed = |source| Error::File { path: path.clone(), source };
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let dir = File::open(&paths.state).map_err(failed)?;
-    mount::control::bind(&short_path(&dir).join(SOCKET)).map_err(failed)
+    let state = OwnDir::open(&paths.state).map_err(failed)?;
+    state.remove_known(SOCKET, EntryKind::Socket).map_err(failed)?;
+    mount::control::bind(&short_path(state.as_fd()).join(SOCKET)).map_err(failed)
 }
 
 #[cfg(test)]

@@ -19,15 +19,19 @@ use super::idmap::{Account, Map, mount_clone};
 use super::open::Store;
 use super::paths::{Paths, make_dir};
 use super::records::Records;
-use super::stubs::Stubs;
+use super::stubs::{self, Stubs};
 use super::{Error, places};
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::mounts::{self, Device};
+use crate::sys::own::{EntryKind, OwnDir};
+
+/// Root's own directories that a user's lead to.
+const LINKED: [&str; 2] = ["overlay-images", "overlay-layers"];
 
 impl Paths {
     /// A user's directory, for their storage.conf.
     #[must_use]
-    pub fn of_user(&self, name: &str) -> PathBuf {
+    pub fn of_user(&self, name: impl AsRef<Path>) -> PathBuf {
         self.users().join(name)
     }
 
@@ -78,7 +82,7 @@ impl Store {
         let overlay = dir.join("overlay");
         unmount(&overlay, Detach::Lazily)?;
         make_dirs(&self.paths, account, &overlay).map_err(|source| Error::File { path: overlay.clone(), source })?;
-        for name in ["overlay-images", "overlay-layers"] {
+        for name in LINKED {
             link(&self.paths.root.join(name), &dir.join(name))?;
         }
         let stubs = open_stubs(&overlay, &map)?;
@@ -117,9 +121,9 @@ fn make_dirs(paths: &Paths, account: &Account, overlay: &Path) -> io::Result<()>
 
 /// Takes all users' clones away that are not in use: they keep the server from ending, and would be dead after it.
 pub(super) fn take_clones_away(paths: &Paths, how: Detach) {
-    let Ok(users) = fs::read_dir(paths.users()) else { return };
-    for user in users.flatten() {
-        if let Err(error) = unmount(&user.path().join("overlay"), how) {
+    let Ok(users) = OwnDir::open(&paths.users()).and_then(|dir| dir.list()) else { return };
+    for user in users.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+        if let Err(error) = unmount(&paths.of_user(&user.name).join("overlay"), how) {
             tracing::warn!(error = error.chain(), "a user's part of the store stays");
         }
     }
@@ -150,15 +154,29 @@ fn link(target: &Path, link: &Path) -> Result<(), Error> {
 fn take_away(paths: &Paths, name: &str) -> Result<(), Error> {
     let dir = paths.of_user(name);
     unmount(&dir.join("overlay"), Detach::Lazily)?;
-    match fs::remove_dir_all(&dir) {
+    match remove_dirs(&paths.users(), name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File { path: dir, source: error }),
         _ => Ok(()),
     }
 }
 
+/// Removes what `make_dirs` and `link` have made for a user.
+fn remove_dirs(users: &Path, name: &str) -> io::Result<()> {
+    let users = OwnDir::open(users)?;
+    let user = users.enter(name)?;
+    for link in LINKED {
+        user.remove_known(link, EntryKind::Symlink)?;
+    }
+    if let Ok(overlay) = user.enter("overlay") {
+        stubs::remove_all(&overlay)?;
+        user.remove_empty("overlay")?;
+    }
+    users.remove_empty(name)
+}
+
 /// Takes away whatever crfs has mounted there.
 fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
-    let is_ours = || mounts::at(dir).map(|mount| mount.is_some_and(|mount| mount.is_ours()));
+    let is_ours = || mounts::at(dir).map(|mount| mount.is_some_and(|mount| mount.is_stores()));
     while is_ours().map_err(|source| Error::File { path: dir.to_owned(), source })? {
         fusedev::unmount(dir, how)?;
     }
@@ -181,5 +199,32 @@ mod tests {
         store.share(gone, true).await.unwrap();
         assert!(Records::read(&store.paths.records()).unwrap().users.is_empty());
         assert!(matches!(store.share(gone, true).await, Err(Error::User { .. })), "a name that is mistyped is said");
+    }
+
+    #[test]
+    fn a_users_directory_goes_but_for_what_is_not_of_crfs() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), None);
+        let mut records = Records::default();
+        let layer = crate::store::records::tests::layer(&mut records, "one", None);
+        records.layers.push(layer);
+        let make = |name: &str| {
+            let overlay = paths.of_user(name).join("overlay");
+            make_dir(&overlay, 0o755).unwrap();
+            for name in LINKED {
+                link(&dir.path().join(name), &overlay.with_file_name(name)).unwrap();
+            }
+            Stubs::open(&overlay, None).unwrap().write(&records);
+            overlay
+        };
+        make("ann");
+        take_away(&paths, "ann").unwrap();
+        assert!(!paths.of_user("ann").exists());
+        let theirs = make("bob").join("work/file");
+        fs::create_dir(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "").unwrap();
+        assert!(take_away(&paths, "bob").is_err());
+        assert!(theirs.exists() && !paths.of_user("bob").join(LINKED[0]).exists());
+        take_away(&paths, "nobody").unwrap();
     }
 }

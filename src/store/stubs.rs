@@ -3,21 +3,26 @@
 //! Without it `podman inspect` and `podman pull` would fail for images and containers on top of the store. `diff` is a file there and no directory, so
 //! that nothing can be run from it: an overlay over a file is refused, and one over an empty directory would be an empty root.
 
-use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use super::files::is_id;
 use super::idmap::Map;
 use super::paths::make_dir;
 use super::podman;
 use super::records::{Layer, Records};
+use crate::sys::own::{Entry, EntryKind, OwnDir};
+
+/// The directory of the layers' links.
+const LINKS: &str = "l";
 
 /// A directory that is mounted on, open since before it was.
 pub(super) struct Stubs {
-    dir: File,
+    dir: OwnDir,
     /// Whose the owners of layers are there, where that is a user's.
     owners: Option<Map>,
 }
@@ -25,16 +30,16 @@ pub(super) struct Stubs {
 impl Stubs {
     /// To be called while nothing is mounted there.
     pub(super) fn open(dir: &Path, owners: Option<Map>) -> io::Result<Self> {
-        Ok(Self { dir: File::open(dir)?, owners })
+        Ok(Self { dir: OwnDir::open(dir)?, owners })
     }
 
     /// Makes them what the records say. What fails costs a few commands of podman while no server runs, so it is only logged.
     pub(super) fn write(&self, records: &Records) {
         // Not the path, which leads to what is mounted there.
-        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_fd().as_raw_fd()));
         let write = |layer: &Layer| write_layer(&dir, records, layer, self.owner(layer));
         let written = records.layers.iter().try_for_each(write);
-        if let Err(error) = written.and_then(|()| remove_others(&dir, records)) {
+        if let Err(error) = written.and_then(|()| remove_others(&self.dir, records)) {
             tracing::warn!(%error, "podman will be able to do less while no server runs");
         }
     }
@@ -53,7 +58,7 @@ fn write_layer(dir: &Path, records: &Records, layer: &Layer, owner: Option<(u32,
         // It is made last.
         return Ok(());
     }
-    let links = dir.join("l");
+    let links = dir.join(LINKS);
     for made in [&own, &links, &own.join("merged")] {
         make_dir(made, 0o755)?;
     }
@@ -84,26 +89,45 @@ fn write_file(path: &Path, text: &str) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o644))
 }
 
-fn remove_others(dir: &Path, records: &Records) -> io::Result<()> {
-    let ids: BTreeSet<_> = records.layers.iter().map(|layer| layer.id.hex()).collect();
-    let links: BTreeSet<_> = records.layers.iter().map(|layer| layer.link.clone()).collect();
-    for (place, kept) in [(dir.to_owned(), &ids), (dir.join("l"), &links)] {
-        let Ok(entries) = fs::read_dir(&place) else { continue };
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let is_link = entry.file_type()?.is_symlink();
-            // What else there is was not made by crfs.
-            if kept.contains(&name) || (name.len() != 64 && !is_link) {
-                continue;
-            }
-            ignore(
-                if is_link { fs::remove_file(entry.path()) } else { fs::remove_dir_all(entry.path()) },
-                io::ErrorKind::NotFound,
-            )?;
+/// Removes the stubs of all layers. What else there is was not made by crfs.
+pub(super) fn remove_all(dir: &OwnDir) -> io::Result<()> {
+    remove_others(dir, &Records::default())?;
+    ignore(dir.remove_empty(LINKS), io::ErrorKind::NotFound)
+}
+
+/// Removes what can be; the first error is told.
+fn remove_others(dir: &OwnDir, records: &Records) -> io::Result<()> {
+    let mut outcome = Ok(());
+    let is_kept = |id: &OsStr| records.layers.iter().any(|layer| *layer.id.hex() == *id);
+    for entry in dir.list()? {
+        if entry.kind == EntryKind::Directory && is_id(&entry.name) && !is_kept(&entry.name) {
+            outcome = outcome.and(dir.remove_with(&entry.name, is_of_stub));
         }
     }
-    Ok(())
+    let Ok(links) = dir.enter(LINKS) else { return outcome };
+    let is_kept = |link: &OsStr| records.layers.iter().any(|layer| *layer.link == *link);
+    for entry in links.list()? {
+        if entry.kind == EntryKind::Symlink && !is_kept(&entry.name) && leads_to_layer(&links, &entry.name)? {
+            outcome = outcome.and(links.remove(&entry.name));
+        }
+    }
+    outcome
+}
+
+/// Whether it is what `write_layer` makes.
+fn is_of_stub(entry: &Entry) -> bool {
+    match entry.kind {
+        EntryKind::File => ["diff", "link", "lower", "new"].iter().any(|name| entry.name == *name),
+        EntryKind::Directory => entry.name == "merged",
+        _ => false,
+    }
+}
+
+/// Whether a symlink is one that `write_layer` makes.
+fn leads_to_layer(links: &OwnDir, name: &OsStr) -> io::Result<bool> {
+    let target = links.read_link(name)?;
+    let id = target.strip_prefix("..").ok().filter(|rest| rest.ends_with("diff")).and_then(Path::parent);
+    Ok(id.is_some_and(|id| is_id(id.as_os_str())))
 }
 
 fn ignore(done: io::Result<()>, kind: io::ErrorKind) -> io::Result<()> {
@@ -138,7 +162,20 @@ mod tests {
         assert_eq!(fs::read_to_string(path("two", "lower")).unwrap(), "l/ONE");
         assert_eq!(fs::read_to_string(path("one", "link")).unwrap(), "ONE");
         assert!(!path("one", "lower").exists());
+        // Somebody else's, whatever they are called.
+        let theirs = Digest::of(b"theirs").hex();
+        fs::create_dir(dir.path().join(&theirs)).unwrap();
+        fs::write(dir.path().join(&theirs).join("mine"), "").unwrap();
+        symlink("/etc/passwd", dir.path().join("l/THEIRS")).unwrap();
+        symlink("one", dir.path().join("link")).unwrap();
         records.layers.pop();
+        assert!(remove_others(&stubs.dir, &records).is_err());
+        assert!(!path("two", "").exists(), "it keeps nothing else");
+        for kept in ["link", "l/THEIRS"] {
+            assert!(fs::symlink_metadata(dir.path().join(kept)).is_ok(), "{kept}");
+        }
+        assert!(dir.path().join(&theirs).join("mine").exists());
+        fs::remove_file(dir.path().join(&theirs).join("mine")).unwrap();
         stubs.write(&records);
         assert!(path("one", "link").exists() && !path("two", "").exists());
         assert!(fs::symlink_metadata(dir.path().join("l/TWO")).is_err());

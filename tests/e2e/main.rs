@@ -22,6 +22,7 @@ mod life;
 mod lying;
 mod offline;
 mod ordinary_user;
+mod ours;
 mod overlay;
 mod plain;
 mod readers;

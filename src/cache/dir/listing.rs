@@ -1,56 +1,27 @@
 //! What is below a directory: names, sizes, and what was left half-written.
 
-use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsStr;
 use std::path::Path;
 
-use nix::dir::Dir as Entries;
-use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{SFlag, fstatat};
-
-use super::{Dir, TEMPORARY};
+use super::Dir;
 use crate::cache::lock::{self, Kind};
+use crate::sys::own::{Entry, EntryKind};
 
-/// What a directory holds by one name.
-pub(in crate::cache) struct Entry {
-    pub(in crate::cache) name: OsString,
-    pub(in crate::cache) is_dir: bool,
-    /// Bytes that it takes on the disk.
-    pub(in crate::cache) allocated: u64,
-    /// Seconds since 1970.
-    pub(in crate::cache) modified: i64,
-}
+/// What the name of a file that is being written has in it.
+const TEMPORARY: &str = ".tmp-";
 
 impl Dir {
     /// What is in a directory, in the order of the names' bytes; nothing where there is none.
     pub(in crate::cache) fn list(&self, path: &Path) -> Vec<Entry> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let Ok(dir) = self.at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
-        let Ok(mut entries) = dir.try_clone().map_err(|_| Errno::EMFILE).and_then(|dir| Entries::from_fd(dir.into()))
-        else {
-            return Vec::new();
-        };
-        let names = entries.iter().flatten().map(|entry| entry.file_name().to_owned());
-        let names = names.filter(|name| ![b".".as_slice(), b".."].contains(&name.to_bytes()));
-        let entry = |name: std::ffi::CString| {
-            let found = fstatat(dir.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
-            Some(Entry {
-                name: OsStr::from_bytes(name.to_bytes()).to_owned(),
-                is_dir: SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR,
-                allocated: found.st_blocks.unsigned_abs() * 512,
-                modified: found.st_mtime,
-            })
-        };
-        let mut list: Vec<Entry> = names.filter_map(entry).collect();
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        list
+        self.own.enter(path).and_then(|dir| dir.list()).unwrap_or_default()
     }
 
     /// Bytes on the disk of all that is below a path, as du(1) counts them.
     pub(in crate::cache) fn allocated(&self, path: &Path) -> u64 {
-        let below = |entry: &Entry| if entry.is_dir { self.allocated(&path.join(&entry.name)) } else { 0 };
+        let below = |entry: &Entry| {
+            if entry.kind == EntryKind::Directory { self.allocated(&path.join(&entry.name)) } else { 0 }
+        };
         self.list(path).iter().map(|entry| entry.allocated.saturating_add(below(entry))).sum()
     }
 
@@ -58,7 +29,7 @@ impl Dir {
     pub(in crate::cache) fn sweep(&self, path: &Path) {
         for entry in self.list(path) {
             let path = path.join(&entry.name);
-            if entry.is_dir {
+            if entry.kind == EntryKind::Directory {
                 self.sweep(&path);
             } else if is_temporary(&entry.name) {
                 let left = self.open_to_write(&path).and_then(|file| lock::try_keep(&file, Kind::Exclusive, 0));
@@ -68,9 +39,16 @@ impl Dir {
     }
 }
 
+/// What the name of a file that is being written has at its end: numbers that no two have.
+pub(super) fn temporary(process: u32, serial: u64, nanoseconds: u128) -> String {
+    format!("{TEMPORARY}{process}-{serial}-{nanoseconds}")
+}
+
 /// Whether it is the name of a file that is being written, or was when its writer was killed.
 pub(in crate::cache) fn is_temporary(name: &OsStr) -> bool {
-    name.to_string_lossy().contains(TEMPORARY)
+    let numbers = name.to_str().and_then(|name| Some(name.split_once(TEMPORARY)?.1.split('-')));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    numbers.is_some_and(|numbers| numbers.clone().count() == 3 && numbers.clone().all(is_number))
 }
 
 #[cfg(test)]
@@ -84,9 +62,9 @@ mod tests {
     fn what_a_killed_process_left_half_written_goes() {
         let (_temp, dir) = dir();
         dir.write(Path::new("a/b"), b"x").unwrap();
-        let left = dir.path().join("a/b.tmp-7");
+        let left = dir.path().join("a/b.tmp-7-0-9");
         std::fs::write(&left, b"y").unwrap();
-        let file = dir.open_to_write(Path::new("a/b.tmp-7")).unwrap();
+        let file = dir.open_to_write(Path::new("a/b.tmp-7-0-9")).unwrap();
         // Unlocked when dropped: closing it alone would leave the lock to a child that another test is starting.
         let held = lock::exclusive(&file, 0, std::time::Duration::ZERO).unwrap();
         dir.sweep(Path::new(""));
@@ -95,6 +73,18 @@ mod tests {
         dir.sweep(Path::new(""));
         assert!(!left.exists());
         assert_eq!(dir.read(Path::new("a/b"), 9).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_only_looks_like_it_stays() {
+        let (_temp, dir) = dir();
+        let theirs = ["notes.tmp-1", "a.tmp-x-1-2", "b.tmp-1-2-3-4", "c.tmp-1--3", "tmp-1-2-3"];
+        for name in theirs {
+            std::fs::write(dir.path().join(name), b"mine").unwrap();
+        }
+        dir.sweep(Path::new(""));
+        assert_eq!(dir.list(Path::new("")).len(), theirs.len());
+        assert!(is_temporary(OsStr::new(&format!("x{}", temporary(1, 2, 3)))));
     }
 
     #[test]

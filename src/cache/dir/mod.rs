@@ -3,16 +3,16 @@
 
 mod listing;
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, openat2, renameat};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{FsType, fstatfs};
@@ -20,6 +20,8 @@ use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 
 pub(super) use self::listing::is_temporary;
 use super::lock::{self, Kind};
+use crate::sys::own::{OwnDir, regular};
+use crate::sys::trusted;
 
 /// Owner only: what is cached may come from private registries.
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
@@ -28,11 +30,8 @@ const DIR_MODE: Mode = Mode::from_bits_truncate(0o700);
 /// Descriptors that the cache leaves to others, where it could take them all.
 const KEPT_DESCRIPTORS: u64 = 256;
 
-/// What the name of a file that is being written has in it.
-const TEMPORARY: &str = ".tmp-";
-
 pub(super) struct Dir {
-    fd: OwnedFd,
+    own: OwnDir,
     path: PathBuf,
 }
 
@@ -46,21 +45,29 @@ fn unless_scarce(file: File) -> io::Result<File> {
 }
 
 impl Dir {
-    /// Opens the directory, making it (and what leads to it) where it is missing.
-    pub(super) fn create(path: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        Self::existing(path)
+    /// Opens the directory `name` in the one at `path`, making both (and what leads there) where they are missing.
+    pub(super) fn create(path: &Path, name: &str) -> io::Result<Self> {
+        let above = trusted::made(path, DIR_MODE.bits())?;
+        match mkdirat(&above, name, DIR_MODE) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Self::within(above.into(), name, path)
     }
 
     /// Opens a directory that is there.
-    pub(super) fn existing(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let found = file.metadata()?;
+    pub(super) fn existing(path: &Path, name: &str) -> io::Result<Self> {
+        Self::within(trusted::existing(path)?.into(), name, path)
+    }
+
+    fn within(above: OwnDir, name: &str, path: &Path) -> io::Result<Self> {
+        let own = above.enter(name)?;
+        let found = own.metadata()?;
         // What others may write could change after it was verified.
         if found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
             return Err(io::Error::other("it belongs to another user, or others may write to it"));
         }
-        Ok(Self { fd: file.into(), path: path.to_owned() })
+        Ok(Self { own, path: path.join(name) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -79,21 +86,16 @@ impl Dir {
             FsType(0x5346_414f),
             FsType(0x0102_1997),
         ];
-        fstatfs(&self.fd).is_ok_and(|found| !REMOTE.contains(&found.filesystem_type()))
+        fstatfs(&self.own).is_ok_and(|found| !REMOTE.contains(&found.filesystem_type()))
     }
 
     /// The directory itself.
     pub(super) fn file(&self) -> io::Result<File> {
-        Ok(self.fd.try_clone()?.into())
+        Ok(self.own.as_fd().try_clone_to_owned()?.into())
     }
 
     fn at(&self, path: &Path, flags: OFlag) -> io::Result<File> {
-        let mode = if flags.contains(OFlag::O_CREAT) { FILE_MODE } else { Mode::empty() };
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-            .mode(mode)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        unless_scarce(openat2(self.fd.as_fd(), path, how)?.into())
+        unless_scarce(self.own.at(path, flags)?)
     }
 
     /// An existing regular file, to read.
@@ -129,7 +131,7 @@ impl Dir {
     pub(super) fn unnamed(&self) -> io::Result<File> {
         let how = OpenHow::new().flags(OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC).mode(FILE_MODE);
         unless_scarce(
-            openat2(self.fd.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))?,
+            openat2(self.own.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))?,
         )
     }
 
@@ -165,7 +167,7 @@ impl Dir {
         // Processes in different containers may have the same number.
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
         let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!("{TEMPORARY}{}-{serial}-{now}", std::process::id()));
+        name.push(listing::temporary(std::process::id(), serial, now));
         let temporary = path.with_file_name(name);
         let written = self.at(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL).and_then(|mut file| {
             // For `sweep`: it is not left over.
@@ -236,10 +238,6 @@ impl Dir {
     }
 }
 
-fn regular(file: File) -> io::Result<File> {
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
-}
-
 /// Whether what stands at a path is the reason that no file could be opened there; everything else says nothing against the file.
 fn is_in_the_way(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
@@ -253,7 +251,7 @@ mod tests {
 
     pub(super) fn dir() -> (tempfile::TempDir, Dir) {
         let temp = tempfile::tempdir().unwrap();
-        let dir = Dir::create(&temp.path().join("cache")).unwrap();
+        let dir = Dir::create(&temp.path().join("cache"), "v").unwrap();
         (temp, dir)
     }
 

@@ -1,0 +1,99 @@
+//! Layouts and archives may be on filesystems that do not answer: an NFS whose server is gone lets whoever opens a file wait for as long as that takes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::Error;
+use crate::threads::{self, Work};
+
+/// Which of them do not answer just now. Cheap to clone; the clones know the same.
+#[derive(Clone, Default)]
+pub(super) struct Disks {
+    /// What was asked in vain, with a token that the thread has which still waits.
+    silent: Arc<Mutex<Vec<(PathBuf, Weak<()>)>>>,
+}
+
+impl Disks {
+    /// Does something with the files at `path`, on a thread of its own, and waits for it no longer than `limit`. While one thread waits in vain, no
+    /// other is sent there.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        path: &Path,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.silent().iter().any(|(silent, _)| silent == path) {
+            return Err(silence(path, "still does not answer".to_owned()));
+        }
+        let token = Arc::new(());
+        let waiting = Arc::downgrade(&token);
+        let asked = blocking(move || {
+            let done = work();
+            drop(token);
+            done
+        });
+        match tokio::time::timeout(limit, asked).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.silent().push((path.to_owned(), waiting));
+                Err(silence(path, format!("has not answered for {} s", limit.as_secs())))
+            }
+        }
+    }
+
+    /// Those whose threads still wait.
+    fn silent(&self) -> MutexGuard<'_, Vec<(PathBuf, Weak<()>)>> {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|(_, waiting)| waiting.strong_count() > 0);
+        silent
+    }
+}
+
+fn silence(path: &Path, what: String) -> Error {
+    let source = io::Error::new(io::ErrorKind::TimedOut, format!("its filesystem {what}"));
+    Error::File { path: path.to_owned(), what: "cannot be read", source }
+}
+
+/// File system work, off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = threads::run(Work::Outside, work).await;
+    done.unwrap_or_else(|source| {
+        let source = io::Error::other(source);
+        Err(Error::File { path: PathBuf::new(), what: "a file task was given up", source })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_filesystem_that_does_not_answer_has_one_thread_and_no_more() {
+        let disks = Disks::default();
+        let (dead, well) = (Path::new("/dead"), Path::new("/well"));
+        let (answer, is_answered) = mpsc::channel::<()>();
+        let wait = move || {
+            let _answered = is_answered.recv();
+            Ok(())
+        };
+        let first = disks.ask(dead, Duration::from_millis(1), wait).await.unwrap_err();
+        assert!(first.to_string().contains("/dead"), "{first}");
+        let again = disks
+            .clone()
+            .ask(dead, Duration::from_secs(60), || -> Result<(), Error> { panic!("nobody is sent there") })
+            .await;
+        assert!(again.is_err_and(|error| std::error::Error::source(&error).unwrap().to_string().contains("still")));
+        assert_eq!(disks.ask(well, Duration::from_secs(60), || Ok(7)).await.unwrap(), 7);
+        drop(answer);
+        while !disks.silent().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        disks.ask(dead, Duration::from_secs(60), || Ok(())).await.unwrap();
+    }
+}
