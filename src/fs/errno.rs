@@ -13,6 +13,8 @@ pub(super) enum Refused {
     NotADirectory,
     #[error("not a symlink")]
     NotASymlink,
+    #[error("a name of more than 255 bytes")]
+    NameTooLong,
     #[error("no such xattr")]
     NoSuchXattr,
     #[error("the buffer is too small")]
@@ -36,6 +38,7 @@ impl Refused {
             Self::UnknownInode => Errno::EIO,
             Self::NotADirectory => Errno::ENOTDIR,
             Self::NotASymlink => Errno::EINVAL,
+            Self::NameTooLong => Errno::ENAMETOOLONG,
             Self::NoSuchXattr => Errno::ENODATA,
             Self::BufferTooSmall => Errno::ERANGE,
             Self::ReadOnly => Errno::EROFS,

@@ -24,7 +24,10 @@ use crate::index::Time;
 pub const ROOT: u64 = 1;
 
 /// Nodes that belong to a view and are made: so many numbers at the end of its group, which no tree reaches.
-const MADE: u64 = 16;
+const MADE: u8 = 16;
+
+/// Bytes of the longest name, as Linux has it. The kernel sends longer ones, too.
+pub(super) const NAME_MAX: u32 = 255;
 
 /// What stands above the views.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +84,7 @@ pub(super) enum Named {
 /// The number of a node that is made for the view of a group; `which` is below 16.
 #[must_use]
 pub const fn made(group: u32, which: u8) -> u64 {
-    ((group as u64) << 32) | (u32::MAX as u64 - (which as u64 % MADE))
+    ((group as u64) << 32) | (u32::MAX as u64 - (which % MADE) as u64)
 }
 
 /// The number of the root of a view in a store.
@@ -153,6 +156,12 @@ impl Forest {
     }
 
     pub(super) fn named(&self, parent: u64, name: &[u8]) -> Result<Named, Refused> {
+        match name {
+            b"." => return self.by_number(parent),
+            b".." => return self.by_number(self.parent(parent)?),
+            _ if name.len() > NAME_MAX as usize => return Err(Refused::NameTooLong),
+            _ => {}
+        }
         match self.node(parent)? {
             Node::InView { view, ino, group } => {
                 if !view.is_dir(ino) {
@@ -169,6 +178,43 @@ impl Forest {
                 let stat = self.stat(*found)?;
                 Ok(Named::Node(Stat { lasting: stat.lasting && *lasting, ..stat }))
             }
+        }
+    }
+
+    /// What a file handle that the kernel made before names: it may have forgotten the node since, and we may not know it any more.
+    fn by_number(&self, number: u64) -> Result<Named, Refused> {
+        match self.stat(number) {
+            // What stands above views may change.
+            Ok(stat) => Ok(Named::Node(Stat { lasting: stat.lasting && self.is_in_view(number), ..stat })),
+            Err(Refused::UnknownInode) => Ok(Named::Nothing { lasting: false }),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    fn is_in_view(&self, number: u64) -> bool {
+        matches!(self.node(number), Ok(Node::InView { .. }))
+    }
+
+    /// The number of the directory that a directory is in; the root's is its own.
+    fn parent(&self, number: u64) -> Result<u64, Refused> {
+        match self.node(number)? {
+            Node::InView { ino: Ino::ROOT, .. } if number != ROOT => Ok(self.above(number)),
+            Node::InView { view, ino, group } => {
+                let parent = view.tree().parent(ino).ok_or(Refused::NotADirectory)?;
+                Ok(self.number(group, parent))
+            }
+            Node::Made { grown, .. } => match grown.made.get(&number) {
+                Some(Made::Dir { .. }) => Ok(grown.above(number)),
+                _ => Err(Refused::NotADirectory),
+            },
+        }
+    }
+
+    /// The number of the made directory that holds the root of a view.
+    fn above(&self, root: u64) -> u64 {
+        match &self.0 {
+            Kind::Alone { .. } => ROOT,
+            Kind::Store(grown) => grown.read().unwrap_or_else(PoisonError::into_inner).above(root),
         }
     }
 
@@ -273,6 +319,16 @@ impl Grown {
         Some(Stat { number, attr, lasting })
     }
 
+    /// The number of the made directory that holds a node: one of the node's own group, or else the root.
+    fn above(&self, number: u64) -> u64 {
+        let group = (number >> 32) as u32;
+        let holds = |dir: &u64| match self.made.get(dir) {
+            Some(Made::Dir { entries, .. }) => entries.values().any(|held| *held == number),
+            _ => false,
+        };
+        (0..MADE).map(|which| made(group, which)).find(holds).unwrap_or(ROOT)
+    }
+
     fn totals(&self) -> Totals {
         let views = self.views.values().map(|view| view.totals());
         let own = Totals { blocks: 0, inodes: self.made.len() as u64 };
@@ -358,6 +414,42 @@ mod tests {
         assert_eq!((mode(ROOT), mode(made(7, 0)), forest.stat(ROOT).unwrap().attr.mtime.secs), (0o700, 0o755, 5));
         let bytes = |offset, size| forest.node(made(7, 1)).unwrap().made_bytes(offset, size).unwrap();
         assert_eq!((&bytes(0, 100)[..], &bytes(1, 3)[..], &bytes(9, 9)[..]), (&b"hello"[..], &b"ell"[..], &b""[..]));
+    }
+
+    /// This is how the kernel finds again what it has forgotten.
+    #[test]
+    fn dots_lead_to_a_node_and_to_the_directory_above() {
+        let forest = Forest::store(grown(&Spec::default().with("a/b", What::File { size: 3 })));
+        let (a, _) = number(&forest, root_of(7), "a").unwrap();
+        let (b, _) = number(&forest, a, "b").unwrap();
+        for (node, lasting) in [(a, true), (b, true), (root_of(7), true), (made(7, 1), false), (made(7, 0), false)] {
+            assert_eq!(number(&forest, node, "."), Some((node, lasting)), "{node:#x}");
+        }
+        let above = [(a, root_of(7)), (root_of(7), made(7, 0)), (made(7, 0), ROOT), (ROOT, ROOT)];
+        for (node, above) in above {
+            assert_eq!(number(&forest, node, "..").map(|found| found.0), Some(above), "{node:#x}");
+        }
+        assert!(matches!(forest.named(b, b".."), Err(Refused::NotADirectory)));
+        assert!(matches!(forest.named(made(7, 1), b".."), Err(Refused::NotADirectory)));
+        for unknown in [root_of(8), root_of(7) + 99] {
+            assert!(matches!(forest.named(unknown, b"."), Ok(Named::Nothing { lasting: false })), "stale");
+        }
+
+        let alone = Forest::alone(view(&Spec::default().with("a/b", What::Fifo)), 3);
+        let (a, _) = number(&alone, ROOT, "a").unwrap();
+        let (b, _) = number(&alone, a, "b").unwrap();
+        assert_eq!([a, b, ROOT].map(|node| number(&alone, node, ".").unwrap().0), [a, b, ROOT]);
+        assert_eq!([a, ROOT].map(|node| number(&alone, node, "..").unwrap().0), [ROOT, ROOT]);
+    }
+
+    #[test]
+    fn names_that_no_filesystem_has_are_too_long() {
+        let forest = Forest::alone(view(&Spec::default().with("a", What::Dir)), 3);
+        let (a, _) = number(&forest, ROOT, "a").unwrap();
+        for dir in [ROOT, a] {
+            assert!(matches!(forest.named(dir, &[b'x'; 255]), Ok(Named::Nothing { lasting: true })));
+            assert!(matches!(forest.named(dir, &[b'x'; 256]), Err(Refused::NameTooLong)));
+        }
     }
 
     /// An empty directory would be an empty root.

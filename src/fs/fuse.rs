@@ -23,6 +23,8 @@
 //!
 //! LSEEK: left to the kernel, SEEK_DATA and SEEK_HOLE see each file as data up to its end, which is always right.
 //!
+//! LOOKUP of `.` and `..` is how the kernel finds a node by a file handle that it has forgotten (NFS, overlayfs with `index` or `nfs_export`).
+//!
 //! Protocol: Linux `include/uapi/linux/fuse.h`, 7.31 and later as fuser 0.18 speaks it.
 
 use std::ffi::OsStr;
@@ -46,7 +48,7 @@ use tokio::runtime::Handle;
 use self::attr::{file_attr, no_entry};
 use self::read::{Buffers, Read};
 use super::errno::Refused;
-use super::forest::{Forest, Named, Node, Stat};
+use super::forest::{Forest, NAME_MAX, Named, Node, Stat};
 use super::view::BLOCK_SIZE;
 use super::xattr;
 use crate::threads;
@@ -60,9 +62,6 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// The same for all nodes, since a number never comes to mean another one.
 const GENERATION: Generation = Generation(0);
 
-/// The longest name, as Linux has it (NAME_MAX).
-const NAME_MAX: u32 = 255;
-
 /// Requests that the kernel may have under way for pages read ahead, which most reads are to it: as many reads stalled on one layer freeze all
 /// others. Its own 12 are few, and so are 4,096. Without root it allows no more than a part of the memory holds (fuse's `max_user_bgreq`).
 /// Also its threshold for congestion: past that it sends small reads from the reader itself, who then cannot be killed while it waits.
@@ -75,7 +74,7 @@ const MAX_REQUEST: u32 = 1 << 20;
 ///
 /// Not READDIRPLUS_AUTO: it falls back to a LOOKUP for each name. Never POSIX_ACL, AUTO_INVAL_DATA or WRITEBACK_CACHE, which cost requests for
 /// nothing on an image, nor ABORT_ERROR, which fuser does not understand. ALLOW_IDMAP makes INIT fail on a mount without `default_permissions`.
-const CAPABILITIES: [InitFlags; 8] = [
+const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -84,6 +83,7 @@ const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_ALLOW_IDMAP,
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 #[derive(Debug, Clone, Copy)]

@@ -15,6 +15,7 @@ mod idmap;
 #[path = "../it/image.rs"]
 #[allow(dead_code)]
 mod image;
+mod kernel;
 mod lazy;
 mod life;
 #[path = "../it/registry/mod.rs"]
