@@ -218,6 +218,14 @@ impl Forest {
         }
     }
 
+    /// Whether the kernel is to ask for ACLs and to enforce them. It is told once: a store may get layers with ACLs later.
+    pub(super) fn has_acls(&self) -> bool {
+        match &self.0 {
+            Kind::Alone { view, .. } => view.tree().has_acls(),
+            Kind::Store(_) => true,
+        }
+    }
+
     /// Gives a directory's entries from a position on to `take`, each with the position after it, until that says that it is full.
     pub(super) fn entries(
         &self,

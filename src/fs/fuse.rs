@@ -72,8 +72,9 @@ const MAX_REQUEST: u32 = 1 << 20;
 
 /// What to ask the kernel for, each where it offers it.
 ///
-/// Not READDIRPLUS_AUTO: it falls back to a LOOKUP for each name. Never POSIX_ACL, AUTO_INVAL_DATA or WRITEBACK_CACHE, which cost requests for
+/// Not READDIRPLUS_AUTO: it falls back to a LOOKUP for each name. Never AUTO_INVAL_DATA or WRITEBACK_CACHE, which cost requests for
 /// nothing on an image, nor ABORT_ERROR, which fuser does not understand. ALLOW_IDMAP makes INIT fail on a mount without `default_permissions`.
+/// POSIX_ACL is asked for only where ACLs may be: with it, the kernel asks for the ACL of each inode that another than its owner uses, once.
 const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -163,7 +164,8 @@ fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
 
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
+        let acls = self.forest.has_acls().then_some(InitFlags::FUSE_POSIX_ACL);
+        for capability in CAPABILITIES.into_iter().chain(acls) {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not offer it");
             }

@@ -6,6 +6,7 @@
 //!                                         view::Contents: the layers' bytes, from fetch
 //! ```
 
+mod acl;
 mod errno;
 #[cfg(test)]
 mod fake;
@@ -13,6 +14,7 @@ pub mod forest;
 pub mod fuse;
 mod overlay;
 mod paths;
+mod possible;
 pub mod tree;
 pub mod view;
 mod xattr;

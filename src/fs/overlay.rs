@@ -23,6 +23,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use self::below::{Below, NotAFile};
+use super::possible::{BadAcl, is_possible};
 use super::tree::{Builder, Error, Ino, NewNode, OpaqueXattr, Tree};
 use crate::index::{Child, Entries, Kind, Meta, NodeId, Time};
 
@@ -110,7 +111,7 @@ fn merge_over<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>, made_up
         queue: VecDeque::new(),
         below: Below::new(&layers),
     };
-    merge.dir(root(&layers))?;
+    merge.dir(b"", root(&layers))?;
     merge.made_up = MADE_UP;
     while let Some((dir, sources)) = merge.queue.pop_front() {
         merge.fill(dir, &sources)?;
@@ -261,11 +262,11 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
     fn inode(&mut self, name: &[u8], merged: Merged<'a, L>) -> Result<Option<Ino>, Error> {
         match merged {
             Merged::Hidden => Ok(None),
-            Merged::Leaf(source) => self.leaf(source).map(Some),
-            Merged::Dir(dir) => self.dir(dir).map(Some),
+            Merged::Leaf(source) => self.leaf(name, source).map(Some),
+            Merged::Dir(dir) => self.dir(name, dir).map(Some),
             Merged::LinkBelow { layer, path } => {
                 let source = self.link_below(layer, name, path)?;
-                self.leaf(source).map(Some)
+                self.leaf(name, source).map(Some)
             }
         }
     }
@@ -281,9 +282,11 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
         })
     }
 
-    fn dir(&mut self, dir: Dir<'a, L>) -> Result<Ino, Error> {
-        let ino = self.tree.dir(dir.attrs.as_ref().map_or(self.made_up, Source::meta))?;
-        for (name, value) in dir.attrs.iter().flat_map(|source| source.layer.entries.xattrs(source.node)) {
+    fn dir(&mut self, name: &[u8], dir: Dir<'a, L>) -> Result<Ino, Error> {
+        let held = dir.attrs.map(|source| self.held(name, &source)).transpose()?;
+        let Held { meta, xattrs } = held.unwrap_or(Held { meta: self.made_up, xattrs: Vec::new() });
+        let ino = self.tree.dir(meta)?;
+        for (name, value) in xattrs {
             self.tree.xattr(name, value)?;
         }
         let opaque = || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
@@ -295,21 +298,42 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
     }
 
     /// The inode of a node that is no directory: the one it has already, if another name was there before.
-    fn leaf(&mut self, source: Source<'a, L>) -> Result<Ino, Error> {
-        let slot =
-            self.inos.get_mut(usize::from(source.layer.number)).and_then(|inos| inos.get_mut(source.node.0 as usize));
-        if let Some(Some(ino)) = slot {
+    fn leaf(&mut self, name: &[u8], source: Source<'a, L>) -> Result<Ino, Error> {
+        let (layer, node) = (usize::from(source.layer.number), source.node.0 as usize);
+        if let Some(Some(ino)) = self.inos.get(layer).and_then(|inos| inos.get(node)) {
             return Ok(*ino);
         }
-        let ino = self.tree.node(&new_node(&source), source.meta())?;
-        if let Some(slot) = slot {
-            *slot = Some(ino);
-        }
-        for (name, value) in source.layer.entries.xattrs(source.node) {
+        let Held { meta, xattrs } = self.held(name, &source)?;
+        let ino = self.tree.node(&new_node(&source), meta)?;
+        for (name, value) in xattrs {
             self.tree.xattr(name, value)?;
+        }
+        if let Some(slot) = self.inos.get_mut(layer).and_then(|inos| inos.get_mut(node)) {
+            *slot = Some(ino);
         }
         Ok(ino)
     }
+
+    /// The attributes of a node as a local filesystem would hold them.
+    fn held(&self, name: &[u8], source: &Source<'a, L>) -> Result<Held<'a>, Error> {
+        let (kind, mut meta, mut xattrs) = (source.kind(), source.meta(), Vec::new());
+        for (xattr, value) in source.layer.entries.xattrs(source.node) {
+            match is_possible(&kind, xattr, value, &mut meta.mode) {
+                Ok(true) => xattrs.push((xattr, value)),
+                Ok(false) => {}
+                Err(BadAcl { xattr, what }) => {
+                    return Err(Error::BadAcl { entry: self.tree.path_of(name), xattr, what });
+                }
+            }
+        }
+        Ok(Held { meta, xattrs })
+    }
+}
+
+/// What is kept of a node's attributes.
+struct Held<'a> {
+    meta: Meta,
+    xattrs: Vec<(&'a [u8], &'a [u8])>,
 }
 
 fn new_node<'a, L: LayerEntries>(source: &Source<'a, L>) -> NewNode<'a> {

@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::ops::Range;
 
+use super::acl;
 use crate::index::{Meta, Time};
 
 /// An inode number: the position in the merged order, the root first, which is 1.
@@ -126,6 +127,10 @@ pub enum Error {
         "the hard link {entry:?} names {target:?}, which only a lower layer can have: this layer cannot be served alone; mount the whole image"
     )]
     LinkOutOfLayer { entry: String, target: String },
+    #[error(
+        "{entry:?}: its {xattr} is no ACL that Linux takes: {what}; build the image again without it (podman refuses it, too)"
+    )]
+    BadAcl { entry: String, xattr: &'static str, what: &'static str },
     #[error("the image has too many {what} for one tree (the limit is {limit})")]
     TooLarge { what: &'static str, limit: u64 },
 }
@@ -188,6 +193,7 @@ pub struct Tree {
     names: Vec<u8>,
     bytes: Vec<u8>,
     xattrs: Vec<Xattr>,
+    has_acls: bool,
     /// The sum of the sizes of all files, hard links counted once.
     file_bytes: u64,
 }
@@ -276,6 +282,12 @@ impl Tree {
     #[must_use]
     pub fn has_xattrs(&self) -> bool {
         !self.xattrs.is_empty()
+    }
+
+    /// Whether any node has an ACL, so that the kernel has to ask for them.
+    #[must_use]
+    pub fn has_acls(&self) -> bool {
+        self.has_acls
     }
 
     /// Number of inodes, and the sum of the sizes of all files in bytes.
@@ -377,6 +389,7 @@ impl Builder {
     /// Gives the node that was made last an xattr.
     pub(super) fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), Error> {
         let ino = self.last()?;
+        self.tree.has_acls |= matches!(name, acl::ACCESS | acl::DEFAULT);
         let (name, value) = (self.span(name)?, self.span(value)?);
         self.tree.xattrs.push(Xattr { ino, name, value });
         Ok(())

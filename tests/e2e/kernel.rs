@@ -13,10 +13,177 @@ use crate::support::podman::{Podman, Store};
 use crate::support::tree::{Entry, push};
 use crate::support::{Lab, Overlay, run};
 
+/// A POSIX ACL of tags, permissions and ids as its xattr has it (acl(5)).
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let entries = entries.iter().flat_map(|(tag, permissions, id)| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    });
+    [2, 0, 0, 0].into_iter().chain(entries).collect()
+}
+
+const OWNER: (u16, u16, u32) = (1, 6, u32::MAX);
+const OWNING_GROUP: (u16, u16, u32) = (4, 0, u32::MAX);
+const OTHERS: (u16, u16, u32) = (0x20, 0, u32::MAX);
+
+/// User 1000 may read, and the owning group, 7, may do nothing, although the mode's bits of the group say otherwise.
+fn one_user() -> Vec<u8> {
+    acl(&[OWNER, (2, 4, 1000), OWNING_GROUP, (0x10, 7, u32::MAX), OTHERS])
+}
+
 /// What Python says of a path: it has the system calls that this needs.
 #[track_caller]
 fn python(script: &str, path: &Path) -> String {
     run(Command::new("python3").args(["-c", &format!("import os, sys\np = sys.argv[1]\n{script}")]).arg(path)).ok()
+}
+
+/// The names of its xattrs, each of which could be read.
+#[track_caller]
+fn xattrs(path: &Path) -> String {
+    let script = "n = os.listxattr(p, follow_symlinks=False)\nfor x in n: os.getxattr(p, x, follow_symlinks=False)\nprint(*sorted(n))";
+    python(script, path).trim_end().to_owned()
+}
+
+#[track_caller]
+fn may_read(path: &Path, user: u32, group: u32) -> bool {
+    let (user, group) = (format!("--reuid={user}"), format!("--regid={group}"));
+    let mut command = Command::new("setpriv");
+    command.args([&user, &group, "--clear-groups", "test", "-r"]).arg(path.file_name().unwrap());
+    // Relative, since the way there may be closed to others.
+    run(command.current_dir(path.parent().unwrap())).good()
+}
+
+/// Who may read a file of [`one_user`].
+#[track_caller]
+fn is_enforced(path: &Path) {
+    assert!(
+        may_read(path, 1000, 1000) && !may_read(path, 2000, 7) && !may_read(path, 2000, 2000),
+        "{}",
+        path.display()
+    );
+}
+
+fn with_acls() -> Vec<Entry> {
+    let access = "system.posix_acl_access";
+    vec![
+        Entry::file("acl", "x").mode(0o670).gid(7).xattr(access, one_user()),
+        // The mode contradicts the ACL, which is what counts where podman unpacks it.
+        Entry::file("other-mode", "x").mode(0o604).gid(7).xattr(access, one_user()),
+        // No more than a mode can say.
+        Entry::file("bits", "x").mode(0o600).xattr(access, acl(&[OWNER, (4, 4, u32::MAX), (0x20, 4, u32::MAX)])),
+        Entry::dir("closed")
+            .mode(0o770)
+            .gid(7)
+            .xattr(access, acl(&[(1, 7, 0), (2, 5, 1000), OWNING_GROUP, (0x10, 7, 0), OTHERS])),
+        Entry::file("closed/in", "x"),
+        Entry::dir("heirs").mode(0o777).xattr("system.posix_acl_default", one_user()),
+        Entry::symlink("link", "acl").xattr(access, one_user()),
+        Entry::fifo("pipe").xattr("system.posix_acl_default", one_user()),
+    ]
+}
+
+#[test]
+fn acls_are_enforced() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let image = push(&liar, &[&with_acls()]);
+    for options in [&[][..], &["--layer", "0"]] {
+        let mount = lab.mount(&image, options);
+        for name in ["acl", "other-mode"] {
+            is_enforced(&mount.path(name));
+            assert_eq!(fs::metadata(mount.path(name)).unwrap().mode() & 0o7777, 0o670, "{name}");
+        }
+        assert!(may_read(&mount.path("closed/in"), 1000, 1000) && !may_read(&mount.path("closed/in"), 2000, 7));
+        assert_eq!(xattrs(&mount.path("acl")), "system.posix_acl_access");
+        assert_eq!(
+            (xattrs(&mount.path("bits")), fs::metadata(mount.path("bits")).unwrap().mode() & 0o777),
+            (String::new(), 0o644)
+        );
+        assert_eq!((xattrs(&mount.path("link")), xattrs(&mount.path("pipe"))), (String::new(), String::new()));
+
+        let merged = Overlay::new(&lab, Merger::Kernel, &[mount.dir()]);
+        is_enforced(&merged.path("acl"));
+        // A copy-up takes the ACL with it, and a new file inherits the default one.
+        fs::File::options().append(true).open(merged.path("acl")).unwrap();
+        is_enforced(&merged.path("acl"));
+        fs::write(merged.path("heirs/new"), "x").unwrap();
+        assert_eq!(xattrs(&merged.path("heirs/new")), "system.posix_acl_access");
+        assert!(may_read(&merged.path("heirs/new"), 1000, 1000) && !may_read(&merged.path("heirs/new"), 2000, 7));
+    }
+}
+
+/// The ids in an ACL are mapped as owners are.
+#[test]
+fn acls_are_mapped_with_their_mount() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let mount = lab.mount(&push(&liar, &[&with_acls()]), &[]);
+    let clone = lab.fresh("clone");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/idmap.py");
+    run(Command::new("python3").arg(script).arg(mount.dir()).arg(&clone).args(["100000", "65536"])).ok();
+    let clone = crate::support::Mount::new(clone, String::new());
+    let file = clone.path("acl");
+    assert!(may_read(&file, 101_000, 101_000) && !may_read(&file, 1000, 1000) && !may_read(&file, 102_000, 100_007));
+}
+
+#[test]
+fn acls_are_enforced_in_a_store() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let liar = Liar::new();
+    store.add("localhost/a:1", &push(&liar, &[&[Entry::file("before", "x")]]));
+    let id = store.add("localhost/b:1", &push(&liar, &[&[Entry::file("below", "x")], &with_acls()]));
+    let podman = Podman::new(&lab, &store);
+    let mounted = podman.mount(&id);
+    is_enforced(&mounted.dir.join("acl"));
+    is_enforced(&mounted.dir.join("other-mode"));
+}
+
+#[test]
+fn an_acl_that_the_kernel_would_refuse_is_refused_by_name() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let whole = one_user();
+    for (what, value) in
+        [("cut", whole[..whole.len() - 3].to_vec()), ("no mask", acl(&[OWNER, (2, 4, 7), OWNING_GROUP, OTHERS]))]
+    {
+        let image = push(&liar, &[&[Entry::dir("d"), Entry::file("d/f", "x").xattr("system.posix_acl_access", value)]]);
+        let refused = lab.try_mount(&image, &lab.fresh("cache"), &[]).err().unwrap().refused();
+        assert!(refused.contains("\"d/f\"") && refused.contains("system.posix_acl_access"), "{what}: {refused}");
+    }
+}
+
+#[test]
+fn xattrs_that_no_filesystem_could_have_are_not_shown() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let odd = |entry: Entry| {
+        ["user.x", "system.x", "other.x", "security.capability", "trusted.x"]
+            .iter()
+            .fold(entry, |entry, name| entry.xattr(name, "x"))
+    };
+    let capability = [&0x0200_0001_u32.to_le_bytes()[..], &[0, 4, 0, 0], &[0; 12]].concat();
+    let image = push(
+        &liar,
+        &[&[
+            odd(Entry::symlink("link", "file")),
+            odd(Entry::fifo("pipe")),
+            odd(Entry::file("file", "x")),
+            odd(Entry::dir("dir")),
+            Entry::file("able", "x").xattr("security.capability", capability),
+        ]],
+    );
+    let mount = lab.mount(&image, &[]);
+    let merged = Overlay::new(&lab, Merger::Kernel, &[mount.dir()]);
+    for (name, shown) in [
+        ("link", "trusted.x"),
+        ("pipe", "trusted.x"),
+        ("file", "trusted.x user.x"),
+        ("dir", "trusted.x user.x"),
+        ("able", "security.capability"),
+    ] {
+        assert_eq!(xattrs(&mount.path(name)), shown, "{name}");
+        run(Command::new("chown").args(["-h", "1:1"]).arg(merged.path(name))).ok();
+    }
 }
 
 /// Opens a file, and a directory, by handles that were made before the kernel forgot all that it could.

@@ -184,6 +184,38 @@ fn a_single_layer_is_shown_the_way_overlayfs_wants_it() {
 }
 
 #[test]
+fn xattrs_that_no_filesystem_could_have_are_left_out() {
+    let spec = Spec::default()
+        .with("d", What::Dir)
+        .with("f", file())
+        .with("link", What::Symlink(b"f".to_vec()))
+        .with("pipe", What::Fifo);
+    let spec = ["d", "f", "link", "pipe"].iter().fold(spec, |spec, path| {
+        spec.xattr(path, "user.x", "1").xattr(path, "trusted.x", "1").xattr(path, "system.x", "1")
+    });
+    let listing = merged(&[spec]).unwrap();
+    let names = |path: &str| {
+        let names: Vec<_> = listing[path.as_bytes()].xattrs.iter().map(|(name, _)| &name[..]).collect();
+        names.join(&b' ')
+    };
+    assert_eq!(["d", "f"].map(names), [b"user.x trusted.x"; 2]);
+    assert_eq!(["link", "pipe"].map(names), [b"trusted.x"; 2]);
+}
+
+#[test]
+fn an_acl_that_linux_refuses_is_refused_by_name() {
+    let acl = String::from_utf8(b"\x02\0\0\0\x01\0\x06\0\0\0\0\0".to_vec()).unwrap();
+    let lower = Spec::default().with("d/f", file()).xattr("d/f", "system.posix_acl_access", &acl);
+    let error = merged(std::slice::from_ref(&lower)).unwrap_err();
+    assert!(
+        matches!(&error, Error::BadAcl { entry, xattr: "system.posix_acl_access", .. } if entry == "d/f"),
+        "{error}"
+    );
+    let hidden = Spec::default().whiteout("d");
+    assert!(merged(&[lower, hidden]).is_ok(), "nobody sees it");
+}
+
+#[test]
 fn a_single_layer_refuses_links_that_leave_it() {
     let layer = Spec::default().with("d/link", What::Link(b"elsewhere".to_vec()));
     let error = merge(&[FakeLayer::new(&layer)], Some(OpaqueXattr::Trusted)).unwrap_err();

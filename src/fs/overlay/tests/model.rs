@@ -103,7 +103,9 @@ fn expect(state: &State, path: &[u8], here: &Here) -> Option<Shown> {
     };
     let nlink = u32::try_from(if kind == Type::Dir { 2 + subdirs } else { names.len() }).unwrap();
     let group = names.first().cloned().unwrap_or_else(|| path.to_vec());
-    Some(Shown { kind, meta: item.meta, nlink, extent, target, device, xattrs: item.xattrs.clone(), group })
+    // They are all `user.x`.
+    let xattrs = if matches!(kind, Type::Dir | Type::File) { item.xattrs.clone() } else { Vec::new() };
+    Some(Shown { kind, meta: item.meta, nlink, extent, target, device, xattrs, group })
 }
 
 /// What no index lets through: things under what is no directory, links to directories or links, in the same layer.
