@@ -13,11 +13,16 @@
 //! The merge walks breadth first with a queue, so that hostile depth costs no stack, and takes each directory's children in one pass over the
 //! sorted children of its layers. It keeps 4 bytes per node of each layer while it runs, for the inodes of hard links.
 //!
+//! A layer alone leaves out whiteouts in directories that the layers below do not have, or that are opaque: they hide nothing, and overlayfs, which
+//! merges no other directory there, lists them as names that are not there. They keep their inode numbers, so that these do not depend on
+//! whether the layers below are known.
+//!
 //! An implied directory that is also opaque (a layer has only `d/.wh..wh..opq`) keeps the attributes of a lower `d`: what is in it is hidden, not
 //! it. Where a layer has both a whiteout of `d` and things below a new `d`, the lower `d` is gone: the index must give that one as opaque and *not*
 //! implied, with made-up attributes.
 
 mod below;
+mod lower;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -69,54 +74,77 @@ impl Tree {
     /// # Errors
     /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree do not suffice.
     pub fn merged(layers: &[Entries]) -> Result<Self, Error> {
-        merge_over(layers, None, MADE_UP)
+        merge_over::<_, Entries>(layers, None, MADE_UP)
     }
 
     /// One layer alone, the way overlayfs wants a lower directory: whiteouts are character devices 0:0, opaque directories have an xattr
-    /// (Linux, Documentation/filesystems/overlayfs.rst). Extents say layer 0.
+    /// (Linux, Documentation/filesystems/overlayfs.rst). Extents say layer 0. `lowers`: the layers below it, the lowest first, where they are known.
     ///
     /// # Errors
-    /// Where a hard link names a file of a lower layer, and where the numbers of a tree do not suffice.
-    pub fn single(layer: &Entries, opaque: OpaqueXattr) -> Result<Self, Error> {
-        Self::single_over(layer, opaque, None)
+    /// Where a hard link names a file of a lower layer, an ACL is none, and where the numbers of a tree do not suffice.
+    pub fn single(layer: &Entries, opaque: OpaqueXattr, lowers: Option<&[Entries]>) -> Result<Self, Error> {
+        let lowers = lowers.filter(|_| layer.has_whiteouts()).map(|lowers| lowers.iter().collect());
+        merge_over(std::slice::from_ref(layer), Some(Alone { opaque, lowers }), MADE_UP)
     }
 
-    /// The same above a layer with that root, whose attributes the root has where the layer has no entry for its own: overlayfs shows the
-    /// attributes of the uppermost root.
+    /// The same above such trees, the lowest first. Where the layer has no entry for its own root, that has the attributes of the root below it:
+    /// overlayfs shows those of the uppermost root.
     ///
     /// # Errors
     /// As [`Tree::single`].
-    pub fn single_over(layer: &Entries, opaque: OpaqueXattr, root: Option<Meta>) -> Result<Self, Error> {
-        merge_over(std::slice::from_ref(layer), Some(opaque), root.unwrap_or(MADE_UP))
+    pub fn single_over(layer: &Entries, opaque: OpaqueXattr, lowers: Option<Vec<&Self>>) -> Result<Self, Error> {
+        let below = lowers.as_ref().and_then(|lowers| lowers.last());
+        let root = below.map_or(MADE_UP, |below| LayerEntries::meta(*below, Entries::ROOT));
+        let lowers = lowers.filter(|_| layer.has_whiteouts());
+        merge_over(std::slice::from_ref(layer), Some(Alone { opaque, lowers }), root)
     }
 }
 
-/// All layers merged; with `alone`, the one layer as a lower directory.
+/// How a layer is made a lower directory.
+struct Alone<'a, B> {
+    opaque: OpaqueXattr,
+    /// The layers below it, the lowest first, where they are known.
+    lowers: Option<Vec<&'a B>>,
+}
+
+/// All layers merged; with `alone`, the one layer as a lower directory above layers that are not known.
 #[cfg(test)]
 pub(super) fn merge<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>) -> Result<Tree, Error> {
-    merge_over(layers, alone, MADE_UP)
+    merge_over::<L, L>(layers, alone.map(|opaque| Alone { opaque, lowers: None }), MADE_UP)
 }
 
 /// The same, with a root of those attributes where no layer has an entry for it.
-fn merge_over<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>, made_up_root: Meta) -> Result<Tree, Error> {
+fn merge_over<L: LayerEntries, B: LayerEntries>(
+    layers: &[L],
+    alone: Option<Alone<'_, B>>,
+    made_up_root: Meta,
+) -> Result<Tree, Error> {
     if u16::try_from(layers.len()).is_err() {
         return Err(Error::TooLarge { what: "layers", limit: u64::from(u16::MAX) });
     }
-    let layers: Vec<_> = (0..).zip(layers).map(|(number, entries)| Numbered { number, entries }).collect();
+    let layers = numbered(layers.iter());
+    let (opaque, lowers) = alone.map_or((None, None), |alone| (Some(alone.opaque), alone.lowers));
+    let lowers = lowers.map(numbered);
     let mut merge = Merge {
-        alone,
+        alone: opaque,
         made_up: made_up_root,
         tree: Builder::new(),
         inos: layers.iter().map(|layer| vec![None; layer.entries.len()]).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
+        lowers: Below::new(lowers.as_deref().unwrap_or_default()),
     };
-    merge.dir(b"", root(&layers))?;
+    let lower = lowers.as_ref().map_or(Lower::Unknown, |lowers| Lower::Dirs(root(lowers).joined));
+    merge.dir(b"", root(&layers), lower)?;
     merge.made_up = MADE_UP;
-    while let Some((dir, sources)) = merge.queue.pop_front() {
-        merge.fill(dir, &sources)?;
+    while let Some(dir) = merge.queue.pop_front() {
+        merge.fill(dir)?;
     }
     Ok(merge.tree.finish())
+}
+
+fn numbered<'a, L: 'a>(layers: impl IntoIterator<Item = &'a L>) -> Vec<Numbered<'a, L>> {
+    (0..).zip(layers).map(|(number, entries)| Numbered { number, entries }).collect()
 }
 
 /// A layer and its number, 0 the lowest.
@@ -221,7 +249,7 @@ fn root<'a, L: LayerEntries>(layers: &[Numbered<'a, L>]) -> Dir<'a, L> {
 }
 
 /// The merge under way.
-struct Merge<'m, 'a, L> {
+struct Merge<'m, 'a, L, B> {
     /// Set for a single-layer view.
     alone: Option<OpaqueXattr>,
     /// What a directory has that no layer has an entry for.
@@ -229,15 +257,32 @@ struct Merge<'m, 'a, L> {
     tree: Builder,
     /// Of each layer's nodes, the inode number once it has one: hard links of a layer share a node, so they share this.
     inos: Vec<Vec<Option<Ino>>>,
-    /// The numbered directories whose entries are still to be merged, and the layers' directories that join there.
-    queue: VecDeque<(Ino, Vec<Source<'a, L>>)>,
+    queue: VecDeque<Unfilled<'a, L, B>>,
     below: Below<'m, 'a, L>,
+    /// The layers below a single-layer view.
+    lowers: Below<'m, 'a, B>,
 }
 
-impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
+/// A directory that is numbered and has no entries yet.
+struct Unfilled<'a, L, B> {
+    ino: Ino,
+    /// The layers' directories that join there.
+    sources: Vec<Source<'a, L>>,
+    lower: Lower<'a, B>,
+}
+
+/// What the layers below a single-layer view have where one of its directories is.
+enum Lower<'a, B> {
+    Unknown,
+    /// The directories that join there; none where there is nothing that the layer could hide.
+    Dirs(Vec<Source<'a, B>>),
+}
+
+impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
     /// Merges the entries of one directory.
-    fn fill(&mut self, dir: Ino, sources: &[Source<'a, L>]) -> Result<(), Error> {
-        self.tree.open(dir)?;
+    fn fill(&mut self, dir: Unfilled<'a, L, B>) -> Result<(), Error> {
+        let Unfilled { ino, sources, lower } = dir;
+        self.tree.open(ino)?;
         let mut names =
             Names::new(sources.iter().map(|source| (source.layer, source.layer.entries.children(source.node))));
         let mut said = Vec::new();
@@ -246,10 +291,9 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
             if name.starts_with(b".wh.") {
                 continue;
             }
-            let whiteout = matches!(said.as_slice(), [(_, Child::Whiteout), ..]);
-            let ino = match self.alone {
-                Some(_) if whiteout => Some(self.tree.node(&NewNode::Char { major: 0, minor: 0 }, WHITEOUT)?),
-                _ => self.inode(name, combine(said.iter().copied()))?,
+            let ino = match said.as_slice() {
+                [(_, Child::Whiteout), ..] if self.alone.is_some() => self.whiteout(&lower)?,
+                said => self.inode(name, combine(said.iter().copied()), &lower)?,
             };
             if let Some(ino) = ino {
                 self.tree.link(name, ino)?;
@@ -258,12 +302,31 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
         Ok(())
     }
 
-    /// The inode of what a name stands for.
-    fn inode(&mut self, name: &[u8], merged: Merged<'a, L>) -> Result<Option<Ino>, Error> {
+    /// The inode of a whiteout, unless it is in a directory that no layer below has.
+    fn whiteout(&mut self, lower: &Lower<'a, B>) -> Result<Option<Ino>, Error> {
+        let is_merged = match lower {
+            Lower::Unknown => true,
+            Lower::Dirs(dirs) => !dirs.is_empty(),
+        };
+        let whiteout = NewNode::Char { major: 0, minor: 0 };
+        if is_merged { self.tree.node(&whiteout, WHITEOUT).map(Some) } else { self.tree.unnamed(&whiteout, WHITEOUT) }
+    }
+
+    /// The inode of what a name stands for, in a directory above `lower`.
+    fn inode(&mut self, name: &[u8], merged: Merged<'a, L>, lower: &Lower<'a, B>) -> Result<Option<Ino>, Error> {
         match merged {
             Merged::Hidden => Ok(None),
             Merged::Leaf(source) => self.leaf(name, source).map(Some),
-            Merged::Dir(dir) => self.dir(name, dir).map(Some),
+            Merged::Dir(dir) => {
+                let lower = match lower {
+                    Lower::Unknown => Lower::Unknown,
+                    Lower::Dirs(dirs) => match self.lowers.child_of(dirs, name) {
+                        Merged::Dir(dir) => Lower::Dirs(dir.joined),
+                        Merged::Hidden | Merged::Leaf(_) | Merged::LinkBelow { .. } => Lower::Dirs(Vec::new()),
+                    },
+                };
+                self.dir(name, dir, lower).map(Some)
+            }
             Merged::LinkBelow { layer, path } => {
                 let source = self.link_below(layer, name, path)?;
                 self.leaf(name, source).map(Some)
@@ -282,18 +345,19 @@ impl<'a, L: LayerEntries> Merge<'_, 'a, L> {
         })
     }
 
-    fn dir(&mut self, name: &[u8], dir: Dir<'a, L>) -> Result<Ino, Error> {
+    fn dir(&mut self, name: &[u8], dir: Dir<'a, L>, lower: Lower<'a, B>) -> Result<Ino, Error> {
         let held = dir.attrs.map(|source| self.held(name, &source)).transpose()?;
         let Held { meta, xattrs } = held.unwrap_or(Held { meta: self.made_up, xattrs: Vec::new() });
         let ino = self.tree.dir(meta)?;
         for (name, value) in xattrs {
             self.tree.xattr(name, value)?;
         }
-        let opaque = || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
-        for xattr in self.alone.filter(|_| opaque()).map(OpaqueXattr::names).unwrap_or_default() {
+        let is_opaque = dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
+        for xattr in self.alone.filter(|_| is_opaque).map(OpaqueXattr::names).unwrap_or_default() {
             self.tree.xattr(xattr, b"y")?;
         }
-        self.queue.push_back((ino, dir.joined));
+        let lower = if is_opaque { Lower::Dirs(Vec::new()) } else { lower };
+        self.queue.push_back(Unfilled { ino, sources: dir.joined, lower });
         Ok(ino)
     }
 

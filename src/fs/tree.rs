@@ -194,6 +194,8 @@ pub struct Tree {
     bytes: Vec<u8>,
     xattrs: Vec<Xattr>,
     has_acls: bool,
+    /// Inodes that have a number and no name.
+    unnamed: u64,
     /// The sum of the sizes of all files, hard links counted once.
     file_bytes: u64,
 }
@@ -290,10 +292,10 @@ impl Tree {
         self.has_acls
     }
 
-    /// Number of inodes, and the sum of the sizes of all files in bytes.
+    /// Number of inodes that have a name, and the sum of the sizes of all files in bytes.
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
-        (self.inodes.len() as u64, self.file_bytes)
+        ((self.inodes.len() as u64).saturating_sub(self.unnamed), self.file_bytes)
     }
 
     /// The users and the groups that own something.
@@ -384,6 +386,13 @@ impl Builder {
             NewNode::Fifo => Node::Fifo,
         };
         self.inode(node, meta, 0)
+    }
+
+    /// A number for a node that is left out, so that the others have the same numbers with and without it.
+    pub(super) fn unnamed(&mut self, node: &NewNode<'_>, meta: Meta) -> Result<Option<Ino>, Error> {
+        self.node(node, meta)?;
+        self.tree.unnamed += 1;
+        Ok(None)
     }
 
     /// Gives the node that was made last an xattr.

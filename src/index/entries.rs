@@ -191,6 +191,25 @@ impl Entries {
         self.children.len()
     }
 
+    /// Whether it has whiteouts that may hide something: those in an opaque directory, or anywhere below one, do not.
+    #[must_use]
+    pub fn has_whiteouts(&self) -> bool {
+        let mut dirs = vec![Self::ROOT];
+        while let Some(dir) = dirs.pop() {
+            if matches!(self.kind(dir), Kind::Dir { opaque: true, .. }) {
+                continue;
+            }
+            for (_, child) in self.children(dir) {
+                match child {
+                    Child::Whiteout => return true,
+                    Child::Node(node) if matches!(self.kind(node), Kind::Dir { .. }) => dirs.push(node),
+                    Child::Node(_) | Child::LinkBelow(_) => {}
+                }
+            }
+        }
+        false
+    }
+
     /// What a node is; a fifo for an id of another layer's.
     #[must_use]
     pub fn kind(&self, node: NodeId) -> Kind<'_> {

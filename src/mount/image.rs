@@ -13,7 +13,6 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 
-use super::Error;
 use super::config::Config;
 use super::control::{Activity, Figures};
 use super::doing::{self, Doing};
@@ -21,6 +20,7 @@ use super::event::{Event, Report};
 use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, check_diff_id};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
 use super::server::Served;
+use super::{Error, lowers};
 use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fetch::{self, Around, Files, Prefetch};
@@ -28,7 +28,7 @@ use crate::fs::forest::Forest;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
-use crate::index::{self, Summary};
+use crate::index::{self, Entries, Summary};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
 use crate::threads::{self, Work};
 
@@ -211,7 +211,11 @@ impl Engine {
         results.into_values().collect()
     }
 
-    async fn look(self: Arc<Self>, image: &registry::Image, layer: registry::Layer) -> Result<Looked, Error> {
+    pub(super) async fn look(
+        self: Arc<Self>,
+        image: &registry::Image,
+        layer: registry::Layer,
+    ) -> Result<Looked, Error> {
         let digest = layer.digest;
         let ztoc = self.soci(image).await?.and_then(|soci| soci.layers.get(&digest).cloned());
         let looking = threads::run(Work::Opening, move || self.opener.look(layer, ztoc));
@@ -237,7 +241,7 @@ impl Engine {
     }
 
     /// Reads a layer whole, unless one below it cannot be had anyway.
-    async fn pass(
+    pub(super) async fn pass(
         self: Arc<Self>,
         image: &registry::Image,
         mut pending: Pending,
@@ -314,16 +318,15 @@ impl Engine {
 }
 
 impl OpenImage {
-    /// All layers merged; with an xattr for opaque directories, the only layer alone, the way overlayfs wants a lower. With `guesses`, more is
-    /// fetched than what is read. Blocking.
+    /// All layers merged, or the only layer alone, the way overlayfs wants a lower. With `guesses`, more is fetched than what is read. Blocking.
     ///
     /// # Errors
     /// Where an index is damaged, or the layers do not fit together.
-    pub fn view(&self, alone: Option<OpaqueXattr>, guesses: bool) -> Result<(View, Arc<Around>), Error> {
+    pub fn view(&self, alone: Option<Alone>, guesses: bool) -> Result<(View, Arc<Around>), Error> {
         let entries = self.layers.iter().map(|layer| layer.contents.index().entries());
         let entries = entries.collect::<Result<Vec<_>, _>>()?;
         let tree = match (alone, entries.as_slice()) {
-            (Some(opaque), [only]) => Tree::single(only, opaque)?,
+            (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref())?,
             _ => Tree::merged(&entries)?,
         };
         let tree = Arc::new(tree);
@@ -331,6 +334,13 @@ impl OpenImage {
         let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
         Ok((View::new(tree, Arc::clone(&around) as Arc<dyn Contents>), around))
     }
+}
+
+/// How a layer is served without those below it.
+pub struct Alone {
+    pub opaque: OpaqueXattr,
+    /// What the layers below it hold, the lowest first, where that is known.
+    pub lowers: Option<Vec<Entries>>,
 }
 
 /// The layer that `--layer` means.
@@ -350,6 +360,7 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
     let engine = Arc::new(Engine::new(&options.source, RESOLVE_WITHIN.min(options.mount_deadline / 2))?);
     let mut image = engine.resolve(report).await?;
     let mut inode_group = 0;
+    let whole = Arc::new(image.clone());
     if let Some(choice) = options.layer {
         let (number, layer) = chosen(&image.layers, choice)?;
         image.layers = vec![layer];
@@ -361,7 +372,14 @@ pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Se
     let guesses = options.prefetch != Prefetch::None;
     let config = Handle::current().spawn(started(Arc::clone(&engine), image.clone(), guesses));
     let image = engine.open(image, inode_group as usize, report).await?;
-    let alone = options.layer.map(|_| options.opaque_xattr);
+    let alone = match (options.layer, image.layers.as_slice()) {
+        (Some(_), [layer]) => {
+            let lowers = lowers::of(&engine, &whole, layer, inode_group as usize);
+            let lowers = tokio::time::timeout(options.mount_deadline / 4, lowers).await.ok().flatten();
+            Some(Alone { opaque: options.opaque_xattr, lowers })
+        }
+        _ => None,
+    };
     let merging = threads::run(Work::Opening, move || image.view(alone, guesses).map(|view| (image, view)));
     let (image, (view, around)) = merging.await.map_err(|source| Error::Merge { source })??;
     tokio::spawn(async move {

@@ -14,7 +14,8 @@ use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::cache::Cache;
 use crate::fetch::{self, Held, Pass, Passed, Reindex};
 use crate::index::{
-    self, Descriptor, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit, Trust,
+    self, Descriptor, Entries, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit,
+    Trust,
 };
 use crate::registry::{self, Body, Client, Freshness, ImageRef, Parts};
 use crate::threads::{self, Work};
@@ -138,6 +139,11 @@ impl Pending {
         })
     }
 
+    /// Whether the layer was small, so that all of it is here already.
+    pub(super) const fn is_here(&self) -> bool {
+        self.blob.is_some()
+    }
+
     fn source(&self) -> fetch::Source {
         match &self.blob {
             Some(bytes) => {
@@ -188,6 +194,14 @@ impl Opener {
             }
             None => self.fresh(layer, &descriptor),
         }
+    }
+
+    /// What a layer holds, where an earlier mount has its index in the cache.
+    pub(super) fn cached_entries(&self, layer: &registry::Layer) -> Option<Entries> {
+        let descriptor = descriptor(layer);
+        let named = index::named_identity(&descriptor).ok()?;
+        let (_, index) = self.cached(&descriptor, named.unwrap_or(Identity::Own))?;
+        index.entries().ok()
     }
 
     /// Makes the index from a zTOC, and keeps it.

@@ -23,6 +23,7 @@ pub mod inspect;
 pub(crate) mod layer;
 pub mod log;
 pub mod look;
+mod lowers;
 pub(crate) mod mounts;
 mod notify;
 pub mod options;

@@ -11,7 +11,6 @@ use super::records::{Blob, Image, Layer, Records};
 use super::tar_splits::Staged;
 use super::{Error, files, podman, tar_splits, trees};
 use crate::blob::Digest;
-use crate::fs::view::View;
 use crate::index::{Identity, Trust};
 use crate::mount::image::Engine;
 use crate::mount::layer::OpenLayer;
@@ -174,19 +173,19 @@ impl Store {
     ) -> Result<(), crate::mount::Error> {
         let Candidate { contents, diff_id, .. } = candidate;
         let same = records.layer(&id).filter(|old| old.contents == contents).map(|old| old.number);
-        let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
         if same.and_then(|number| self.trees.view(number)).is_some() {
             return Ok(());
         }
-        let below: Option<Arc<View>> = parent.as_ref().and_then(view_of);
-        let (tree, facts) = trees::tree(&layer, below.as_deref())?;
+        let lowers = self.trees.chain(records, parent.as_ref());
+        let prepared = trees::prepare(&layer, lowers.as_deref())?;
         let number = same.or_else(|| self.trees.number(&id, &contents));
         // An image that was refused may have left layers open.
         let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let blob = Some(Blob { digest: layer.layer.digest, size: layer.layer.size });
-        let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
-        self.plant(&record, tree, layer);
+        let record =
+            Layer { id, parent, number, link, diff_id, blob, contents, facts: prepared.facts.clone(), tar: None };
+        self.plant(&record, layer, prepared);
         match records.layers.iter_mut().find(|old| old.id == id) {
             Some(_) if same.is_some() => {}
             // By another number: what runs goes on with what it has. A tar-split names files of the contents that it was made with.

@@ -26,11 +26,10 @@ use super::paths::{Paths, open_own};
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
-use super::trees::{self, Trees};
+use super::trees::{self, Prepared, Trees};
 use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
-use crate::fs::tree::Tree;
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
@@ -310,20 +309,18 @@ impl Store {
     /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
     /// may show as its own.
     fn plant_opened(&self, records: &Records, record: &Layer, layer: OpenLayer) -> Result<(), mount::Error> {
-        let view_of = |id: &Digest| self.trees.view(records.layer(id)?.number);
-        let below = record.parent.as_ref().and_then(view_of);
-        let waits = record.parent.is_some() && below.is_none();
-        if waits || self.trees.view(record.number).is_some() {
+        let Some(lowers) = self.trees.chain(records, record.parent.as_ref()) else { return Ok(()) };
+        if self.trees.view(record.number).is_some() {
             return Ok(());
         }
-        let (tree, _) = tokio::task::block_in_place(|| trees::tree(&layer, below.as_deref()))?;
-        self.plant(record, tree, layer);
+        let prepared = tokio::task::block_in_place(|| trees::prepare(&layer, Some(&lowers)))?;
+        self.plant(record, layer, prepared);
         Ok(())
     }
 
     /// Makes a layer readable, from now on.
-    pub(super) fn plant(&self, record: &Layer, tree: Arc<Tree>, layer: OpenLayer) {
-        self.trees.plant(record, tree, layer);
+    pub(super) fn plant(&self, record: &Layer, layer: OpenLayer, prepared: Prepared) {
+        self.trees.plant(record, layer, prepared);
         self.problems().remove(&record.id);
     }
 

@@ -13,7 +13,6 @@ use crate::blob::Digest;
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
-use crate::index::Meta;
 use crate::mount;
 use crate::mount::layer::OpenLayer;
 
@@ -43,21 +42,23 @@ pub(super) struct Trees {
     wants: Option<Wants>,
 }
 
-/// One layer as a lower directory, and what podman is to know of it. Its root has the attributes of the root below it where it says nothing of
-/// its own root. Takes a while.
-pub(super) fn tree(layer: &OpenLayer, below: Option<&View>) -> Result<(Arc<Tree>, Facts), mount::Error> {
+/// What is needed to serve a layer, and what podman is to know of it.
+pub(super) struct Prepared {
+    tree: Arc<Tree>,
+    pub(super) facts: Facts,
+}
+
+/// One layer as a lower directory above those layers, the lowest first, where they are known. Its root has the attributes of the root
+/// below it where it says nothing of its own root. Takes a while.
+pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<View>]>) -> Result<Prepared, mount::Error> {
     let entries = layer.contents.index().entries()?;
-    let tree = Tree::single_over(&entries, OpaqueXattr::Both, below.and_then(root_meta))?;
+    let lowers = lowers.map(|lowers| lowers.iter().map(|lower| lower.tree()).collect());
+    let tree = Tree::single_over(&entries, OpaqueXattr::Both, lowers)?;
     let (users, groups) = tree.owners();
     let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
     let (users, groups) = (users.into_iter().collect(), groups.into_iter().collect());
     let facts = Facts { size: tree.totals().1, users, groups, root };
-    Ok((Arc::new(tree), facts))
-}
-
-fn root_meta(view: &View) -> Option<Meta> {
-    let attr = view.tree().attr(view.tree().root())?;
-    Some(Meta { mode: attr.mode, uid: attr.uid, gid: attr.gid, mtime: attr.mtime })
+    Ok(Prepared { tree: Arc::new(tree), facts })
 }
 
 impl Trees {
@@ -71,7 +72,8 @@ impl Trees {
     }
 
     /// Makes a layer readable by its number, from now on and for as long as the process lives.
-    pub(super) fn plant(&self, record: &Layer, tree: Arc<Tree>, layer: OpenLayer) {
+    pub(super) fn plant(&self, record: &Layer, layer: OpenLayer, prepared: Prepared) {
+        let Prepared { tree, .. } = prepared;
         let (contents, wants) = (Arc::clone(&layer.contents), self.wants.clone());
         let read = LayerContents::new(record.number, contents, Arc::clone(&tree), wants);
         let view = Arc::new(View::new(tree, Arc::clone(&read) as Arc<dyn Contents>));
@@ -107,6 +109,18 @@ impl Trees {
 
     pub(super) fn view(&self, number: u32) -> Option<Arc<View>> {
         self.planted().get(&number).map(|planted| Arc::clone(&planted.view))
+    }
+
+    /// The views of a layer and of all below it, the lowest first; `None` where one of them is not open.
+    pub(super) fn chain(&self, records: &Records, top: Option<&Digest>) -> Option<Vec<Arc<View>>> {
+        let (planted, mut chain, mut next) = (self.planted(), Vec::new(), top);
+        while let Some(id) = next {
+            let layer = records.layer(id)?;
+            chain.push(Arc::clone(&planted.get(&layer.number)?.view));
+            next = layer.parent.as_ref();
+        }
+        chain.reverse();
+        Some(chain)
     }
 
     /// Shows what the records have.

@@ -186,6 +186,88 @@ fn xattrs_that_no_filesystem_could_have_are_not_shown() {
     }
 }
 
+/// The names in a directory, each of which is there.
+#[track_caller]
+fn names(dir: &Path) -> String {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    for name in &names {
+        fs::symlink_metadata(dir.join(name)).unwrap_or_else(|error| panic!("{}: {error}", dir.join(name).display()));
+    }
+    names.join(" ".as_ref()).into_string().unwrap()
+}
+
+fn layers_with_ghosts() -> [Vec<Entry>; 3] {
+    let empty = |name| Entry::file(name, "");
+    [
+        vec![
+            Entry::dir("d"),
+            empty("d/a"),
+            empty("d/b"),
+            Entry::dir("m"),
+            empty("m/gone"),
+            empty("m/stays"),
+            Entry::dir("o"),
+            empty("o/x"),
+        ],
+        vec![
+            Entry::dir("o"),
+            empty("o/.wh..wh..opq"),
+            empty("o/.wh.x"),
+            empty("o/y"),
+            Entry::dir("new"),
+            empty("new/.wh.z"),
+            empty("new/q"),
+        ],
+        vec![
+            Entry::dir("d"),
+            empty("d/.wh..wh..opq"),
+            empty("d/.wh.a"),
+            empty("d/c"),
+            empty("m/.wh.gone"),
+            empty("m/.wh.none"),
+            Entry::dir("last"),
+            Entry::dir("last/deep"),
+            empty("last/deep/.wh.z"),
+        ],
+    ]
+}
+
+#[track_caller]
+fn is_merged(root: &Path) {
+    let shown = ["d", "m", "o", "new", "last/deep"].map(|dir| names(&root.join(dir)));
+    assert_eq!(shown, ["c", "stays", "y", "q", ""]);
+}
+
+/// overlayfs lists a whiteout as a name that is not there, in a directory that it does not merge.
+#[test]
+fn whiteouts_that_hide_nothing_leave_no_ghosts() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let layers = layers_with_ghosts();
+    let image = push(&liar, &layers.each_ref().map(Vec::as_slice));
+    for merger in [Merger::Kernel, Merger::FuseOverlayfs] {
+        // Each with a cache of its own, the highest first: none of them knows the others.
+        let mounts = ["2", "1", "0"].map(|layer| lab.mount(&image, &["--layer", layer]));
+        let lowers: Vec<_> = mounts.iter().rev().map(crate::support::Mount::dir).collect();
+        is_merged(Overlay::new(&lab, merger, &lowers).dir());
+        assert!(fs::symlink_metadata(mounts[0].path("m/gone")).is_ok());
+    }
+}
+
+#[test]
+fn a_store_has_no_ghosts() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let (liar, layers) = (Liar::new(), layers_with_ghosts());
+    let id = store.add("localhost/a:1", &push(&liar, &layers.each_ref().map(Vec::as_slice)));
+    let look = |store: &Store| is_merged(&Podman::new(&lab, store).mount(&id).dir);
+    look(&store);
+    store.end(nix::sys::signal::Signal::SIGTERM);
+    store.serve();
+    look(&store);
+}
+
 /// Opens a file, and a directory, by handles that were made before the kernel forgot all that it could.
 const HANDLES: &str = r#"
 import ctypes

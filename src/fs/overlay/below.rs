@@ -1,4 +1,4 @@
-//! What the layers below a layer have at a path: the target of a hard link that leaves its layer.
+//! What the layers below a layer have at a path: the target of a hard link that leaves its layer, or what a whiteout may hide.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ pub(super) enum NotAFile {
 /// A directory's children, sorted by the bytes of their names.
 type Listing<'a> = Vec<(&'a [u8], Child<'a>)>;
 
-/// Finds paths in the lower layers, merged by the rules. Such links are rare, so nothing is kept unless one is looked for.
+/// Finds paths in the lower layers, merged by the rules. Nothing is kept unless one is looked for, which is rare.
 pub(super) struct Below<'m, 'a, L> {
     layers: &'m [Numbered<'a, L>],
     /// Of each directory that was on a path: its children, to be searched.
@@ -45,9 +45,14 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
         let mut at = Merged::Dir(root(layers));
         for name in path.split(|byte| *byte == b'/') {
             let Merged::Dir(dir) = at else { return Merged::Hidden };
-            at = combine(dir.joined.iter().filter_map(|source| Some((source.layer, self.child(source, name)?))));
+            at = self.child_of(&dir.joined, name);
         }
         at
+    }
+
+    /// What a name stands for in directories that are joined, the highest first.
+    pub(super) fn child_of(&mut self, dirs: &[Source<'a, L>], name: &[u8]) -> Merged<'a, L> {
+        combine(dirs.iter().filter_map(|source| Some((source.layer, self.child(source, name)?))))
     }
 
     fn child(&mut self, dir: &Source<'a, L>, name: &[u8]) -> Option<Child<'a>> {

@@ -64,6 +64,24 @@ fn list(tree: &Tree) -> Listing {
     listing
 }
 
+/// One layer alone, above others where they are known.
+fn alone(layer: &FakeLayer, lowers: Option<&[FakeLayer]>) -> Result<Tree, Error> {
+    let lowers = lowers.map(|lowers| lowers.iter().collect());
+    merge_over(std::slice::from_ref(layer), Some(Alone { opaque: OpaqueXattr::Both, lowers }), MADE_UP)
+}
+
+fn list_numbers(tree: &Tree) -> BTreeMap<Vec<u8>, Ino> {
+    let mut numbers = BTreeMap::from([(Vec::new(), tree.root())]);
+    let mut todo = vec![(Vec::new(), tree.root())];
+    while let Some((path, ino)) = todo.pop() {
+        for (name, child) in tree.children(ino, 0) {
+            numbers.insert(join(&path, name), child);
+            todo.push((join(&path, name), child));
+        }
+    }
+    numbers
+}
+
 fn layers(specs: &[Spec]) -> Vec<FakeLayer> {
     specs.iter().map(FakeLayer::new).collect()
 }
@@ -181,6 +199,41 @@ fn a_single_layer_is_shown_the_way_overlayfs_wants_it() {
         assert_eq!((&listing[&b"d"[..]].xattrs, &listing[&b"e"[..]].xattrs), (&xattrs, &xattrs));
         assert_eq!(listing[&b""[..]].xattrs, []);
     }
+}
+
+#[test]
+fn a_single_layer_leaves_out_whiteouts_that_hide_nothing() {
+    let lowers = [
+        Spec::default().with("d/a", file()).with("gone/x", file()).with("m/here", file()).with("f", file()),
+        Spec::default().whiteout("gone").with("o/y", file()),
+    ];
+    let layer = Spec::default()
+        .whiteout("d/a")
+        .whiteout("d/b")
+        .whiteout("gone/x")
+        .whiteout("m/here")
+        .whiteout("new/z")
+        .with("new/q", file())
+        .opaque("o")
+        .whiteout("o/y")
+        .whiteout("o/deep/y")
+        .whiteout("f/below")
+        .whiteout("m/none");
+    let [layer] = &layers(&[layer])[..] else { unreachable!() };
+    let of = |lowers: Option<&[FakeLayer]>| paths(&list(&alone(layer, lowers).unwrap()));
+    assert_eq!(of(Some(&layers(&lowers))), "d d/a d/b f gone m m/here m/none new new/q o o/deep");
+    assert_eq!(of(Some(&[])), "d f gone m new new/q o o/deep", "the lowest layer");
+    let unknown = "d d/a d/b f f/below gone gone/x m m/here m/none new new/q new/z o o/deep";
+    assert_eq!(of(None), unknown, "only what an opaque directory holds is known to hide nothing");
+
+    let trees: Vec<_> = layers(&lowers).iter().map(|layer| alone(layer, Some(&[])).unwrap()).collect();
+    let of_trees = merge_over(
+        std::slice::from_ref(layer),
+        Some(Alone { opaque: OpaqueXattr::Both, lowers: Some(trees.iter().collect()) }),
+        MADE_UP,
+    );
+    // Layer 1 hides nothing as the lowest one, so that its whiteout is not there.
+    assert_eq!(paths(&list(&of_trees.unwrap())), "d d/a d/b f gone gone/x m m/here m/none new new/q o o/deep");
 }
 
 #[test]

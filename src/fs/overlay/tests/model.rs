@@ -174,4 +174,28 @@ proptest! {
             (merged, expected) => prop_assert!(merged.is_err() && expected.is_none(), "{:?} {:?}", merged, expected),
         }
     }
+
+    /// A layer alone above those that it belongs on: it has whiteouts in directories that those have, and numbers as without knowing them.
+    #[test]
+    fn a_whiteout_is_kept_where_overlayfs_merges(specs in prop::collection::vec(spec(), 1..4)) {
+        let all = layers(&specs);
+        let (top, lowers) = all.split_last().unwrap();
+        let (Ok(below), Ok(unknown)) = (merge(lowers, None), alone(top, None)) else { return Ok(()) };
+        let known = alone(top, Some(lowers)).unwrap();
+        let (below, unknown, all) = (list(&below), list(&unknown), list(&known));
+        let spec = specs.last().unwrap();
+        for (path, shown) in &unknown {
+            let is_closed = spec.opaque.iter().chain(&spec.whiteouts).any(|dir| is_under(path, dir));
+            let is_whiteout = !spec.entries.contains_key(path) && shown.kind == Type::Char;
+            let merges = |dir| !lowers.is_empty() && below.get(dir).is_some_and(|dir| dir.kind == Type::Dir);
+            let is_kept = !is_closed && parent(path).is_some_and(merges);
+            prop_assert_eq!(all.contains_key(path), !is_whiteout || is_kept, "{:?}", path);
+        }
+        for (path, shown) in &all {
+            prop_assert_eq!(shown, &unknown[path]);
+        }
+        let numbers = |tree: Tree| list_numbers(&tree);
+        let (known, unknown) = (numbers(known), numbers(alone(top, None).unwrap()));
+        prop_assert!(known.iter().all(|(path, number)| unknown[path] == *number));
+    }
 }
