@@ -15,6 +15,10 @@ pub(super) enum Refused {
     NotASymlink,
     #[error("a name of more than 255 bytes")]
     NameTooLong,
+    #[error("past the last data of the file")]
+    NoMoreData,
+    #[error("no such way to seek")]
+    NoSuchSeek,
     #[error("no such xattr")]
     NoSuchXattr,
     #[error("the buffer is too small")]
@@ -39,6 +43,8 @@ impl Refused {
             Self::NotADirectory => Errno::ENOTDIR,
             Self::NotASymlink => Errno::EINVAL,
             Self::NameTooLong => Errno::ENAMETOOLONG,
+            Self::NoMoreData => Errno::ENXIO,
+            Self::NoSuchSeek => Errno::EINVAL,
             Self::NoSuchXattr => Errno::ENODATA,
             Self::BufferTooSmall => Errno::ERANGE,
             Self::ReadOnly => Errno::EROFS,

@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::errno::Refused;
+use super::sparse::Seek;
 use super::tree::{Attr, Ino, Type};
 use super::view::{Totals, View};
 use super::xattr;
@@ -68,6 +69,8 @@ pub(super) enum Node {
 pub(super) struct Stat {
     pub(super) number: u64,
     pub(super) attr: Attr,
+    /// Bytes that are no hole.
+    pub(super) allocated: u64,
     /// Whether the kernel may keep it.
     pub(super) lasting: bool,
 }
@@ -144,7 +147,7 @@ impl Forest {
 
     fn stat_in(&self, view: &View, group: u32, ino: Ino) -> Option<Stat> {
         let attr = view.tree().attr(ino)?;
-        Some(Stat { number: self.number(group, ino), attr, lasting: true })
+        Some(Stat { number: self.number(group, ino), attr, allocated: view.allocated(&attr), lasting: true })
     }
 
     pub(super) fn stat(&self, number: u64) -> Result<Stat, Refused> {
@@ -215,6 +218,18 @@ impl Forest {
         match &self.0 {
             Kind::Alone { .. } => ROOT,
             Kind::Store(grown) => grown.read().unwrap_or_else(PoisonError::into_inner).above(root),
+        }
+    }
+
+    /// Where the next data or the next hole of a file starts, from an offset on. Left to the kernel where there is no hole at all, and will be none.
+    pub(super) fn seek(&self, number: u64, offset: u64, wanted: Seek) -> Result<u64, Refused> {
+        match self.node(number)? {
+            Node::InView { view, ino, .. } if self.is_store() || view.has_holes() => view.seek(ino, offset, wanted),
+            Node::InView { .. } => Err(Refused::LeftToKernel),
+            Node::Made { grown, number } => {
+                let size = grown.stat(number).map_or(0, |stat| stat.attr.size);
+                wanted.in_data(offset, size)
+            }
         }
     }
 
@@ -324,7 +339,7 @@ impl Grown {
             major: 0,
             minor: 0,
         };
-        Some(Stat { number, attr, lasting })
+        Some(Stat { number, attr, allocated: attr.size, lasting })
     }
 
     /// The number of the made directory that holds a node: one of the node's own group, or else the root.

@@ -6,7 +6,8 @@
 //! | READ | what is in memory: at once; else by another thread, which may wait for the disk, or by a task, which may wait for the network: a reader that waits for a page can be killed |
 //! | a name that is missing | an entry with inode 0: the kernel remembers that, too |
 //! | OPEN, OPENDIR | ENOSYS: never sent again, the page cache is kept, and open() works even while nobody answers |
-//! | FLUSH, FSYNC, ACCESS, LSEEK, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
+//! | LSEEK where the view has holes, and in a store | from memory, at once; elsewhere ENOSYS: the kernel then sees each file as data up to its end |
+//! | FLUSH, FSYNC, ACCESS, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
 //! | GETXATTR where the view has no xattr, but in a store | ENOSYS, which it remembers: `ls -l` asks for each file, and answers are not cached |
 //! | whatever writes | EROFS (the superblock is read-only, so it hardly ever gets here) |
 //! | IOCTL | ENOTTY |
@@ -20,8 +21,6 @@
 //!
 //! Who waits for a READ can be killed, since it waits for the pages; but for a page fault where read-ahead is off (madvise(MADV_RANDOM)): there
 //! Linux 6.18 sends the READ from the fault itself and waits for its answer, so such a process stays until the read's deadline.
-//!
-//! LSEEK: left to the kernel, SEEK_DATA and SEEK_HOLE see each file as data up to its end, which is always right.
 //!
 //! LOOKUP of `.` and `..` is how the kernel finds a node by a file handle that it has forgotten (NFS, overlayfs with `index` or `nfs_export`).
 //!
@@ -49,6 +48,7 @@ use self::attr::{file_attr, no_entry};
 use self::read::{Buffers, Read};
 use super::errno::Refused;
 use super::forest::{Forest, NAME_MAX, Named, Node, Stat};
+use super::sparse::Seek;
 use super::view::BLOCK_SIZE;
 use super::xattr;
 use crate::threads;
@@ -151,7 +151,17 @@ fn errno(refused: &Refused) -> Errno {
 
 fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {
     let ttl = if stat.lasting { FOR_EVER } else { Duration::ZERO };
-    (ttl, FileAttr { ino: INodeNo(stat.number), ..file_attr(&stat.attr) })
+    (ttl, FileAttr { ino: INodeNo(stat.number), blocks: stat.allocated.div_ceil(512), ..file_attr(&stat.attr) })
+}
+
+/// What an LSEEK asks for; the kernel does all other kinds by itself.
+fn wanted(offset: i64, whence: i32) -> Result<(u64, Seek), Refused> {
+    let wanted = match whence {
+        nix::libc::SEEK_DATA => Seek::Data,
+        nix::libc::SEEK_HOLE => Seek::Hole,
+        _ => return Err(Refused::NoSuchSeek),
+    };
+    Ok((u64::try_from(offset).map_err(|_| Refused::NoMoreData)?, wanted))
 }
 
 fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
@@ -287,6 +297,13 @@ impl Filesystem for Frontend {
         reply.error(errno(&Refused::NoSuchIoctl));
     }
 
+    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        match wanted(offset, whence).and_then(|(offset, wanted)| self.forest.seek(ino.0, offset, wanted)) {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(refused) => reply.error(errno(&refused)),
+        }
+    }
+
     // Left to the kernel.
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -310,10 +327,6 @@ impl Filesystem for Frontend {
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(errno(&Refused::LeftToKernel));
-    }
-
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
         reply.error(errno(&Refused::LeftToKernel));
     }
 

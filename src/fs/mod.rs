@@ -15,6 +15,7 @@ pub mod fuse;
 mod overlay;
 mod paths;
 mod possible;
+mod sparse;
 pub mod tree;
 pub mod view;
 mod xattr;

@@ -11,6 +11,7 @@ use super::tree::{Ino, Tree, Type};
 use crate::blob::ByteRange;
 use crate::fetch::Disk;
 use crate::fetch::{self, Around};
+use crate::index::Holes;
 
 /// The contents of the layers' files: their layer files, of which every byte handed out was verified.
 pub trait Contents: Send + Sync {
@@ -87,12 +88,24 @@ pub const BLOCK_SIZE: u32 = 4096;
 pub struct View {
     tree: Arc<Tree>,
     contents: Arc<dyn Contents>,
+    /// Of each layer; none where it is not known.
+    holes: Vec<Holes>,
 }
 
 impl View {
     #[must_use]
     pub fn new(tree: impl Into<Arc<Tree>>, contents: Arc<dyn Contents>) -> Self {
-        Self { tree: tree.into(), contents }
+        Self { tree: tree.into(), contents, holes: Vec::new() }
+    }
+
+    /// The same, with the holes of each layer's layer file.
+    #[must_use]
+    pub fn with_holes(self, holes: Vec<Holes>) -> Self {
+        Self { holes, ..self }
+    }
+
+    pub(super) fn holes(&self) -> &[Holes] {
+        &self.holes
     }
 
     #[must_use]

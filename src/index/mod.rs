@@ -7,6 +7,7 @@ mod error;
 mod estargz;
 mod footer;
 mod foreign;
+mod holes;
 mod limits;
 mod names;
 mod open;
@@ -25,6 +26,7 @@ mod zstd_chunked;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Error, Problem};
 pub use footer::{Footer, TocPosition};
+pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;

@@ -330,9 +330,11 @@ impl OpenImage {
             _ => Tree::merged(&entries)?,
         };
         let tree = Arc::new(tree);
+        let holes = self.layers.iter().map(|layer| layer.contents.index().holes()).collect::<Result<_, _>>()?;
         let contents = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
         let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
-        Ok((View::new(tree, Arc::clone(&around) as Arc<dyn Contents>), around))
+        let view = View::new(tree, Arc::clone(&around) as Arc<dyn Contents>).with_holes(holes);
+        Ok((view, around))
     }
 }
 

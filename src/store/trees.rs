@@ -13,6 +13,7 @@ use crate::blob::Digest;
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
+use crate::index::Holes;
 use crate::mount;
 use crate::mount::layer::OpenLayer;
 
@@ -45,20 +46,22 @@ pub(super) struct Trees {
 /// What is needed to serve a layer, and what podman is to know of it.
 pub(super) struct Prepared {
     tree: Arc<Tree>,
+    holes: Holes,
     pub(super) facts: Facts,
 }
 
 /// One layer as a lower directory above those layers, the lowest first, where they are known. Its root has the attributes of the root
 /// below it where it says nothing of its own root. Takes a while.
 pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<View>]>) -> Result<Prepared, mount::Error> {
-    let entries = layer.contents.index().entries()?;
+    let index = layer.contents.index();
+    let (entries, holes) = (index.entries()?, index.holes()?);
     let lowers = lowers.map(|lowers| lowers.iter().map(|lower| lower.tree()).collect());
     let tree = Tree::single_over(&entries, OpaqueXattr::Both, lowers)?;
     let (users, groups) = tree.owners();
     let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
     let (users, groups) = (users.into_iter().collect(), groups.into_iter().collect());
     let facts = Facts { size: tree.totals().1, users, groups, root };
-    Ok(Prepared { tree: Arc::new(tree), facts })
+    Ok(Prepared { tree: Arc::new(tree), holes, facts })
 }
 
 impl Trees {
@@ -73,10 +76,11 @@ impl Trees {
 
     /// Makes a layer readable by its number, from now on and for as long as the process lives.
     pub(super) fn plant(&self, record: &Layer, layer: OpenLayer, prepared: Prepared) {
-        let Prepared { tree, .. } = prepared;
+        let Prepared { tree, holes, .. } = prepared;
         let (contents, wants) = (Arc::clone(&layer.contents), self.wants.clone());
         let read = LayerContents::new(record.number, contents, Arc::clone(&tree), wants);
-        let view = Arc::new(View::new(tree, Arc::clone(&read) as Arc<dyn Contents>));
+        let view = View::new(tree, Arc::clone(&read) as Arc<dyn Contents>).with_holes(vec![holes]);
+        let view = Arc::new(view);
         let planted = Planted { id: record.id, contents: record.contents.clone(), view, layer, read };
         self.planted().insert(record.number, planted);
     }

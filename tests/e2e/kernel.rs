@@ -268,6 +268,41 @@ fn a_store_has_no_ghosts() {
     look(&store);
 }
 
+/// A file of 1 TiB that has a MiB at its start, and 4 KiB in the middle (GNU tar's sparse format 1.0, and the old one).
+#[test]
+fn holes_are_holes() {
+    let Some(lab) = Lab::new() else { return };
+    let (size, middle) = (1_u64 << 40, 1_u64 << 39);
+    let map = format!("3\n0\n1048576\n{middle}\n4096\n{size}\n0\n");
+    let mut content = map.into_bytes();
+    content.resize(512, 0);
+    content.resize(512 + (1 << 20) + 4096, b'x');
+    let sparse = Entry::file("GNUSparseFile.0/sparse", content)
+        .record("GNU.sparse.major", "1")
+        .record("GNU.sparse.minor", "0")
+        .record("GNU.sparse.name", "sparse")
+        .record("GNU.sparse.realsize", size.to_string());
+    let liar = Liar::new();
+    let image = push(&liar, &[&[sparse, Entry::file("dense", vec![b'y'; 10_000])]]);
+    for options in [&[][..], &["--layer", "0"]] {
+        let mount = lab.mount(&image, options);
+        let merged = Overlay::new(&lab, Merger::Kernel, &[mount.dir()]);
+        let file = |root: &Path, name: &str| fs::metadata(root.join(name)).unwrap();
+        assert_eq!((file(mount.dir(), "sparse").len(), file(mount.dir(), "sparse").blocks()), (size, 2056));
+        assert_eq!(file(mount.dir(), "dense").blocks(), 20);
+        let seeks = "f = os.open(p, os.O_RDONLY)\nprint(*(os.lseek(f, *a) for a in ((0, os.SEEK_HOLE), (1 << 20, os.SEEK_DATA), (1 << 39, os.SEEK_HOLE), (0, os.SEEK_END))))";
+        assert_eq!(python(seeks, &mount.path("sparse")), format!("{} {middle} {} {size}\n", 1 << 20, middle + 4096));
+        // A copy-up, and what copies files, make none of it real.
+        run(Command::new("chmod").arg("600").arg(merged.path("sparse"))).ok();
+        let copy = lab.fresh("copies").join("copy");
+        run(Command::new("cp").arg(mount.path("sparse")).arg(&copy)).ok();
+        for copied in [&merged.path("sparse"), &copy] {
+            let copied = fs::metadata(copied).unwrap();
+            assert!(copied.len() == size && copied.blocks() < 1 << 16, "{} blocks", copied.blocks());
+        }
+    }
+}
+
 /// Opens a file, and a directory, by handles that were made before the kernel forgot all that it could.
 const HANDLES: &str = r#"
 import ctypes

@@ -125,7 +125,8 @@ impl Maker<'_> {
             let (entry, stored) = reader.current();
             self.tape.entry(entry, stored);
             let Some(start) = start.filter(|_| is_file && size > 0) else { continue };
-            self.contents.file(start, size, reader.stored()).map_err(|problem| Refused::Layer(problem.into()))?;
+            let too_many = self.contents.file(start, reader.stored());
+            too_many.map_err(|problem| Refused::Layer(Rejected::entry(entry.raw_name(), problem)))?;
             reader.contents(&mut |at, stream, bytes| self.contents.add(start + at, stream, bytes))?;
             self.contents.hole(start + size);
         }
@@ -175,12 +176,17 @@ impl<'a> Contents<'a> {
         Self { spans, keep, tables, open: None, piece: None, first_pieces, covered: 0, buffer }
     }
 
-    /// A file starts, of which these parts are stored.
-    fn file(&mut self, start: u64, size: u64, stored: &[ByteRange]) -> Result<(), Problem> {
+    /// A file starts, of which these parts are stored. Each of them and each hole has checks of its own.
+    fn file(&mut self, start: u64, stored: &[ByteRange]) -> Result<(), Problem> {
         self.covered = start;
-        let too_many = self.tables.checks().saturating_add(stored.len()) > limits::CHUNKS
-            || size / CHECK > (limits::CHUNKS as u64).saturating_sub(self.tables.checks() as u64);
-        if too_many { Err(Problem::TooMany { what: "chunks", limit: limits::CHUNKS }) } else { Ok(()) }
+        let of_parts = stored.iter().map(|part| part.len() / CHECK + 2).fold(1, u64::saturating_add);
+        if of_parts.saturating_add(self.tables.checks() as u64) <= limits::CHUNKS as u64 {
+            return Ok(());
+        }
+        Err(Problem::TooMany {
+            what: "pieces of files in one layer (each hole of a sparse file makes two)",
+            limit: limits::CHUNKS,
+        })
     }
 
     /// Bytes of the layer file at `at`, which are at `stream` in the tar stream.

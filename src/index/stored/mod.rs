@@ -28,8 +28,9 @@ use self::header::{Header, Section};
 pub(crate) use self::tables::Tables;
 use self::tables::{BLOCK, BLOCK_DIGEST, Record};
 pub use self::tables::{Check, CheckKind, Codec, Of, Piece, Unit, Window};
+use super::entries::BLOCK as FILE_BLOCK;
 use super::plain::window;
-use super::{Entries, Identity, LayerKey, Summary, limits};
+use super::{Entries, Holes, Identity, LayerKey, Summary, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
 
 /// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
@@ -191,6 +192,27 @@ impl StoredIndex {
             }
         }
         Ok(false)
+    }
+
+    /// What no unit fills. Reads the whole table of pieces.
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn holes(&self) -> Result<Holes, Damaged> {
+        let (mut filled, mut gaps) = (0, Vec::new());
+        let Section { start, len } = self.header.pieces;
+        for block in start / BLOCK as u64..(start + len).div_ceil(BLOCK as u64) {
+            for piece in self.block(block)?.chunks_exact(Piece::LEN) {
+                let piece = Piece::get(piece).ok_or_else(|| self.damaged("a piece is none"))?;
+                if piece.range.start.saturating_sub(filled) >= FILE_BLOCK {
+                    gaps.push(ByteRange { start: filled, end: piece.range.start });
+                }
+                filled = piece.range.end;
+            }
+        }
+        let end = self.header.summary.layer_file_len;
+        gaps.push(ByteRange { start: filled.min(end), end });
+        Ok(Holes::of(gaps))
     }
 
     /// What comes before a unit in the decoded data, as far as the unit refers to it: at most 32 KiB.

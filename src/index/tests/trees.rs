@@ -195,6 +195,24 @@ fn files_keep_their_place_in_the_layer_file_whatever_replaces_them() {
     assert_eq!(start(3), Kind::File { start: 5 * 4096, size: 4096 });
     assert_eq!(index.unit(3).unwrap().compressed, ByteRange { start: 1000, end: 1010 });
     assert_eq!(index.unit(2).unwrap().compressed, ByteRange { start: 900, end: 1000 });
+    let (hole, before) = (ByteRange { start: 5 * 4096, end: 6 * 4096 }, ByteRange { start: 0, end: 5 * 4096 });
+    assert_eq!((index.holes().unwrap().from(0), index.holes().unwrap().bytes_in(before)), (Some(hole), 0));
+}
+
+/// Blocks that a chunk of zeros has in part are none.
+#[test]
+fn chunks_of_zeros_are_holes() {
+    let index = index(
+        r#"{"name":"f","type":"reg","size":30000,"offset":100,"chunkSize":5000,"chunkDigest":"DIGEST"},
+           {"name":"f","type":"chunk","chunkOffset":5000,"chunkSize":15000,"chunkType":"zeros"},
+           {"name":"f","type":"chunk","offset":200,"chunkOffset":20000,"chunkSize":10000,"chunkDigest":"DIGEST"},
+           {"name":"zeros","type":"reg","size":5000,"chunkType":"zeros"},
+           {"name":"small","type":"reg","size":5000,"offset":300,"digest":"DIGEST"}"#,
+    );
+    let holes = index.holes().unwrap();
+    assert_eq!(holes.from(0), Some(ByteRange { start: 8192, end: 16_384 }));
+    assert_eq!(holes.from(16_384), Some(ByteRange { start: 32_768, end: 40_960 }), "a file of nothing else");
+    assert_eq!(holes.from(40_960), None);
 }
 
 #[test]
