@@ -7,6 +7,7 @@
 mod limits;
 mod pool;
 mod runtime;
+mod wait;
 
 use std::future::Future;
 use std::io;
@@ -19,7 +20,8 @@ use tokio::sync::oneshot;
 use self::pool::{Pool, Size};
 pub use limits::explained;
 pub use pool::Figures;
-pub use runtime::runtime;
+pub use runtime::{Runtime, runtime};
+pub use wait::{Ended, wait};
 
 /// What a piece of work waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

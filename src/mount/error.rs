@@ -62,6 +62,8 @@ pub enum Error {
     Handover { source: serde_json::Error },
     #[error("the runtime cannot be started")]
     Runtime { source: io::Error },
+    #[error(transparent)]
+    Ended(#[from] crate::threads::Ended),
 
     #[error(transparent)]
     Registry(#[from] crate::registry::Error),

@@ -18,7 +18,7 @@ use crate::index::{
     Trust,
 };
 use crate::registry::{self, Body, Client, Freshness, ImageRef, Parts};
-use crate::threads::{self, Work};
+use crate::threads::{self, Work, wait};
 
 /// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
 const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
@@ -473,15 +473,15 @@ impl Opener {
     fn index_again(&self, layer: &registry::Layer, has_toc: bool) -> Result<Bytes, Error> {
         let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
         if has_toc {
-            return Ok(index::open_whole(&descriptor(layer), &*self.runtime.block_on(pass.hold())?)?.encoded);
+            return Ok(index::open_whole(&descriptor(layer), &*wait(&self.runtime, pass.hold())??)?.encoded);
         }
-        Ok(self.runtime.block_on(pass.index(None))?.made.encoded)
+        Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
     }
 
     /// The same where the blob comes whole.
     fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
         let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
-        let held = self.runtime.block_on(Pass { body: Some(body), ..pass }.hold())?;
+        let held = wait(&self.runtime, Pass { body: Some(body), ..pass }.hold())??;
         let found = self.open_toc(&descriptor(layer), &*held)?;
         let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(Arc::clone(&held)) };
         match found {
@@ -489,7 +489,7 @@ impl Opener {
             Found::Unvouched(_) => Ok(index::open_whole(&descriptor(layer), &*held)?.encoded),
             Found::Plain { .. } => {
                 let pass = self.pass_over(layer, source, Freshness::Any, Arc::default());
-                Ok(self.runtime.block_on(pass.index(None))?.made.encoded)
+                Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
             }
         }
     }
@@ -535,7 +535,8 @@ impl Opener {
 
     /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).
     fn external_toc(&self, layer: &Descriptor) -> Result<Bytes, SourceError> {
-        let image = self.runtime.block_on(self.client.resolve_sibling(&self.image, TOC_TAG))?;
+        let (client, image) = (self.client.clone(), self.image.clone());
+        let image = wait(&self.runtime, async move { client.resolve_sibling(&image, TOC_TAG).await })??;
         let wanted = layer.digest.to_string();
         let toc = image.layers.into_iter().find(|toc| toc.annotations.get(TOC_OF) == Some(&wanted));
         let toc = toc.ok_or_else(|| format!("{}@{} has no TOC of this layer", image.name, image.digest))?;

@@ -9,7 +9,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::StreamExt;
 use serde::Serialize;
-use tokio::runtime::Runtime;
 
 use super::Error;
 use super::escape::escape;
@@ -19,7 +18,7 @@ use super::options::ImageOptions;
 use crate::blob::{ByteRange, Digest};
 use crate::fs::tree::{Ino, Tree, Type};
 use crate::fs::view::{LastSymlink, View};
-use crate::threads;
+use crate::threads::{self, Runtime};
 
 /// Bytes of one read of `cat`, and how many are on their way at once.
 const STEP: u64 = 1 << 20;

@@ -66,7 +66,7 @@ pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Outpu
     let runtime = runtime()?;
     let outcome = runtime.block_on(mount_and_serve(options, dir, state, report, abandoned));
     // What is still in flight is for nobody.
-    runtime.shutdown_background();
+    drop(runtime);
     if let Err(error) = &outcome {
         tracing::info!(error = error.chain(), "the server ends");
     }

@@ -160,7 +160,10 @@ impl Blob {
     fn read_blocking(&self, range: ByteRange, freshness: Freshness) -> Result<Bytes, SourceError> {
         self.check(range)?;
         Ok(match &self.place {
-            Place::Remote(_, runtime) => runtime.block_on(self.collect(range, freshness))?,
+            Place::Remote(_, handle) => {
+                let blob = self.clone();
+                threads::wait(handle, async move { blob.collect(range, freshness).await })??
+            }
             Place::Local(local) => local.read(range)?,
         })
     }
@@ -202,15 +205,17 @@ impl ByteSource for Parts<'_> {
     }
 
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        let Place::Remote(_, runtime) = &self.blob.place else { return self.blob.read_at(range) };
-        runtime.block_on(async {
-            match self.blob.stream(range, self.freshness).await? {
+        let Place::Remote(_, handle) = &self.blob.place else { return self.blob.read_at(range) };
+        let (blob, freshness) = (self.blob.clone(), self.freshness);
+        let asking = async move {
+            Ok::<_, Error>(match blob.stream(range, freshness).await? {
                 Sent::Part(body) => Ok(body.collect(range.len()).await?),
-                Sent::Whole(body) => {
-                    *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
-                    Err("its host sends all of it for a part".into())
-                }
-            }
+                Sent::Whole(body) => Err(body),
+            })
+        };
+        threads::wait(handle, asking)??.map_err(|body| {
+            *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+            "its host sends all of it for a part".into()
         })
     }
 }

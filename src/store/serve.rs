@@ -97,7 +97,7 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
     let runtime = runtime()?;
     let outcome = runtime.block_on(run(options, lock, ready));
     // What is still in flight is for nobody.
-    runtime.shutdown_background();
+    drop(runtime);
     outcome
 }
 

@@ -1,12 +1,13 @@
 //! tokio's runtime, which has its threads from its start on.
 
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 
 use super::{explained, start};
 
@@ -19,6 +20,32 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How long the kernel may take to let go of threads that have ended.
 const SETTLING: Duration = Duration::from_secs(1);
+
+/// How long the end of a runtime waits for threads that block: they hear of it at once, unless a system call holds them.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// A runtime that ends when it is dropped: its tasks at once, its threads within a bounded time.
+pub struct Runtime {
+    handle: Handle,
+    /// There until it is dropped.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Runtime {
+    /// Polls a future on this thread, while the tasks run on others.
+    #[expect(clippy::disallowed_methods, reason = "this runtime lives at least until the future is done")]
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.handle.block_on(future)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(ENDING);
+        }
+    }
+}
 
 /// A runtime for all that waits for registries, and the threads that do its blocking work.
 ///
@@ -33,7 +60,7 @@ pub fn runtime() -> io::Result<Runtime> {
     builder.worker_threads(workers).max_blocking_threads(HANDS).thread_keep_alive(FOR_EVER);
     let runtime = builder.enable_all().build()?;
     drop(runtime.spawn_blocking(|| ()));
-    Ok(runtime)
+    Ok(Runtime { handle: runtime.handle().clone(), runtime: Some(runtime) })
 }
 
 /// Makes so many threads at once and lets them end.
@@ -63,6 +90,15 @@ fn try_out(threads: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_a_system_call_holds_does_not_hold_the_end() {
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let runtime = runtime().unwrap();
+        runtime.handle.spawn_blocking(move || held.recv());
+        drop(runtime);
+        drop(let_go);
+    }
 
     #[test]
     fn a_task_of_a_runtime_may_block_for_a_moment() {

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::image::{File, gzip, noise, plain, tar};
+use crate::lying::{Fault, Lie, On};
 use crate::support::lies::Liar;
 use crate::support::registry::Access;
 use crate::support::{Lab, Mount, Registry};
@@ -43,6 +44,33 @@ fn a_layer_that_is_not_what_the_manifest_names() {
     liar.replace_blob(&layer.digest(), &wrong);
     let message = refusal(&lab, &image, &[]);
     assert!(message.contains("wrong bytes") && message.contains(&layer.digest().to_string()), "{message}");
+}
+
+/// What is in flight when a mount is refused ends without a word. Many mounts at once, so that their threads are late.
+#[test]
+fn a_layer_that_is_refused_while_the_config_is_waited_for() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let layer = plain(gzip(&tar(&[File { name: "file", content: noise(2 << 20, 1) }])));
+    let image = liar.push(&[&layer]);
+    let (about, refused) = (layer.digest().to_string(), Lie::Status(403, Vec::new()));
+    liar.fault(Fault::always(On::Blobs, refused).about(&about));
+    liar.fault(Fault::always(On::Blobs, Lie::Silence));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    let message = refusal(&lab, &image, &[]);
+                    assert!(message.contains("denies access (403)"), "{message}");
+                    assert_eq!(message.lines().count(), 1, "{message}");
+                }
+            });
+        }
+    });
+    liar.clear_faults();
+    liar.fault(Fault::always(On::Blobs, Lie::Silence));
+    let message = refusal(&lab, &image, &["--mount-deadline", "1s"]);
+    assert!(message.contains("--mount-deadline") && message.lines().count() == 1, "{message}");
 }
 
 #[test]

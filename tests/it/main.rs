@@ -5,6 +5,7 @@ mod around;
 mod auth;
 mod contents;
 mod crowds;
+mod ending;
 mod faults;
 mod hostile;
 mod image;
