@@ -115,7 +115,7 @@ pub(super) struct AccessArgs {
     /// http.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) tls_verify: Option<bool>,
-    /// A directory with certificates: *.crt of authorities, *.cert and *.key of this client.
+    /// A directory with certificates: *.crt of authorities or of the registry itself, *.cert and *.key of this client.
     #[arg(long, value_name = "DIR")]
     pub(super) cert_dir: Option<PathBuf>,
     /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next

@@ -99,7 +99,7 @@ async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Res
     let outcome = tokio::select! {
         outcome = converse(&mut child, &mut input, options, &mut heard) => outcome,
         () = signals.next() => Err(Error::Interrupted),
-        () = deadline.passed(GRACE) => Err(Error::Deadline { limit }),
+        () = deadline.passed(GRACE) => Err(Error::Deadline { limit, waiting: None }),
     };
     match outcome {
         Ok(ready) => Ok(ready),

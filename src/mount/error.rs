@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::blob::Digest;
+use crate::registry::Waiting;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,8 +33,8 @@ pub enum Error {
     State { path: PathBuf, source: io::Error },
     #[error("no directory for the state of the mount; tried {tried}")]
     NoStateDirectory { tried: String },
-    #[error("not mounted within {} s (--mount-deadline)", limit.as_secs_f64())]
-    Deadline { limit: Duration },
+    #[error("not mounted within {} s (--mount-deadline){}", limit.as_secs_f64(), after_colon(waiting.as_deref()))]
+    Deadline { limit: Duration, waiting: Option<Box<Waiting>> },
     #[error("interrupted; nothing is mounted")]
     Interrupted,
     #[error("serving {} failed", dir.display())]
@@ -131,6 +132,10 @@ impl Error {
     pub fn chain(&self) -> String {
         chain(self)
     }
+}
+
+fn after_colon(waiting: Option<&Waiting>) -> String {
+    waiting.map(|waiting| format!(": {waiting}")).unwrap_or_default()
 }
 
 /// An error's message and its causes, on one line.

@@ -54,8 +54,8 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    pub(crate) fn new(cache: Cache) -> Self {
-        Self { cache, hosts: Hosts::default(), archives: Archives::default(), fetch: fetch::Shared::default() }
+    pub(crate) fn new(cache: Cache, hosts: Hosts) -> Self {
+        Self { cache, hosts, archives: Archives::default(), fetch: fetch::Shared::default() }
     }
 
     pub(crate) const fn cache(&self) -> &Cache {
@@ -89,7 +89,7 @@ impl Engine {
     /// # Errors
     /// Where the client cannot be set up.
     pub fn new(options: &ImageOptions, resolve_within: Duration) -> Result<Self, Error> {
-        let common = Common::new(Cache::open(&options.cache_dir, options.cache_size));
+        let common = Common::new(Cache::open(&options.cache_dir, options.cache_size), Hosts::default());
         Self::sharing(common, options, resolve_within, None)
     }
 
@@ -358,8 +358,10 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
 }
 
 /// All that a server needs before it mounts.
-pub(crate) async fn served(options: &MountOptions, report: &Report) -> Result<Served, Error> {
-    let engine = Arc::new(Engine::new(&options.source, RESOLVE_WITHIN.min(options.mount_deadline / 2))?);
+pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report) -> Result<Served, Error> {
+    let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
+    let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
+    let engine = Arc::new(Engine::sharing(common, &options.source, resolve_within, None)?);
     let mut image = engine.resolve(report).await?;
     let mut inode_group = 0;
     let whole = Arc::new(image.clone());

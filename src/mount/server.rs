@@ -30,6 +30,7 @@ use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit};
 use super::signals::{self, ServerSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
+use crate::registry::Hosts;
 use crate::{sys, threads};
 
 /// What is served, waiting for its descriptor only.
@@ -88,14 +89,20 @@ async fn mount_and_serve(
         heard.heard(event);
         tell(event)
     });
+    let hosts = Hosts::default();
     let becoming_ready = async {
-        let served = image::served(options, &report).await?;
+        let served = image::served(options, hosts.clone(), &report).await?;
         let session = start(options, dir, state, served, &report)?.serve()?;
         session.become_ready(&report).await
     };
+    // Asked for while it is still waited for.
+    let too_late = async {
+        deadline.passed(Duration::ZERO).await;
+        hosts.longest_wait()
+    };
     let session = tokio::select! {
         ready = becoming_ready => ready?,
-        () = deadline.passed(Duration::ZERO) => return Err(Error::Deadline { limit }),
+        waiting = too_late => return Err(Error::Deadline { limit, waiting: waiting.map(Box::new) }),
         () = signals.end.next() => return Err(Error::Interrupted),
         () = abandoned => return Err(Error::Interrupted),
     };

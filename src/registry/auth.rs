@@ -18,15 +18,20 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use super::credentials::{self, Credentials, Identity, Origin, Secret};
+use super::credentials::{self, Found, Identity, Login, Secret};
+use super::hosts::Hosts;
 use super::redirect::leads_to_link_local;
 use super::silent::Disks;
 use super::throttle::{Throttle, status_error};
 use super::transport::{Connection, Transport};
+use super::waits::Waits;
 use super::{Error, Redacted};
 
 /// What a token lives without `expires_in`, by the specification.
 const DEFAULT_LIFE: u64 = 60;
+
+/// Whatever a token server says: a token of a day is renewed.
+const LONGEST_LIFE: u64 = 86_400;
 
 const LARGEST_TOKEN: usize = 1 << 20;
 
@@ -53,7 +58,7 @@ pub(super) struct Grant {
     header: HeaderValue,
     challenge: Challenge,
     expires: Option<Instant>,
-    pub(super) origin: Option<Origin>,
+    pub(super) login: Login,
 }
 
 impl Grant {
@@ -69,6 +74,7 @@ pub(super) struct Authority {
     transport: Arc<Transport>,
     throttle: Arc<Throttle>,
     grants: Cache<Scope, Arc<Grant>>,
+    waits: Arc<Waits>,
     last_id: AtomicU64,
 }
 
@@ -76,12 +82,13 @@ pub(super) struct Authority {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    expires_in: Option<i64>,
 }
 
 impl Authority {
-    pub(super) fn new(files: Vec<PathBuf>, disks: Disks, transport: Arc<Transport>, throttle: Arc<Throttle>) -> Self {
-        Self { files, disks, transport, throttle, grants: Cache::new(10_000), last_id: AtomicU64::new(0) }
+    pub(super) fn new(files: Vec<PathBuf>, hosts: &Hosts, transport: Arc<Transport>, throttle: Arc<Throttle>) -> Self {
+        let (disks, waits) = (hosts.disks.clone(), hosts.waits.clone());
+        Self { files, disks, transport, throttle, grants: Cache::new(10_000), waits, last_id: AtomicU64::new(0) }
     }
 
     /// What was granted before, renewed where its life has ended; `None` before the registry's first challenge.
@@ -111,14 +118,19 @@ impl Authority {
     }
 
     async fn obtain(&self, scope: &Scope, challenge: Challenge) -> Result<Arc<Grant>, Error> {
-        let found = credentials::find(&self.files, &self.disks, &scope.registry, &scope.repository).await?;
-        let origin = found.as_ref().map(|credentials| credentials.origin.clone());
+        let (registry, repository) = (&scope.registry, &scope.repository);
+        let found = credentials::find(&self.files, &self.disks, registry, repository, &self.waits).await?;
+        let login = found.login();
         let (value, life) = match &challenge {
-            Challenge::Basic => (basic(scope, found.as_ref())?, None),
+            Challenge::Basic => (basic(scope, &found)?, None),
             Challenge::Bearer { realm, service, scope: asked } => {
                 let asked = asked.clone().unwrap_or_else(|| format!("repository:{}:pull", scope.repository));
-                let answer = self.token(scope, realm, service.as_deref(), &asked, found.as_ref()).await?;
-                bearer(answer, scope)?
+                let of_token_server = |error| match error {
+                    error @ (Error::Unauthorized { .. } | Error::Challenge { .. }) => error,
+                    error => Error::TokenServer { registry: scope.registry.clone(), source: Box::new(error) },
+                };
+                let answer = self.token(scope, realm, service.as_deref(), &asked, &found).await;
+                answer.and_then(|answer| bearer(answer, realm)).map_err(of_token_server)?
             }
         };
         let refused = |_| challenge_refused(scope, "the credentials cannot be sent in a header".to_owned());
@@ -127,7 +139,7 @@ impl Authority {
         // Renewed a little early: the last of its life may pass on the way.
         let expires = life.map(|life| Instant::now() + life.saturating_sub((life / 10).min(Duration::from_secs(10))));
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Grant { id, header, challenge, expires, origin }))
+        Ok(Arc::new(Grant { id, header, challenge, expires, login }))
     }
 
     async fn token(
@@ -136,18 +148,18 @@ impl Authority {
         realm: &Url,
         service: Option<&str>,
         asked: &str,
-        credentials: Option<&Credentials>,
+        found: &Found,
     ) -> Result<TokenAnswer, Error> {
         let mut parameters: Vec<(&str, &str)> = service.iter().map(|service| ("service", *service)).collect();
         parameters.push(("scope", asked));
-        let request = self.token_request(realm, &parameters, credentials.map(|credentials| &credentials.identity))?;
+        let identity = found.credentials().map(|credentials| &credentials.identity);
+        let request = self.token_request(realm, &parameters, identity)?;
         self.throttle.admit(realm).await;
-        let response =
-            request.send().await.map_err(|source| Error::transfer(realm, "the token server", Some(source)))?;
+        let response = self.transport.send(realm, request, &self.throttle).await?;
         self.throttle.note(realm, &response);
         match response.status().as_u16() {
             200 => read_token(realm, response).await,
-            401 | 403 => Err(unauthorized(scope, credentials.map(|credentials| credentials.origin.clone()))),
+            401 | 403 => Err(unauthorized(scope, found.login())),
             300..=399 => Err(challenge_refused(scope, "its token server redirects".to_owned())),
             _ => Err(status_error(realm, &response)),
         }
@@ -182,8 +194,8 @@ impl Authority {
     }
 }
 
-pub(super) fn unauthorized(scope: &Scope, credentials: Option<Origin>) -> Error {
-    Error::Unauthorized { registry: scope.registry.clone(), repository: scope.repository.clone(), credentials }
+pub(super) fn unauthorized(scope: &Scope, login: Login) -> Error {
+    Error::Unauthorized { registry: scope.registry.clone(), repository: scope.repository.clone(), login }
 }
 
 fn challenge_refused(scope: &Scope, reason: String) -> Error {
@@ -192,35 +204,44 @@ fn challenge_refused(scope: &Scope, reason: String) -> Error {
 
 async fn read_token(realm: &Url, mut response: reqwest::Response) -> Result<TokenAnswer, Error> {
     let mut body = Vec::new();
-    let failed = |source| Error::transfer(realm, "the token server", Some(source));
+    let failed = |source| Error::transfer(realm, "the body broke off", Some(source));
     while let Some(bytes) = response.chunk().await.map_err(failed)? {
         body.extend_from_slice(&bytes);
         if body.len() > LARGEST_TOKEN {
-            return Err(Error::protocol(realm, "the token is too large"));
+            return Err(Error::protocol(realm, format!("a token of more than {LARGEST_TOKEN} bytes")));
         }
     }
     // Never the parser's own message, which could quote the token.
-    serde_json::from_slice(&body).map_err(|_| Error::protocol(realm, "the token server's answer is not a token"))
+    serde_json::from_slice(&body).map_err(|_| {
+        Error::protocol(realm, "no token: JSON with text as token or access_token, and a whole number as expires_in")
+    })
 }
 
-fn basic(scope: &Scope, credentials: Option<&Credentials>) -> Result<Secret, Error> {
-    match credentials.map(|credentials| &credentials.identity) {
+fn basic(scope: &Scope, found: &Found) -> Result<Secret, Error> {
+    match found.credentials().map(|credentials| &credentials.identity) {
         Some(Identity::Password { user, password }) => {
             Ok(Secret::new(format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.reveal())))))
         }
-        _ => Err(unauthorized(scope, credentials.map(|credentials| credentials.origin.clone()))),
+        _ => Err(unauthorized(scope, found.login())),
     }
 }
 
-fn bearer(answer: TokenAnswer, scope: &Scope) -> Result<(Secret, Option<Duration>), Error> {
+fn bearer(answer: TokenAnswer, realm: &Url) -> Result<(Secret, Option<Duration>), Error> {
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
-    let token = token.ok_or_else(|| challenge_refused(scope, "its token server gave no token".to_owned()))?;
-    let life = Duration::from_secs(answer.expires_in.filter(|life| *life > 0).unwrap_or(DEFAULT_LIFE).min(86_400));
-    Ok((Secret::new(format!("Bearer {token}")), Some(life)))
+    let token = token.ok_or_else(|| Error::protocol(realm, "neither token nor access_token"))?;
+    Ok((Secret::new(format!("Bearer {token}")), Some(life(answer.expires_in))))
 }
 
-/// Reads a 401's challenge; a Bearer one is preferred. `base` is the registry's own URL.
-pub(super) fn challenge(scope: &Scope, base: &Url, headers: &HeaderMap) -> Result<Challenge, Error> {
+/// How long a token may be used, by its `expires_in`. One that has expired is used for the request that it was fetched for.
+fn life(expires_in: Option<i64>) -> Duration {
+    match expires_in {
+        None | Some(0) => Duration::from_secs(DEFAULT_LIFE),
+        Some(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(LONGEST_LIFE)),
+    }
+}
+
+/// Reads a challenge; a Bearer one is preferred. `None` where there is none that crfs knows. `base` is the registry's own URL.
+pub(super) fn challenge(scope: &Scope, base: &Url, headers: &HeaderMap) -> Result<Option<Challenge>, Error> {
     let mut basic = false;
     for value in headers.get_all(WWW_AUTHENTICATE) {
         let Some(challenges) = value.to_str().ok().and_then(|value| http_auth::parse_challenges(value).ok()) else {
@@ -233,16 +254,17 @@ pub(super) fn challenge(scope: &Scope, base: &Url, headers: &HeaderMap) -> Resul
             };
             if challenge.scheme.eq_ignore_ascii_case("bearer") {
                 let realm = realm(scope, base, parameter("realm").as_deref())?;
-                return Ok(Challenge::Bearer { realm, service: parameter("service"), scope: parameter("scope") });
+                let (service, scope) = (parameter("service"), parameter("scope"));
+                return Ok(Some(Challenge::Bearer { realm, service, scope }));
             }
             basic |= challenge.scheme.eq_ignore_ascii_case("basic");
         }
     }
-    if basic {
-        Ok(Challenge::Basic)
-    } else {
-        Err(challenge_refused(scope, "it names neither Basic nor Bearer".to_owned()))
-    }
+    Ok(basic.then_some(Challenge::Basic))
+}
+
+pub(super) fn no_challenge(scope: &Scope) -> Error {
+    challenge_refused(scope, "it names neither Basic nor Bearer".to_owned())
 }
 
 /// Where credentials may be sent for a token: https only, unless the registry itself is plain http.
@@ -267,7 +289,7 @@ fn realm(scope: &Scope, base: &Url, text: Option<&str>) -> Result<Url, Error> {
 mod tests {
     use super::*;
 
-    fn parse(base: &str, value: &str) -> Result<Challenge, Error> {
+    fn parse(base: &str, value: &str) -> Result<Option<Challenge>, Error> {
         let scope = Scope { registry: "r".into(), repository: "a/b".into() };
         let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap())]);
         challenge(&scope, &base.parse().unwrap(), &headers)
@@ -281,9 +303,17 @@ mod tests {
             service: Some("s".into()),
             scope: Some("repository:a/b:pull".into()),
         };
-        assert_eq!(parse("https://r/", bearer).unwrap(), expected);
-        assert_eq!(parse("https://r/", "basic realm=x").unwrap(), Challenge::Basic);
-        assert!(matches!(parse("https://r/", "Negotiate"), Err(Error::Challenge { .. })));
+        assert_eq!(parse("https://r/", bearer).unwrap(), Some(expected));
+        assert_eq!(parse("https://r/", "basic realm=x").unwrap(), Some(Challenge::Basic));
+        assert_eq!(parse("https://r/", "Negotiate").unwrap(), None);
+    }
+
+    #[test]
+    fn the_life_of_a_token_is_what_the_server_says_within_bounds() {
+        for (expires_in, seconds) in [(None, 60), (Some(0), 60), (Some(300), 300), (Some(-5), 0), (Some(i64::MIN), 0)] {
+            assert_eq!(life(expires_in), Duration::from_secs(seconds), "{expires_in:?}");
+        }
+        assert_eq!(life(Some(i64::MAX)), Duration::from_secs(LONGEST_LIFE));
     }
 
     #[test]

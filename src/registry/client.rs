@@ -213,7 +213,7 @@ impl Client {
             .resolved(&key)
             .and_then(|digest| self.documents.get(&digest).map(|bytes| Document { digest, bytes }));
         let limit = remembered.as_ref().map_or(Duration::MAX, |_| PATIENCE_WITH_MEMORY);
-        let mut patience = Patience::new(self.resolve_deadline.min(limit));
+        let mut patience = repository.patience("manifest", tag, self.resolve_deadline.min(limit));
         match (ask_tag(repository, image, tag, &mut patience).await, remembered) {
             (Ok(document), _) => {
                 self.documents.put(&document.digest, &document.bytes);
@@ -233,7 +233,7 @@ impl Client {
         if let Some(bytes) = self.documents.get(&digest) {
             return Ok(bytes);
         }
-        let mut patience = Patience::new(self.resolve_deadline);
+        let mut patience = repository.patience("manifest", &digest.to_string(), self.resolve_deadline);
         let mut found = digest;
         for freshness in [Freshness::Any, Freshness::PastCaches] {
             let (document, _) = repository.document(&digest.to_string(), freshness, &mut patience).await?;

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -19,6 +20,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
 use super::silent::Disks;
+use super::waits::{Waiting, Waits};
 use super::{Error, helper};
 use crate::sys::outside;
 
@@ -84,6 +86,46 @@ pub(super) struct Credentials {
     pub(super) origin: Origin,
 }
 
+/// What the credential files say of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    Credentials(Credentials),
+    HelperFailed(HelperFailure),
+}
+
+/// A credential helper that gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelperFailure {
+    pub helper: Origin,
+    pub reason: String,
+}
+
+impl Found {
+    pub(super) fn credentials(&self) -> Option<&Credentials> {
+        match self {
+            Self::Credentials(credentials) => Some(credentials),
+            Self::Nothing | Self::HelperFailed(_) => None,
+        }
+    }
+
+    pub(super) fn login(&self) -> Login {
+        match self {
+            Self::Nothing => Login::Nobody,
+            Self::Credentials(credentials) => Login::Known(credentials.origin.clone()),
+            Self::HelperFailed(failure) => Login::HelperFailed(Box::new(failure.clone())),
+        }
+    }
+}
+
+/// Who a registry was told that we are, as far as that is ever said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    Nobody,
+    Known(Origin),
+    HelperFailed(Box<HelperFailure>),
+}
+
 /// What decides which credential files are asked, as plain values.
 #[derive(Debug, Clone, Default)]
 pub struct AuthPlaces {
@@ -143,15 +185,20 @@ pub(super) async fn find(
     disks: &Disks,
     registry: &str,
     repository: &str,
-) -> Result<Option<Credentials>, Error> {
+    waits: &Arc<Waits>,
+) -> Result<Found, Error> {
+    let mut found = Found::Nothing;
     for path in files {
         let asked = path.clone();
         let Some(file) = disks.ask(path, TIME_LIMIT, move || read(&asked)).await? else { continue };
-        if let Some(found) = find_in(&file, path, registry, repository).await? {
-            return Ok(Some(found));
+        match find_in(&file, path, registry, repository, waits).await? {
+            Found::Nothing => {}
+            Found::Credentials(credentials) => return Ok(Found::Credentials(credentials)),
+            // Another file may know more.
+            Found::HelperFailed(failure) => found = Found::HelperFailed(failure),
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 fn read(path: &Path) -> Result<Option<AuthFile>, Error> {
@@ -171,10 +218,16 @@ fn read(path: &Path) -> Result<Option<AuthFile>, Error> {
     parsed.map(Some).map_err(|source| error(format!("no valid JSON at line {}", source.line())))
 }
 
-async fn find_in(file: &AuthFile, path: &Path, registry: &str, repository: &str) -> Result<Option<Credentials>, Error> {
+async fn find_in(
+    file: &AuthFile,
+    path: &Path,
+    registry: &str,
+    repository: &str,
+    waits: &Arc<Waits>,
+) -> Result<Found, Error> {
     for key in keys(registry, repository) {
         if let Some(name) = file.helpers.get(&key) {
-            return Ok(ask_helper(name, &key, path).await);
+            return Ok(ask_helper(name, &key, path, waits).await);
         }
     }
     let mut entries: Vec<_> = file.auths.iter().map(|(key, entry)| (normalized(key), key, entry)).collect();
@@ -183,29 +236,29 @@ async fn find_in(file: &AuthFile, path: &Path, registry: &str, repository: &str)
     for key in keys(registry, repository) {
         for (_, _, entry) in entries.iter().filter(|(normalized, _, _)| *normalized == key) {
             if let Some(identity) = entry.identity(path)? {
-                return Ok(Some(Credentials { identity, origin: Origin::File(path.to_owned()) }));
+                return Ok(Found::Credentials(Credentials { identity, origin: Origin::File(path.to_owned()) }));
             }
         }
     }
     match &file.store {
         Some(name) if !name.is_empty() => {
             let key = if registry == "docker.io" { DOCKER_HUB_KEY } else { registry };
-            Ok(ask_helper(name, key, path).await)
+            Ok(ask_helper(name, key, path, waits).await)
         }
-        _ => Ok(None),
+        _ => Ok(Found::Nothing),
     }
 }
 
 /// A helper that fails is no reason to fail a pull that may need no credentials: the registry's answer decides.
-async fn ask_helper(name: &str, key: &str, path: &Path) -> Option<Credentials> {
+async fn ask_helper(name: &str, key: &str, path: &Path, waits: &Arc<Waits>) -> Found {
+    let origin = Origin::Helper { name: name.to_owned(), file: path.to_owned() };
+    let _waiting = waits.begin(Waiting::for_program(origin.to_string()));
     match helper::get(name, key).await {
-        Ok(identity) => identity.map(|identity| Credentials {
-            identity,
-            origin: Origin::Helper { name: name.to_owned(), file: path.to_owned() },
-        }),
+        Ok(Some(identity)) => Found::Credentials(Credentials { identity, origin }),
+        Ok(None) => Found::Nothing,
         Err(error) => {
             tracing::warn!(helper = name, file = %path.display(), %error, "credential helper failed");
-            None
+            Found::HelperFailed(HelperFailure { helper: origin, reason: error.to_string() })
         }
     }
 }
@@ -256,8 +309,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
         let missing = PathBuf::from("/nonexistent/auth.json");
-        let found = find(&[missing, file.path().to_owned()], &Disks::default(), registry, repository).await.unwrap();
-        found.map(|credentials| match credentials.identity {
+        let files = [missing, file.path().to_owned()];
+        let found = find(&files, &Disks::default(), registry, repository, &Arc::default()).await.unwrap();
+        found.credentials().map(|credentials| match &credentials.identity {
             Identity::Password { user, password } => format!("{user}:{}", password.reveal()),
             Identity::Token(token) => format!("token {}", token.reveal()),
         })
@@ -273,10 +327,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("auth.json");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let error = find(&[pipe], &Disks::default(), "r.io", "x").await.unwrap_err().to_string();
+        let error = find(&[pipe], &Disks::default(), "r.io", "x", &Arc::default()).await.unwrap_err().to_string();
         assert!(error.contains("auth.json") && error.contains("not a regular file"), "{error}");
-        let none = find(&["/dev/null".into()], &Disks::default(), "r.io", "x").await.unwrap();
-        assert_eq!(none, None);
+        let none = find(&["/dev/null".into()], &Disks::default(), "r.io", "x", &Arc::default()).await.unwrap();
+        assert_eq!(none, Found::Nothing);
     }
 
     #[tokio::test]
@@ -311,7 +365,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in ["{\"auths\":{\"r.io\":{\"auth\":\"hunter2", r#"{"auths":{"r.io":{"auth":"aHVudGVyMg=="}}}"#] {
             std::fs::write(file.path(), text).unwrap();
-            let error = find(&[file.path().to_owned()], &Disks::default(), "r.io", "x").await.unwrap_err().to_string();
+            let files = [file.path().to_owned()];
+            let found = find(&files, &Disks::default(), "r.io", "x", &Arc::default()).await;
+            let error = found.unwrap_err().to_string();
             assert!(error.contains(file.path().to_str().unwrap()) && !error.contains("hunter2"), "{error}");
         }
     }
@@ -331,6 +387,23 @@ mod tests {
         assert_eq!(paths(&places), ["/env.json"]);
         places.authfile = Some("/flag.json".into());
         assert_eq!(paths(&places), ["/flag.json"]);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_is_named_and_another_file_may_know_more() {
+        let [broken, good] = [0; 2].map(|_| tempfile::NamedTempFile::new().unwrap());
+        std::fs::write(broken.path(), r#"{"credsStore":"no-such-helper-here"}"#).unwrap();
+        let mut files = vec![broken.path().to_owned()];
+        let Login::HelperFailed(failure) =
+            find(&files, &Disks::default(), "r.io", "x", &Arc::default()).await.unwrap().login()
+        else {
+            panic!("no failure")
+        };
+        assert!(failure.helper.to_string().contains("docker-credential-no-such-helper-here (named in "));
+        std::fs::write(good.path(), auths(&[("r.io", "u:p")])).unwrap();
+        files.push(good.path().to_owned());
+        let found = find(&files, &Disks::default(), "r.io", "x", &Arc::default()).await.unwrap();
+        assert_eq!(found.login(), Login::Known(Origin::File(good.path().to_owned())));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::artifact::Artifact;
-use super::credentials::Origin;
+use super::credentials::Login;
 use super::left_out::LeftOut;
 use crate::blob::Digest;
 
@@ -29,10 +29,6 @@ impl Redacted {
         shown.set_query(None);
         shown.set_fragment(None);
         Self(shown.into())
-    }
-
-    fn is_http(&self) -> bool {
-        self.0.starts_with("http://")
     }
 
     /// Of a text that is made of a host and a path only.
@@ -61,6 +57,18 @@ pub enum Retry {
     AFewTimes,
     /// Until the deadline; not before this time where the server named one.
     After(Option<Duration>),
+}
+
+/// What is wrong with a proxy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyTrouble {
+    #[error("cannot be reached: {0}")]
+    Unreachable(String),
+    /// The first line of its answer to CONNECT.
+    #[error("refuses the connection: {0}")]
+    Refused(String),
+    #[error("does not connect: {0}")]
+    Failed(String),
 }
 
 /// Why a reference, a manifest or a layer's bytes cannot be had.
@@ -124,19 +132,28 @@ pub enum Error {
 
     #[error("the connections cannot be set up: {what}")]
     Setup { what: String, source: Option<Box<dyn std::error::Error + Send + Sync>> },
+    /// `identified`: a client certificate was given.
+    #[error("{url}: no TLS connection: {reason}{}", tls_advice(reason, *identified))]
+    Handshake { url: Redacted, reason: rustls::Error, identified: bool },
+    /// `let_through`: it let us through to that host before.
     #[error(
-        "{url}: no TLS connection: {reason}; a private authority is named by --cert-dir or SSL_CERT_FILE, a registry that speaks plain http needs --tls-verify=false"
+        "{url}: the proxy {proxy} ({variable}) {trouble}; set {variable} to one that works, or name the host in NO_PROXY"
     )]
-    Handshake { url: Redacted, reason: rustls::Error },
+    Proxy { url: Redacted, proxy: Redacted, variable: &'static str, trouble: ProxyTrouble, let_through: bool },
     #[error("{url}: {what}{}", deepest(source.as_ref()))]
     Transfer { url: Redacted, what: &'static str, source: Option<reqwest::Error> },
     #[error("{url} answered {status}")]
     Status { url: Redacted, status: u16, retry_after: Option<Duration> },
     #[error("{url} is not there (404)")]
     NotFound { url: Redacted },
-    #[error("{url} denies access ({status}){}", if url.is_http() { "; it was asked by http: if it speaks TLS, give --tls-verify" } else { "" })]
+    #[error("{url} denies access ({status})")]
     Denied { url: Redacted, status: u16 },
-    #[error("{url} does not answer a range request by the rules: {what}")]
+    #[error(
+        "{url} is not there or may not be read ({status}) without a login, which registry {registry} asks for: podman login {registry}{}",
+        helper_failed(login)
+    )]
+    LoginWanted { url: Redacted, status: u16, registry: String, login: Login },
+    #[error("invalid response from {url}: {what}")]
     Protocol { url: Redacted, what: String },
     #[error(
         "{url}: asked for {asked}, it sends {said}, also past caches: something on the way mixes up the ranges of a blob, as a cache does that \
@@ -145,8 +162,10 @@ pub enum Error {
     MixedUp { url: Redacted, asked: crate::blob::ByteRange, said: crate::blob::ByteRange },
     #[error("{url} redirects to {target}: {reason}")]
     Redirect { url: Redacted, target: Redacted, reason: &'static str },
-    #[error("{} for repository {repository} (401): {}", refusal(registry, credentials.as_ref()), advice(registry, credentials.as_ref()))]
-    Unauthorized { registry: String, repository: String, credentials: Option<Origin> },
+    #[error("{} for repository {repository} (401): {}", refusal(registry, login), advice(registry, login))]
+    Unauthorized { registry: String, repository: String, login: Login },
+    #[error("the token server of registry {registry}: {source}")]
+    TokenServer { registry: String, source: Box<Error> },
     #[error("registry {registry} asks for authentication in a way that crfs refuses: {reason}")]
     Challenge { registry: String, reason: String },
     #[error("credentials in {path} cannot be read: {reason}", path = path.display())]
@@ -178,7 +197,8 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.root() {
-            Self::Transfer { .. } => Retry::After(None),
+            Self::Transfer { .. } | Self::Proxy { let_through: true, .. } => Retry::After(None),
+            Self::TokenServer { source, .. } => source.retry(),
             Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
             Self::Protocol { .. } | Self::MixedUp { .. } => Retry::AFewTimes,
             _ => Retry::Never,
@@ -197,14 +217,24 @@ impl Error {
     /// Whether what was asked for does not exist, as opposed to not being had.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self.root(), Self::NotFound { .. } | Self::NoTag { .. } | Self::NoSibling { .. })
+        matches!(
+            self.root(),
+            Self::NotFound { .. } | Self::LoginWanted { status: 404, .. } | Self::NoTag { .. } | Self::NoSibling { .. }
+        )
+    }
+
+    /// Whether the other end speaks TLS, and not with us.
+    pub(super) fn is_of_tls(&self) -> bool {
+        matches!(self.root(), Self::Handshake { reason, .. } if !matches!(reason, rustls::Error::InvalidMessage(_)))
+    }
+
+    /// Whether there was a connection, and it ended without an answer.
+    pub(super) fn is_broken_off(&self) -> bool {
+        matches!(self.root(), Self::Transfer { source: Some(source), .. } if !source.is_connect())
     }
 
     /// Of a request: reqwest's own text would show the whole URL.
     pub(super) fn transfer(url: &Url, what: &'static str, source: Option<reqwest::Error>) -> Self {
-        if let Some(reason) = source.as_ref().filter(|source| source.is_connect()).and_then(tls_failure) {
-            return Self::Handshake { url: Redacted::of(url), reason };
-        }
         Self::Transfer { url: Redacted::of(url), what, source: source.map(reqwest::Error::without_url) }
     }
 
@@ -222,13 +252,60 @@ fn sources<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn std::
     })
 }
 
-/// What a handshake failed of. Asking again would not mend it.
-fn tls_failure(error: &reqwest::Error) -> Option<rustls::Error> {
-    sources(error).find_map(|error| error.downcast_ref::<rustls::Error>()).cloned()
+/// What a handshake failed of, which asking again would not mend. A server may refuse our certificate after the handshake.
+pub(super) fn tls_failure(error: &reqwest::Error) -> Option<rustls::Error> {
+    let reason = sources(error).find_map(|error| error.downcast_ref::<rustls::Error>());
+    reason.filter(|reason| error.is_connect() || wants_certificate(reason)).cloned()
+}
+
+/// Whether a server refuses what it was told of who we are: nothing, or a certificate.
+const fn wants_certificate(reason: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        reason,
+        rustls::Error::AlertReceived(
+            Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError
+                | Alert::CertificateRequired
+        )
+    )
+}
+
+fn tls_advice(reason: &rustls::Error, identified: bool) -> &'static str {
+    use rustls::{CertificateError as Certificate, Error as Tls};
+    match reason {
+        reason if wants_certificate(reason) && identified => {
+            "; it does not take the client certificate of --cert-dir (*.cert and *.key)"
+        }
+        reason if wants_certificate(reason) => {
+            "; it wants a client certificate: --cert-dir names a directory with NAME.cert and NAME.key"
+        }
+        Tls::InvalidCertificate(Certificate::UnknownIssuer) => {
+            "; its certificate is not trusted: put it, or its authority's, into a directory for --cert-dir as *.crt, or into SSL_CERT_FILE"
+        }
+        Tls::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
+            "; its certificate has to be renewed, or this machine's clock set"
+        }
+        Tls::InvalidCertificate(Certificate::NotValidYet | Certificate::NotValidYetContext { .. }) => {
+            "; this machine's clock may be wrong"
+        }
+        Tls::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
+            "; name the registry as its certificate does"
+        }
+        Tls::InvalidMessage(_) => "; a registry that speaks plain http needs --tls-verify=false",
+        _ => "",
+    }
 }
 
 /// The innermost cause, which is the one that says something ("Connection refused").
-fn deepest(error: Option<&reqwest::Error>) -> String {
+pub(super) fn deepest(error: Option<&reqwest::Error>) -> String {
     error.and_then(|error| sources(error).last()).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
@@ -239,16 +316,29 @@ fn list(items: &[String]) -> String {
     if items.is_empty() { "(none)".to_owned() } else { items.join(", ") }
 }
 
-fn refusal(registry: &str, credentials: Option<&Origin>) -> String {
-    match credentials {
-        Some(origin) => format!("registry {registry} refused the credentials from {origin}"),
-        None => format!("registry {registry} wants credentials, and there are none,"),
+fn refusal(registry: &str, login: &Login) -> String {
+    match login {
+        Login::Known(origin) => format!("registry {registry} refused the credentials from {origin}"),
+        Login::Nobody => format!("registry {registry} wants credentials, and there are none,"),
+        Login::HelperFailed(failure) => {
+            format!("registry {registry} wants credentials, and {} gave none,", failure.helper)
+        }
     }
 }
 
-fn advice(registry: &str, credentials: Option<&Origin>) -> String {
-    let again = if credentials.is_some() { " again" } else { "" };
-    format!("log in{again} with podman login {registry}, or check the repository's name")
+fn advice(registry: &str, login: &Login) -> String {
+    match login {
+        Login::Known(_) => format!("log in again with podman login {registry}, or check the repository's name"),
+        Login::Nobody => format!("log in with podman login {registry}, or check the repository's name"),
+        Login::HelperFailed(failure) => format!("{}; mend it, or name another file with --authfile", failure.reason),
+    }
+}
+
+fn helper_failed(login: &Login) -> String {
+    match login {
+        Login::HelperFailed(failure) => format!("; {}: {}", failure.helper, failure.reason),
+        Login::Nobody | Login::Known(_) => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -264,7 +354,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_do() {
         let error =
-            Error::Unauthorized { registry: "ghcr.io".to_owned(), repository: "a/b".to_owned(), credentials: None };
+            Error::Unauthorized { registry: "ghcr.io".to_owned(), repository: "a/b".to_owned(), login: Login::Nobody };
         let text = error.to_string();
         assert!(text.contains("podman login ghcr.io") && text.contains("repository a/b (401)"), "{text}");
     }

@@ -4,9 +4,11 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use super::credentials::{Identity, Secret};
 
@@ -26,7 +28,7 @@ pub(super) enum HelperError {
     Name(String),
     #[error("docker-credential-{name} cannot be run")]
     Run { name: String, source: std::io::Error },
-    #[error("docker-credential-{0} did not answer in time")]
+    #[error("docker-credential-{0} did not answer within {seconds} s, and was ended", seconds = TIME_LIMIT.as_secs())]
     Late(String),
     #[error("docker-credential-{name} failed with {status}")]
     Failed { name: String, status: std::process::ExitStatus },
@@ -42,6 +44,20 @@ struct Answer {
     secret: String,
 }
 
+/// A helper with all that it starts: ended where it did not end by itself.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // None: it was waited for. Until then nobody else can have its number.
+        let leader = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(leader) = leader {
+            // An error says that it has just ended.
+            let _ended = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
+}
+
 /// Asks a helper for a server's credentials; `None` where it has none.
 pub(super) async fn get(name: &str, server: &str) -> Result<Option<Identity>, HelperError> {
     // A name with a slash would run a program outside of $PATH.
@@ -55,8 +71,9 @@ pub(super) async fn get(name: &str, server: &str) -> Result<Option<Identity>, He
 
 async fn run(mut command: Command, name: &str, server: &str) -> Result<Option<Identity>, HelperError> {
     let error = |source| HelperError::Run { name: name.to_owned(), source };
-    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(error)?;
+    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut group = Group(command.process_group(0).spawn().map_err(error)?);
+    let child = &mut group.0;
     if let Some(mut input) = child.stdin.take() {
         // A helper that does not read its input is judged by its answer.
         let _ = input.write_all(format!("{server}\n").as_bytes()).await;
@@ -97,6 +114,22 @@ mod tests {
         let token = r#"echo '{"Username":"<token>","Secret":"t"}'"#;
         assert_eq!(ask(token).await.unwrap(), Some(Identity::Token(Secret::new("t".into()))));
         assert_eq!(ask("echo credentials not found in native keychain; exit 1").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_ended_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Whoever has the pipe open for writing keeps its reader waiting.
+        let script = format!("sleep 3600 > {0} & exec sleep 3600 > {0}", path.display());
+        let asking = tokio::spawn(async move { ask(&script).await });
+        let opened = tokio::task::spawn_blocking(move || std::fs::File::open(path).unwrap());
+        let mut pipe = opened.await.unwrap();
+        asking.abort();
+        assert!(asking.await.unwrap_err().is_cancelled());
+        let rest = tokio::task::spawn_blocking(move || std::io::Read::read(&mut pipe, &mut [0]));
+        assert_eq!(rest.await.unwrap().unwrap(), 0, "nobody has it open");
     }
 
     #[tokio::test]

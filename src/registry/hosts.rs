@@ -13,6 +13,7 @@ use super::link::Link;
 use super::resolver::Resolver;
 use super::silent::Disks;
 use super::throttle::Gate;
+use super::waits::{Waiting, Waits};
 
 /// Hosts that are remembered. Of one that was forgotten all is measured anew.
 const REMEMBERED: u64 = 1000;
@@ -24,6 +25,7 @@ pub struct Hosts {
     links: Cache<String, Arc<Link>>,
     pub(super) resolver: Resolver,
     pub(super) disks: Disks,
+    pub(super) waits: Arc<Waits>,
 }
 
 impl Default for Hosts {
@@ -33,11 +35,18 @@ impl Default for Hosts {
             links: Cache::new(REMEMBERED),
             resolver: Resolver::default(),
             disks: Disks::default(),
+            waits: Arc::default(),
         }
     }
 }
 
 impl Hosts {
+    /// What has been waited for in vain for the longest time, for whoever gives up.
+    #[must_use]
+    pub fn longest_wait(&self) -> Option<Waiting> {
+        self.waits.longest()
+    }
+
     pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
         self.gates.get_with(host(url), Arc::default)
     }

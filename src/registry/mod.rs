@@ -15,6 +15,7 @@ mod auth;
 mod blob;
 mod client;
 mod credentials;
+mod curve;
 mod disk;
 mod docker_archive;
 mod errors;
@@ -29,6 +30,7 @@ mod manifest;
 mod names;
 mod patience;
 mod platform;
+mod proxy;
 mod ranged;
 mod redirect;
 mod reference;
@@ -40,7 +42,9 @@ mod silent;
 mod soci;
 mod tarfile;
 mod throttle;
+mod tls;
 mod transport;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -51,20 +55,21 @@ use bytes::Bytes;
 pub use artifact::Artifact;
 pub use blob::{Blob, Body, Parts, Sent, Traffic};
 pub use client::Client;
-pub use credentials::{AuthPlaces, Origin, auth_files};
+pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, auth_files};
 pub use disk::Archives;
-pub use errors::{Error, Redacted, Retry};
+pub use errors::{Error, ProxyTrouble, Redacted, Retry};
 pub use hosts::Hosts;
 pub use left_out::LeftOut;
 pub use link::Capacity;
 pub use platform::Platform;
 pub use reference::ImageRef;
 pub use soci::{Soci, SociChoice, SociSource};
+pub use waits::Waiting;
 
 use crate::blob::Digest;
 
 /// Everything the client needs from outside; cli/ fills it from flags and the environment, nothing here reads the environment
-/// (but reqwest for proxies and rustls for certificates, see transport.rs).
+/// (but for proxies and certificates, see transport.rs).
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Credential files in the order they are asked, `--authfile` alone where it is given. See [`auth_files`].

@@ -5,11 +5,13 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::errors::Retry;
+use super::waits::Wait;
 use super::{Error, Redacted};
 
 /// Fewer bytes a second than this, over the stall window, is no progress.
@@ -35,12 +37,14 @@ pub(super) struct Patience {
     bytes: u64,
     tries: u32,
     breaches: u32,
+    wait: Wait,
 }
 
 impl Patience {
-    pub(super) fn new(deadline: Duration) -> Self {
+    /// `wait` is what others are told meanwhile.
+    pub(super) fn new(deadline: Duration, wait: Wait) -> Self {
         let nothing = Duration::ZERO;
-        Self { deadline, idle: nothing, window: nothing, bytes: 0, tries: 0, breaches: 0 }
+        Self { deadline, idle: nothing, window: nothing, bytes: 0, tries: 0, breaches: 0, wait }
     }
 
     fn stall_window(&self) -> Duration {
@@ -75,10 +79,16 @@ impl Patience {
     }
 
     async fn spend<T>(&mut self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-        let start = Instant::now();
-        let outcome = tokio::time::timeout(limit, future).await;
-        self.idle = self.idle.saturating_add(start.elapsed());
-        outcome.ok()
+        let mut future = pin!(future);
+        loop {
+            let start = Instant::now();
+            let outcome = tokio::time::timeout(limit, &mut future).await;
+            if outcome.is_err() && self.wait.is_for_program() {
+                continue;
+            }
+            self.idle = self.idle.saturating_add(start.elapsed());
+            return outcome.ok();
+        }
     }
 
     /// That many bytes have come; tells whether they were enough to count as progress.
@@ -91,6 +101,7 @@ impl Patience {
             self.tries = 0;
             self.breaches = 0;
             self.start_window();
+            self.wait.moved();
         }
         is_progress
     }
@@ -101,8 +112,9 @@ impl Patience {
     }
 
     /// After a failed try: returns when it is time for the next, or the error where there is none.
-    pub(super) async fn pause(&mut self, error: Error, what: &str, url: &Redacted) -> Result<(), Error> {
+    pub(super) async fn pause(&mut self, error: Error, url: &Redacted) -> Result<(), Error> {
         self.tries = self.tries.saturating_add(1);
+        self.wait.failed(self.tries, &error);
         let asked_for = match error.retry() {
             Retry::Never => return Err(error),
             Retry::AFewTimes => {
@@ -117,13 +129,14 @@ impl Patience {
         // An absurd Retry-After still leaves one more try within the deadline.
         let asked_for = asked_for.map(|time| time.min(self.deadline / 2));
         let pause = asked_for.unwrap_or_default().saturating_add(backoff(self.tries)).min(self.left());
+        let what = self.wait.what();
         tracing::debug!(what, %url, %error, tries = self.tries, ?pause, "will ask again");
         tokio::time::sleep(pause).await;
         self.idle = self.idle.saturating_add(pause);
         if !self.left().is_zero() {
             return Ok(());
         }
-        let (what, url, tries) = (what.to_owned(), url.clone(), self.tries);
+        let (url, tries) = (url.clone(), self.tries);
         Err(Error::NoProgress { what, url, waited: self.idle, tries, source: Box::new(error) })
     }
 }
@@ -151,7 +164,14 @@ pub(super) fn retry_after(value: &str, now: std::time::SystemTime) -> Option<Dur
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::registry::waits::{Waiting, Waits};
+
+    fn patience(deadline: Duration) -> Patience {
+        Patience::new(deadline, Arc::<Waits>::default().begin(Waiting::for_registry("layer x".into())))
+    }
 
     fn url() -> Redacted {
         Redacted::of(&"http://r/x".parse().unwrap())
@@ -163,14 +183,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_body_stalls_and_a_dead_one_ends_at_the_deadline() {
-        let mut patience = Patience::new(Duration::from_secs(120));
+        let mut patience = patience(Duration::from_secs(120));
         let start = Instant::now();
         let error = loop {
             // One byte a second is none.
             while patience.body(tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
                 patience.moved(1);
             }
-            if let Err(error) = patience.pause(reset(), "layer x", &url()).await {
+            if let Err(error) = patience.pause(reset(), &url()).await {
                 break error;
             }
         };
@@ -180,29 +200,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn progress_keeps_a_transfer_alive_past_its_deadline() {
-        let mut patience = Patience::new(Duration::from_secs(120));
+        let mut patience = patience(Duration::from_secs(120));
         for _ in 0..300 {
             assert!(patience.body(tokio::time::sleep(Duration::from_secs(1))).await.is_some());
             patience.moved(1100);
         }
-        assert!(patience.pause(reset(), "layer x", &url()).await.is_ok());
+        assert!(patience.pause(reset(), &url()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_a_program_takes_does_not_count() {
+        let waits = Arc::<Waits>::default();
+        let mut patience = Patience::new(Duration::from_secs(4), waits.begin(Waiting::for_registry("layer x".into())));
+        let program = async {
+            let _asked = waits.begin(Waiting::for_program("docker-credential-x".into()));
+            tokio::time::sleep(Duration::from_secs(25)).await;
+        };
+        assert!(patience.answer(program).await.is_some());
+        assert!(patience.answer(tokio::time::sleep(Duration::from_secs(2))).await.is_none());
+        assert!(patience.pause(reset(), &url()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_absurd_retry_after_leaves_another_try() {
-        let mut patience = Patience::new(Duration::from_secs(120));
+        let mut patience = patience(Duration::from_secs(120));
         let absurd = || Error::Status { url: url(), status: 503, retry_after: Some(Duration::from_secs(u64::MAX)) };
-        assert!(patience.pause(absurd(), "layer x", &url()).await.is_ok());
-        assert!(patience.pause(absurd(), "layer x", &url()).await.is_err());
+        assert!(patience.pause(absurd(), &url()).await.is_ok());
+        assert!(patience.pause(absurd(), &url()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_breach_of_the_protocol_is_not_asked_for_ever() {
-        let mut patience = Patience::new(Duration::from_secs(120));
+        let mut patience = patience(Duration::from_secs(120));
         let breach = || Error::protocol(&"http://r/x".parse().unwrap(), "multipart");
-        assert!(patience.pause(breach(), "layer x", &url()).await.is_ok());
-        assert!(patience.pause(breach(), "layer x", &url()).await.is_ok());
-        assert!(matches!(patience.pause(breach(), "layer x", &url()).await, Err(Error::Protocol { .. })));
+        assert!(patience.pause(breach(), &url()).await.is_ok());
+        assert!(patience.pause(breach(), &url()).await.is_ok());
+        assert!(matches!(patience.pause(breach(), &url()).await, Err(Error::Protocol { .. })));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::patience::Patience;
 use super::remote::{Ask, Counters, Repository};
 use super::throttle::{SPACING, status_error};
 use super::transport::Connection;
+use super::waits::Waiting;
 use super::{Error, Freshness, Redacted};
 use crate::blob::{ByteRange, Digest};
 
@@ -269,7 +270,9 @@ pub(super) struct RangedBody {
 impl RangedBody {
     /// Starts reading; an error here is final. What comes may be all of the blob ([`RangedBody::is_whole`]).
     pub(super) async fn open(blob: Arc<RemoteBlob>, range: ByteRange, freshness: Freshness) -> Result<Self, Error> {
-        let patience = Patience::new(blob.repository.shared.options.io_deadline);
+        let waits = &blob.repository.shared.hosts.waits;
+        let wait = waits.begin(Waiting::for_registry(format!("layer {}", blob.digest)));
+        let patience = Patience::new(blob.repository.shared.options.io_deadline, wait);
         let mut body = Self {
             blob,
             rest: range,
@@ -410,9 +413,8 @@ impl RangedBody {
         if let Some((url, id)) = self.taken.take().filter(|_| matches!(error.retry(), Retry::After(_))) {
             self.blob.forget(&url, id).await;
         }
-        let what = format!("layer {}", self.blob.digest);
         let url = self.shown_url();
-        self.patience.pause(error, &what, &url).await
+        self.patience.pause(error, &url).await
     }
 
     fn shown_url(&self) -> Redacted {

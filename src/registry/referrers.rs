@@ -27,7 +27,8 @@ impl Client {
     ) -> Result<Vec<Descriptor>, Error> {
         let mut found = match source {
             Source::Remote(repository) => {
-                let mut patience = Patience::new(self.resolve_deadline);
+                let name = subject.to_string();
+                let mut patience = repository.patience("referrers of", &name, self.resolve_deadline);
                 listed(repository, image, subject, artifact_type, &mut patience).await?
             }
             Source::Local(layout) => {
@@ -99,7 +100,7 @@ async fn listed(
 /// 404 by the specification; registries that know nothing of it answer otherwise as well.
 fn is_without_api(error: &Error) -> bool {
     match error.root() {
-        Error::NotFound { .. } => true,
+        error if error.is_not_found() => true,
         Error::Denied { status, .. } | Error::Status { status, .. } => matches!(status, 400 | 405 | 406 | 410 | 415),
         _ => false,
     }

@@ -3,13 +3,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use moka::future::Cache;
 use reqwest::Response;
 use reqwest::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use url::Url;
 
-use super::auth::{Authority, Scope, challenge, unauthorized};
+use super::auth::{Authority, Challenge, Scope, challenge, no_challenge, unauthorized};
+use super::credentials::Login;
 use super::hosts::Hosts;
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
@@ -17,11 +19,18 @@ use super::ranged::Route;
 use super::redirect::{Trail, same_origin};
 use super::throttle::{Gate, SPACING, Throttle, status_error};
 use super::transport::{Connection, Transport, is_loopback};
+use super::waits::Waiting;
 use super::{Error, Freshness, Options, Redacted};
 use crate::blob::Digest;
 
 /// Where Docker Hub's API is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// How long a loopback registry may take to say that it speaks TLS.
+const LONGEST_PROBE: Duration = Duration::from_secs(2);
+
+/// A registry may come to want a login.
+const GREETING_KEPT: Duration = Duration::from_secs(60);
 
 /// What all repositories of one client share: connections, grants, and what is remembered of blobs.
 pub(super) struct Shared {
@@ -34,6 +43,8 @@ pub(super) struct Shared {
     pub(super) hosts: Hosts,
     /// Each registry's own URL, once it is known whether it speaks https.
     bases: Cache<String, Url>,
+    /// What each registry has answered at /v2/, where that was asked for: its challenge, if it has one.
+    greetings: Cache<String, Option<Challenge>>,
     last_route: AtomicU64,
 }
 
@@ -41,8 +52,7 @@ impl Shared {
     pub(super) fn new(options: Options, hosts: Hosts) -> Result<Self, Error> {
         let transport = Arc::new(Transport::new(&options, hosts.resolver.clone())?);
         let throttle = Arc::new(Throttle::new(options.io_deadline, hosts.clone()));
-        let authority =
-            Authority::new(options.auth_files.clone(), hosts.disks.clone(), transport.clone(), throttle.clone());
+        let authority = Authority::new(options.auth_files.clone(), &hosts, transport.clone(), throttle.clone());
         Ok(Self {
             options,
             transport,
@@ -51,6 +61,7 @@ impl Shared {
             routes: Cache::new(100_000),
             hosts,
             bases: Cache::new(1000),
+            greetings: Cache::builder().max_capacity(1000).time_to_live(GREETING_KEPT).build(),
             last_route: AtomicU64::new(0),
         })
     }
@@ -136,7 +147,14 @@ impl Repository {
         base.join(&path).map_err(|_| self.no_host())
     }
 
-    /// The same for messages, which need not wait until the scheme is known.
+    /// How long a document is tried for; `what` says what it is.
+    pub(super) fn patience(&self, what: &str, name: &str, deadline: Duration) -> Patience {
+        let Scope { registry, repository } = &self.scope;
+        let waiting = Waiting::for_registry(format!("{what} {registry}/{repository}:{name}"));
+        Patience::new(deadline, self.shared.hosts.waits.begin(waiting))
+    }
+
+    /// The URL for messages, which need not wait until the scheme is known.
     pub(super) fn shown(&self, kind: &str, name: &str) -> Redacted {
         let Scope { registry, repository } = &self.scope;
         Redacted::plain(format!("{registry}/v2/{repository}/{kind}/{name}"))
@@ -155,7 +173,7 @@ impl Repository {
         let (https, http) = (parse("https")?, parse("http")?);
         match self.shared.options.tls_verify {
             Some(true) => Ok(https),
-            None if is_loopback(&http) && self.shared.options.cert_dir.is_none() => Ok(http),
+            None if self.is_plain_loopback(&http) => Ok(self.shared.bases.get(registry).await.unwrap_or(http)),
             None => Ok(https),
             Some(false) => {
                 let settled = self.shared.bases.try_get_with_by_ref(registry, Box::pin(self.probe(https, http))).await;
@@ -164,19 +182,95 @@ impl Repository {
         }
     }
 
+    fn is_plain_loopback(&self, http: &Url) -> bool {
+        let Options { tls_verify, cert_dir, .. } = &self.shared.options;
+        tls_verify.is_none() && cert_dir.is_none() && is_loopback(http)
+    }
+
     async fn probe(&self, https: Url, http: Url) -> Result<Url, Error> {
-        let ping = async |base: &Url| {
-            let url = base.join("/v2/").map_err(|_| self.no_host())?;
-            let sent = self.shared.transport.get(&url, Connection::Pooled)?.send().await;
-            sent.map_err(|source| Error::transfer(&url, "no connection", Some(source)))
-        };
-        match ping(&https).await {
+        match self.ping(&https).await {
             Ok(_) => Ok(https),
-            Err(error) => match ping(&http).await {
+            Err(error) if error.is_of_tls() => Err(error),
+            Err(error) => match self.ping(&http).await {
                 Ok(_) => Ok(http),
                 Err(_) => Err(error),
             },
         }
+    }
+
+    async fn ping(&self, base: &Url) -> Result<Response, Error> {
+        let url = base.join("/v2/").map_err(|_| self.no_host())?;
+        let request = self.shared.transport.get(&url, Connection::Pooled)?;
+        self.shared.throttle.admit(&url).await;
+        self.shared.transport.send(&url, request, &self.shared.throttle).await
+    }
+
+    /// Settles that a loopback registry speaks http, which was a guess until it answered. Where it does not, it may speak TLS:
+    /// it is asked by https from then on, or not at all where its certificate is not trusted.
+    async fn settle(&self, base: &Url, answer: Result<Response, Error>) -> Result<Response, Error> {
+        let registry = &self.scope.registry;
+        let is_guess =
+            base.scheme() == "http" && self.is_plain_loopback(base) && !self.shared.bases.contains_key(registry);
+        let may_be_tls = match &answer {
+            // What a TLS server says to plain http, where it says anything.
+            Ok(response) => response.status().as_u16() == 400,
+            Err(error) => error.is_broken_off(),
+        };
+        match (is_guess, may_be_tls) {
+            (false, _) => answer,
+            (true, true) => self.unless_it_speaks_tls(base, answer).await,
+            (true, false) => {
+                if answer.is_ok() {
+                    self.shared.bases.insert(registry.clone(), base.clone()).await;
+                }
+                answer
+            }
+        }
+    }
+
+    async fn unless_it_speaks_tls(&self, base: &Url, answer: Result<Response, Error>) -> Result<Response, Error> {
+        let mut https = base.clone();
+        // Fails only for URLs without a host.
+        let _ = https.set_scheme("https");
+        // One that speaks plain http may wait for the end of the line.
+        match tokio::time::timeout(LONGEST_PROBE, self.ping(&https)).await {
+            Ok(Ok(_)) => {
+                self.shared.bases.insert(self.scope.registry.clone(), https).await;
+                Err(Error::Transfer { url: Redacted::of(base), what: "it speaks TLS", source: None })
+            }
+            Ok(Err(error)) if error.is_of_tls() => Err(error),
+            _ => answer,
+        }
+    }
+
+    /// What the registry wants to hear of who we are. It says so when it refuses, or at /v2/ alone, where other clients ask first.
+    async fn challenge(&self, base: &Url, refusal: &Response) -> Result<Option<Challenge>, Error> {
+        let is_refused = refusal.status().as_u16() == 401;
+        let named = if is_refused { challenge(&self.scope, base, refusal.headers())? } else { None };
+        if named.is_some() {
+            return Ok(named);
+        }
+        match self.shared.greetings.get(&self.scope.registry).await {
+            Some(greeting) => Ok(greeting),
+            None => self.greeting(base).await,
+        }
+    }
+
+    /// The challenge at /v2/. A registry that has none to say is not asked for a while.
+    async fn greeting(&self, base: &Url) -> Result<Option<Challenge>, Error> {
+        let response = match self.ping(base).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::debug!(%error, "no answer at /v2/; the refusal stands");
+                return Ok(None);
+            }
+        };
+        let is_refused = response.status().as_u16() == 401;
+        let greeting = if is_refused { challenge(&self.scope, base, response.headers())? } else { None };
+        if is_refused || response.status().is_success() {
+            self.shared.greetings.insert(self.scope.registry.clone(), greeting.clone()).await;
+        }
+        Ok(greeting)
     }
 
     /// Asks, and follows redirects; the URL is that of the answer, whatever its status.
@@ -206,18 +300,35 @@ impl Repository {
         loop {
             let mut headers = ask.headers.clone();
             grant.iter().for_each(|grant| grant.apply(&mut headers));
-            let response = self.send(url, headers, ask).await?;
-            if response.status().as_u16() != 401 {
+            let response = self.settle(base, self.send(url, headers, ask).await).await?;
+            let status = response.status().as_u16();
+            // Some say to whoever is not logged in that there is nothing.
+            let may_want_login = status == 401 || (grant.is_none() && matches!(status, 403 | 404));
+            if !may_want_login {
                 return Ok(response);
             }
             let refused = grant.as_ref().map(|grant| grant.id);
             if renewed {
                 self.shared.throttle.restrain(url, SPACING);
-                return Err(unauthorized(&self.scope, grant.and_then(|grant| grant.origin.clone())));
+                return Err(unauthorized(&self.scope, grant.map_or(Login::Nobody, |grant| grant.login.clone())));
             }
-            let challenge = challenge(&self.scope, base, response.headers())?;
-            grant = Some(authority.renew(&self.scope, challenge, refused).await?);
+            let Some(challenge) = self.challenge(base, &response).await? else {
+                return if status == 401 { Err(no_challenge(&self.scope)) } else { Ok(response) };
+            };
+            let granted = authority.renew(&self.scope, challenge, refused).await;
+            grant = Some(granted.map_err(|error| self.login_wanted(url, status, error))?);
             renewed = true;
+        }
+    }
+
+    /// Why nobody was let in: where the registry did not say that itself, as what it said.
+    fn login_wanted(&self, url: &Url, status: u16, error: Error) -> Error {
+        match error.root() {
+            Error::Unauthorized { login: login @ (Login::Nobody | Login::HelperFailed(_)), .. } if status != 401 => {
+                let (url, registry, login) = (Redacted::of(url), self.scope.registry.clone(), login.clone());
+                Error::LoginWanted { url, status, registry, login }
+            }
+            _ => error,
         }
     }
 
@@ -227,8 +338,7 @@ impl Repository {
         gate.admit().await;
         ask.counters.requests.fetch_add(1, Ordering::Relaxed);
         let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
-        let response = request.send().await.map_err(|source| Error::transfer(url, "no answer", Some(source)))?;
-        self.shared.throttle.note(url, &response);
+        let response = self.shared.transport.send(url, request, &self.shared.throttle).await?;
         tracing::trace!(url = %Redacted::of(url), status = response.status().as_u16(), "asked");
         Ok(response)
     }
@@ -262,9 +372,7 @@ impl Repository {
         freshness: Freshness,
         patience: &mut Patience,
     ) -> Result<(Document, Option<Digest>), Error> {
-        let Wanted { kind, name, artifact_type } = wanted;
-        let said = if artifact_type.is_some() { "referrers of" } else { "manifest" };
-        let what = format!("{said} {}/{}:{name}", self.scope.registry, self.scope.repository);
+        let Wanted { kind, name, .. } = wanted;
         let mut connection = Connection::Pooled;
         loop {
             let error = match self.try_document(wanted, freshness, connection, patience).await {
@@ -272,7 +380,7 @@ impl Repository {
                 Err(error) => error,
             };
             connection = Connection::Fresh;
-            patience.pause(error, &what, &self.shown(kind, name)).await?;
+            patience.pause(error, &self.shown(kind, name)).await?;
         }
     }
 

@@ -1,6 +1,7 @@
 //! Restraint towards a host that asked for it: after a 429 or 503 it gets at most two requests a second from all readers
 //! together, and none before its Retry-After, until it answers well again. The same goes for a host that refuses us for good.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,7 @@ pub(super) struct Gate {
     next: Mutex<Option<Instant>>,
     /// Whoever has it waits for that time; the others queue behind.
     turn: AsyncMutex<()>,
+    has_answered: AtomicBool,
 }
 
 impl Gate {
@@ -93,7 +95,13 @@ impl Throttle {
 
     /// Learns from an answer.
     pub(super) fn note(&self, url: &Url, response: &reqwest::Response) {
+        self.gate(url).has_answered.store(true, Ordering::Relaxed);
         self.learn(url, response.status().as_u16(), wait_asked(response));
+    }
+
+    /// Whether the host was ever reached.
+    pub(super) fn has_answered(&self, url: &Url) -> bool {
+        self.gate(url).has_answered.load(Ordering::Relaxed)
     }
 
     fn learn(&self, url: &Url, status: u16, asked: Option<Duration>) {
@@ -122,7 +130,7 @@ pub(super) fn status_error(url: &Url, response: &reqwest::Response) -> Error {
         404 => Error::NotFound { url },
         400 | 401 | 403 | 410 => Error::Denied { url, status },
         // Only a redirect that is none gets here, and what a good range request cannot be answered with.
-        200..=399 | 416 => Error::Protocol { url, what: format!("it answered {status}") },
+        200..=399 | 416 => Error::Protocol { url, what: format!("unexpected status {status}") },
         _ => Error::Status { url, status, retry_after: wait_asked(response) },
     }
 }

@@ -1,24 +1,26 @@
 //! HTTP connections: TLS by the user's options, no redirects and no decompression of reqwest's own, pooled or fresh.
 //!
-//! `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` are read by reqwest itself when a client is made; loopback hosts
-//! are never asked through a proxy, as Go's tools have it. `SSL_CERT_FILE` and `SSL_CERT_DIR` are read by
-//! rustls-native-certs, below reqwest's verifier.
+//! Proxies are read from the environment when a client is made (proxy.rs); loopback hosts are never asked through one, as
+//! Go's tools have it. `SSL_CERT_FILE` and `SSL_CERT_DIR` are read by rustls-native-certs (tls.rs).
 //!
 //! HTTP/1.1 only: reads of one layer run beside each other, and on one HTTP/2 connection a body that nobody takes for a
 //! while holds up the window that all others share.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, Identity};
+use reqwest::{Client, RequestBuilder, Response};
+use rustls::ClientConfig;
 use url::{Host, Url};
 
+use super::errors::{ProxyTrouble, deepest, tls_failure};
+use super::proxy::{Proxies, Proxy};
 use super::resolver::Resolver;
-use super::{Error, Options};
-use crate::sys::outside;
+use super::throttle::Throttle;
+use super::tls::{self, Certificates};
+use super::{Error, Options, Redacted, curve};
 
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
 const LONGEST_CONNECT: Duration = Duration::from_secs(10);
@@ -43,33 +45,58 @@ struct Kind {
 /// image layouts need none.
 pub(super) struct Transport {
     clients: Mutex<HashMap<Kind, Client>>,
+    tls: OnceLock<ClientConfig>,
+    proxies: Proxies,
     verify: bool,
-    authorities: Vec<Certificate>,
-    identity: Option<Identity>,
+    certificates: Certificates,
     connect_timeout: Duration,
     resolver: Resolver,
 }
 
 impl Transport {
     pub(super) fn new(options: &Options, resolver: Resolver) -> Result<Self, Error> {
-        // reqwest is built without a default: this is the one that crfs ships. Err: there was one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (authorities, identity) = options.cert_dir.as_deref().map(certificates).transpose()?.unwrap_or_default();
+        // reqwest is built without a default, and wants one also for plain http. Err: there was one already.
+        let _ = curve::provider().install_default();
         Ok(Self {
             clients: Mutex::default(),
+            tls: OnceLock::new(),
+            proxies: Proxies::from_environment(),
             verify: options.tls_verify != Some(false),
-            authorities,
-            identity,
+            certificates: options.cert_dir.as_deref().map(Certificates::read).transpose()?.unwrap_or_default(),
             connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
             resolver,
         })
     }
 
-    pub(super) fn get(&self, url: &Url, connection: Connection) -> Result<reqwest::RequestBuilder, Error> {
+    /// Sends a request that was made for `url`, and learns from what comes of it.
+    pub(super) async fn send(&self, url: &Url, request: RequestBuilder, learns: &Throttle) -> Result<Response, Error> {
+        match request.send().await {
+            Ok(response) => {
+                learns.note(url, &response);
+                Ok(response)
+            }
+            Err(source) => Err(self.failure(url, source, learns.has_answered(url)).await),
+        }
+    }
+
+    /// Why there was no answer; where a proxy is between, it is asked.
+    async fn failure(&self, url: &Url, source: reqwest::Error, let_through: bool) -> Error {
+        if let Some(reason) = tls_failure(&source) {
+            return Error::Handshake { url: Redacted::of(url), reason, identified: self.certificates.has_identity() };
+        }
+        let proxy = self.proxies.of(url).filter(|_| source.is_connect() && !is_loopback(url));
+        let Some(proxy) = proxy else { return Error::transfer(url, "no answer", Some(source)) };
+        let trouble = proxy.trouble(self.connect_timeout).await;
+        let trouble = trouble.unwrap_or_else(|| ProxyTrouble::Failed(deepest(Some(&source))));
+        let Proxy { url: proxy, variable, .. } = proxy;
+        Error::Proxy { url: Redacted::of(url), proxy, variable, trouble, let_through }
+    }
+
+    pub(super) fn get(&self, url: &Url, connection: Connection) -> Result<RequestBuilder, Error> {
         Ok(self.client(url, connection)?.get(url.clone()))
     }
 
-    pub(super) fn post(&self, url: &Url) -> Result<reqwest::RequestBuilder, Error> {
+    pub(super) fn post(&self, url: &Url) -> Result<RequestBuilder, Error> {
         Ok(self.client(url, Connection::Pooled)?.post(url.clone()))
     }
 
@@ -102,53 +129,22 @@ impl Transport {
         if kind.connection == Connection::Fresh {
             builder = builder.pool_max_idle_per_host(0);
         }
-        builder = match (kind.https, self.verify) {
-            (false, _) => builder.tls_certs_only([]),
-            (true, false) => builder.tls_danger_accept_invalid_certs(true),
-            (true, true) => builder.tls_certs_merge(self.authorities.clone()),
-        };
-        if let Some(identity) = self.identity.clone().filter(|_| kind.https) {
-            builder = builder.identity(identity);
-        }
-        builder.build().map_err(|source| Error::Setup {
-            what: "reading the system's certificates or the client's own".to_owned(),
+        builder = if kind.https { builder.tls_backend_preconfigured(self.tls()?) } else { builder.tls_certs_only([]) };
+        let failed = |source: reqwest::Error| Error::Setup {
+            what: "no HTTP client can be made".to_owned(),
             source: Some(source.into()),
-        })
+        };
+        builder.build().map_err(failed)
     }
-}
 
-/// Bytes of all that a file of certificates may have.
-const LARGEST_FILE: u64 = 16 << 20;
-
-/// `*.crt` are authorities beside the system's, the first `*.cert` with its `*.key` is the client's (containers-certs.d(5)).
-fn certificates(dir: &Path) -> Result<(Vec<Certificate>, Option<Identity>), Error> {
-    let at = |path: &Path, source| Error::Setup { what: format!("reading {}", path.display()), source: Some(source) };
-    let read = |path: &Path| outside::read(path, LARGEST_FILE).map_err(|source| at(path, source.into()));
-    let entries = std::fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
-    let mut paths: Vec<_> =
-        entries.map_err(|source| at(dir, source.into()))?.iter().map(std::fs::DirEntry::path).collect();
-    paths.sort();
-    let (mut authorities, mut identity) = (Vec::new(), None);
-    for path in &paths {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => {
-                let bundle = Certificate::from_pem_bundle(&read(path)?);
-                let bundle = bundle.map_err(|source| at(path, source.into()))?;
-                if bundle.is_empty() {
-                    return Err(at(path, "it holds no certificate in PEM".into()));
-                }
-                authorities.extend(bundle);
-            }
-            Some("cert") if identity.is_none() => {
-                let mut pem = read(path)?;
-                pem.push(b'\n');
-                pem.extend(read(&path.with_extension("key"))?);
-                identity = Some(Identity::from_pem(&pem).map_err(|source| at(path, source.into()))?);
-            }
-            _ => {}
+    /// Made when first needed; the clones share sessions.
+    fn tls(&self) -> Result<ClientConfig, Error> {
+        if let Some(config) = self.tls.get() {
+            return Ok(config.clone());
         }
+        let config = tls::config(self.verify, &self.certificates)?;
+        Ok(self.tls.get_or_init(|| config).clone())
     }
-    Ok((authorities, identity))
 }
 
 /// `localhost`, 127.0.0.0/8 and ::1, to which docker and podman speak plain http.

@@ -37,7 +37,7 @@ use crate::mount::layer::OpenLayer;
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, doing, mounts};
-use crate::registry;
+use crate::registry::{self, Hosts};
 use crate::sys::outside;
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
@@ -133,7 +133,7 @@ impl Store {
         let records = Records::read(&paths.records())?;
         let trees = Trees::new(wants);
         trees.show(&records);
-        let common = Common::new(cache);
+        let common = Common::new(cache, Hosts::default());
         let (problems, opening, unused) = (Mutex::default(), Mutex::default(), Mutex::default());
         let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
         let records = tokio::sync::Mutex::new(records);

@@ -22,10 +22,7 @@ pub struct Ended;
 ///
 /// # Errors
 /// Where the runtime ends first.
-pub fn wait<T: Send + 'static>(
-    runtime: &Handle,
-    future: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Ended> {
+pub fn wait<T: Send + 'static>(runtime: &Handle, future: impl Future<Output = T> + Send + 'static) -> Result<T, Ended> {
     let (tell, heard) = oneshot::channel();
     // The thread waits for as long as the task runs.
     runtime.spawn(async move { drop(tell.send(future.await)) });

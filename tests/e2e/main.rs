@@ -8,6 +8,7 @@
 
 mod archives;
 mod cache;
+mod causes;
 mod commands;
 mod faults;
 mod formats;
@@ -35,4 +36,6 @@ mod store_push;
 mod store_users;
 mod support;
 mod surroundings;
+#[path = "../it/tls_front.rs"]
+mod tls_front;
 mod writers;

@@ -187,3 +187,103 @@ async fn a_token_is_renewed_before_it_is_refused() {
     assert!(registry.requests_to("/blobs/").iter().all(|request| request.header("authorization").is_some()));
     assert_eq!(registry.requests_to("/blobs/").len(), 2);
 }
+
+#[tokio::test]
+async fn a_challenge_at_the_root_alone_is_asked_for_once() {
+    for (status, by_token) in [(404, false), (403, false), (401, false), (404, true)] {
+        let registry = Registry::start().await;
+        registry.push_image("a/b", "1", &[b"0123456789"]);
+        registry.set_auth(if by_token { bearer(&registry) } else { basic() });
+        registry.challenge_at_the_root_only(status);
+        let file = auth_file(&registry.host(), "user", "hunter2");
+        let client = client_with(&file);
+        let image = resolve(&client, &format!("{}/a/b:1", registry.host())).await.unwrap();
+        assert_eq!(read(&image.layers[0].blob, range(0, 2)).await.unwrap(), b"01");
+        let missing = resolve(&client, &format!("{}/a/b:2", registry.host())).await.err().unwrap();
+        assert!(missing.is_not_found(), "{missing}");
+        let roots = registry.requests().iter().filter(|request| request.path == "/v2/").count();
+        assert_eq!((roots, registry.requests_to("/blobs/").len()), (1, 1), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_hidden_from_who_is_not_logged_in_is_had() {
+    let registry = Registry::start().await;
+    registry.push_image("a", "1", &[b"0123456789"]);
+    let file = auth_file(&registry.host(), "user", "hunter2");
+    let image = resolve(&client_with(&file), &format!("{}/a:1", registry.host())).await.unwrap();
+    registry.set_auth(basic());
+    registry.challenge_at_the_root_only(404);
+    assert_eq!(read(&image.layers[0].blob, range(0, 2)).await.unwrap(), b"01");
+}
+
+#[tokio::test]
+async fn who_has_no_login_is_told_what_the_registry_said_and_that_it_wants_one() {
+    let registry = Registry::start().await;
+    registry.push_image("a", "1", &[b"x"]);
+    registry.set_auth(basic());
+    for status in [404, 403] {
+        registry.challenge_at_the_root_only(status);
+        let error = resolve(&client(options()), &format!("{}/a:1", registry.host())).await.err().unwrap();
+        assert!(matches!(error.root(), Error::LoginWanted { .. }), "{error}");
+        assert_eq!(error.is_not_found(), status == 404);
+        for part in [&status.to_string(), "/v2/a/manifests/1", &format!("podman login {}", registry.host())] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_there_where_no_login_is_wanted() {
+    let registry = Registry::start().await;
+    registry.push_image("a", "1", &[b"x"]);
+    let client = client(options());
+    for _ in 0..3 {
+        let error = resolve(&client, &format!("{}/a:2", registry.host())).await.err().unwrap();
+        assert!(matches!(error.root(), Error::NotFound { .. }), "{error}");
+    }
+    resolve(&client, &format!("{}/a:1", registry.host())).await.unwrap();
+    let roots = registry.requests().iter().filter(|request| request.path == "/v2/").count();
+    assert_eq!((roots, registry.requests().len()), (1, 5));
+}
+
+#[tokio::test]
+async fn a_token_that_has_expired_already_is_used_once() {
+    let registry = Registry::start().await;
+    registry.push_image("a", "1", &[b"0123456789"]);
+    let anyone = Auth::Bearer { realm: registry.url("/token"), user: None, refresh_token: None, expires_in: Some(-5) };
+    registry.set_auth(anyone);
+    let image = resolve(&client(options()), &format!("{}/a:1", registry.host())).await.unwrap();
+    assert_eq!(read(&image.layers[0].blob, range(0, 1)).await.unwrap(), b"0");
+    assert_eq!(registry.requests_to("/token").len(), 2);
+    assert_eq!(registry.requests_to("/blobs/").len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_server_that_gives_none_is_named() {
+    let answers =
+        [r#"{"token":"good","expires_in":"300"}"#, r#"{"token":7}"#, r#"{"token":""}"#, "<html>hunter2</html>", "{}"];
+    for answer in answers {
+        let registry = Registry::start().await;
+        registry.push_image("a", "1", &[b"x"]);
+        registry.set_auth(bearer(&registry));
+        registry.fault(Fault::always(On::Token, Lie::Body(answer.as_bytes().to_vec())));
+        let file = auth_file(&registry.host(), "user", "hunter2");
+        let error = resolve(&client_with(&file), &format!("{}/a:1", registry.host())).await.err().unwrap();
+        assert!(matches!(error.root(), Error::TokenServer { .. }), "{error}");
+        let text = whole_text(&error);
+        assert!(text.contains("token server of registry") && text.contains(&registry.url("/token")), "{text}");
+        assert!(!text.contains("range request") && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_that_is_not_there_is_no_missing_image() {
+    let registry = Registry::start().await;
+    registry.push_image("a", "1", &[b"x"]);
+    registry.set_auth(bearer(&registry));
+    registry.fault(Fault::always(On::Token, Lie::Status(404, Vec::new())));
+    let file = auth_file(&registry.host(), "user", "hunter2");
+    let error = resolve(&client_with(&file), &format!("{}/a:1", registry.host())).await.err().unwrap();
+    assert!(!error.is_not_found() && error.to_string().contains("token server of registry"), "{error}");
+}

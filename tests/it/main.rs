@@ -19,5 +19,7 @@ mod soci;
 mod soci_mounts;
 mod stuck;
 mod support;
+mod tls;
+mod tls_front;
 mod whole;
 mod ztoc;

@@ -44,7 +44,7 @@ async fn what_is_not_there_fails_at_once() {
     let registry = Registry::start().await;
     let error = resolve(&client(options()), &format!("{}/a:1", registry.host())).await.err().unwrap();
     assert!(error.is_not_found(), "{error}");
-    assert_eq!(registry.requests().len(), 1);
+    assert_eq!(registry.requests_to("/manifests/").len(), 1);
 }
 
 #[tokio::test]

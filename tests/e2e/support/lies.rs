@@ -2,6 +2,7 @@
 
 use crate::image::{Layer, config, manifest_with};
 use crate::lying::{OCI_MANIFEST, Registry};
+use crate::tls_front::Front;
 
 /// A registry on threads of its own.
 pub(crate) struct Liar {
@@ -22,6 +23,11 @@ impl Liar {
         let blobs: Vec<_> = layers.iter().map(|layer| layer.blob.as_slice()).chain([config.as_slice()]).collect();
         self.registry.push("a", "1", OCI_MANIFEST, &manifest_with(&config, layers), &blobs);
         format!("{}/a:1", self.registry.host())
+    }
+
+    /// The same registry by TLS, with a certificate of tests/data/tls.
+    pub(crate) fn behind_tls(&self, name: &str) -> Front {
+        self.runtime.block_on(Front::start(self.registry.host(), &[name], None))
     }
 
     /// Ends all connections, those among them that were left waiting.

@@ -54,6 +54,8 @@ pub(crate) enum Lasting {
 #[derive(Debug, Clone)]
 pub(crate) enum Lie {
     Status(u16, Vec<(&'static str, String)>),
+    /// 200 with this body.
+    Body(Vec<u8>),
     /// `{digest}` and `{sig}` are filled in; a signature is good until [`Registry::expire_signatures`].
     Redirect(String),
     /// 200 and the whole body, whatever range was asked for.
@@ -131,7 +133,7 @@ pub(crate) enum Auth {
         realm: String,
         user: Option<(String, String)>,
         refresh_token: Option<String>,
-        expires_in: Option<u64>,
+        expires_in: Option<i64>,
     },
 }
 
@@ -163,6 +165,8 @@ struct Contents {
     documents: BTreeMap<(String, String), (String, Vec<u8>)>,
     blobs: BTreeMap<Digest, Vec<u8>>,
     auth: Auth,
+    /// What is answered without a challenge, but for /v2/, to whoever may not read.
+    hidden: Option<u16>,
     tokens: BTreeSet<String>,
     last_signature: u64,
     first_valid_signature: u64,
@@ -198,6 +202,7 @@ impl Registry {
             documents: BTreeMap::new(),
             blobs: BTreeMap::new(),
             auth: Auth::Anyone,
+            hidden: None,
             tokens: BTreeSet::new(),
             last_signature: 0,
             first_valid_signature: 0,
@@ -295,6 +300,11 @@ impl Registry {
 
     pub(crate) fn set_auth(&self, auth: Auth) {
         self.state.contents().auth = auth;
+    }
+
+    /// The challenge is given at /v2/ alone; elsewhere whoever may not read is answered with `status`.
+    pub(crate) fn challenge_at_the_root_only(&self, status: u16) {
+        self.state.contents().hidden = Some(status);
     }
 
     pub(crate) fn fault(&self, fault: Fault) {

@@ -145,6 +145,9 @@ fn answer(state: &State, request: &Request) -> Answer {
         return stored(state, request, digest);
     }
     if let Some(challenge) = challenge(state, request) {
+        if let Some(status) = state.contents().hidden.filter(|_| path != "/v2/") {
+            return Answer::new(status, "{}");
+        }
         return Answer::new(401, "{}").with("WWW-Authenticate", challenge);
     }
     let Some(rest) = path.strip_prefix("/v2/") else { return Answer::new(404, "") };
@@ -257,6 +260,7 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
     match fault {
         None | Some(Lie::Silence) => {}
         Some(Lie::Status(status, extra)) => *answer = Answer { headers: headers(extra), ..Answer::new(status, "") },
+        Some(Lie::Body(body)) => *answer = Answer::new(200, body),
         Some(Lie::Redirect(target)) => {
             let mut contents = state.contents();
             contents.last_signature += 1;
