@@ -22,6 +22,16 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    pub(super) const EARLIEST: Self = Self { secs: i64::MIN, nanos: 0 };
+    pub(super) const LATEST: Self = Self { secs: i64::MAX, nanos: 999_999_999 };
+
+    /// What a time is taken for that the kernel cannot hold.
+    pub(super) const fn nearest(is_late: bool) -> Self {
+        if is_late { Self::LATEST } else { Self::EARLIEST }
+    }
+}
+
 /// What every kind of node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta {

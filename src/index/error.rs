@@ -126,6 +126,8 @@ pub enum Problem {
     StrayChunk,
     #[error("its chunks leave a gap at byte {at}")]
     Gap { at: u64 },
+    #[error("its path leads through more than {limit} symlinks, or in a circle")]
+    TooManySymlinks { limit: usize },
     #[error("its chunks overlap at byte {at}")]
     Overlap { at: u64 },
     #[error("nothing says where its contents are in the blob")]

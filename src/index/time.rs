@@ -1,11 +1,11 @@
-//! RFC 3339 times, as Go's `encoding/json` writes them.
+//! RFC 3339 times, as Go writes them: also years of more than four digits and before year 0, which RFC 3339 does not have.
 
 use super::Time;
 
 /// Parses `2020-09-13T12:26:40.5Z` and the like; `None` for anything else. Digits after the ninth of a fraction are dropped.
 pub(crate) fn parse(text: &str) -> Option<Time> {
     let mut rest = text.as_bytes();
-    let year = number(&mut rest, 4)?;
+    let year = year(&mut rest)?;
     let month = after(&mut rest, b"-", 1..=12)?;
     let day = after(&mut rest, b"-", 1..=days_in(year, month))?;
     let hour = after(&mut rest, b"Tt", 0..=23)?;
@@ -13,8 +13,21 @@ pub(crate) fn parse(text: &str) -> Option<Time> {
     let second = after(&mut rest, b":", 0..=59)?;
     let nanos = fraction(&mut rest)?;
     let offset = offset(&mut rest)?;
-    let secs = days_since_1970(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second - offset;
-    rest.is_empty().then_some(Time { secs, nanos })
+    let of_day = hour * 3_600 + minute * 60 + second - offset;
+    let secs = days_since_1970(year, month, day) * 86_400 + i128::from(of_day);
+    let time = i64::try_from(secs).map_or_else(|_| Time::nearest(secs > 0), |secs| Time { secs, nanos });
+    rest.is_empty().then_some(time)
+}
+
+/// Takes at least four digits, with a sign where they are before year 0.
+fn year(rest: &mut &[u8]) -> Option<i128> {
+    let (sign, digits) = rest.strip_prefix(b"-").map_or((1, *rest), |digits| (-1, digits));
+    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, tail) = digits.split_at_checked(len).filter(|_| len >= 4)?;
+    *rest = tail;
+    // Far beyond all that a time can hold.
+    let most = 1_000_000_000_000_000;
+    Some(sign * digits.iter().fold(0, |year: i128, digit| most.min(year * 10 + i128::from(digit - b'0'))))
 }
 
 /// Takes exactly `digits` decimal digits.
@@ -56,11 +69,11 @@ fn offset(rest: &mut &[u8]) -> Option<i64> {
     Some(sign * (hours * 3_600 + minutes * 60))
 }
 
-const fn is_leap(year: i64) -> bool {
+const fn is_leap(year: i128) -> bool {
     year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
 }
 
-const fn days_in(year: i64, month: i64) -> i64 {
+const fn days_in(year: i128, month: i64) -> i64 {
     match month {
         4 | 6 | 9 | 11 => 30,
         2 if is_leap(year) => 29,
@@ -70,11 +83,11 @@ const fn days_in(year: i64, month: i64) -> i64 {
 }
 
 /// Days from 1970-01-01 in the proleptic Gregorian calendar. Years are counted from March, so that a leap day ends its year.
-const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+const fn days_since_1970(year: i128, month: i64, day: i64) -> i128 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let before_this_year = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
     // 306 is the days from March to December: March of year 0 to January of year 1. 719,162 days are from there to 1970.
-    before_this_year + (month * 153 + 2) / 5 + day - 1 - 306 - 719_162
+    before_this_year + ((month * 153 + 2) / 5 + day - 1 - 306 - 719_162) as i128
 }
 
 #[cfg(test)]
@@ -105,6 +118,18 @@ mod tests {
     }
 
     #[test]
+    fn years_that_rfc_3339_does_not_have() {
+        assert_eq!(parse("10000-01-01T00:00:00Z"), at(253_402_300_800, 0));
+        assert_eq!(parse("-0001-01-01T00:00:00Z"), at(-62_198_755_200, 0));
+        assert_eq!(parse("292277026596-12-04T15:30:07.5Z"), at(i64::MAX, 500_000_000));
+        assert_eq!(parse("-292277022657-01-27T08:29:52Z"), at(i64::MIN, 0));
+        for text in ["292277026596-12-04T15:30:08Z".to_owned(), format!("{}-01-01T00:00:00Z", "9".repeat(300))] {
+            assert_eq!(parse(&text), Some(Time::LATEST));
+            assert_eq!(parse(&format!("-{text}")), Some(Time::EARLIEST));
+        }
+    }
+
+    #[test]
     fn what_is_no_time_is_refused() {
         for text in [
             "",
@@ -121,7 +146,8 @@ mod tests {
             "2020-01-01T00:00:00Zx",
             "2020-01-01T00:00:00+24:00",
             "+020-01-01T00:00:00Z",
-            "12020-01-01T00:00:00Z",
+            "--2020-01-01T00:00:00Z",
+            "-020-01-01T00:00:00Z",
             "2020-01-01T00:00:0éZ",
         ] {
             assert_eq!(parse(text), None, "{text}");

@@ -104,6 +104,19 @@ impl XattrBuilder {
         self.append(bytes)
     }
 
+    /// The number of a set with these xattrs added, in place of those of the same names.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(super) fn add_over(&mut self, set: u32, xattrs: &mut Vec<Xattr>) -> Result<u32, Problem> {
+        if xattrs.is_empty() {
+            return Ok(set);
+        }
+        let kept = self.sets.set(set).map(|(name, value)| (name.to_vec(), value.to_vec()));
+        xattrs.splice(0..0, kept.collect::<Vec<_>>());
+        self.add(xattrs)
+    }
+
     fn append(&mut self, bytes: Vec<u8>) -> Result<u32, Problem> {
         let too_many = Problem::TooMany { what: "bytes of xattrs", limit: limits::XATTRS };
         let end = self.sets.bytes.len() + bytes.len();

@@ -159,6 +159,12 @@ impl Opened {
         let ino = self.view.resolve(name.as_bytes(), LastSymlink::Keep).unwrap();
         within(self.view.read(ino, offset, len)).await
     }
+
+    /// What is in a directory.
+    pub(crate) fn names(&self, dir: &str) -> Vec<&str> {
+        let ino = self.view.resolve(dir.as_bytes(), LastSymlink::Keep).unwrap();
+        self.view.tree().children(ino, 0).map(|(name, _)| std::str::from_utf8(name).unwrap()).collect()
+    }
 }
 
 #[tokio::test]

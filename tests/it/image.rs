@@ -163,17 +163,24 @@ pub(crate) fn tar(files: &[File]) -> Vec<u8> {
 
 /// A regular file in a tar, which says that it has `size` bytes.
 pub(crate) fn tar_entry(name: &str, size: usize, content: &[u8]) -> Vec<u8> {
+    let mut entry = tar_header(b'0', name, "", size);
+    entry.extend(content);
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
+}
+
+/// The header of an entry of that type.
+pub(crate) fn tar_header(kind: u8, name: &str, link: &str, size: usize) -> Vec<u8> {
     let mut entry = vec![0u8; 512];
     entry[..name.len()].copy_from_slice(name.as_bytes());
     entry[100..108].copy_from_slice(b"0000644\0");
     entry[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
     entry[148..156].copy_from_slice(b"        ");
-    entry[156] = b'0';
+    entry[156] = kind;
+    entry[157..157 + link.len()].copy_from_slice(link.as_bytes());
     entry[257..265].copy_from_slice(b"ustar\x0000");
     let sum: u32 = entry.iter().map(|byte| u32::from(*byte)).sum();
     entry[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    entry.extend(content);
-    entry.resize(entry.len().next_multiple_of(512), 0);
     entry
 }
 

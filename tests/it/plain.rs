@@ -2,6 +2,7 @@
 //! wrong with the blob, the network or the cache meanwhile.
 
 mod hostile;
+mod trees;
 mod trouble;
 
 use std::path::PathBuf;

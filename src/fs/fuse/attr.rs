@@ -79,6 +79,11 @@ mod tests {
         assert_eq!(system_time(Time { secs: -1, nanos: 750_000_000 }), before);
         assert_eq!(system_time(Time { secs: 7, nanos: 1 }), UNIX_EPOCH + Duration::new(7, 1));
         assert_eq!(system_time(Time { secs: i64::MAX, nanos: 2_000_000_000 }), UNIX_EPOCH);
+        for (secs, nanos) in [(i64::MAX, 999_999_999), (i64::MIN, 0)] {
+            let extreme = system_time(Time { secs, nanos });
+            let distance = extreme.duration_since(UNIX_EPOCH).unwrap_or_else(|error| error.duration());
+            assert_eq!((distance.as_secs(), distance.subsec_nanos()), (secs.unsigned_abs(), nanos));
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use super::{LayerEntries, Merged, Numbered, Source, combine, root};
-use crate::index::{Child, NodeId};
+use crate::index::{Child, Kind, NodeId};
+
+/// Symlinks that one path may lead through (Linux: `MAXSYMLINKS`).
+const SYMLINKS: usize = 40;
 
 /// Why a path cannot be linked to.
 pub(super) enum NotAFile {
@@ -26,7 +29,7 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
         Self { layers, listings: HashMap::new() }
     }
 
-    /// What the layers below `layer` have at `path`. Symlinks on it are not followed.
+    /// What the layers below `layer` have at `path`. Symlinks on it are followed, but for the last name.
     pub(super) fn find(&mut self, layer: u16, path: &'a [u8]) -> Result<Source<'a, L>, NotAFile> {
         let (mut layer, mut path) = (layer, path);
         loop {
@@ -40,14 +43,36 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
         }
     }
 
-    fn walk(&mut self, layer: u16, path: &[u8]) -> Merged<'a, L> {
+    fn walk(&mut self, layer: u16, path: &'a [u8]) -> Merged<'a, L> {
         let layers = self.layers.get(..usize::from(layer)).unwrap_or_default();
-        let mut at = Merged::Dir(root(layers));
-        for name in path.split(|byte| *byte == b'/') {
-            let Merged::Dir(dir) = at else { return Merged::Hidden };
-            at = self.child_of(&dir.joined, name);
+        // The directories from the root down.
+        let mut way = vec![root(layers)];
+        let mut left: Vec<&[u8]> = path.rsplit(is_slash).collect();
+        let mut symlinks = 0;
+        while let (Some(name), Some(dir)) = (left.pop(), way.last()) {
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    way.truncate(way.len().saturating_sub(1).max(1));
+                    continue;
+                }
+                _ => {}
+            }
+            match self.child_of(&dir.joined, name) {
+                Merged::Dir(dir) => way.push(dir),
+                found if left.is_empty() => return found,
+                Merged::Leaf(source) if symlinks < SYMLINKS => {
+                    let Kind::Symlink(target) = source.kind() else { return Merged::Hidden };
+                    symlinks += 1;
+                    if target.starts_with(b"/") {
+                        way.truncate(1);
+                    }
+                    left.extend(target.rsplit(is_slash));
+                }
+                _ => return Merged::Hidden,
+            }
         }
-        at
+        way.pop().map_or(Merged::Hidden, Merged::Dir)
     }
 
     /// What a name stands for in directories that are joined, the highest first.
@@ -62,4 +87,8 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
         let position = listing.binary_search_by(|(other, _)| (*other).cmp(name)).ok()?;
         listing.get(position).map(|(_, child)| *child)
     }
+}
+
+fn is_slash(byte: &u8) -> bool {
+    *byte == b'/'
 }

@@ -174,6 +174,37 @@ fn a_link_into_lower_layers_sees_them_merged_and_may_be_a_chain() {
 }
 
 #[test]
+fn a_link_into_lower_layers_leads_through_their_symlinks_and_not_out_of_the_root() {
+    let lower = Spec::default()
+        .with("usr/lib/f", file())
+        .with("lib", What::Symlink(b"usr/lib".to_vec()))
+        .with("usr/up", What::Symlink(b"../../../lib/.".to_vec()))
+        .with("usr/abs", What::Symlink(b"/usr/up".to_vec()))
+        .with("loop", What::Symlink(b"loop".to_vec()));
+    for target in ["lib/f", "usr/up/f", "usr/abs/f"] {
+        let upper = Spec::default().with("h", What::Link(target.into()));
+        let listing = merged(&[lower.clone(), upper]).unwrap();
+        assert_eq!((listing[&b"h"[..]].nlink, &listing[&b"usr/lib/f"[..]].group[..]), (2, &b"h"[..]), "{target}");
+    }
+    let last = Spec::default().with("h", What::Link(b"lib".to_vec()));
+    assert_eq!(merged(&[lower.clone(), last]).unwrap()[&b"h"[..]].kind, Type::Symlink);
+    for target in ["loop/f", "usr/lib/f/f", "lib/none"] {
+        let upper = Spec::default().with("h", What::Link(target.into()));
+        let error = merged(&[lower.clone(), upper]).unwrap_err();
+        assert_eq!(error, Error::LinkToNothing { layer: 1, entry: "h".into(), target: target.into() });
+    }
+}
+
+#[test]
+fn what_is_below_a_symlink_of_a_lower_layer_hides_the_symlink() {
+    let lower = Spec::default().with("usr/lib/f", file()).with("lib", What::Symlink(b"usr/lib".to_vec()));
+    let upper = Spec::default().with("lib/new", file());
+    let listing = merged(&[lower, upper]).unwrap();
+    assert_eq!(paths(&listing), "lib lib/new usr usr/lib usr/lib/f");
+    assert_eq!(listing[&b"lib"[..]].meta, MADE_UP);
+}
+
+#[test]
 fn a_link_to_a_lower_directory_is_refused_by_name() {
     let lower = Spec::default().with("d/f", file());
     let upper = Spec::default().with("x/y/link", What::Link(b"d".to_vec()));

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::paths::{DETACHED, Dentry, Paths, Slot};
+use super::walk::Unpacked;
 use super::{LateLink, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT, hidden_by};
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
 use crate::index::error::{Problem, Rejected};
@@ -10,22 +11,25 @@ use crate::index::names;
 use crate::index::xattrs::XattrSets;
 
 pub(super) fn entries(
-    paths: Paths,
+    mut paths: Paths,
     nodes: Vec<Node>,
     links: &[LateLink],
     xattrs: XattrSets,
 ) -> Result<Entries, Rejected> {
-    let (resolved, below) = resolve(&paths, &nodes, links)?;
+    let (resolved, below) = resolve(&mut paths, &nodes, links)?;
     let (dentries, names) = paths.into_parts();
     let by_dir = ByDirectory::sort(&dentries, &names);
-    let layout = Layout { dentries: &dentries, by_dir: &by_dir, resolved: &resolved, names: &names, old: &nodes };
+    let used = used(&dentries, &nodes, &names);
+    let layout =
+        Layout { dentries: &dentries, by_dir: &by_dir, used: &used, resolved: &resolved, names: &names, old: &nodes };
     let (nodes, children) = layout.walk();
     Ok(Entries { nodes, children, names, below, xattrs })
 }
 
 /// What each late link stands for, and the paths of those that only a lower layer can have.
-fn resolve(paths: &Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec<Target>, Vec<Span>), Rejected> {
-    let mut resolver = Resolver { paths, nodes, links, states: vec![State::New; links.len()], below: Vec::new() };
+fn resolve(paths: &mut Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec<Target>, Vec<Span>), Rejected> {
+    let unpacked = Unpacked { paths, nodes };
+    let mut resolver = Resolver { unpacked, links, states: vec![State::New; links.len()], below: Vec::new() };
     let mut chain = Vec::new();
     for start in 0..links.len() {
         let target = resolver.follow(start, &mut chain)?;
@@ -35,7 +39,9 @@ fn resolve(paths: &Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec<Tar
         }
     }
     let done = |state| if let State::Done(target) = state { Some(target) } else { None };
-    Ok((resolver.states.into_iter().filter_map(done).collect(), resolver.below))
+    let Resolver { states, below, .. } = resolver;
+    let below = below.iter().map(|path| paths.keep(path)).collect::<Result<_, _>>()?;
+    Ok((states.into_iter().filter_map(done).collect(), below))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,11 +52,10 @@ enum State {
 }
 
 struct Resolver<'a> {
-    paths: &'a Paths,
-    nodes: &'a [Node],
+    unpacked: Unpacked<'a>,
     links: &'a [LateLink],
     states: Vec<State>,
-    below: Vec<Span>,
+    below: Vec<Vec<u8>>,
 }
 
 impl Resolver<'_> {
@@ -71,16 +76,18 @@ impl Resolver<'_> {
             }
             self.set(at, State::OnTheWay);
             chain.push(at);
-            let found = self.paths.walk(link.target.of(&self.paths.names)).and_then(|found| self.paths.dentry(found));
-            match found.map(|dentry| dentry.slot) {
-                Some(Slot::Link(next)) => at = next as usize,
-                Some(Slot::Node(node)) if !self.is_dir(node) => return Ok(Target::Node(node)),
-                Some(Slot::Node(_)) => return Err(self.refused(link, Problem::LinkToDirectory)),
-                Some(Slot::Whiteout) => return Err(self.refused(link, Problem::LinkToWhiteout)),
-                None => {
-                    self.below.push(link.target);
+            let found = match self.unpacked.entry(link.target.of(&self.unpacked.paths.names)) {
+                Ok(found) => found,
+                Err(path) => {
+                    self.below.push(path);
                     return Ok(Target::Below((self.below.len() - 1) as u32));
                 }
+            };
+            match self.unpacked.paths.dentry(found).map(|dentry| dentry.slot) {
+                Some(Slot::Link(next)) => at = next as usize,
+                Some(Slot::Node(node)) if !self.is_dir(node) => return Ok(Target::Node(node)),
+                Some(Slot::Node(_)) | None => return Err(self.refused(link, Problem::LinkToDirectory)),
+                Some(Slot::Whiteout) => return Err(self.refused(link, Problem::LinkToWhiteout)),
             }
         }
         // No slot holds the number of a link that there is not.
@@ -88,13 +95,35 @@ impl Resolver<'_> {
     }
 
     fn is_dir(&self, node: u32) -> bool {
-        !matches!(self.nodes.get(node as usize), Some(node) if !matches!(node.kind, NodeKind::Dir { .. }))
+        !matches!(self.unpacked.nodes.get(node as usize), Some(node) if !matches!(node.kind, NodeKind::Dir { .. }))
     }
 
     fn refused(&self, link: &LateLink, problem: impl FnOnce(String) -> Problem) -> Rejected {
-        let target = names::shown(link.target.of(&self.paths.names));
-        Rejected::entry(&self.paths.path(link.dentry), problem(target))
+        let paths = self.unpacked.paths;
+        Rejected::entry(&paths.path(link.dentry), problem(names::shown(link.target.of(&paths.names))))
     }
+}
+
+/// Of each dentry, whether the layer has something there or below, whiteouts aside.
+fn used(dentries: &[Dentry], nodes: &[Node], names: &[u8]) -> Vec<bool> {
+    let is_there = |dentry: &Dentry| match dentry.slot {
+        Slot::Whiteout => false,
+        Slot::Link(_) => true,
+        Slot::Node(node) => {
+            !matches!(nodes.get(node as usize).map(|node| node.kind), Some(NodeKind::Dir { implied: true, .. }))
+        }
+    };
+    let mut used = vec![false; dentries.len()];
+    // A directory comes before what is in it.
+    for (number, dentry) in dentries.iter().enumerate().rev() {
+        let is_used = used.get(number).is_some_and(|used| *used) || is_there(dentry);
+        for number in [number, dentry.parent as usize] {
+            if let Some(used) = used.get_mut(number).filter(|_| is_used && !dentry.name(names).starts_with(WHITEOUT)) {
+                *used = true;
+            }
+        }
+    }
+    used
 }
 
 /// All dentries, ordered by directory and then by name.
@@ -135,6 +164,7 @@ impl ByDirectory {
 struct Layout<'a> {
     dentries: &'a [Dentry],
     by_dir: &'a ByDirectory,
+    used: &'a [bool],
     resolved: &'a [Target],
     names: &'a [u8],
     old: &'a [Node],
@@ -160,7 +190,8 @@ impl Layout<'_> {
         while let Some((node, dentry)) = walk.dirs.get(next).copied() {
             next += 1;
             let start = children.len();
-            let covered = self.list(&mut walk, dentry, &mut children);
+            let covered = self.covered(dentry);
+            self.list(&mut walk, dentry, &covered, &mut children);
             self.settle(&mut walk, &mut children, start, &covered);
             let range = (start as u32, (children.len() - start) as u32);
             if let Some(NodeKind::Dir { first, count, .. }) =
@@ -186,21 +217,28 @@ impl Layout<'_> {
         *number
     }
 
-    /// Adds what is visible in a directory. Returns what its whiteouts hide, as spans of the names.
-    fn list(&self, walk: &mut Walk, dir: u32, children: &mut Vec<ChildRecord>) -> Vec<ChildRecord> {
-        let mut covered = Vec::new();
+    /// What the whiteouts in a directory hide, as spans of the names, sorted.
+    fn covered(&self, dir: u32) -> Vec<ChildRecord> {
+        let dentries = self.by_dir.children(dir).iter().filter_map(|number| self.dentries.get(*number as usize));
+        let whiteouts = dentries.filter(|dentry| dentry.slot == Slot::Whiteout);
+        let covered = whiteouts.map(|dentry| {
+            let skip = usize::from(dentry.name_len) - hidden_by(dentry.name(self.names)).map_or(0, <[u8]>::len);
+            let (name, name_len) = (dentry.name + skip as u32, dentry.name_len - skip as u8);
+            ChildRecord { target: Target::Whiteout, name, name_len }
+        });
+        covered.collect()
+    }
+
+    /// Adds what is visible in a directory.
+    fn list(&self, walk: &mut Walk, dir: u32, covered: &[ChildRecord], children: &mut Vec<ChildRecord>) {
         for number in self.by_dir.children(dir) {
             let Some(dentry) = self.dentries.get(*number as usize) else { continue };
             let name = dentry.name(self.names);
-            let (name_start, name_len) = (dentry.name, dentry.name_len);
             let target = match dentry.slot {
-                Slot::Whiteout => {
-                    let skip = name.len() - hidden_by(name).map_or(0, <[u8]>::len);
-                    let (name, name_len) = (name_start + skip as u32, name_len - skip as u8);
-                    covered.push(ChildRecord { target: Target::Whiteout, name, name_len });
-                    continue;
-                }
+                Slot::Whiteout => continue,
                 _ if is_hidden(dir, name) => continue,
+                // It was made for whiteouts of what is gone with all of it.
+                Slot::Node(_) if !self.is_used(*number) && self.find(covered, name).is_some() => continue,
                 Slot::Node(old) => Target::Node(self.visit(walk, *number, old)),
                 Slot::Link(link) => match self.resolved.get(link as usize).copied() {
                     Some(Target::Node(old)) => Target::Node(self.visit(walk, *number, old)),
@@ -208,9 +246,17 @@ impl Layout<'_> {
                     None => continue,
                 },
             };
-            children.push(ChildRecord { target, name: name_start, name_len });
+            children.push(ChildRecord { target, name: dentry.name, name_len: dentry.name_len });
         }
-        covered
+    }
+
+    fn is_used(&self, dentry: u32) -> bool {
+        self.used.get(dentry as usize).is_some_and(|used| *used)
+    }
+
+    /// The record of a name among sorted ones.
+    fn find<'r>(&self, records: &'r [ChildRecord], name: &[u8]) -> Option<&'r ChildRecord> {
+        records.binary_search_by(|record| record.name(self.names).cmp(name)).ok().and_then(|at| records.get(at))
     }
 
     /// A whiteout beside what it names hides only what lower layers have there: a directory becomes opaque, anything else hides that
@@ -219,8 +265,7 @@ impl Layout<'_> {
         let end = children.len();
         for whiteout in covered {
             let beside = children.get(start..end).unwrap_or_default();
-            let name = whiteout.name(self.names);
-            match beside.binary_search_by(|child| child.name(self.names).cmp(name)).ok().and_then(|at| beside.get(at)) {
+            match self.find(beside, whiteout.name(self.names)) {
                 None => children.push(*whiteout),
                 Some(ChildRecord { target: Target::Node(node), .. }) => {
                     if let Some(NodeKind::Dir { opaque, implied, .. }) =

@@ -1,16 +1,20 @@
 //! Entries of a TOC in, a layer's tree and tables out: one builder for all formats.
 //!
 //! Entries are taken in the order of the TOC, each acting on what is there as unpacking would: the last of two with one name counts, a
-//! second entry of a directory keeps its children, another type drops them, missing parents are made, a hard link binds to what
-//! its target is at that moment. What may come later (targets of hard links, what a whiteout stands beside) is settled at the end
-//! ([`finish`]).
+//! second entry of a directory keeps its children, another type drops them, missing parents are made, a path leads through the
+//! layer's own symlinks ([`walk`]), a hard link binds to what its target is at that moment, and its header describes that file once
+//! more. What may come later (targets of hard links, what a whiteout stands beside) is settled at the end ([`finish`]).
+//!
+//! Whiteouts follow no symlink: they name what lower layers have, and a symlink of this layer hides all of that.
 
 mod contents;
 mod finish;
 mod paths;
+mod walk;
 
 pub(crate) use self::contents::{Chunk, Contents, ContentsBuilder};
 use self::paths::{Paths, Slot};
+use self::walk::Unpacked;
 use super::entries::{Entries, Node, NodeKind, Span};
 use super::error::{Problem, Rejected};
 use super::stored::{Codec, Tables};
@@ -142,11 +146,12 @@ impl Builder {
     fn add_node(&mut self, entry: &mut TocEntry, kind: EntryType, path: &[u8]) -> Result<(), Problem> {
         let node = self.node(entry, kind)?;
         let Some((dir, name)) = names::split(path) else { return self.set_root(node) };
-        let dir = self.directory(dir)?;
+        let dir = self.parent(dir, name)?;
         let number = self.push(node)?;
         if kind == EntryType::File {
             self.open_file(entry, number);
         }
+        let Some(dir) = dir else { return Ok(()) };
         if dir == Paths::ROOT && name == PREFETCH_LANDMARK {
             self.prefetch = Some(self.contents.payload_before(entry.offset));
         }
@@ -218,24 +223,54 @@ impl Builder {
         self.nodes.get_mut(node as usize).filter(|node| matches!(node.kind, NodeKind::Dir { .. }))
     }
 
-    /// The dentry of a directory by its cleaned path, made where it is missing.
-    fn directory(&mut self, path: &[u8]) -> Result<u32, Problem> {
+    /// The dentry of the directory that has `name`. `None`: a whiteout of what something else in this layer hides anyway.
+    fn parent(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<u32>, Problem> {
+        if name.starts_with(WHITEOUT) { self.marked(dir) } else { self.directory(dir, name).map(Some) }
+    }
+
+    /// The dentry of a directory by its cleaned path, made where it is missing, so that it can have `name`.
+    fn directory(&mut self, path: &[u8], name: &[u8]) -> Result<u32, Problem> {
         if let Some(dir) = self.paths.recent(path) {
             return Ok(dir);
         }
+        let unpacked = self.unpacked();
+        let place = unpacked.directory(path)?;
+        if place.through_symlinks {
+            let len = unpacked.path_in(&place, name).len();
+            if len > limits::PATH {
+                return Err(Problem::PathTooLong { len });
+            }
+        }
+        let mut dir = place.dir;
+        let missing: Vec<Vec<u8>> = place.missing.into_iter().map(<[u8]>::to_vec).collect();
+        for name in missing {
+            dir = self.imply(dir, &name)?;
+        }
+        self.paths.set_recent(path, dir);
+        Ok(dir)
+    }
+
+    /// The dentry of a directory that whiteouts are in, by its cleaned path, made where it is missing. No symlink is followed.
+    fn marked(&mut self, path: &[u8]) -> Result<Option<u32>, Problem> {
         let mut dir = Paths::ROOT;
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             dir = match self.paths.find(dir, name) {
                 Some(found) if self.dir_node(found).is_some() => found,
-                Some(found) => return Err(Problem::ParentNotADirectory(names::shown(&self.paths.path(found)))),
-                None => {
-                    let node = self.push(Node::implied_dir())?;
-                    self.paths.insert(dir, name, Slot::Node(node))?
-                }
+                Some(_) => return Ok(None),
+                None => self.imply(dir, name)?,
             };
         }
-        self.paths.set_recent(path, dir);
-        Ok(dir)
+        Ok(Some(dir))
+    }
+
+    /// Makes a directory that the layer has no entry for.
+    fn imply(&mut self, dir: u32, name: &[u8]) -> Result<u32, Problem> {
+        let node = self.push(Node::implied_dir())?;
+        self.paths.insert(dir, name, Slot::Node(node))
+    }
+
+    fn unpacked(&self) -> Unpacked<'_> {
+        Unpacked { paths: &self.paths, nodes: &self.nodes }
     }
 
     /// Puts `slot` under a name, over whatever had it. Returns the dentry.
@@ -251,16 +286,20 @@ impl Builder {
         Ok(found)
     }
 
-    fn add_link(&mut self, entry: &TocEntry, path: &[u8]) -> Result<(), Problem> {
+    fn add_link(&mut self, entry: &mut TocEntry, path: &[u8]) -> Result<(), Problem> {
         let Some((dir, name)) = names::split(path) else { return Err(Problem::RootNotADirectory) };
         let mut target = std::mem::take(&mut self.link);
         names::clean_into(&entry.link_name, &mut target)?;
-        let dir = self.directory(dir)?;
+        let Some(dir) = self.parent(dir, name)? else { return Ok(()) };
         let slot = self.marker(dir, name)?.map_or_else(|| self.link_slot(&target), Ok)?;
         let dentry = self.place(dir, name, slot)?;
-        if let Slot::Link(_) = slot {
-            let target = self.paths.keep(&target)?;
-            self.links.push(LateLink { dentry, target });
+        match slot {
+            Slot::Node(file) => self.describe_again(file, entry)?,
+            Slot::Link(_) => {
+                let target = self.paths.keep(&target)?;
+                self.links.push(LateLink { dentry, target });
+            }
+            Slot::Whiteout => {}
         }
         self.link = target;
         Ok(())
@@ -269,7 +308,7 @@ impl Builder {
     /// What a hard link to `target` stands for now.
     fn link_slot(&mut self, target: &[u8]) -> Result<Slot, Problem> {
         let late = Slot::Link(u32::try_from(self.links.len()).unwrap_or(u32::MAX));
-        let Some(found) = self.paths.walk(target) else { return Ok(late) };
+        let Ok(found) = self.unpacked().entry(target) else { return Ok(late) };
         match self.paths.dentry(found).map(|dentry| dentry.slot) {
             Some(Slot::Node(_)) if self.dir_node(found).is_some() => {
                 Err(Problem::LinkToDirectory(names::shown(target)))
@@ -278,6 +317,17 @@ impl Builder {
             Some(slot @ Slot::Node(_)) => Ok(slot),
             Some(Slot::Link(_)) | None => Ok(late),
         }
+    }
+
+    /// Gives a file what the header of a hard link to it says, as unpacking does: of a symlink only the owner, and xattrs are added.
+    fn describe_again(&mut self, number: u32, entry: &mut TocEntry) -> Result<(), Problem> {
+        let Some(node) = self.nodes.get_mut(number as usize).filter(|_| entry.is_described) else { return Ok(()) };
+        (node.uid, node.gid) = (entry.uid, entry.gid);
+        node.xattrs = self.xattrs.add_over(node.xattrs, &mut entry.xattrs)?;
+        if !matches!(node.kind, NodeKind::Symlink(_)) {
+            (node.mode, node.secs, node.nanos) = (entry.mode, entry.mtime.secs, entry.mtime.nanos);
+        }
+        Ok(())
     }
 
     /// Starts a file: its chunks may follow.

@@ -90,12 +90,6 @@ impl Paths {
         }
     }
 
-    /// The dentry of a cleaned path, hidden names included.
-    pub(super) fn walk(&self, path: &[u8]) -> Option<u32> {
-        let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-        names.try_fold(Self::ROOT, |dir, name| self.find(dir, name))
-    }
-
     /// The directory that was last asked for, if `path` is its path: entries of one directory follow each other.
     pub(super) fn recent(&self, path: &[u8]) -> Option<u32> {
         self.recent.as_ref().filter(|(recent, _)| recent == path).map(|(_, dir)| *dir)
@@ -123,6 +117,8 @@ impl Paths {
         if let Some(dentry) = self.dentries.get_mut(number as usize) {
             dentry.slot = slot;
         }
+        // It may have been a symlink on the way there.
+        self.recent = None;
     }
 
     /// Lets another thing stand under the name of a directory; what is below the directory goes with it.

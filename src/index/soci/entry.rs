@@ -22,7 +22,7 @@ pub(super) fn fill(entry: &mut TocEntry, metadata: &FileMetadata<'_>) -> Result<
     entry.name.extend_from_slice(metadata.name().ok_or(Problem::NoName)?.bytes());
     entry.link_name.extend_from_slice(metadata.linkname().map_or(&[][..], |name| name.bytes()));
     let kind = kind(metadata.type_().unwrap_or_default())?;
-    entry.kind = Some(kind);
+    (entry.kind, entry.is_described) = (Some(kind), true);
     entry.offset = size("uncompressed_offset", metadata.uncompressed_offset())?;
     if kind == EntryType::File {
         // Other entries have no contents, whatever size their headers state.

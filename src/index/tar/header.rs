@@ -13,7 +13,7 @@
 use super::stream::BLOCK;
 use crate::index::error::Problem;
 use crate::index::toc::EntryType;
-use crate::index::{limits, names};
+use crate::index::{Time, limits, names};
 
 pub(super) type Block = [u8; BLOCK];
 
@@ -144,9 +144,13 @@ impl<'a> Header<'a> {
         self.unsigned("gid", 116, 8, u32::MAX.into())
     }
 
-    /// Seconds since 1970.
-    pub(super) fn mtime(&self) -> Result<i64, Problem> {
-        self.number("mtime", 136, 12)
+    /// Seconds since 1970. What has more bits than the kernel's is the first or last time that the kernel can hold.
+    pub(super) fn mtime(&self) -> Result<Time, Problem> {
+        let field = self.field(136, 12);
+        match field.first() {
+            Some(first @ 0x80..) if base_256(field).is_none() => Ok(Time::nearest(first & 0x40 == 0)),
+            _ => self.number("mtime", 136, 12).map(|secs| Time { secs, nanos: 0 }),
+        }
     }
 
     /// Device numbers; v7 had none.

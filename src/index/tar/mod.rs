@@ -32,7 +32,7 @@ use self::pax::{Globals, Key, Records};
 use self::stream::{BLOCK, Stream, padding};
 use super::error::Problem;
 use super::toc::{EntryType, TocEntry};
-use super::{Time, limits, names};
+use super::{limits, names};
 use crate::blob::ByteRange;
 
 /// Why a tar is not read to its end.
@@ -300,7 +300,7 @@ impl<R: BufRead> Reader<R> {
         let records = Records::of(&self.globals, &self.next.local, &mut entry.xattrs)?;
         override_text(&mut entry.name, records.get(Key::Path).unwrap_or_default());
         override_text(&mut entry.name, records.get(Key::SparseName).unwrap_or_default());
-        entry.kind = Some(kind);
+        (entry.kind, entry.is_described) = (Some(kind), true);
         describe(entry, &header, &records, text(&self.next.long_link))?;
         let has_contents = kind == EntryType::File || purpose == Purpose::DumpDirectory;
         if !has_contents {
@@ -336,7 +336,7 @@ fn describe(entry: &mut TocEntry, header: &Header<'_>, records: &Records<'_>, lo
     entry.gid = owner(number(Key::Gid, &|| header.gid())?);
     entry.mtime = match records.mtime()? {
         Some(mtime) => mtime,
-        None => Time { secs: header.mtime()?, nanos: 0 },
+        None => header.mtime()?,
     };
     match entry.kind {
         Some(EntryType::HardLink | EntryType::Symlink) => {

@@ -213,22 +213,25 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
-/// Seconds with a fraction, perhaps negative. What a nanosecond cannot hold is rounded down.
+/// Seconds with a fraction, perhaps negative. What a nanosecond cannot hold is rounded down; what the kernel cannot hold is
+/// the first or last time that it can.
 fn time(text: &[u8]) -> Option<Time> {
     let (is_negative, text) = text.strip_prefix(b"-").map_or((false, text), |text| (true, text));
     let dot = text.iter().position(|byte| *byte == b'.').unwrap_or(text.len());
-    let whole = i64::try_from(decimal(text.get(..dot)?)?).ok()?;
-    let fraction = text.get(dot + 1..).unwrap_or_default();
-    if !fraction.iter().all(u8::is_ascii_digit) {
+    let (whole, fraction) = (text.get(..dot)?, text.get(dot + 1..).unwrap_or_default());
+    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
         return None;
     }
+    let Some(whole) = decimal(whole).and_then(|whole| i64::try_from(whole).ok()) else {
+        return Some(Time::nearest(!is_negative));
+    };
     let digits = fraction.iter().chain(std::iter::repeat(&b'0')).take(9);
     let nanos = digits.fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'));
     let is_cut = fraction.iter().skip(9).any(|digit| *digit != b'0');
     Some(match (is_negative, nanos + u32::from(is_negative && is_cut)) {
         (false, nanos) => Time { secs: whole, nanos },
         (true, 0) => Time { secs: -whole, nanos: 0 },
-        (true, nanos) => Time { secs: (-whole).checked_sub(1)?, nanos: 1_000_000_000 - nanos },
+        (true, nanos) => Time { secs: (-whole).saturating_sub(1), nanos: 1_000_000_000 - nanos },
     })
 }
 
@@ -301,8 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_cannot_hold_is_the_nearest_that_it_can() {
+        let digits = "9".repeat(300);
+        assert_eq!(at("9223372036854775807.25"), Some((i64::MAX, 250_000_000)));
+        for text in ["9223372036854775808", &digits, &format!("{digits}.5")] {
+            assert_eq!(at(text), Some((i64::MAX, 999_999_999)), "{text}");
+            assert_eq!(at(&format!("-{text}")), Some((i64::MIN, 0)), "-{text}");
+        }
+        assert_eq!(at("-9223372036854775807.5"), Some((i64::MIN, 500_000_000)));
+    }
+
+    #[test]
     fn what_is_no_time_is_none() {
-        for text in ["", "-", ".5", "1.5e3", "+1", "1,5", " 1", "1.-5", "9223372036854775808", "--1"] {
+        for text in ["", "-", ".5", "1.5e3", "+1", "1,5", " 1", "1.-5", "9223372036854775808x", "--1", "nan"] {
             assert_eq!(at(text), None, "{text}");
         }
         assert_eq!(at("1."), Some((1, 0)));

@@ -94,7 +94,16 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     (r#"{"name":".wh.x","type":"reg"},{"name":"l","type":"hardlink","linkName":".wh.x"}"#, "\"l\"", "whiteout"),
     // Something below what is no directory.
     (r#"{"name":"f","type":"fifo"},{"name":"f/g","type":"dir"}"#, "f/g", "not a directory"),
-    (r#"{"name":"l","type":"symlink","linkName":"d"},{"name":"l/x","type":"fifo"}"#, "l/x", "not a directory"),
+    (
+        r#"{"name":"f","type":"fifo"},{"name":"l","type":"symlink","linkName":"f"},{"name":"l/x","type":"fifo"}"#,
+        "l/x",
+        "not a directory",
+    ),
+    (
+        r#"{"name":"a","type":"symlink","linkName":"b"},{"name":"b","type":"symlink","linkName":"/a"},{"name":"b/x","type":"fifo"}"#,
+        "b/x",
+        "40 symlinks",
+    ),
     // Xattrs.
     (r#"{"name":"f","type":"dir","xattrs":{"user.a":"*"}}"#, "\"f\"", "user.a"),
     (r#"{"name":"f","type":"dir","xattrs":{"user.a":{}}}"#, "\"f\"", "user.a"),
@@ -188,6 +197,24 @@ fn a_path_that_is_too_long_is_refused() {
     let target = |len: usize| entries(&format!(r#"{{"name":"l","type":"symlink","linkName":"{}"}}"#, "t".repeat(len)));
     assert!(open_json(Made::EStargz, target(4095).as_bytes()).is_ok());
     assert!(refusal(Made::EStargz, &target(4096)).contains("4096"));
+}
+
+#[test]
+fn paths_through_symlinks_are_bounded() {
+    let chain = |len: usize| {
+        let links: Vec<_> =
+            (1..=len).map(|i| format!(r#"{{"name":"d{i}","type":"symlink","linkName":"d{}"}}"#, i - 1)).collect();
+        entries(&format!(r#"{{"name":"d0","type":"dir"}},{},{{"name":"d{len}/x","type":"fifo"}}"#, links.join(",")))
+    };
+    let long = "d/".repeat(1500);
+    let deep = entries(&format!(
+        r#"{{"name":"l","type":"symlink","linkName":"{long}"}},{{"name":"l/m","type":"symlink","linkName":"{long}"}},{{"name":"{long}m/x","type":"dir"}}"#
+    ));
+    for made in BOTH {
+        assert!(open_json(made, chain(40).as_bytes()).is_ok());
+        assert!(refusal(made, &chain(41)).contains("40 symlinks"));
+        assert!(refusal(made, &deep).contains("6001 bytes"), "where a path leads counts");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod hostile;
 mod layers;
 mod trees;
 mod trust;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,7 @@
 use super::layers::{Made, layer};
 use super::{Counted, NEVER_WHOLE, indexed, no_external, stored};
 use crate::blob::ByteRange;
-use crate::index::{Child, Entries, Kind, NodeId, StoredIndex, Time, open};
+use crate::index::{Child, Entries, Kind, Meta, NodeId, StoredIndex, Time, open};
 
 const DIGEST: &str = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
@@ -143,6 +143,64 @@ fn entries_and_what_they_come_to() {
             &["/w below lower/y", "/x below lower/y"],
         ),
         (r#"{"name":"x","type":"fifo"},{"name":"x","type":"hardlink","linkName":"x"}"#, &["/x fifo"]),
+        // A path leads through symlinks of the layer as they are then, and not out of the root.
+        (
+            r#"{"name":"usr/lib","type":"dir"},{"name":"lib","type":"symlink","linkName":"usr/lib"},{"name":"lib/x","type":"fifo"},{"name":"lib/d/y","type":"fifo"}"#,
+            &[
+                "/lib -> usr/lib",
+                "/usr dir implied",
+                "/usr/lib dir",
+                "/usr/lib/d dir implied",
+                "/usr/lib/d/y fifo",
+                "/usr/lib/x fifo",
+            ],
+        ),
+        (
+            r#"{"name":"e","type":"dir"},{"name":"a/l","type":"symlink","linkName":"../../../../e"},{"name":"a/l/x","type":"fifo"},{"name":"m","type":"symlink","linkName":"/a/l/."},{"name":"m/y","type":"fifo"}"#,
+            &["/a dir implied", "/a/l -> ../../../../e", "/e dir", "/e/x fifo", "/e/y fifo", "/m -> /a/l/."],
+        ),
+        (
+            r#"{"name":"l","type":"symlink","linkName":"a"},{"name":"l/x","type":"fifo"},{"name":"l","type":"symlink","linkName":"b"},{"name":"l/x","type":"char"},{"name":"l","type":"dir"},{"name":"l/x","type":"block"}"#,
+            &["/a dir implied", "/a/x fifo", "/b dir implied", "/b/x char 0:0", "/l dir", "/l/x block 0:0"],
+        ),
+        (
+            r#"{"name":"l/x","type":"fifo"},{"name":"l","type":"symlink","linkName":"a"},{"name":"l/y","type":"fifo"}"#,
+            &["/a dir implied", "/a/y fifo", "/l -> a"],
+        ),
+        // Where a symlink leads nowhere, what is missing is made there; what a later name leaves again is not.
+        (
+            r#"{"name":"l","type":"symlink","linkName":"no/../a"},{"name":"l/x","type":"fifo"}"#,
+            &["/a dir implied", "/a/x fifo", "/l -> no/../a"],
+        ),
+        // Hard links through symlinks, and to what only lower layers can have; the last name is not followed.
+        (
+            r#"{"name":"d/x","type":"fifo"},{"name":"l","type":"symlink","linkName":"d"},{"name":"h","type":"hardlink","linkName":"l/x"},{"name":"l/k","type":"hardlink","linkName":"h"},{"name":"m","type":"hardlink","linkName":"l"},{"name":"m/z","type":"hardlink","linkName":"m/x"}"#,
+            &["/d dir implied", "/d/k fifo", "/d/x = /d/k", "/d/z = /d/k", "/h = /d/k", "/l -> d", "/m = /l"],
+        ),
+        (
+            r#"{"name":"l","type":"symlink","linkName":"d/e"},{"name":"h","type":"hardlink","linkName":"l/x"},{"name":"k","type":"hardlink","linkName":"l/y"},{"name":"d/e/y","type":"fifo"}"#,
+            &["/d dir implied", "/d/e dir implied", "/d/e/y fifo", "/h below d/e/x", "/k = /d/e/y", "/l -> d/e"],
+        ),
+        // Whiteouts follow no symlink, and what is below something else than a directory is hidden by that.
+        (
+            r#"{"name":"d","type":"dir"},{"name":"l","type":"symlink","linkName":"d"},{"name":"l/.wh.x","type":"reg"},{"name":"l/.wh..wh..opq","type":"reg"},{"name":"l/s/.wh.y","type":"reg"}"#,
+            &["/d dir", "/l -> d"],
+        ),
+        (
+            r#"{"name":"f","type":"fifo"},{"name":"f/.wh.x","type":"reg"},{"name":"f/s/.wh..wh..opq","type":"reg"},{"name":"h","type":"hardlink","linkName":"f"},{"name":"h/.wh.x","type":"hardlink","linkName":"f"}"#,
+            &["/f fifo", "/h = /f"],
+        ),
+        (r#"{"name":"f/.wh.x","type":"reg"},{"name":"f","type":"fifo"}"#, &["/f fifo"]),
+        // What was only made for whiteouts goes with a whiteout of it.
+        (
+            r#"{"name":".wh.d","type":"reg"},{"name":"d/.wh.x","type":"reg"},{"name":"d/e/.wh..wh..opq","type":"reg"}"#,
+            &["/d whiteout"],
+        ),
+        (r#"{"name":"d/.wh.x","type":"reg"},{"name":".wh.d","type":"reg"}"#, &["/d whiteout"]),
+        (
+            r#"{"name":".wh.d","type":"reg"},{"name":"d/.wh.x","type":"reg"},{"name":"d/e/y","type":"fifo"}"#,
+            &["/d dir opaque", "/d/e dir implied", "/d/e/y fifo", "/d/x whiteout"],
+        ),
         // Names that were not UTF-8 all became U+FFFD.
         (r#"{"name":"\ufffd","type":"fifo"},{"name":"\ufffd","type":"char"}"#, &["/\u{fffd} char 0:0"]),
     ];
@@ -167,6 +225,33 @@ fn attributes_are_those_of_the_last_entry() {
     let xattrs: Vec<_> = tree.xattrs(dir).collect();
     assert_eq!(xattrs, [(&b"user.b"[..], &b""[..]), (b"user.c", b"")]);
     assert_eq!(tree.len(), 2);
+}
+
+#[test]
+fn the_last_header_of_a_file_describes_it_whichever_of_its_names_has_it() {
+    let tree = tree(
+        r#"{"name":"f","type":"reg","mode":420,"uid":1,"gid":2,"modtime":"1970-01-01T00:00:01Z","xattrs":{"user.a":"YQ==","user.b":"Yg=="}},
+           {"name":"g","type":"hardlink","linkName":"f","mode":2541,"uid":3,"gid":4,"modtime":"1970-01-01T00:00:02.5Z","xattrs":{"user.b":"Yw=="}},
+           {"name":"h","type":"hardlink","linkName":"f"},
+           {"name":"s","type":"symlink","linkName":"f","mode":511,"modtime":"1970-01-01T00:00:03Z"},
+           {"name":"t","type":"hardlink","linkName":"s","mode":0,"uid":5,"modtime":"1970-01-01T00:00:04Z"},
+           {"name":"late","type":"hardlink","linkName":"z","mode":1,"uid":6},
+           {"name":"z","type":"fifo","mode":2,"uid":7}"#,
+    );
+    let node = |name: &[u8]| match tree.children(Entries::ROOT).find(|(other, _)| *other == name).unwrap().1 {
+        Child::Node(node) => node,
+        other => panic!("{other:?}"),
+    };
+    let said = |name: &[u8]| {
+        let Meta { mode, uid, gid, mtime } = tree.meta(node(name));
+        (mode, (uid, gid), (mtime.secs, mtime.nanos))
+    };
+    assert_eq!(said(b"f"), (0o4755, (3, 4), (2, 500_000_000)));
+    assert_eq!((said(b"f"), said(b"f")), (said(b"g"), said(b"h")));
+    let xattrs: Vec<_> = tree.xattrs(node(b"f")).collect();
+    assert_eq!(xattrs, [(&b"user.a"[..], &b"a"[..]), (b"user.b", b"c")]);
+    assert_eq!(said(b"s"), (0o777, (5, 0), (3, 0)), "of a symlink only the owner");
+    assert_eq!(said(b"late"), (2, (7, 0), (0, 0)), "what comes last is the file itself");
 }
 
 #[test]

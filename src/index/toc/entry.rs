@@ -50,6 +50,8 @@ pub(crate) struct TocEntry {
     /// The chunk is a hole.
     pub(crate) zeros: bool,
     pub(crate) xattrs: Vec<Xattr>,
+    /// It says something of owner, mode or time.
+    pub(crate) is_described: bool,
     named: bool,
     /// The first thing that was wrong with it.
     fault: Option<Problem>,
@@ -89,6 +91,7 @@ impl TocEntry {
         if matches!(value, Value::Null) {
             return Ok(());
         }
+        self.is_described |= matches!(field, Field::Mode | Field::Uid | Field::Gid | Field::ModTime);
         match field {
             Field::Name => {
                 text_into(&mut self.name, "name", value)?;

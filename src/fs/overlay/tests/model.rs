@@ -68,10 +68,44 @@ fn here(before: &State, number: usize, spec: &Spec, path: &[u8], item: &Item) ->
         What::Dir => Here::Dir(item.clone()),
         What::Link(target) => match spec.entries.get(target) {
             Some(linked) => Here::File((number, target.clone()), linked.clone(), spec.start(target)),
-            None => before.get(target).filter(|here| !matches!(here, Here::Dir(_))).cloned().unwrap_or(Here::Broken),
+            None => linked(before, target).unwrap_or(Here::Broken),
         },
         _ => Here::File((number, path.to_vec()), item.clone(), spec.start(path)),
     }
+}
+
+/// What the layers below have at the end of a path; a symlink there is not followed.
+fn linked(state: &State, target: &[u8]) -> Option<Here> {
+    let name = target.rsplit(|byte| *byte == b'/').next()?;
+    let path = join(&real(state, parent(target)?, 40)?, name);
+    state.get(&path).filter(|here| !matches!(here, Here::Dir(_))).cloned()
+}
+
+/// Where the path of a directory leads; `None`: to none.
+fn real(state: &State, path: &[u8], symlinks: usize) -> Option<Vec<u8>> {
+    let mut at = Vec::new();
+    let mut names = path.split(|byte| *byte == b'/');
+    while let Some(name) = names.next() {
+        match name {
+            b"" | b"." => continue,
+            b".." => {
+                at = parent(&at).unwrap_or_default().to_vec();
+                continue;
+            }
+            _ => {}
+        }
+        let next = join(&at, name);
+        match state.get(&next)? {
+            Here::Dir(_) => at = next,
+            Here::File(_, Item { what: What::Symlink(target), .. }, _) => {
+                let base = if target.starts_with(b"/") { Vec::new() } else { at };
+                let rest = names.collect::<Vec<_>>().join(&b'/');
+                return real(state, &[&base[..], target, &rest].join(&b'/'), symlinks.checked_sub(1)?);
+            }
+            _ => return None,
+        }
+    }
+    Some(at)
 }
 
 fn expected(specs: &[Spec]) -> Option<Listing> {
@@ -132,11 +166,16 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|names| names.join("/").into_bytes())
 }
 
+fn symlink_target() -> impl Strategy<Value = Vec<u8>> {
+    (prop::sample::select(vec!["", "/", "../", "../../"]), path())
+        .prop_map(|(way, path)| [way.as_bytes(), &path].concat())
+}
+
 fn what() -> impl Strategy<Value = What> {
     prop_oneof![
         3 => Just(What::Dir),
         3 => (0..3u64).prop_map(|size| What::File { size }),
-        1 => path().prop_map(What::Symlink),
+        2 => symlink_target().prop_map(What::Symlink),
         1 => (0..3u32, 0..3u32).prop_map(|(major, minor)| What::Char(major, minor)),
         1 => (0..3u32, 0..3u32).prop_map(|(major, minor)| What::Block(major, minor)),
         1 => Just(What::Fifo),

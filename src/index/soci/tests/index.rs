@@ -12,8 +12,8 @@ use crate::index::error::Error;
 use crate::index::stored::Damaged;
 use crate::index::tests::fixtures_dir;
 use crate::index::{
-    CheckKind, Codec, Descriptor, Format, Identity, LayerKey, Opened, StoredIndex, Trust, Unit, Unpacker, make,
-    open_ztoc,
+    CheckKind, Child, Codec, Descriptor, Entries, Format, Identity, LayerKey, Opened, StoredIndex, Trust, Unit,
+    Unpacker, make, open_ztoc,
 };
 use crate::sys::inflate::{Inflate, Stop, WINDOW, Wrapping};
 
@@ -150,6 +150,28 @@ fn opened(made: &Made<'_>) -> Result<StoredIndex, String> {
 
 fn entry(name: &'static [u8], offset: i64, size: i64) -> MadeEntry<'static> {
     MadeEntry { name, offset, size, ..FILE }
+}
+
+#[test]
+fn names_lead_where_they_lead_in_a_tar() {
+    let entries = vec![
+        MadeEntry { kind: "dir", ..entry(b"usr/lib", 0, 0) },
+        MadeEntry { kind: "symlink", link: b"usr/lib", ..entry(b"lib", 0, 0) },
+        entry(b"lib/a", 512, 10),
+        MadeEntry { kind: "hardlink", link: b"lib/a", ..entry(b"b", 1024, 0) },
+        entry(b"lib/.wh.a", 1536, 0),
+    ];
+    let index = opened(&Made { entries, ..Made::default() }).unwrap();
+    let entries = index.entries().unwrap();
+    let names = |dir| entries.children(dir).map(|(name, _)| name.to_vec()).collect::<Vec<_>>();
+    assert_eq!(names(Entries::ROOT), [&b"b"[..], b"lib", b"usr"]);
+    let mut dir = Entries::ROOT;
+    for name in [&b"usr"[..], b"lib"] {
+        let found = entries.children(dir).find(|(other, _)| *other == name);
+        let Some((_, Child::Node(node))) = found else { panic!("{found:?}") };
+        dir = node;
+    }
+    assert_eq!(names(dir), [b"a"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::sys::inflate::WINDOW;
 pub(super) struct MadeEntry<'a> {
     pub(super) name: &'a [u8],
     pub(super) kind: &'a str,
+    pub(super) link: &'a [u8],
     pub(super) offset: i64,
     pub(super) size: i64,
     pub(super) mtime: &'a str,
@@ -22,6 +23,7 @@ pub(super) struct MadeEntry<'a> {
 pub(super) const FILE: MadeEntry<'_> = MadeEntry {
     name: b"file",
     kind: "reg",
+    link: b"",
     offset: 512,
     size: 100,
     mtime: "2020-09-13T12:26:40.25Z",
@@ -92,6 +94,7 @@ fn entry<'b>(builder: &mut FlatBufferBuilder<'b>, made: &MadeEntry<'_>) -> WIPOf
     let args = FileMetadataArgs {
         name: Some(builder.create_vector(made.name)),
         type_: Some(builder.create_string(made.kind)),
+        linkname: Some(builder.create_vector(made.link)),
         uncompressed_offset: made.offset,
         uncompressed_size: made.size,
         mode: 0o100_4755,

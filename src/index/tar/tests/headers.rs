@@ -72,14 +72,26 @@ fn base_256_goes_both_ways() {
     let uid = one(&[Head::new(b'0', b"a").put(108, b"\x80\0\0\0\xff\xff\xff\xfe").done()]).owner.0;
     assert_eq!(uid, u32::MAX - 1);
     let bad = |at, field: &[u8]| wrong(&[Head::new(b'0', b"a").put(at, field).done()]).1;
-    assert!(matches!(bad(136, b"\x80\0\0\0\x80\0\0\0\0\0\0\0"), Problem::Value { key: "mtime", .. }));
-    assert!(matches!(bad(136, b"\xff\xff\xff\xff\x7f\0\0\0\0\0\0\0"), Problem::Value { key: "mtime", .. }));
     assert!(matches!(bad(108, b"\x80\0\0\x01\0\0\0\0"), Problem::Number { key: "uid", .. }));
     assert!(matches!(bad(116, &[0xff; 8]), Problem::Value { key: "gid", .. }));
     assert!(matches!(bad(124, &[0xff; 12]), Problem::Value { key: "size", .. }));
     assert!(matches!(bad(100, b"00006x4\0"), Problem::Value { key: "mode", .. }));
     assert!(matches!(bad(100, b"00 0644\0"), Problem::Value { key: "mode", .. }));
     assert!(matches!(bad(124, b"-0000000001\0"), Problem::Value { key: "size", .. }));
+}
+
+#[test]
+fn times_beyond_the_kernels_are_its_first_and_last() {
+    let mtime = |field: &[u8]| one(&[Head::new(b'0', b"a").put(136, field).done()]).mtime;
+    for field in [b"\x80\0\0\0\x80\0\0\0\0\0\0\0", b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+        assert_eq!(mtime(field), Time::LATEST);
+    }
+    for field in [b"\xff\xff\xff\xff\x7f\0\0\0\0\0\0\0", b"\xc0\0\0\0\0\0\0\0\0\0\0\0"] {
+        assert_eq!(mtime(field), Time::EARLIEST);
+    }
+    // What is no time of a GNU header is a prefix that Go once wrote there.
+    let prefix = Head::new(b'0', b"n").put(257, GNU).put(345, "\u{fffd}/directory".as_bytes());
+    assert!(matches!(wrong(&[prefix.done()]), (0, Problem::Value { key: "atime", .. })));
 }
 
 #[test]
