@@ -1,4 +1,7 @@
 //! What a layer's descriptor says of its TOC.
+//!
+//! Tools that rewrite a layer leave the annotations of the layer that it was. Those of another compression than the media
+//! type's are not looked at, nor is a position that the blob cannot have. A digest that does not fit shows when the TOC is read.
 
 use super::error::Error;
 use super::footer::TocPosition;
@@ -20,12 +23,13 @@ const TAR_SPLIT_POSITION: &str = "tarsplit-position";
 const TAR_SPLIT_CHECKSUM: &str = "tarsplit-checksum";
 
 /// What the manifest names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Named {
     /// The digest of the TOC as it is stored (zstd:chunked).
     pub(super) checksum: Option<Digest>,
     /// The digest of the TOC's JSON.
     pub(super) toc_digest: Option<Digest>,
+    /// Where the TOC of a zstd:chunked layer is; a blob says so itself at its end.
     pub(super) position: Option<TocPosition>,
 }
 
@@ -40,19 +44,39 @@ impl Named {
                 |(key, value): (String, &String)| value.parse().map_err(|_| refused((key, value), "a sha256 digest"));
             found.map(parse).transpose()
         };
+        let compression = Compression::of(&layer.media_type);
+        let zstd_chunked = |name| zstd_chunked(layer, name).filter(|_| compression != Some(Compression::Gzip));
+        let checksum = zstd_chunked(CHECKSUM);
         let toc_digest = layer.annotations.get(TOC_DIGEST).map(|value| (TOC_DIGEST.to_owned(), value));
-        let position = zstd_chunked(layer, POSITION).map(|(key, value)| {
-            position(value, layer.size).ok_or_else(|| refused((key, value), "a TOC position in the blob"))
-        });
+        // stargz-snapshotter names both for its zstd:chunked layers.
+        let toc_digest = toc_digest.filter(|_| compression != Some(Compression::Zstd) || checksum.is_some());
         Ok(Self {
-            checksum: digest(zstd_chunked(layer, CHECKSUM))?,
+            checksum: digest(checksum)?,
             toc_digest: digest(toc_digest)?,
-            position: position.transpose()?,
+            position: zstd_chunked(POSITION).and_then(|(_, value)| position(value, layer.size)),
         })
     }
 
     pub(super) fn identity(&self) -> Option<Identity> {
         self.checksum.or(self.toc_digest).map(Identity::Toc)
+    }
+}
+
+/// What a media type says that a layer is compressed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// `None`: it says nothing, or that the layer is not compressed; registries hold layers that are all the same.
+    fn of(media_type: &str) -> Option<Self> {
+        match media_type.rsplit(['.', '+']).next() {
+            Some("gzip") => Some(Self::Gzip),
+            Some("zstd") => Some(Self::Zstd),
+            _ => None,
+        }
     }
 }
 
@@ -103,6 +127,42 @@ mod tests {
     fn layer(annotations: &[(&str, &str)]) -> Descriptor {
         let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Descriptor { digest: Digest::of(b"blob"), size: 1000, media_type: String::new(), annotations }
+    }
+
+    #[test]
+    fn annotations_of_another_compression_are_not_looked_at() {
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let (checksum, toc) = (one.to_string(), two.to_string());
+        let position = "900:50:70:1";
+        let key = |name: &str| format!("{}{name}", ZSTD_CHUNKED[0]);
+        let (checksum_key, position_key) = (key(CHECKSUM), key(POSITION));
+        let all = layer(&[(TOC_DIGEST, &toc), (&checksum_key, &checksum), (&position_key, position)]);
+        let of = |layer: &Descriptor, media_type: &str| {
+            let named = Named::of(&Descriptor { media_type: media_type.to_owned(), ..layer.clone() }).unwrap();
+            (named.checksum, named.toc_digest, named.position.is_some())
+        };
+        let gzip = ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"];
+        let zstd = ["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.docker.image.rootfs.diff.tar.zstd"];
+        let silent = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar", ""];
+        for media_type in gzip {
+            assert_eq!(of(&all, media_type), (None, Some(two), false));
+        }
+        for media_type in zstd.iter().chain(&silent) {
+            assert_eq!(of(&all, media_type), (Some(one), Some(two), true));
+        }
+        let estargz = layer(&[(TOC_DIGEST, &toc)]);
+        assert_eq!(of(&estargz, zstd[0]), (None, None, false));
+        assert_eq!(of(&estargz, silent[0]), (None, Some(two), false));
+        let wrong = layer(&[(TOC_DIGEST, "none"), (&checksum_key, "none")]);
+        assert!(Named::of(&Descriptor { media_type: gzip[0].to_owned(), ..wrong }).is_err());
+    }
+
+    #[test]
+    fn a_position_that_the_blob_cannot_have_is_none() {
+        let key = format!("{}{POSITION}", ZSTD_CHUNKED[1]);
+        for text in ["960:50:70:1", "900:50", "900:50:70:2", "x"] {
+            assert_eq!(Named::of(&layer(&[(&key, text)])).unwrap().position, None, "{text}");
+        }
     }
 
     #[test]

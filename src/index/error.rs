@@ -20,6 +20,8 @@ pub enum Error {
     Foreign { layer: Digest, what: String },
     #[error("layer {layer}: it has no TOC where it should have one")]
     NoToc { layer: Digest },
+    #[error("layer {layer}: what it has as its TOC cannot be decompressed")]
+    TocDamaged { layer: Digest },
     #[error(
         "layer {layer}: its blob has the digest that the manifest names, but cannot be decompressed; push the image again"
     )]
@@ -51,7 +53,13 @@ impl Error {
     /// Whether other bytes came than the manifest has digests of, so that a read past caches may mend it.
     #[must_use]
     pub const fn is_wrong_bytes(&self) -> bool {
-        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. } | Self::NoToc { .. })
+        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. } | Self::NoToc { .. } | Self::TocDamaged { .. })
+    }
+
+    /// Whether the layer may be another one than that which the manifest's annotations were written for.
+    #[must_use]
+    pub const fn is_misfit(&self) -> bool {
+        matches!(self, Self::TocDigest { .. } | Self::NoToc { .. } | Self::TocDamaged { .. } | Self::ExternalToc { .. })
     }
 }
 

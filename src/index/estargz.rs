@@ -29,7 +29,11 @@ pub(super) fn layer(
     blob: Digest,
 ) -> Result<Layer, Error> {
     let mut tar = GzDecoder::new(member);
-    let len = json_len(&mut tar).map_err(|problem| Rejected::from(problem).at(blob))?;
+    let len = json_len(&mut tar).map_err(|problem| match (named, problem) {
+        // Whether it is that of the manifest cannot be told.
+        (Some(_), Problem::NotTheTocEntry) => Error::TocDamaged { layer: blob },
+        (_, problem) => Rejected::from(problem).at(blob),
+    })?;
     parse::layer(tar.take(len), len, named, payload, blob)
 }
 

@@ -182,6 +182,15 @@ pub fn open(
 ///
 /// # Errors
 /// As [`open`](fn@open).
+/// The same for a layer whose TOC is not the one that its manifest names: as for one of which the manifest names none, but
+/// with nothing unverified.
+///
+/// # Errors
+/// As [`open`](fn@open).
+pub fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Options) -> Result<Found, Error> {
+    open::open_unnamed(layer, source, options)
+}
+
 pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
     open::open_whole(layer, source)
 }

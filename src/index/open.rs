@@ -10,7 +10,7 @@ use super::parse::Payload;
 use super::source::{Blob, Stored};
 use super::stored::{self, Codec};
 use super::{Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked};
-use crate::blob::{ByteRange, ByteSource};
+use crate::blob::{ByteRange, ByteSource, SourceError};
 
 /// How much of the blob is known to be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,36 +23,60 @@ enum Whole {
     Verified,
 }
 
+/// Who may vouch for a TOC.
+#[derive(Debug, Clone, Copy)]
+struct Vouchers {
+    named: Named,
+    whole: Whole,
+    insecure: bool,
+}
+
+impl Vouchers {
+    fn new(layer: &Descriptor, named: Named, options: &Options) -> Self {
+        let whole = if layer.size < options.whole_layer_below { Whole::Read } else { Whole::No };
+        Self { named, whole, insecure: options.insecure_unverified_toc }
+    }
+}
+
 pub(super) fn open(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
     options: &Options,
 ) -> Result<Found, Error> {
-    let whole = if layer.size < options.whole_layer_below { Whole::Read } else { Whole::No };
-    look(layer, source, external, whole, options.insecure_unverified_toc)
+    look(layer, source, external, Vouchers::new(layer, Named::of(layer)?, options))
+}
+
+/// The same where what the manifest names is not to be had: only the blob's own digest can vouch.
+pub(super) fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Options) -> Result<Found, Error> {
+    // What does not fit is no reason to believe more.
+    let vouchers = Vouchers { insecure: false, ..Vouchers::new(layer, Named::default(), options) };
+    look(layer, source, &nowhere, vouchers)
 }
 
 pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
-    let external = |_: &Descriptor| Err("it is in another image, which the digest of the layer says nothing of".into());
-    match look(layer, source, &external, Whole::Verified, false)? {
+    let vouchers = Vouchers { named: Named::default(), whole: Whole::Verified, insecure: false };
+    match look(layer, source, &nowhere, vouchers)? {
         Found::Indexed(opened) => Ok(opened),
         Found::Plain { .. } | Found::Unvouched(_) => Err(Error::NoToc { layer: layer.digest }),
     }
+}
+
+fn nowhere(_: &Descriptor) -> Result<Bytes, SourceError> {
+    Err("it is in another image, which the digest of the layer says nothing of".into())
 }
 
 fn look(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
-    whole: Whole,
-    insecure: bool,
+    vouchers: Vouchers,
 ) -> Result<Found, Error> {
+    let Vouchers { named, whole, insecure } = vouchers;
     if source.size() != layer.size {
         return Err(Error::Size { layer: layer.digest, said: layer.size, got: source.size() });
     }
     foreign::refuse(layer)?;
-    let named = Named::of(layer)?;
     // A position that no digest goes with is only somebody's word: the blob's own digest vouches for its bytes, not for where its TOC is, so
     // there the footer counts. (An index that the blob vouches for is used for every image with that blob.)
     let vouched = named.identity().is_some() || (insecure && whole == Whole::No);
@@ -62,7 +86,7 @@ fn look(
         Some(_) => Blob::nothing(layer, source),
         None => Blob::tail(layer, source, named.identity().is_some())?,
     };
-    let opening = Opening { layer, blob: &blob, named, whole, insecure };
+    let opening = Opening { layer, blob: &blob, vouchers };
     match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
         None => opening.plain(),
         Some(Footer::ZstdChunked(position)) => opening.zstd_chunked(position),
@@ -75,14 +99,12 @@ fn look(
 struct Opening<'a> {
     layer: &'a Descriptor,
     blob: &'a Blob<'a>,
-    named: Named,
-    whole: Whole,
-    insecure: bool,
+    vouchers: Vouchers,
 }
 
 impl Opening<'_> {
     fn gzip(&self, format: Format, toc: u64, footer: u64) -> Result<Found, Error> {
-        let named = self.named.toc_digest;
+        let named = self.vouchers.named.toc_digest;
         let Some(trust) = self.trust(named.is_some()) else { return Ok(Found::Unvouched(format)) };
         let end = self.layer.size - footer;
         let range = ByteRange::new(toc, end).ok_or_else(|| {
@@ -98,10 +120,10 @@ impl Opening<'_> {
     /// Only the TOC's own digest vouches for it: the blob's says nothing of another image.
     fn external(&self, external: ExternalToc<'_>) -> Result<Found, Error> {
         let format = Format::EStargzExternalToc;
-        let named = self.named.toc_digest;
+        let named = self.vouchers.named.toc_digest;
         let trust = match named {
             Some(_) => Trust::Manifest,
-            None if self.insecure => Trust::Unverified,
+            None if self.vouchers.insecure => Trust::Unverified,
             // What has its TOC elsewhere is an ordinary tar.
             None => return self.plain(),
         };
@@ -113,8 +135,8 @@ impl Opening<'_> {
     }
 
     fn zstd_chunked(&self, position: TocPosition) -> Result<Found, Error> {
-        let Named { checksum, toc_digest, .. } = self.named;
-        let identity = self.named.identity();
+        let Named { checksum, toc_digest, .. } = self.vouchers.named;
+        let identity = self.vouchers.named.identity();
         let Some(trust) = self.trust(identity.is_some()) else { return Ok(Found::Unvouched(Format::ZstdChunked)) };
         let stored = self.blob.toc(position.stored)?;
         let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.layer.digest)?;
@@ -123,7 +145,7 @@ impl Opening<'_> {
 
     /// A layer without a TOC.
     fn plain(&self) -> Result<Found, Error> {
-        match self.named.identity() {
+        match self.vouchers.named.identity() {
             Some(_) => Err(Error::NoToc { layer: self.layer.digest }),
             None => Ok(Found::Plain { blob: self.known_whole() }),
         }
@@ -131,7 +153,7 @@ impl Opening<'_> {
 
     /// The whole blob, where it was read for the first time now and has its digest.
     fn known_whole(&self) -> Option<Bytes> {
-        match self.whole {
+        match self.vouchers.whole {
             Whole::Read => Some(self.blob.bytes().clone()),
             Whole::No => self.blob.if_whole().cloned(),
             Whole::Verified => None,
@@ -142,9 +164,9 @@ impl Opening<'_> {
     fn trust(&self, is_named: bool) -> Option<Trust> {
         if is_named {
             Some(Trust::Manifest)
-        } else if self.whole != Whole::No || self.blob.if_whole().is_some() {
+        } else if self.vouchers.whole != Whole::No || self.blob.if_whole().is_some() {
             Some(Trust::Blob)
-        } else if self.insecure {
+        } else if self.vouchers.insecure {
             Some(Trust::Unverified)
         } else {
             None

@@ -34,7 +34,8 @@ pub(super) fn layer(
         let got = Digest::from_bytes(json.hasher.clone().finalize().into());
         if got != named {
             return match (rest, parsed) {
-                (Err(_), Err(rejected)) => Err(rejected.at(blob)),
+                (Err(_), Err(rejected)) if json.len > len => Err(rejected.at(blob)),
+                (Err(_), _) => Err(Error::TocDamaged { layer: blob }),
                 _ => Err(Error::TocDigest { layer: blob, named, got }),
             };
         }

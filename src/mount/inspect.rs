@@ -15,6 +15,9 @@ use crate::blob::Digest;
 use crate::index::Trust;
 use crate::registry::{self, Platform, Soci, SociSource};
 
+/// Of a layer that somebody has rewritten, and not what the manifest says of it.
+const MISFIT: &str = "the manifest names a table of contents that is not used";
+
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inspection {
@@ -152,7 +155,7 @@ fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result
                 Trust::Manifest | Trust::Unverified => IndexFrom::Toc,
             },
             wait: layer.blob.traffic().bytes.saturating_add(of_ztoc),
-            reason: reason(&open, soci).to_owned(),
+            reason: reason(&open, soci),
             index: Some(index_inspection(&open)),
             ..inspection
         },
@@ -166,6 +169,12 @@ fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result
 
 /// Why a layer has to be read whole, and what would make it better.
 fn pending_texts(pending: &Pending) -> (String, &'static str) {
+    if let Some(misfit) = pending.misfit.as_ref().filter(|_| pending.reason != Reason::Evicted) {
+        return (
+            format!("{MISFIT} ({misfit}): the first mount reads all of it, and keeps an index"),
+            "push the image again with a tool that renews the annotations of layers that it rewrites, or drops them",
+        );
+    }
     match pending.reason {
         Reason::Plain => (
             "it has no table of contents: the first mount reads all of it, and keeps an index".to_owned(),
@@ -201,7 +210,15 @@ fn index_inspection(open: &OpenLayer) -> IndexInspection {
     }
 }
 
-fn reason(layer: &OpenLayer, soci: Option<&Soci>) -> &'static str {
+fn reason(layer: &OpenLayer, soci: Option<&Soci>) -> String {
+    let reason = voucher(layer, soci);
+    match &layer.misfit {
+        Some(misfit) => format!("{reason}; {MISFIT} ({misfit})"),
+        None => reason.to_owned(),
+    }
+}
+
+fn voucher(layer: &OpenLayer, soci: Option<&Soci>) -> &'static str {
     match layer.trust {
         _ if layer.whole => "read whole: it is smaller than --whole-layer-below",
         Trust::Manifest => "the manifest names the digest of its table of contents",

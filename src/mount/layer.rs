@@ -10,21 +10,18 @@ use tokio::runtime::Handle;
 
 use super::Error;
 use super::event::{Event, Report};
-use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::blob::{ByteSource, Digest};
 use crate::cache::Cache;
 use crate::fetch::{self, Held, Pass, Passed, Reindex};
 use crate::index::{
     self, Descriptor, Entries, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit,
     Trust,
 };
-use crate::registry::{self, Body, Client, Freshness, ImageRef, Parts};
+use crate::registry::{self, Body, Client, Freshness, ImageRef};
 use crate::threads::{self, Work, wait};
 
-/// The descriptor annotation by which a layer of a TOC image names the layer that it is the TOC of.
-const TOC_OF: &str = "containerd.io/snapshot/stargz/layer.digest";
-
-/// What the tag of a TOC image adds to that of its image.
-const TOC_TAG: &str = "-esgztoc";
+/// Of a layer whose manifest names a TOC, and that has an index of its own.
+const OWN_INSTEAD: &str = "it is not looked at: the layer was read whole before";
 
 /// A layer that can be read.
 pub struct OpenLayer {
@@ -35,6 +32,8 @@ pub struct OpenLayer {
     pub contents: Arc<fetch::Layer>,
     /// The blob was read whole to open it, so that nothing is left to fetch.
     pub whole: bool,
+    /// Why the TOC that the manifest names is not used.
+    pub misfit: Option<String>,
     /// Its host has sent all of it when it was asked for a part.
     pub sent_whole: bool,
     /// Its tar-split, where one was made, or why not; whether it can be used is not looked at yet.
@@ -99,7 +98,7 @@ pub(super) enum Looked {
 }
 
 /// What came of asking for a layer's TOC.
-enum Toc {
+pub(super) enum Toc {
     Found(Found),
     /// All of the blob, from its first byte on.
     SentWhole(Body),
@@ -109,6 +108,8 @@ enum Toc {
 pub(super) struct Pending {
     pub(super) layer: registry::Layer,
     pub(super) reason: Reason,
+    /// Why the TOC that the manifest names is not used.
+    pub(super) misfit: Option<String>,
     /// All of it, where it was small and its digest was right.
     blob: Option<Bytes>,
     /// All of it, where it has begun to come.
@@ -168,18 +169,16 @@ impl Opener {
         let ztoc = ztoc.filter(|_| named.is_none());
         let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
         let found = found.or_else(|| self.cached(&descriptor, Identity::Ztoc(ztoc.as_ref()?.digest)));
+        // What the manifest names may not have fitted.
+        let found = found.or_else(|| self.cached(&descriptor, named.map(|_| Identity::Own)?));
         if let Some((key, index)) = found {
             let is_huge = index.has_huge_unit()?;
-            let open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
+            let mut open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
+            open.misfit = named.filter(|_| key.identity == Identity::Own).map(|_| OWN_INSTEAD.to_owned());
             if is_huge && !open.contents.is_kept()? {
-                let layer = open.layer.clone();
-                return Ok(Looked::Pass(Pending {
-                    layer,
-                    reason: Reason::Evicted,
-                    blob: None,
-                    body: None,
-                    diff_id: None,
-                }));
+                let OpenLayer { layer, misfit, .. } = open;
+                let reason = Reason::Evicted;
+                return Ok(Looked::Pass(Pending { layer, reason, misfit, blob: None, body: None, diff_id: None }));
             }
             return Ok(Looked::Open(open));
         }
@@ -200,28 +199,9 @@ impl Opener {
     pub(super) fn cached_entries(&self, layer: &registry::Layer) -> Option<Entries> {
         let descriptor = descriptor(layer);
         let named = index::named_identity(&descriptor).ok()?;
-        let (_, index) = self.cached(&descriptor, named.unwrap_or(Identity::Own))?;
+        let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
+        let (_, index) = found.or_else(|| self.cached(&descriptor, Identity::Own))?;
         index.entries().ok()
-    }
-
-    /// Makes the index from a zTOC, and keeps it.
-    fn read_ztoc(&self, layer: &Descriptor, ztoc: &registry::Layer) -> Result<Opened, Error> {
-        let limit = index::MAX_ZTOC;
-        if ztoc.size > limit {
-            return Err(Error::ZtocTooLarge { layer: layer.digest, size: ztoc.size, limit });
-        }
-        let all = ByteRange { start: 0, end: ztoc.size };
-        let open = |source: &dyn ByteSource| {
-            let read = source.read_at(all);
-            let bytes = read.map_err(|source| index::Error::Read { layer: ztoc.digest, range: all, source })?;
-            index::open_ztoc(layer, ztoc.digest, &bytes)
-        };
-        let opened = match open(&ztoc.blob) {
-            Err(error) if error.is_wrong_bytes() => open(&Parts::new(&ztoc.blob, Freshness::PastCaches))?,
-            opened => opened?,
-        };
-        self.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Ztoc(ztoc.digest) }, &opened.encoded);
-        Ok(opened)
     }
 
     /// The index that an earlier mount made. Where the manifest names no TOC digest, only one that the blob's digest vouched for will do.
@@ -239,15 +219,17 @@ impl Opener {
     }
 
     fn fresh(self: &Arc<Self>, layer: registry::Layer, descriptor: &Descriptor) -> Result<Looked, Error> {
-        let (reason, blob, body) = match self.read_toc(&layer, descriptor)? {
+        let (toc, misfit) = self.read_toc(&layer, descriptor)?;
+        let (reason, blob, body) = match toc {
             Toc::Found(Found::Indexed(opened)) => {
-                return Ok(Looked::Open(self.opened(layer, descriptor, opened, (None, None))?));
+                let open = self.opened(layer, descriptor, opened, (None, None))?;
+                return Ok(Looked::Open(OpenLayer { misfit, ..open }));
             }
             Toc::Found(Found::Plain { blob }) => (Reason::Plain, blob, None),
             Toc::Found(Found::Unvouched(format)) => (Reason::Unvouched(format), None, None),
             Toc::SentWhole(body) => (Reason::SentWhole, None, Some(body)),
         };
-        Ok(Looked::Pass(Pending { layer, reason, blob, body, diff_id: None }))
+        Ok(Looked::Pass(Pending { layer, reason, misfit, blob, body, diff_id: None }))
     }
 
     /// A layer with an index that was made just now; `held`: its blob, where that is here, and its zTOC.
@@ -262,34 +244,6 @@ impl Opener {
         let index = self.stored(descriptor, key.as_ref(), &opened.encoded)?;
         let held = held.or_else(|| opened.blob.map(|bytes| Arc::new(bytes) as Arc<dyn ByteSource>));
         Ok(self.layer(layer, key, opened.trust, index, (held, ztoc)))
-    }
-
-    /// Makes the index from the layer's TOC, and keeps it where it may be kept.
-    fn read_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Toc, Error> {
-        let read = |freshness| {
-            let parts = Parts::new(&layer.blob, freshness);
-            let opened = self.open_toc(descriptor, &parts);
-            match parts.take_whole() {
-                Some(body) => Ok(Toc::SentWhole(body)),
-                None => opened.map(Toc::Found),
-            }
-        };
-        match read(Freshness::Any) {
-            Err(error) if error.is_wrong_bytes() => {
-                tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
-                Ok(read(Freshness::PastCaches)?)
-            }
-            toc => Ok(toc?),
-        }
-    }
-
-    fn open_toc(&self, layer: &Descriptor, blob: &dyn ByteSource) -> Result<Found, index::Error> {
-        let external = |layer: &Descriptor| self.external_toc(layer);
-        let found = index::open(layer, blob, &external, &self.options)?;
-        if let Found::Indexed(Opened { identity: Some(identity), encoded, .. }) = &found {
-            self.cache.put_index(&LayerKey { blob: layer.digest, identity: *identity }, encoded);
-        }
-        Ok(found)
     }
 
     /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
@@ -363,9 +317,9 @@ impl Opener {
         let (opener, blob, of) = (Arc::clone(self), Arc::clone(&held), layer.clone());
         let open = move || {
             let descriptor = descriptor(&of);
-            match opener.open_toc(&descriptor, &*blob)? {
-                Found::Indexed(opened) => opener.opened(of, &descriptor, opened, (Some(blob), None)).map(Some),
-                Found::Plain { .. } | Found::Unvouched(_) => Ok(None),
+            match opener.open_held_toc(&descriptor, &*blob)? {
+                Some(opened) => opener.opened(of, &descriptor, opened, (Some(blob), None)).map(Some),
+                None => Ok(None),
             }
         };
         if let Some(open) = blocking(layer.digest, open).await? {
@@ -452,10 +406,12 @@ impl Opener {
         Arc::new(move || {
             key.iter().for_each(|key| opener.cache.drop_index(key));
             let descriptor = descriptor(&layer);
-            let is_ztoc = key.is_some_and(|key| matches!(key.identity, Identity::Ztoc(_)));
-            let found = match ztoc.as_ref().filter(|_| is_ztoc) {
-                Some(ztoc) => opener.read_ztoc(&descriptor, ztoc).map(|opened| Toc::Found(Found::Indexed(opened))),
-                None => opener.read_toc(&layer, &descriptor),
+            let found = match (key.map(|key| key.identity), &ztoc) {
+                (Some(Identity::Ztoc(_)), Some(ztoc)) => {
+                    opener.read_ztoc(&descriptor, ztoc).map(|opened| Toc::Found(Found::Indexed(opened)))
+                }
+                (Some(Identity::Own), _) => opener.read_own_toc(&layer, &descriptor).map_err(Error::from),
+                _ => opener.read_toc(&layer, &descriptor).map(|(toc, _)| toc),
             };
             let made = match found {
                 Ok(Toc::Found(Found::Indexed(opened))) => Ok(opened.encoded),
@@ -482,16 +438,12 @@ impl Opener {
     fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
         let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
         let held = wait(&self.runtime, Pass { body: Some(body), ..pass }.hold())??;
-        let found = self.open_toc(&descriptor(layer), &*held)?;
-        let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(Arc::clone(&held)) };
-        match found {
-            Found::Indexed(opened) => Ok(opened.encoded),
-            Found::Unvouched(_) => Ok(index::open_whole(&descriptor(layer), &*held)?.encoded),
-            Found::Plain { .. } => {
-                let pass = self.pass_over(layer, source, Freshness::Any, Arc::default());
-                Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
-            }
+        if let Some(opened) = self.open_held_toc(&descriptor(layer), &*held)? {
+            return Ok(opened.encoded);
         }
+        let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(held) };
+        let pass = self.pass_over(layer, source, Freshness::Any, Arc::default());
+        Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
     }
 
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.
@@ -529,23 +481,9 @@ impl Opener {
             contents,
             whole,
             sent_whole: false,
+            misfit: None,
             tar_split: None,
         }
-    }
-
-    /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).
-    fn external_toc(&self, layer: &Descriptor) -> Result<Bytes, SourceError> {
-        let (client, image) = (self.client.clone(), self.image.clone());
-        let image = wait(&self.runtime, async move { client.resolve_sibling(&image, TOC_TAG).await })??;
-        let wanted = layer.digest.to_string();
-        let toc = image.layers.into_iter().find(|toc| toc.annotations.get(TOC_OF) == Some(&wanted));
-        let toc = toc.ok_or_else(|| format!("{}@{} has no TOC of this layer", image.name, image.digest))?;
-        let limit = index::MAX_TOC_STORED;
-        if toc.size > limit {
-            return Err(format!("its TOC has {} bytes, the limit is {limit}", toc.size).into());
-        }
-        let bytes = toc.blob.read_at(ByteRange { start: 0, end: toc.size })?;
-        Ok(bytes)
     }
 }
 

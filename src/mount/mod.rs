@@ -33,6 +33,7 @@ pub(crate) mod signals;
 pub(crate) mod state;
 pub mod status;
 pub(crate) mod tar_splits;
+mod toc;
 pub mod unmount;
 mod wire;
 

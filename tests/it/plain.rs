@@ -2,18 +2,23 @@
 //! wrong with the blob, the network or the cache meanwhile.
 
 mod hostile;
+mod stale;
 mod trees;
 mod trouble;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crfs::blob::Digest;
 use crfs::cache::{LAYOUT, clear};
+use crfs::mount::inspect::{LayerInspection, inspect};
 use crfs::mount::options::ImageOptions;
+use crfs::mount::{Event, Report};
 
 use crate::contents::{Opened, image_options, open, walk};
 use crate::image::{File, Layer, config, gzip, manifest_with, noise, plain, ramp, skippable, tar, zstd};
 use crate::registry::{OCI_MANIFEST, Registry};
+use crate::support::within;
 
 /// A compressor, or none.
 type Compress = fn(&[u8]) -> Vec<u8>;
@@ -97,6 +102,14 @@ impl Lab {
     /// The message with which it is refused.
     async fn refusal(&self) -> String {
         open(&self.options()).await.err().expect("it opened").chain()
+    }
+
+    /// What `crfs inspect` says of the first layer.
+    async fn inspect(&self) -> LayerInspection {
+        let options = self.options();
+        let inspecting =
+            tokio::task::spawn_blocking(move || inspect(&options, &(Arc::new(|_: &Event| Ok(())) as Report)));
+        within(inspecting).await.unwrap().unwrap().layers.remove(0)
     }
 
     async fn assert_right(&self, opened: &Opened) {

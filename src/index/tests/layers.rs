@@ -25,13 +25,15 @@ pub(super) fn layer(made: Made, json: &[u8]) -> (Descriptor, Bytes) {
         Made::EStargz => estargz(json, json.len() as u64),
         Made::ZstdChunked => zstd_chunked(json, json.len() as u64),
     };
-    (described(&blob, &annotations), blob.into())
+    let compression = if made == Made::EStargz { "gzip" } else { "zstd" };
+    let media_type = format!("application/vnd.oci.image.layer.v1.tar+{compression}");
+    (Descriptor { media_type, ..described(&blob, &annotations) }, blob.into())
 }
 
 pub(super) fn described(blob: &[u8], annotations: &[(&str, String)]) -> Descriptor {
     let annotations: BTreeMap<_, _> =
         annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip".to_owned();
+    let media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
     Descriptor { digest: Digest::of(blob), size: blob.len() as u64, media_type, annotations }
 }
 

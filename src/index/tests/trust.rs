@@ -6,7 +6,7 @@ use super::layers::{Made, PAYLOAD, described, estargz, estargz_footer, gzip, lay
 use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, indexed, no_external, stored};
 use crate::blob::{ByteRange, Digest};
 use crate::index::{
-    Descriptor, Error, Format, Found, Identity, Opened, Options, Trust, named_identity, open, open_whole,
+    Descriptor, Error, Format, Found, Identity, Opened, Options, Trust, named_identity, open, open_unnamed, open_whole,
 };
 
 const JSON: &[u8] = br#"{"entries":[{"name":"a","type":"dir"}]}"#;
@@ -183,5 +183,47 @@ fn a_layer_whose_manifest_names_a_toc_has_one() {
     let blob = vec![b'x'; 2000];
     let layer = described(&blob, &[(TOC_DIGEST, Digest::of(JSON).to_string())]);
     let error = error(&layer, blob.into(), &WHOLE);
-    assert!(matches!(error, Error::NoToc { .. }) && error.is_wrong_bytes());
+    assert!(matches!(error, Error::NoToc { .. }) && error.is_wrong_bytes() && error.is_misfit());
+}
+
+#[test]
+fn a_toc_that_was_damaged_on_the_way_is_wrong_bytes() {
+    let (layer, blob) = layer(Made::EStargz, JSON);
+    for at in PAYLOAD..blob.len() - 51 {
+        let mut damaged = blob.to_vec();
+        damaged[at] ^= 0x55;
+        if let Err(error) = opened(&layer, damaged.into(), &NEVER_WHOLE).0 {
+            assert!(error.is_wrong_bytes(), "byte {at}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_opened_as_if_nothing_were_named() {
+    let stale = Digest::of(b"stale").to_string();
+    let of = |layer: &Descriptor, blob: &Bytes, options| open_unnamed(layer, &Counted::new(blob.clone()), options);
+    for (made, key) in [(Made::ZstdChunked, CHECKSUM), (Made::EStargz, TOC_DIGEST)] {
+        let (mut layer, blob) = layer(made, JSON);
+        let honest = opened(&Descriptor { annotations: Default::default(), ..layer.clone() }, blob.clone(), &WHOLE);
+        layer.annotations.insert(key.to_owned(), stale.clone());
+        let Ok(Found::Indexed(opened)) = of(&layer, &blob, &WHOLE) else { panic!("{key}") };
+        assert_eq!((opened.trust, opened.identity), (Trust::Blob, Some(Identity::Own)));
+        assert_eq!(opened.encoded, honest.0.unwrap().encoded);
+        assert_eq!(open_whole(&layer, &blob).unwrap().encoded, opened.encoded);
+        let long = longer(blob.to_vec());
+        let layer = described(&long, &[(key, stale.clone())]);
+        assert!(matches!(of(&layer, &long, &NEVER_WHOLE), Ok(Found::Unvouched(_))), "{key}");
+    }
+    let plain = Bytes::from(vec![b'x'; 2000]);
+    let layer = described(&plain, &[(TOC_DIGEST, stale)]);
+    assert!(matches!(of(&layer, &plain, &WHOLE), Ok(Found::Plain { blob: Some(_) })));
+}
+
+#[test]
+fn a_position_that_does_not_fit_leaves_the_digest_to_the_footer() {
+    let (mut layer, blob) = layer(Made::ZstdChunked, JSON);
+    for position in ["99999999:50:70:1", "1:2"] {
+        layer.annotations.insert("io.github.containers.zstd-chunked.manifest-position".to_owned(), position.to_owned());
+        assert_eq!(opened(&layer, blob.clone(), &NEVER_WHOLE).0.unwrap().trust, Trust::Manifest);
+    }
 }
