@@ -2,9 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use zstd::stream::raw::{self, Operation as _};
-
-use crate::index::{Codec, Piece};
+use crate::index::{self, Codec, Frames, Piece};
 use crate::sys::inflate::{Inflate, Stop, Wrapping};
 
 /// Decoded bytes are handed on in parts of at most this size.
@@ -13,14 +11,14 @@ const PART: usize = 64 << 10;
 /// Decodes units one after the other; what a decoder needs is made once for all of them.
 pub struct Units {
     part: Vec<u8>,
-    zstd: raw::Decoder<'static>,
+    zstd: Frames,
 }
 
 impl Units {
     /// # Errors
     /// Where there is no memory for a decoder.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { part: vec![0; PART], zstd: raw::Decoder::new()? })
+        Ok(Self { part: vec![0; PART], zstd: Frames::new(index::MAX_UNIT_WINDOW)? })
     }
 
     /// Decodes one unit, of which `input` has the bytes and no more, and hands each piece's bytes to `sink`, with their place in the layer file, in
@@ -43,8 +41,8 @@ impl Units {
             // A member, not the whole stream: what follows belongs to the next unit.
             Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), &mut self.part, pieces, sink),
             Codec::Zstd => {
-                self.zstd.reinit()?;
-                cut(Frames { input, decoder: &mut self.zstd }, &mut self.part, pieces, sink)
+                self.zstd.restart()?;
+                cut(Unpacked { input, frames: &mut self.zstd }, &mut self.part, pieces, sink)
             }
             Codec::Stored => cut(input, &mut self.part, pieces, sink),
             Codec::Deflate { bits, .. } => cut(Span::new(input, bits, window)?, &mut self.part, pieces, sink),
@@ -52,21 +50,21 @@ impl Units {
     }
 }
 
-/// zstd frames (RFC 8878), decoded.
-struct Frames<'a, R> {
+/// What zstd frames decode to.
+struct Unpacked<'a, R> {
     input: R,
-    decoder: &'a mut raw::Decoder<'static>,
+    frames: &'a mut Frames,
 }
 
-impl<R: BufRead> Read for Frames<'_, R> {
+impl<R: BufRead> Read for Unpacked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while !buffer.is_empty() {
             let input = self.input.fill_buf()?;
             let is_over = input.is_empty();
-            let status = self.decoder.run_on_buffers(input, buffer)?;
-            self.input.consume(status.bytes_read);
-            if status.bytes_written > 0 {
-                return Ok(status.bytes_written);
+            let step = self.frames.step(input, buffer)?;
+            self.input.consume(step.consumed);
+            if step.produced > 0 {
+                return Ok(step.produced);
             }
             if is_over {
                 break;

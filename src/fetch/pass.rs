@@ -16,7 +16,7 @@ use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
-use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
+use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder, WideWindow};
 use crate::registry::{self, Body, Freshness, Sent};
 use crate::threads::{self, Work};
 
@@ -192,7 +192,12 @@ fn read_blob<T>(
 }
 
 fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
-    index::Error::Undecodable { layer: layer.digest, source }
+    match source.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(WideWindow { window, limit }) => {
+            index::Error::Window { layer: layer.digest, window: *window, limit: *limit }
+        }
+        None => index::Error::Undecodable { layer: layer.digest, source },
+    }
 }
 
 fn make(

@@ -27,6 +27,11 @@ pub enum Error {
     )]
     Undecodable { layer: Digest, source: std::io::Error },
     #[error(
+        "layer {layer} is compressed by zstd with a window of {} MiB, of which crfs would have to keep more than {} MiB in memory: push it again, \
+         compressed with a window of {1} MiB at most (`zstd --long=29`)", window >> 20, limit >> 20
+    )]
+    Window { layer: Digest, window: u64, limit: u64 },
+    #[error(
         "layer {layer}: unpacked it has the digest {got}, but the image's config names {named}; push the image again"
     )]
     DiffId { layer: Digest, named: Digest, got: Digest },
@@ -121,6 +126,8 @@ pub enum Problem {
     RootNotADirectory,
     #[error("its parent {0} is not a directory")]
     ParentNotADirectory(String),
+    #[error("its path leads through more than {limit} symlinks, or in a circle")]
+    TooManySymlinks { limit: usize },
     #[error("a whiteout of {0:?}")]
     Whiteout(String),
     #[error("a hard link to the directory {0}")]
@@ -134,8 +141,6 @@ pub enum Problem {
     StrayChunk,
     #[error("its chunks leave a gap at byte {at}")]
     Gap { at: u64 },
-    #[error("its path leads through more than {limit} symlinks, or in a circle")]
-    TooManySymlinks { limit: usize },
     #[error("its chunks overlap at byte {at}")]
     Overlap { at: u64 },
     #[error("nothing says where its contents are in the blob")]

@@ -88,3 +88,14 @@ pub(crate) const MINOR: u32 = (1 << 20) - 1;
 /// all of it.
 pub(crate) const HUGE_UNIT: u64 = 16 << 20;
 pub(crate) const HUGE_DECODED: u64 = 64 << 20;
+
+/// Compressed bytes of a layer of one unit above which it is not called lazy: what a read of a layer in parts brings as well.
+pub(crate) const UNDIVIDED: u64 = 1 << 20;
+
+/// Bytes of a zstd window that are kept while a layer is read whole: as much as podman takes (`zstd --long=29`). The window
+/// may be larger where the frame unpacks to no more than this.
+pub(crate) const ZSTD_WINDOW: u64 = 512 << 20;
+
+/// The same while a unit is decoded for a reader: many are at a time. A unit of our own index unpacks to [`HUGE_DECODED`] at
+/// most.
+pub(crate) const UNIT_WINDOW: u64 = 128 << 20;

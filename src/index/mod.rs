@@ -7,6 +7,7 @@ mod error;
 mod estargz;
 mod footer;
 mod foreign;
+mod frames;
 mod holes;
 mod limits;
 mod names;
@@ -26,10 +27,13 @@ mod zstd_chunked;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Error, Problem};
 pub use footer::{Footer, TocPosition};
+pub(crate) use frames::{Frames, WideWindow};
 pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
+/// Bytes of a zstd window that are kept while a unit is decoded.
+pub(crate) const MAX_UNIT_WINDOW: u64 = limits::UNIT_WINDOW;
 
 #[cfg(fuzzing)]
 pub use plain::fuzzing::{Unpacked, unpack as unpack_for_fuzzing};
@@ -178,10 +182,6 @@ pub fn open(
     open::open(layer, source, external, options)
 }
 
-/// Reads the TOC of a layer of which `source` has all bytes, and these the layer's digest, which vouches for the TOC.
-///
-/// # Errors
-/// As [`open`](fn@open).
 /// The same for a layer whose TOC is not the one that its manifest names: as for one of which the manifest names none, but
 /// with nothing unverified.
 ///
@@ -191,6 +191,10 @@ pub fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Optio
     open::open_unnamed(layer, source, options)
 }
 
+/// Reads the TOC of a layer of which `source` has all bytes, and these the layer's digest, which vouches for the TOC.
+///
+/// # Errors
+/// As [`open`](fn@open).
 pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
     open::open_whole(layer, source)
 }

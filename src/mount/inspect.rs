@@ -8,7 +8,7 @@ use super::Error;
 use super::config::Config;
 use super::event::Report;
 use super::image::{Engine, RESOLVE_WITHIN};
-use super::layer::{Looked, OpenLayer, Pending, Reason};
+use super::layer::{Fetches, Looked, OpenLayer, Pending, Reason};
 use super::look::runtime;
 use super::options::ImageOptions;
 use crate::blob::Digest;
@@ -17,6 +17,9 @@ use crate::registry::{self, Platform, Soci, SociSource};
 
 /// Of a layer that somebody has rewritten, and not what the manifest says of it.
 const MISFIT: &str = "the manifest names a table of contents that is not used";
+
+/// For a layer that can only be unpacked from its start.
+const IN_PARTS: &str = "push it as zstd:chunked or eStargz, or give the cache more room";
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,7 +64,7 @@ pub struct LayerInspection {
     /// Bytes of the blob.
     pub size: u64,
     pub media_type: String,
-    /// Whether its contents would be fetched when they are read.
+    /// Whether those of its contents would be fetched that are read.
     pub lazy: bool,
     /// Which index a mount would use.
     pub index_from: IndexFrom,
@@ -156,6 +159,7 @@ fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result
             },
             wait: layer.blob.traffic().bytes.saturating_add(of_ztoc),
             reason: reason(&open, soci),
+            advice: matches!(open.fetches(), Fetches::Kept | Fetches::Whole).then(|| IN_PARTS.to_owned()),
             index: Some(index_inspection(&open)),
             ..inspection
         },
@@ -194,7 +198,7 @@ fn pending_texts(pending: &Pending) -> (String, &'static str) {
         ),
         Reason::Evicted => (
             "it can only be unpacked from its start, and what was unpacked is not all in the cache any more".to_owned(),
-            "compress it with gzip, or as zstd:chunked, or give the cache more room",
+            IN_PARTS,
         ),
     }
 }
@@ -219,8 +223,19 @@ fn reason(layer: &OpenLayer, soci: Option<&Soci>) -> String {
 }
 
 fn voucher(layer: &OpenLayer, soci: Option<&Soci>) -> &'static str {
+    match layer.fetches() {
+        Fetches::Nothing => return "read whole: it is smaller than --whole-layer-below",
+        Fetches::Kept => {
+            return "it can only be unpacked from its start: it was read whole before, and all that it holds is kept while \
+                    it is mounted";
+        }
+        Fetches::Whole => {
+            return "it can only be unpacked from its start: it was read whole before, and is again for what the cache has \
+                    not";
+        }
+        Fetches::Part => {}
+    }
     match layer.trust {
-        _ if layer.whole => "read whole: it is smaller than --whole-layer-below",
         Trust::Manifest => "the manifest names the digest of its table of contents",
         Trust::Blob => "its own digest vouches for its index: it was read whole before",
         Trust::Soci => match soci.map(|soci| soci.source) {

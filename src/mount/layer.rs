@@ -40,16 +40,41 @@ pub struct OpenLayer {
     pub tar_split: Option<Result<TarSplit, NoTarSplit>>,
 }
 
+/// What is fetched of a layer to read something of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetches {
+    /// The blob is here.
+    Nothing,
+    /// All of it, once: what it holds is kept for as long as it is mounted.
+    Kept,
+    /// All of it, whenever the cache does not have what is read.
+    Whole,
+    Part,
+}
+
 impl OpenLayer {
     #[must_use]
     pub fn summary(&self) -> &Summary {
         self.contents.index().summary()
     }
 
-    /// Whether its contents are fetched when they are read.
+    /// Whether those of its contents are fetched that are read.
     #[must_use]
     pub fn is_lazy(&self) -> bool {
-        !self.whole
+        self.fetches() == Fetches::Part
+    }
+
+    /// What is fetched to read something of it.
+    #[must_use]
+    pub fn fetches(&self) -> Fetches {
+        // An index that is damaged is noticed when something is read.
+        let index = self.contents.index();
+        match (index.has_huge_unit(), index.is_undivided()) {
+            _ if self.whole => Fetches::Nothing,
+            (Ok(true), _) => Fetches::Kept,
+            (_, Ok(true)) => Fetches::Whole,
+            _ => Fetches::Part,
+        }
     }
 }
 

@@ -180,6 +180,19 @@ async fn a_small_read_of_a_cold_layer_fetches_two_units_at_most() {
 }
 
 #[tokio::test]
+async fn a_layer_of_one_frame_is_not_called_lazy() {
+    let lab = Lab::new().await;
+    for (compress, is_lazy) in [(zstd as Compress, false), (frames, true), (members, true)] {
+        let layer = lab.push(compress);
+        drop(lab.open().await);
+        assert_eq!(lab.open().await.image.layers[0].is_lazy(), is_lazy);
+        let inspected = lab.inspect().await;
+        assert_eq!((inspected.lazy, inspected.advice.is_some()), (is_lazy, !is_lazy), "{}", inspected.reason);
+        assert_eq!(inspected.reason.contains("unpacked from its start"), !is_lazy, "{}", layer.media_type);
+    }
+}
+
+#[tokio::test]
 async fn a_layer_that_is_read_whole_because_it_is_small_is_asked_for_once() {
     for (what, compress) in COMPRESSORS {
         let lab = Lab::new().await;

@@ -177,9 +177,7 @@ impl StoredIndex {
     /// # Errors
     /// Where the table is damaged.
     pub fn has_huge_unit(&self) -> Result<bool, Damaged> {
-        let is_plain =
-            matches!(self.header.summary.format, super::Format::Tar | super::Format::TarGzip | super::Format::TarZstd);
-        if !is_plain || self.has_spans() {
+        if !self.is_cut_by_us() {
             return Ok(false);
         }
         for unit in 0..self.header.summary.units {
@@ -213,6 +211,21 @@ impl StoredIndex {
         let end = self.header.summary.layer_file_len;
         gaps.push(ByteRange { start: filled.min(end), end });
         Ok(Holes::of(gaps))
+    }
+
+    /// Whether all of the blob is fetched whatever is read of it, and that is more than a small layer's.
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn is_undivided(&self) -> Result<bool, Damaged> {
+        let is_one = self.is_cut_by_us() && self.header.summary.units == 1;
+        Ok(is_one && self.unit(0)?.compressed.len() > limits::UNDIVIDED)
+    }
+
+    /// Whether its units are what crfs has found, and not what the layer's writer has meant.
+    fn is_cut_by_us(&self) -> bool {
+        let format = self.header.summary.format;
+        !self.has_spans() && matches!(format, super::Format::Tar | super::Format::TarGzip | super::Format::TarZstd)
     }
 
     /// What comes before a unit in the decoded data, as far as the unit refers to it: at most 32 KiB.

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use zstd::stream::raw::{Decoder, Operation as _};
-
 use super::{Event, Output, SMALL_SPAN, Start, Tell};
+use crate::index::{Frames, limits};
 
 pub(crate) struct Zstd {
-    decoder: Decoder<'static>,
+    frames: Frames,
     output: Output,
     consumed: u64,
     /// Whether the next byte starts a frame.
@@ -16,7 +15,8 @@ pub(crate) struct Zstd {
 
 impl Zstd {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { decoder: Decoder::new()?, output: Output::new(), consumed: 0, is_between: true })
+        let frames = Frames::new(limits::ZSTD_WINDOW)?;
+        Ok(Self { frames, output: Output::new(), consumed: 0, is_between: true })
     }
 
     pub(super) fn push(&mut self, mut input: &[u8], tell: Tell<'_>) -> io::Result<()> {
@@ -26,13 +26,13 @@ impl Zstd {
             }
             let room = self.output.room();
             let size = room.len();
-            let status = self.decoder.run_on_buffers(input, room)?;
-            input = input.get(status.bytes_read..).unwrap_or_default();
-            self.consumed += status.bytes_read as u64;
-            self.is_between = status.remaining == 0;
-            self.output.advance(status.bytes_written, tell)?;
+            let step = self.frames.step(input, room)?;
+            input = input.get(step.consumed..).unwrap_or_default();
+            self.consumed += step.consumed as u64;
+            self.is_between = step.is_between;
+            self.output.advance(step.produced, tell)?;
             // Where the output is full the decoder may have more of it without any input.
-            if input.is_empty() && status.bytes_written < size {
+            if input.is_empty() && step.produced < size {
                 break;
             }
         }
