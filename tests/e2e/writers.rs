@@ -6,7 +6,15 @@ use std::process::Command;
 use crate::support::{Lab, run};
 
 /// Where each image is, and the listing of what is in it.
-const IMAGES: [(&str, &str); 5] = [
+const IMAGES: [(&str, &str); 13] = [
+    ("oci:crane", "two"),
+    ("oci:crane-index", "two"),
+    ("docker-archive:crane.tar", "two"),
+    ("oci:regctl:docker", "two"),
+    ("oci:regctl:zstd", "two"),
+    ("oci:regctl:stale-gzip", "stale-gzip"),
+    ("oci:umoci:two", "two"),
+    ("oci:umoci:repacked", "repacked"),
     ("oci:buildkit-gzip", "buildkit"),
     ("oci:buildkit-zstd", "buildkit"),
     ("oci:buildkit-estargz", "buildkit"),
