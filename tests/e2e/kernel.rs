@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::support::command::until;
 use crate::support::lab::CRFS;
 use crate::support::lies::Liar;
@@ -359,4 +361,132 @@ fn a_name_that_is_too_long_is_said_to_be() {
         let error = fs::metadata(mount.path("d").join("x".repeat(len))).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(errno), "{len}");
     }
+}
+
+/// `crfs status` of all mounts, without those that this user has elsewhere.
+fn status_of(dir: &Path) -> Option<Value> {
+    let text = run(Command::new(CRFS).args(["status", "--json"])).ok();
+    let all: Vec<Value> = serde_json::from_str(&text).unwrap();
+    all.into_iter().find(|one| one["dir"].as_str().map(Path::new) == Some(dir))
+}
+
+/// Mounts in a mount namespace of its own, then does something there.
+fn in_a_namespace(lab: &Lab, image: &str, dir: &Path, then: &str) -> Command {
+    let script = format!("\"$0\" mount --cache-dir \"$1\" \"$2\" \"$3\" && {then}");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &script, CRFS]);
+    command.arg(lab.fresh("cache")).arg(image).arg(dir);
+    command
+}
+
+#[test]
+fn a_mount_of_a_mount_namespace_that_is_gone_is_told_of_and_ends() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let image = push(&liar, &[&[Entry::file("f", "hello")]]);
+    for by_id in [false, true] {
+        let dir = lab.fresh("mount");
+        run(&mut in_a_namespace(&lab, &image, &dir, "cat \"$3/f\"")).ok();
+        let status = until("its namespace to be left", || {
+            status_of(&dir).filter(|status| status["elsewhere"]["holders"].as_array().is_some_and(Vec::is_empty))
+        });
+        assert!(status["elsewhere"]["namespace"].as_str().unwrap().starts_with("mnt:["), "{status}");
+        let text = run(Command::new(CRFS).arg("status")).ok();
+        let id = status["id"].as_str().unwrap();
+        assert!(text.contains(&format!("nothing but its server sees it: `crfs umount {id}`")), "{text}");
+        let target = if by_id { id.as_ref() } else { dir.as_path() };
+        run(Command::new(CRFS).arg("umount").arg(target)).ok();
+        until_gone(u32::try_from(status["pid"].as_u64().unwrap()).unwrap());
+        assert_eq!(status_of(&dir), None);
+    }
+}
+
+#[test]
+fn a_mount_that_others_see_in_their_namespace_is_theirs() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let image = push(&liar, &[&[Entry::file("f", "hello")]]);
+    let dir = lab.fresh("mount");
+    let mut command =
+        in_a_namespace(&lab, &image, &dir, "exec 3<\"$3/f\" && read line; exec 3<&-; read line; cat \"$3/f\"");
+    let mut inside = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = inside.stdin.take().unwrap();
+    let mut say = |line: &[u8]| std::io::Write::write_all(&mut input, line).unwrap();
+    let status =
+        until("the mount", || status_of(&dir).filter(|status| status["elsewhere"]["holders"][0]["pid"].is_u64()));
+    assert_eq!(status["elsewhere"]["holders"][0]["process"], "sh", "{status}");
+    let id = status["id"].as_str().unwrap();
+    // By its directory it is not, nor are two, and by its id not while it is in use.
+    let refused = run(Command::new(CRFS).arg("umount").arg(&dir)).refused();
+    assert!(
+        refused.contains("another mount namespace") && refused.contains("(sh)") && refused.contains(id),
+        "{refused}"
+    );
+    until("the open file", || Path::new(&format!("/proc/{}/fd/3", inside.id())).exists().then_some(()));
+    let refused = run(Command::new(CRFS).arg("umount").arg(id)).refused();
+    assert!(refused.contains("in use"), "{refused}");
+    say(b"\n");
+    until("its end", || run(Command::new(CRFS).arg("umount").arg(id)).good().then_some(()));
+    say(b"\n");
+    assert!(!inside.wait().unwrap().success(), "nothing is mounted there any more");
+}
+
+#[test]
+fn who_still_uses_an_unmounted_mount_is_named() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let mount = lab.mount(&push(&liar, &[&[Entry::file("f", "hello")]]), &[]);
+    let pid = mount.pid();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", "read line"]);
+    let mut other = command.stdin(Stdio::piped()).spawn().unwrap();
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    until("its namespace", || {
+        fs::read_link(format!("/proc/{}/ns/mnt", other.id())).is_ok_and(|other| other != own).then_some(())
+    });
+    let merged = Overlay::new(&lab, Merger::Kernel, &[mount.dir()]);
+    let said = mount.umount().ok();
+    let (overlay, process) =
+        (format!("the overlayfs on {}", merged.dir().display()), format!("of process {} (", other.id()));
+    assert!(said.contains("still in use") && said.contains(&overlay) && said.contains(&process), "{said}");
+    let status = status_of(mount.dir()).unwrap();
+    assert_eq!(status["elsewhere"]["namespace"], Value::Null, "{status}");
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    drop(merged);
+    until_gone(pid);
+}
+
+/// In a mount namespace with a /run of its own, so that no mount of anybody else is meant.
+#[test]
+fn all_mounts_are_unmounted_at_once() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let image = push(&liar, &[&[Entry::file("f", "hello")]]);
+    let script = r#"
+        set -e
+        mount -t tmpfs tmpfs /run
+        "$0" mount --cache-dir "$1" "$2" "$3" && "$0" mount --cache-dir "$1" "$2" "$4"
+        unshare -m --propagation private "$0" mount --cache-dir "$1" "$2" "$5"
+        exec 3<"$4/f"
+        if "$0" umount --all; then exit 1; fi
+        exec 3<&-
+        "$0" status --json
+        "$0" umount --all
+        "$0" status --json
+    "#;
+    let mut command = Command::new("unshare");
+    command.env_remove("XDG_RUNTIME_DIR").args(["-m", "--propagation", "private", "sh", "-c", script, CRFS]);
+    command.arg(lab.fresh("cache")).arg(&image).args(["a", "b", "c"].map(|name| lab.fresh(name)));
+    let finished = run(&mut command);
+    let left: Vec<Vec<Value>> = finished
+        .stdout
+        .split_inclusive("]\n")
+        .filter_map(|text| {
+            serde_json::from_str(text.split_once('[').map(|(_, rest)| format!("[{rest}")).unwrap_or_default().as_str())
+                .ok()
+        })
+        .collect();
+    assert!(finished.good(), "{finished}");
+    assert_eq!(left.iter().map(Vec::len).collect::<Vec<_>>(), [1, 0], "{finished}");
 }
