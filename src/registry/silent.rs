@@ -11,8 +11,14 @@ use crate::threads::{self, Work};
 /// Which of them do not answer just now. Cheap to clone; the clones know the same.
 #[derive(Clone, Default)]
 pub(super) struct Disks {
-    /// What was asked in vain, with a token that the thread has which still waits.
-    silent: Arc<Mutex<Vec<(PathBuf, Weak<()>)>>>,
+    silent: Arc<Mutex<Vec<Silent>>>,
+}
+
+/// What was asked in vain.
+struct Silent {
+    path: PathBuf,
+    /// Of the thread that still waits.
+    token: Weak<()>,
 }
 
 impl Disks {
@@ -24,11 +30,11 @@ impl Disks {
         limit: Duration,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        if self.silent().iter().any(|(silent, _)| silent == path) {
+        if self.silent().iter().any(|silent| silent.path == path) {
             return Err(silence(path, "still does not answer".to_owned()));
         }
         let token = Arc::new(());
-        let waiting = Arc::downgrade(&token);
+        let waits = Arc::downgrade(&token);
         let asked = blocking(move || {
             let done = work();
             drop(token);
@@ -37,16 +43,16 @@ impl Disks {
         match tokio::time::timeout(limit, asked).await {
             Ok(done) => done,
             Err(_) => {
-                self.silent().push((path.to_owned(), waiting));
+                self.silent().push(Silent { path: path.to_owned(), token: waits });
                 Err(silence(path, format!("has not answered for {} s", limit.as_secs())))
             }
         }
     }
 
     /// Those whose threads still wait.
-    fn silent(&self) -> MutexGuard<'_, Vec<(PathBuf, Weak<()>)>> {
+    fn silent(&self) -> MutexGuard<'_, Vec<Silent>> {
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.retain(|(_, waiting)| waiting.strong_count() > 0);
+        silent.retain(|silent| silent.token.strong_count() > 0);
         silent
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::{Either, ready};
+use futures_util::future::ready;
 use futures_util::stream::{self, FuturesUnordered};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -241,15 +241,19 @@ impl Store {
         let start = |image| tokio::spawn(Arc::clone(self).open_once(image, Arc::clone(report)));
         let begin = |image| async {
             let mut opening = start(image);
-            match tokio::time::timeout(TURN, &mut opening).await {
-                Ok(opened) => Either::Left(ready(opened.is_ok_and(|opened| opened))),
-                // It waits for others, and nobody is to wait for it.
-                Err(_) => Either::Right(open_by_then(opening)),
-            }
+            let opened = tokio::time::timeout(TURN, &mut opening).await;
+            // Nobody is to wait for one that waits for others.
+            opened.map(|opened| opened.is_ok_and(|opened| opened)).map_err(|_| opening)
         };
         let begun: Vec<_> = stream::iter(images).map(begin).buffer_unordered(OPENED_AT_ONCE).collect().await;
-        let opened = begun.into_iter().collect::<FuturesUnordered<_>>();
-        opened.fold(true, |all, opened| ready(all && opened)).await
+        let (mut all, late) = (true, FuturesUnordered::new());
+        for opened in begun {
+            match opened {
+                Ok(opened) => all &= opened,
+                Err(opening) => late.push(open_by_then(opening)),
+            }
+        }
+        late.fold(all, |all, opened| ready(all && opened)).await
     }
 
     /// `false` as well where an earlier try has not come to an end.

@@ -180,7 +180,7 @@ impl OwnDir {
         dir.only_we_write()?;
         let entries = dir.list()?;
         if let Some(other) = entries.iter().find(|entry| !known(entry)) {
-            let what = format!("{} in it is nothing of crfs's", other.name.display());
+            let what = format!("{} in it is nothing of crfs's", Path::new(&other.name).display());
             return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, what));
         }
         for entry in &entries {
