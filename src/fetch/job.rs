@@ -124,7 +124,7 @@ impl Job {
         match self.unless_restrained(streaming).await {
             Some(Ok(Sent::Part(body))) => {
                 let duties = Duties::of(duties.into_values());
-                let failed = self.bring(body, self.run.compressed, &duties).await;
+                let (failed, _) = self.bring(body, self.run.compressed, &duties).await;
                 Attempt { duties: duties.take(), failed, ..Attempt::default() }
             }
             Some(Ok(Sent::Whole(body))) if self.guess.is_none() => self.bring_whole(body, duties).await,
@@ -147,11 +147,10 @@ impl Job {
                 tracing::debug!(layer = %self.layer.digest(), "its host sends all of it");
                 (self.run, self.wanted) = (run, wanted);
                 let all = ByteRange { start: 0, end: self.layer.source.size() };
-                let failed = self.bring(body, all, &duties).await;
+                let (failed, lacking) = self.bring(body, all, &duties).await;
                 let mut left = self.layer.whole.end(&duties);
-                // What was there when it began, and went meanwhile, is nobody's fault.
-                let wanted: HashSet<u32> = self.wanted.iter().map(|wanted| wanted.check).collect();
-                left.retain(|check, _| wanted.contains(check));
+                // What was there when it began, or came right, and went before it was waited for, is nobody's fault.
+                left.retain(|check, _| lacking.contains(check));
                 Attempt { duties: left, failed, ..Attempt::default() }
             }
             Ok(Reader::Another(others)) => Attempt { others, ..Attempt::default() },
@@ -160,8 +159,8 @@ impl Job {
         }
     }
 
-    /// Decodes what comes while it comes. Tells what went wrong; the duties that are left were not fulfilled.
-    async fn bring(&self, mut body: Stream, comes: ByteRange, duties: &Duties) -> Option<Error> {
+    /// Decodes what comes while it comes. Tells what went wrong, and which checks did not come right.
+    async fn bring(&self, mut body: Stream, comes: ByteRange, duties: &Duties) -> (Option<Error>, HashSet<u32>) {
         let (sender, receiver) = mpsc::channel(PARTS);
         let decoder = Decoder {
             layer: Arc::clone(&self.layer),
@@ -187,12 +186,12 @@ impl Job {
             }
         }
         drop(sender);
-        let decoded = decoder.await.unwrap_or_else(|_| {
+        let (failed, lacking) = decoder.await.unwrap_or_else(|_| {
             // Who waits is told that it was interrupted.
             drop(duties.take());
-            Some(Error::Interrupted)
+            (Some(Error::Interrupted), HashSet::new())
         });
-        stopped.or(decoded)
+        (stopped.or(failed), lacking)
     }
 
     /// What `future` gives; `None` where it is for nobody, and the host has come to ask for restraint: in the queue for it are readers.
@@ -220,21 +219,22 @@ struct Decoder {
 }
 
 impl Decoder {
-    /// `start`: the place in the blob of the first byte that comes.
-    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Option<Error> {
+    /// `start`: the place in the blob of the first byte that comes. Gives the checks that did not come right, too.
+    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> (Option<Error>, HashSet<u32>) {
         let Self { layer, run, wanted, duties } = self;
         let mut arrival = Arrival { parts, part: Bytes::new(), position: start, last: 0, error: None };
+        let mut lacking: HashSet<u32> = wanted.iter().map(|wanted| wanted.check).collect();
         let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
-            if let Some((brought, duty)) = brought.and_then(|brought| Some((brought, duties.remove(wanted.check)?))) {
-                layer.land(duty, wanted, brought);
-            }
+            let Some(brought) = brought else { return };
+            lacking.remove(&wanted.check);
+            layer.land(&duties, wanted, brought);
         };
         if wanted.iter().any(|wanted| wanted.range.len() > MEMORY_PER_CHECK) {
             layer.aside.drop_files();
         }
         let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
         let decoded = decode_run(&layer, &run, &mut arrival, assembler);
-        arrival.error.map(|error| layer.registry_error(error)).or(decoded.err())
+        (arrival.error.map(|error| layer.registry_error(error)).or(decoded.err()), lacking)
     }
 }
 

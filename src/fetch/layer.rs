@@ -12,10 +12,10 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePerm
 use super::around::Reading;
 use super::aside::Aside;
 use super::assemble::{Brought, Kept, Wanted};
-use super::flight::{Duty, Flights, Waiter};
+use super::flight::{Flights, Waiter};
 use super::prefetch::{Gate, Waiting};
 use super::still::Still;
-use super::whole::Whole;
+use super::whole::{Duties, Whole};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
@@ -518,14 +518,17 @@ impl Layer {
         }
     }
 
-    /// A check is there: kept where the next reader looks before the flight is over, and handed to those who wait.
-    pub(super) fn land(&self, duty: Duty, wanted: Wanted, brought: Brought) {
+    /// A check is there: kept where the next reader looks before the flight is over, and handed to those who wait. Also where nobody has handed over
+    /// the duty for it: who does so now looks for it afterwards.
+    pub(super) fn land(&self, duties: &Duties, wanted: Wanted, brought: Brought) {
         let Brought { kept, is_stored } = brought;
         if !is_stored {
             self.counters.unkept.fetch_add(wanted.range.len(), Ordering::Relaxed);
             self.aside.set(wanted.check, kept.clone());
         }
-        duty.land(Ok(kept));
+        if let Some(duty) = duties.remove(wanted.check) {
+            duty.land(Ok(kept));
+        }
     }
 
     /// The right to send a request, within the deadline.

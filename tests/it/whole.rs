@@ -105,6 +105,30 @@ async fn readers_at_once_of_a_layer_that_comes_whole_share_one_download() {
     }
 }
 
+/// Each hands its part over to whoever reads the layer, which may have passed it by then.
+#[tokio::test]
+async fn readers_at_once_of_a_layer_that_comes_whole_and_cannot_be_kept_are_all_served() {
+    for write in [estargz, zstd_chunked] {
+        let lab = lab(write, None).await;
+        let mut options = lab.options();
+        options.cache_dir = "/proc/nowhere".into();
+        let opened = Arc::new(open(&options).await.unwrap());
+        let (_, before) = lab.sent();
+        lab.registry.fault(Fault::always(On::Blobs, Lie::Whole));
+        let readers = (0..64).map(|reader| {
+            let (opened, offset) = (Arc::clone(&opened), reader * 3200);
+            tokio::spawn(async move { (offset, opened.read("many", offset, 3200).await.unwrap()) })
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            let (offset, read) = within(reader).await.unwrap();
+            let all = lab.content("many");
+            let end = all.len().min(offset as usize + 3200);
+            assert!(read == all[offset as usize..end], "{offset}");
+        }
+        assert_eq!(lab.sent().1 - before, lab.layer.blob.len() as u64);
+    }
+}
+
 #[tokio::test]
 async fn a_reader_does_not_wait_for_what_lies_behind() {
     let lab = lab(zstd_chunked, None).await;
