@@ -6,12 +6,13 @@ use std::process::Command;
 use crate::support::{Lab, run};
 
 /// Where each image is, and the listing of what is in it.
-const IMAGES: [(&str, &str); 13] = [
+const IMAGES: [(&str, &str); 14] = [
     ("oci:crane", "two"),
     ("oci:crane-index", "two"),
     ("docker-archive:crane.tar", "two"),
     ("oci:regctl:docker", "two"),
     ("oci:regctl:zstd", "two"),
+    ("oci:regctl:stale-zstd", "buildkit"),
     ("oci:regctl:stale-gzip", "stale-gzip"),
     ("oci:umoci:two", "two"),
     ("oci:umoci:repacked", "repacked"),
