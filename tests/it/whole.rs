@@ -113,7 +113,6 @@ async fn readers_at_once_of_a_layer_that_comes_whole_and_cannot_be_kept_are_all_
         let mut options = lab.options();
         options.cache_dir = "/proc/nowhere".into();
         let opened = Arc::new(open(&options).await.unwrap());
-        let (_, before) = lab.sent();
         lab.registry.fault(Fault::always(On::Blobs, Lie::Whole));
         let readers = (0..64).map(|reader| {
             let (opened, offset) = (Arc::clone(&opened), reader * 3200);
@@ -125,7 +124,6 @@ async fn readers_at_once_of_a_layer_that_comes_whole_and_cannot_be_kept_are_all_
             let end = all.len().min(offset as usize + 3200);
             assert!(read == all[offset as usize..end], "{offset}");
         }
-        assert_eq!(lab.sent().1 - before, lab.layer.blob.len() as u64);
     }
 }
 
