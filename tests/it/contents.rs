@@ -16,7 +16,7 @@ use crfs::registry::SociChoice;
 
 use crate::image::{File, Layer, estargz, manifest, noise, ramp, stargz, zstd_chunked};
 use crate::registry::{Fault, Lie, On, Registry};
-use crate::support::{until, within};
+use crate::support::{hours, until, until_later, within};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CHUNK: usize = 10_000;
@@ -459,10 +459,11 @@ async fn prefetch_outlasts_a_registry_that_is_down_for_an_hour() {
     let contents = Arc::clone(&opened.image.layers[0].contents);
     let prefetch = tokio::spawn(crfs::fetch::prefetch(vec![contents], crfs::fetch::Prefetch::All));
     tokio::time::pause();
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    hours(1).await;
     assert!(!prefetch.is_finished());
     lab.registry.come_up();
-    tokio::time::timeout(Duration::from_secs(3600), prefetch).await.unwrap().unwrap();
+    until_later(|| prefetch.is_finished()).await;
+    prefetch.await.unwrap();
     tokio::time::resume();
     lab.registry.go_down().await;
     lab.assert_right(&opened).await;
@@ -477,12 +478,13 @@ async fn prefetch_comes_back_to_what_was_bad() {
     let contents = Arc::clone(&opened.image.layers[0].contents);
     let prefetch = tokio::spawn(crfs::fetch::prefetch(vec![contents], crfs::fetch::Prefetch::All));
     tokio::time::pause();
-    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+    hours(24).await;
     let (_, sent) = lab.sent();
     assert!(sent < 100 * lab.layer.blob.len() as u64, "what is bad for a day is not asked for all day: {sent}");
     assert!(!prefetch.is_finished());
     lab.registry.clear_faults();
-    tokio::time::timeout(Duration::from_secs(3 * 3600), prefetch).await.unwrap().unwrap();
+    until_later(|| prefetch.is_finished()).await;
+    prefetch.await.unwrap();
     tokio::time::resume();
     lab.registry.go_down().await;
     lab.assert_right(&opened).await;

@@ -9,7 +9,7 @@ use crfs::mount::options::ImageOptions;
 use crate::contents::{Opened, image_options, open, open_guessing};
 use crate::image::{File, Layer, manifest, noise, zstd_chunked};
 use crate::registry::{Fault, Lie, OCI_MANIFEST, On, Registry};
-use crate::support::until;
+use crate::support::{until, until_later};
 
 const CHUNK: usize = 10_000;
 
@@ -102,9 +102,11 @@ async fn guesses_of_a_stuck_layer_take_no_room_from_the_others() {
     until(|| two.requests(&two.bad) > before + 1).await;
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::resume();
     let before = two.requests(&two.good);
     read_right(&opened, "good").await;
     let requests = two.requests(&two.good) - before;
+    tokio::time::pause();
     assert!(requests < FILES as usize / 2, "{requests} requests for {FILES} files");
     assert!(stuck.await.unwrap().is_err());
 }
@@ -119,7 +121,7 @@ async fn prefetch_goes_past_a_layer_that_is_gone() {
     let good = Arc::clone(&layers[1]);
     let prefetch = tokio::spawn(prefetch(layers, Prefetch::All));
     tokio::time::pause();
-    until(|| good.is_kept().unwrap()).await;
+    until_later(|| good.is_kept().unwrap()).await;
     tokio::time::resume();
     prefetch.abort();
     two.registry.go_down().await;

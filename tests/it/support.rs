@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crfs::blob::{ByteRange, Digest, Documents};
@@ -30,6 +30,29 @@ pub(crate) async fn until(happened: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// Lets a paused clock go on by a minute, as it does by itself while all tasks sleep, and the threads of crfs, of which the clock knows nothing, get
+/// on meanwhile.
+async fn minute() {
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1))).await.unwrap();
+}
+
+/// Lets a paused clock go on by so many hours.
+pub(crate) async fn hours(count: u32) {
+    for _ in 0..count * 60 {
+        minute().await;
+    }
+}
+
+/// Lets a paused clock go on until `happened`.
+pub(crate) async fn until_later(happened: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < HANG_LIMIT, "the test hangs");
+        minute().await;
+    }
 }
 
 #[derive(Default)]
