@@ -102,16 +102,11 @@ pub(super) const UMOUNT: &str = concat!(
     "\
 Examples:
   crfs umount /mnt
-  crfs umount --all
 
 Where something in the mount is in use, it stays, and the exit status is 1.
 Where it was unmounted and something else still uses it, an overlayfs or another
-mount namespace, it prints \"unmounted; still in use by another mount\" and, as
-far as this user may see, which: the server goes on until that is gone.
-
-A mount that was made in another mount namespace is unmounted there. Where
-processes see it there, --all and DIR leave it alone; its id, which `crfs
-status` shows then, does not.
+mount namespace, it prints \"unmounted; still in use by another mount\": the
+server goes on until that is gone.
 ",
     exit_help!()
 );
@@ -247,9 +242,6 @@ Fields of --json, an array in the order in which they were mounted:
   state                   serving; silent: its server lives and does not answer;
                           dead: its server is gone, `crfs umount` takes it away
   pid, image, digest, frontend, dir
-  elsewhere               where it is, if dir does not lead to it: the namespace
-                          in which it was mounted, if that is another one, and
-                          holders: processes and overlayfs that still have it
   started                 seconds since 1970
   served                  bytes given to readers
   fetched, requests       bytes and requests asked of the registry

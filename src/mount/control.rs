@@ -1,4 +1,4 @@
-//! The control socket: every connection is answered with the server's status, one JSON document. Another one asks the server to unmount.
+//! The control socket: every connection is answered with the server's status, one JSON document.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
@@ -12,12 +12,10 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::sockopt::SendTimeout;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use crate::fetch::Stats;
-use crate::threads::{self, Work};
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -59,44 +57,15 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Tells the server's figures until the task is dropped. Needs a tokio runtime.
+/// Answers until the task is dropped. Needs a tokio runtime.
 pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
-    serve(listener, move || std::future::ready(serde_json::to_vec(&figures()))).await;
-}
-
-/// What came of asking a server to unmount: nothing but why not.
-pub(crate) type Left = Result<(), String>;
-
-/// Unmounts for everyone who connects, as far as `leave` does.
-pub(crate) async fn answer_leave(listener: UnixListener, leave: impl Fn() -> Left + Send + Sync + 'static) {
-    let leave = Arc::new(leave);
-    let answer = move || {
-        let leave = Arc::clone(&leave);
-        async move {
-            // Which leads through filesystems of others.
-            let left = threads::run(Work::Outside, move || leave()).await;
-            serde_json::to_vec(&left.unwrap_or_else(|lost| Err(lost.to_string())))
-        }
-    };
-    serve(listener, answer).await;
-}
-
-/// Asks the server behind such a socket to unmount.
-pub(crate) fn ask_to_leave(path: &Path) -> io::Result<Left> {
-    told_within(path, PATIENCE)
-}
-
-async fn serve<A>(listener: UnixListener, answer: impl Fn() -> A)
-where
-    A: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
-{
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::warn!(%error, "the control socket cannot be served"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(PATIENCE, tell(stream, answer())))),
+            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(PATIENCE, tell(stream, figures.clone())))),
             Err(error) => {
                 // No descriptors, most likely: what is open has to close first.
                 tracing::warn!(%error, "control connection refused");
@@ -106,21 +75,18 @@ where
     }
 }
 
-async fn tell(
-    mut stream: tokio::net::UnixStream,
-    answer: impl Future<Output = serde_json::Result<Vec<u8>>>,
-) -> io::Result<()> {
-    let answer = answer.await?;
+async fn tell(mut stream: tokio::net::UnixStream, figures: Figures) -> io::Result<()> {
+    let answer = serde_json::to_vec(&figures())?;
     stream.write_all(&answer).await?;
     stream.shutdown().await
 }
 
 /// Asks the server behind a socket.
 pub(crate) fn ask(path: &Path) -> io::Result<Activity> {
-    told_within(path, PATIENCE)
+    ask_within(path, PATIENCE)
 }
 
-fn told_within<T: DeserializeOwned>(path: &Path, patience: Duration) -> io::Result<T> {
+fn ask_within(path: &Path, patience: Duration) -> io::Result<Activity> {
     let end = Instant::now() + patience;
     let mut stream = connect(path, patience)?;
     let mut answer = Vec::new();
@@ -170,22 +136,6 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_a_server_to_leave_is_told_what_came_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("leave.sock");
-        let listener = bind(&path).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let asked = std::sync::atomic::AtomicUsize::new(0);
-        let leave = move || match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            0 => Err("it is in use".to_owned()),
-            _ => Ok(()),
-        };
-        runtime.spawn(answer_leave(listener, leave));
-        assert_eq!(ask_to_leave(&path).unwrap(), Err("it is in use".to_owned()));
-        assert_eq!(ask_to_leave(&path).unwrap(), Ok(()));
-    }
-
-    #[test]
     fn layers_add_up() {
         let one = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: u64::MAX, unkept: 6 };
         let with_error = Activity { stats: one, last_error: Some("e".into()) };
@@ -212,12 +162,12 @@ mod tests {
             }
         };
         assert!(!waiting.is_empty() && full.kind() == io::ErrorKind::WouldBlock, "{full}");
-        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
+        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
         // There is room again, and nobody who answers.
         waiting.clear();
         let listener = UnixListener::from(listener);
         drop(listener.accept().unwrap());
-        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
+        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
     }
 
     #[test]

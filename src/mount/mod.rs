@@ -17,7 +17,6 @@ mod error;
 pub(crate) mod escape;
 mod event;
 pub(crate) mod fusedev;
-pub mod holders;
 pub mod image;
 pub mod indexes;
 pub mod inspect;

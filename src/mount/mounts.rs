@@ -2,7 +2,7 @@
 //!
 //! Reading it asks no filesystem anything, so that it works for a mount whose server is gone.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -87,8 +87,6 @@ pub(crate) struct Mount {
     pub(crate) point: PathBuf,
     pub(crate) kind: OsString,
     pub(crate) source: OsString,
-    /// What the filesystem has as its options, with commas between them.
-    pub(crate) options: OsString,
 }
 
 impl Mount {
@@ -100,15 +98,6 @@ impl Mount {
     pub(crate) fn is_stores(&self) -> bool {
         self.is_ours() && self.source == STORE
     }
-
-    /// Whether it is an overlayfs whose lower directories are said to be at `dir`, or below it.
-    pub(crate) fn has_lower(&self, dir: &Path) -> bool {
-        let options = self.options.as_bytes().split(|byte| *byte == b',');
-        let lowers = options
-            .filter_map(|option| option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+=")));
-        let mut lowers = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':'));
-        self.kind == "overlay" && lowers.any(|lower| Path::new(OsStr::from_bytes(lower)).starts_with(dir))
-    }
 }
 
 /// The source of a store's mount, and of users' clones of it.
@@ -116,16 +105,7 @@ pub(crate) const STORE: &str = "crfs-store";
 
 /// All mounts that this process sees, a later one over an earlier one.
 pub(crate) fn all() -> io::Result<Vec<Mount>> {
-    read("/proc/self/mountinfo")
-}
-
-/// All mounts that a process sees.
-pub(crate) fn of_process(pid: u32) -> io::Result<Vec<Mount>> {
-    read(&format!("/proc/{pid}/mountinfo"))
-}
-
-fn read(table: &str) -> io::Result<Vec<Mount>> {
-    let table = fs::read(table)?;
+    let table = fs::read("/proc/self/mountinfo")?;
     Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
@@ -173,8 +153,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let point = PathBuf::from(unescape(fields.nth(1)?));
     let kind = unescape(fields.by_ref().skip_while(|field| *field != b"-").nth(1)?);
     let source = unescape(fields.next()?);
-    let options = unescape(fields.next().unwrap_or_default());
-    Some(Mount { device, point, kind, source, options })
+    Some(Mount { device, point, kind, source })
 }
 
 /// Space, tab, newline and backslash stand as a backslash and three octal digits.
@@ -207,15 +186,6 @@ mod tests {
         assert_eq!(mount.source, "docker.io/x@sha256:00");
         let plain = parse(b"22 1 8:1 / / rw - ext4 /dev/sda1 rw").unwrap();
         assert!(!plain.is_ours());
-        assert_eq!(plain.options, "rw");
-        let over = b"99 31 0:60 / /merged rw - overlay overlay rw,lowerdir=/a:/mnt/a\\040b/x,upperdir=/u";
-        let over = parse(over).unwrap();
-        assert!(over.has_lower(Path::new("/mnt/a b")) && over.has_lower(Path::new("/a")));
-        assert!(
-            !over.has_lower(Path::new("/u"))
-                && !over.has_lower(Path::new("/mnt/a"))
-                && !plain.has_lower(Path::new("/"))
-        );
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"22 1 8:1 / / rw ext4 /dev/sda1 rw"), None);
     }

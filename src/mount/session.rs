@@ -137,19 +137,6 @@ fn panicked() -> io::Error {
     io::Error::other("a thread panicked; the log says where")
 }
 
-/// Whether this very mount, and not another one, is at its directory.
-fn is_on_top(dir: &Path, device: Device) -> bool {
-    matches!(mounts::at(dir), Ok(Some(mount)) if mount.is_ours() && mount.device == device)
-}
-
-/// Unmounts a mount where nothing uses it: in the mount namespace of this process, which who asks for it need not be in.
-pub(crate) fn unmount_if_idle(dir: &Path, device: Device) -> Result<(), Error> {
-    if !is_on_top(dir, device) {
-        return Err(Error::NotMounted { dir: dir.to_owned() });
-    }
-    fusedev::unmount(dir, Detach::IfIdle)
-}
-
 /// What a first user would do: stat the directory, and look a name up in it. One that is missing is as good.
 fn first_lookup(dir: &Path) -> io::Result<()> {
     fs::metadata(dir)?;
@@ -176,8 +163,9 @@ impl Mounted {
         }
     }
 
+    /// Whether this very mount, and not another one, is at its directory.
     fn is_on_top(&self) -> bool {
-        is_on_top(&self.dir, self.device)
+        matches!(mounts::at(&self.dir), Ok(Some(mount)) if mount.is_ours() && mount.device == self.device)
     }
 
     /// Whether it is anywhere in the mount table.

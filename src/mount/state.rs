@@ -4,8 +4,6 @@
 //! $XDG_RUNTIME_DIR/crfs/<id>/     root: /run/crfs/<id>/
 //!     mount.json                  what is mounted where, written before the mount is ready
 //!     control.sock                0600; answers every connection with the server's status as JSON
-//!     leave.sock                  0600; every connection asks the server to unmount, if nothing uses the mount: `crfs umount` of one that only
-//!                                 another mount namespace has
 //!     server.log, server.log.1    JSON lines
 //!     state.id                    the id: this directory is crfs's
 //! ```
@@ -28,7 +26,6 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::holders::own_namespace;
 use super::mounts::{self, Device};
 use super::{Error, wire};
 use crate::blob::Digest;
@@ -37,7 +34,6 @@ use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
 const SOCKET: &str = "control.sock";
-const LEAVE: &str = "leave.sock";
 const LOG: &str = "server.log";
 const OLD_LOG: &str = "server.log.1";
 /// The last of the names, so that it is the last to be removed.
@@ -76,9 +72,6 @@ pub(crate) struct Record {
     pub(crate) dir: PathBuf,
     /// st_dev of the mount.
     pub(crate) device: Device,
-    /// The mount namespace that it was made in. Older servers do not say.
-    #[serde(default)]
-    pub(crate) namespace: Option<String>,
     /// Seconds since 1970.
     pub(crate) started: u64,
 }
@@ -87,11 +80,6 @@ impl Record {
     /// Whether this is what is known of that mount. The number alone may have been given to another one since.
     pub(crate) fn describes(&self, mount: &mounts::Mount) -> bool {
         mount.is_ours() && mount.device == self.device && mount.source == *self.source()
-    }
-
-    /// Whether it was mounted in another mount namespace than that of this process.
-    pub(crate) fn is_foreign(&self) -> bool {
-        self.namespace.as_ref().is_some_and(|namespace| Some(namespace) != own_namespace().as_ref())
     }
 
     /// The source of the mount: the image, pinned.
@@ -152,11 +140,6 @@ impl OwnState {
         short_path(self.lock.as_fd()).join(SOCKET)
     }
 
-    /// That of the socket by which the server is asked to unmount.
-    pub(crate) fn leave_socket(&self) -> PathBuf {
-        short_path(self.lock.as_fd()).join(LEAVE)
-    }
-
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let path = self.dir.join(RECORD);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
@@ -198,10 +181,6 @@ impl FoundState {
 
     pub(crate) fn socket(&self) -> PathBuf {
         short_path(self.dir.as_fd()).join(SOCKET)
-    }
-
-    pub(crate) fn leave_socket(&self) -> PathBuf {
-        short_path(self.dir.as_fd()).join(LEAVE)
     }
 
     /// Whether the server still has its directory locked.
@@ -361,7 +340,6 @@ mod tests {
             frontend: "fuse".into(),
             dir: "/mnt".into(),
             device: Device { major: 0, minor: u32::MAX },
-            namespace: None,
             started: 1,
         }
     }
@@ -521,7 +499,6 @@ mod tests {
             point: "/mnt".into(),
             kind: mounts::TYPE.into(),
             source: record.source().into(),
-            options: "ro".into(),
         };
         assert!(record.describes(&mount));
         mount.source = "other".into();

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::control::{self, Activity};
-use super::holders::{self, Holder};
 use super::state::{self, FoundState};
 use super::{Error, mounts};
 use crate::blob::Digest;
@@ -36,23 +35,11 @@ pub struct Status {
     pub dir: PathBuf,
     /// Seconds since 1970.
     pub started: u64,
-    /// Where it is, if `dir` does not lead to it here.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub elsewhere: Option<Elsewhere>,
     #[serde(flatten)]
     pub activity: Activity,
 }
 
-/// Where a mount is that this process does not see.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Elsewhere {
-    /// The mount namespace that it was made in, where that is another one; else it was unmounted here.
-    pub namespace: Option<String>,
-    /// Who still has it, as far as can be seen, but for its own server.
-    pub holders: Vec<Holder>,
-}
-
-pub(super) fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
+fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
@@ -67,22 +54,10 @@ pub fn status(state_dirs: &[PathBuf]) -> Result<Vec<Status>, Error> {
         found.extend(mounts::answered(dir, move || Ok(state::find_all(&dirs)))?);
     }
     found.sort_by(FoundState::by_start);
-    let elsewhere: Vec<_> = found.iter().map(|state| elsewhere(state, &found)).collect();
-    Ok(found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect())
+    Ok(found.into_iter().map(ask).collect())
 }
 
-/// Where a mount is, if this process does not see it. `all`: all mounts, whose servers hold the mount namespaces that they were started in, and use
-/// nothing there.
-pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewhere> {
-    if mounts::all().ok()?.iter().any(|mount| state.record.describes(mount)) {
-        return None;
-    }
-    let servers: Vec<_> = all.iter().filter(|state| state.is_served()).map(|state| state.record.pid).collect();
-    let namespace = state.record.namespace.clone().filter(|_| state.record.is_foreign());
-    Some(Elsewhere { namespace, holders: holders::of(state.record.device, &state.record.dir, &servers) })
-}
-
-fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
+fn ask(found: FoundState) -> Status {
     let (state, activity) = match (found.is_served(), control::ask(&found.socket())) {
         (true, Ok(activity)) => (State::Serving, activity),
         (true, Err(_)) => (State::Silent, Activity::default()),
@@ -98,7 +73,6 @@ fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
         frontend: record.frontend,
         dir: record.dir,
         started: record.started,
-        elsewhere,
         activity,
     }
 }
