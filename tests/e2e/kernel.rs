@@ -3,12 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::support::command::until;
-use crate::support::lab::CRFS;
 use crate::support::lies::Liar;
-use crate::support::mount::{Merger, until_gone};
+use crate::support::mount::Merger;
 use crate::support::podman::{Podman, Store};
 use crate::support::tree::{Entry, push};
 use crate::support::{Lab, Overlay, run};
