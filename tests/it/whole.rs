@@ -114,7 +114,7 @@ async fn readers_at_once_of_a_layer_that_comes_whole_and_cannot_be_kept_are_all_
         options.cache_dir = "/proc/nowhere".into();
         let opened = Arc::new(open(&options).await.unwrap());
         lab.registry.fault(Fault::always(On::Blobs, Lie::Whole));
-        let readers = (0..64).map(|reader| {
+        let readers = (0..60).map(|reader| {
             let (opened, offset) = (Arc::clone(&opened), reader * 3200);
             tokio::spawn(async move { (offset, opened.read("many", offset, 3200).await.unwrap()) })
         });
