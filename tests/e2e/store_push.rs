@@ -312,7 +312,7 @@ fn a_damaged_tar_split_pushes_nothing_wrong() {
     assert!(refused.contains(WITHOUT), "{refused}");
     // The next server says so where it is gone, and takes away what a killed one has not put in its place.
     store.end(Signal::SIGKILL);
-    let left = store.path("overlay-layers/.new-left");
+    let left = store.path("overlay-layers/.new-left01");
     fs::rename(&split, &left).unwrap();
     store.serve();
     assert!(store.list()[0]["pushable"] == json!(false) && !left.exists());
