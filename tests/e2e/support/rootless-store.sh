@@ -10,7 +10,10 @@ if [ "${1:-}" != --inside ]; then
   exec unshare --mount --propagation private sh "$0" --inside "$@"
 fi
 shift
-how=$1 dir=$2 crfs=$3 image=$4 more=$5
+how=$1 scratch=$2 crfs=$3 image=$4 more=$5
+# A home lies below directories that are root's alone. In a user namespace root is an unknown user, and what such a user has put into /tmp is not used.
+dir=/mnt
+mount --bind "$scratch" "$dir"
 echo "nobody:100000:65536" > "$dir/ids"
 for file in /etc/subuid /etc/subgid; do
   mount --bind "$dir/ids" "$file"
