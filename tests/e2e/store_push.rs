@@ -213,7 +213,8 @@ fn plain_layers_are_pushed_without_full() {
 #[test]
 fn tar_splits_are_shared_and_go_with_their_layers() {
     let Some(lab) = Lab::new() else { return };
-    let Some(mut store) = Store::unserved(&lab) else { return };
+    // By a server: it has a cache of its own. The machine's may have indexed the plain layers before.
+    let Some(mut store) = Store::new(&lab) else { return };
     add_full(&store, "localhost/busy:1", &lab.layout("busy-estargz"));
     assert_eq!(tar_splits(&store).len(), 1);
     let two = layout(&derived(&lab, "busy-estargz", 2));
@@ -227,7 +228,6 @@ fn tar_splits_are_shared_and_go_with_their_layers() {
         let metadata = fs::metadata(store.path("overlay-layers").join(split)).unwrap();
         assert_eq!(metadata.mode() & 0o777, 0o600, "contents of files can be in it");
     }
-    store.serve();
     push(&lab, &podman, "localhost/two:1");
     store.crfs("rm", &["--podman-root", podman.graph().to_str().unwrap(), "localhost/two:1"]).ok();
     push(&lab, &podman, "localhost/busy:1");
