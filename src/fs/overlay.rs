@@ -13,6 +13,9 @@
 //! The merge walks breadth first with a queue, so that hostile depth costs no stack, and takes each directory's children in one pass over the
 //! sorted children of its layers. It keeps 4 bytes per node of each layer while it runs, for the inodes of hard links.
 //!
+//! Where an image has a layer twice, the lower one adds nothing: whatever it says of a name, the upper one says first. So what a directory joins
+//! has each layer once, at its highest place.
+//!
 //! A layer alone leaves out whiteouts in directories that the layers below do not have, or that are opaque: they hide nothing, and overlayfs, which
 //! merges no other directory there, lists them as names that are not there. They keep their inode numbers, so that these do not depend on
 //! whether the layers below are known.
@@ -25,7 +28,7 @@ mod below;
 mod lower;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 use self::below::{Below, NotAFile};
 use super::possible::{BadAcl, is_possible};
@@ -73,7 +76,7 @@ impl Tree {
     ///
     /// # Errors
     /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree do not suffice.
-    pub fn merged(layers: &[Entries]) -> Result<Self, Error> {
+    pub fn merged(layers: Vec<&Entries>) -> Result<Self, Error> {
         merge_over::<_, Entries>(layers, None, MADE_UP)
     }
 
@@ -84,7 +87,7 @@ impl Tree {
     /// Where a hard link names a file of a lower layer, an ACL is none, and where the numbers of a tree do not suffice.
     pub fn single(layer: &Entries, opaque: OpaqueXattr, lowers: Option<&[Entries]>) -> Result<Self, Error> {
         let lowers = lowers.filter(|_| layer.has_whiteouts()).map(|lowers| lowers.iter().collect());
-        merge_over(std::slice::from_ref(layer), Some(Alone { opaque, lowers }), MADE_UP)
+        merge_over(vec![layer], Some(Alone { opaque, lowers }), MADE_UP)
     }
 
     /// The same above such trees, the lowest first. Where the layer has no entry for its own root, that has the attributes of the root below it:
@@ -96,7 +99,7 @@ impl Tree {
         let below = lowers.as_ref().and_then(|lowers| lowers.last());
         let root = below.map_or(MADE_UP, |below| LayerEntries::meta(*below, Entries::ROOT));
         let lowers = lowers.filter(|_| layer.has_whiteouts());
-        merge_over(std::slice::from_ref(layer), Some(Alone { opaque, lowers }), root)
+        merge_over(vec![layer], Some(Alone { opaque, lowers }), root)
     }
 }
 
@@ -110,26 +113,26 @@ struct Alone<'a, B> {
 /// All layers merged; with `alone`, the one layer as a lower directory above layers that are not known.
 #[cfg(test)]
 pub(super) fn merge<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>) -> Result<Tree, Error> {
-    merge_over::<L, L>(layers, alone.map(|opaque| Alone { opaque, lowers: None }), MADE_UP)
+    merge_over::<L, L>(layers.iter().collect(), alone.map(|opaque| Alone { opaque, lowers: None }), MADE_UP)
 }
 
 /// The same, with a root of those attributes where no layer has an entry for it.
 fn merge_over<L: LayerEntries, B: LayerEntries>(
-    layers: &[L],
+    layers: Vec<&L>,
     alone: Option<Alone<'_, B>>,
     made_up_root: Meta,
 ) -> Result<Tree, Error> {
     if u16::try_from(layers.len()).is_err() {
         return Err(Error::TooLarge { what: "layers", limit: u64::from(u16::MAX) });
     }
-    let layers = numbered(layers.iter());
+    let layers = numbered(layers);
     let (opaque, lowers) = alone.map_or((None, None), |alone| (Some(alone.opaque), alone.lowers));
     let lowers = lowers.map(numbered);
     let mut merge = Merge {
         alone: opaque,
         made_up: made_up_root,
         tree: Builder::new(),
-        inos: layers.iter().map(|layer| vec![None; layer.entries.len()]).collect(),
+        inos: layers.iter().map(|_| Vec::new()).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
         lowers: Below::new(lowers.as_deref().unwrap_or_default()),
@@ -240,9 +243,11 @@ fn combine<'a, L: LayerEntries>(said: impl IntoIterator<Item = Said<'a, L>>) -> 
     dir.map_or(Merged::Hidden, Merged::Dir)
 }
 
-/// The root of layers, merged; what is not a directory there is none.
+/// The root of layers, merged, each at its highest place; what is not a directory there is none.
 fn root<'a, L: LayerEntries>(layers: &[Numbered<'a, L>]) -> Dir<'a, L> {
-    match combine(layers.iter().rev().map(|layer| (*layer, Child::Node(Entries::ROOT)))) {
+    let mut seen = HashSet::new();
+    let once = layers.iter().rev().filter(|layer| seen.insert(std::ptr::from_ref(layer.entries)));
+    match combine(once.map(|layer| (*layer, Child::Node(Entries::ROOT)))) {
         Merged::Dir(dir) => dir,
         Merged::Hidden | Merged::Leaf(_) | Merged::LinkBelow { .. } => Dir { attrs: None, joined: Vec::new() },
     }
@@ -255,7 +260,7 @@ struct Merge<'m, 'a, L, B> {
     /// What a directory has that no layer has an entry for.
     made_up: Meta,
     tree: Builder,
-    /// Of each layer's nodes, the inode number once it has one: hard links of a layer share a node, so they share this.
+    /// Of each layer's nodes, the inode number once it has one: hard links of a layer share a node, so they share this. Empty until one has.
     inos: Vec<Vec<Option<Ino>>>,
     queue: VecDeque<Unfilled<'a, L, B>>,
     below: Below<'m, 'a, L>,
@@ -372,8 +377,11 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
         for (name, value) in xattrs {
             self.tree.xattr(name, value)?;
         }
-        if let Some(slot) = self.inos.get_mut(layer).and_then(|inos| inos.get_mut(node)) {
-            *slot = Some(ino);
+        if let Some(inos) = self.inos.get_mut(layer) {
+            if inos.is_empty() {
+                inos.resize(source.layer.entries.len(), None);
+            }
+            inos.get_mut(node).into_iter().for_each(|slot| *slot = Some(ino));
         }
         Ok(ino)
     }

@@ -1,5 +1,7 @@
 //! The holes of a layer file: whole blocks that no unit fills, and that read as zeros.
 
+use std::sync::Arc;
+
 use super::entries::BLOCK;
 use crate::blob::ByteRange;
 
@@ -7,7 +9,7 @@ use crate::blob::ByteRange;
 ///
 /// One may reach over the ends of files, since what pads a file to a block is none of its bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Holes(Vec<Hole>);
+pub struct Holes(Arc<[Hole]>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hole {
@@ -28,8 +30,7 @@ impl Holes {
                 before += end - start;
             }
         }
-        holes.shrink_to_fit();
-        Self(holes)
+        Self(holes.into())
     }
 
     #[must_use]

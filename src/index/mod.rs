@@ -11,6 +11,7 @@ mod frames;
 mod holes;
 mod limits;
 mod names;
+pub(crate) mod once;
 mod open;
 mod parse;
 mod plain;

@@ -1,74 +1,105 @@
-//! The sets of xattrs that a layer's entries have, each different one kept once.
+//! The sets of xattrs that a layer's entries have, each different one kept once, and each different name and value.
 //!
 //! ```text
-//! set:    pair pair ...                      sorted by name
-//! pair:   u8 name length, name, u32 value length, value
+//! sets    end of each in the pairs
+//! pairs   name value, name value ...        sorted by name within a set
+//! texts   names and values
 //! ```
+//!
+//! Encoded, a set is its pairs one after the other: u8 name length, name, u32 value length, value.
 
 use std::collections::HashMap;
 
 use super::error::Problem;
+use super::once::Once;
 use super::{limits, names};
 
 /// All sets, by number; number 0 is the empty one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct XattrSets {
-    /// Where each set but the empty one ends in `bytes`; it starts where the one before it ends.
-    pub(super) ends: Vec<u32>,
-    pub(super) bytes: Vec<u8>,
+    /// Where each set but the empty one ends in `pairs`; it starts where the one before it ends.
+    ends: Vec<u32>,
+    pairs: Vec<Pair>,
+    texts: Vec<u8>,
+}
+
+/// A name and a value in the texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    name: u32,
+    name_len: u8,
+    value: u32,
+    value_len: u32,
 }
 
 impl XattrSets {
     /// The empty set.
     pub(super) const NONE: u32 = 0;
 
+    /// How many sets there are besides the empty one.
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Name and value of each xattr of a set; none for a number that no set has.
-    pub(super) fn set(&self, number: u32) -> Pairs<'_> {
-        Pairs(self.bytes_of(number).unwrap_or_default())
+    pub(super) fn set(&self, number: u32) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.pairs_of(number).iter().map(|pair| (pair.name(&self.texts), pair.value(&self.texts)))
     }
 
-    fn bytes_of(&self, number: u32) -> Option<&[u8]> {
-        let last = (number as usize).checked_sub(1)?;
+    fn pairs_of(&self, number: u32) -> &[Pair] {
+        let Some(last) = (number as usize).checked_sub(1) else { return &[] };
         let start = last.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |end| *end as usize);
-        self.bytes.get(start..*self.ends.get(last)? as usize)
+        let end = self.ends.get(last).map_or(0, |end| *end as usize);
+        self.pairs.get(start..end).unwrap_or_default()
     }
 
-    /// Whether every set is well-formed and used to its end.
-    pub(super) fn is_sound(&self) -> bool {
-        let whole = |number| {
-            let mut pairs = self.set(number);
-            self.bytes_of(number).is_some() && pairs.by_ref().all(|(name, _)| !name.is_empty()) && pairs.0.is_empty()
-        };
-        let last = self.ends.last().map_or(0, |end| *end as usize);
-        last == self.bytes.len() && (1..=self.ends.len()).all(|number| u32::try_from(number).is_ok_and(whole))
+    /// Where each set but the empty one ends when they are encoded.
+    pub(super) fn encoded_ends(&self) -> impl Iterator<Item = u32> {
+        let lens = (1..).take(self.ends.len()).map(|set| self.pairs_of(set).iter().map(Pair::encoded_len).sum::<u32>());
+        lens.scan(0, |end: &mut u32, len| {
+            *end = end.saturating_add(len);
+            Some(*end)
+        })
     }
-}
 
-/// A name and a value.
-type Pair<'a> = (&'a [u8], &'a [u8]);
-
-/// The xattrs of one set.
-#[derive(Debug, Clone)]
-pub(super) struct Pairs<'a>(&'a [u8]);
-
-impl<'a> Pairs<'a> {
-    fn pair(&self) -> Option<(Pair<'a>, &'a [u8])> {
-        let (name_len, rest) = self.0.split_first()?;
-        let (name, rest) = rest.split_at_checked(usize::from(*name_len))?;
-        let (value_len, rest) = rest.split_first_chunk::<4>()?;
-        let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value_len) as usize)?;
-        Some(((name, value), rest))
+    /// Each encoded set.
+    pub(super) fn encoded(&self) -> impl Iterator<Item = Vec<u8>> {
+        (1..).take(self.ends.len()).map(|set| {
+            self.set(set).fold(Vec::new(), |mut bytes, (name, value)| {
+                bytes.push(name.len() as u8);
+                bytes.extend_from_slice(name);
+                bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
+                bytes.extend_from_slice(value);
+                bytes
+            })
+        })
     }
 }
 
-impl<'a> Iterator for Pairs<'a> {
-    type Item = Pair<'a>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (pair, rest) = self.pair()?;
-        self.0 = rest;
-        Some(pair)
+impl Pair {
+    fn name(self, texts: &[u8]) -> &[u8] {
+        let start = self.name as usize;
+        texts.get(start..start + usize::from(self.name_len)).unwrap_or_default()
     }
+
+    fn value(self, texts: &[u8]) -> &[u8] {
+        let start = self.value as usize;
+        texts.get(start..start + self.value_len as usize).unwrap_or_default()
+    }
+
+    /// The builder keeps the sum of these within [`limits::XATTRS`].
+    fn encoded_len(&self) -> u32 {
+        1 + u32::from(self.name_len) + 4 + self.value_len
+    }
+}
+
+/// The first pair of an encoded set, and the rest of it.
+fn decode(set: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
+    let (name_len, rest) = set.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*name_len)).filter(|(name, _)| !name.is_empty())?;
+    let (value_len, rest) = rest.split_first_chunk::<4>()?;
+    let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value_len) as usize)?;
+    Some(((name, value), rest))
 }
 
 /// An xattr's name and value.
@@ -78,7 +109,10 @@ pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 #[derive(Debug, Default)]
 pub(super) struct XattrBuilder {
     sets: XattrSets,
-    numbers: HashMap<Box<[u8]>, u32>,
+    numbers: HashMap<Box<[Pair]>, u32>,
+    once: Once,
+    /// Bytes of all sets when they are encoded.
+    encoded: usize,
 }
 
 impl XattrBuilder {
@@ -94,14 +128,9 @@ impl XattrBuilder {
         xattrs.sort_by(|a, b| a.0.cmp(&b.0));
         xattrs.dedup_by(|later, kept| later.0 == kept.0);
         xattrs.retain(|(name, _)| !is_overlays_own(name));
-        let bytes = encode(xattrs)?;
-        if bytes.is_empty() {
-            return Ok(XattrSets::NONE);
-        }
-        if let Some(number) = self.numbers.get(bytes.as_slice()) {
-            return Ok(*number);
-        }
-        self.append(bytes)
+        check(xattrs)?;
+        let pairs = xattrs.iter().map(|(name, value)| self.pair(name, value)).collect::<Option<Vec<_>>>();
+        self.number(pairs.ok_or(TOO_MANY)?)
     }
 
     /// The number of a set with these xattrs added, in place of those of the same names.
@@ -112,22 +141,51 @@ impl XattrBuilder {
         if xattrs.is_empty() {
             return Ok(set);
         }
-        let kept = self.sets.set(set).map(|(name, value)| (name.to_vec(), value.to_vec()));
-        xattrs.splice(0..0, kept.collect::<Vec<_>>());
+        let kept = self.sets.set(set).map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<Vec<_>>();
+        xattrs.splice(0..0, kept);
         self.add(xattrs)
     }
 
-    fn append(&mut self, bytes: Vec<u8>) -> Result<u32, Problem> {
-        let too_many = Problem::TooMany { what: "bytes of xattrs", limit: limits::XATTRS };
-        let end = self.sets.bytes.len() + bytes.len();
+    /// Takes a set as it was encoded. `None` where it was not.
+    pub(super) fn add_encoded(&mut self, set: &[u8]) -> Option<()> {
+        let (mut pairs, mut rest) = (Vec::new(), set);
+        while !rest.is_empty() {
+            let (name, value);
+            ((name, value), rest) = decode(rest)?;
+            pairs.push(self.pair(name, value)?);
+        }
+        self.append(&pairs).ok().map(drop)
+    }
+
+    /// `None` where there are too many bytes of them.
+    fn pair(&mut self, name: &[u8], value: &[u8]) -> Option<Pair> {
+        let texts = &mut self.sets.texts;
+        let (name_len, value_len) = (u8::try_from(name.len()).ok()?, u32::try_from(value.len()).ok()?);
+        Some(Pair { name: self.once.place(texts, name)?, name_len, value: self.once.place(texts, value)?, value_len })
+    }
+
+    fn number(&mut self, pairs: Vec<Pair>) -> Result<u32, Problem> {
+        if pairs.is_empty() {
+            return Ok(XattrSets::NONE);
+        }
+        if let Some(number) = self.numbers.get(pairs.as_slice()) {
+            return Ok(*number);
+        }
+        let number = self.append(&pairs)?;
+        self.numbers.insert(pairs.into_boxed_slice(), number);
+        Ok(number)
+    }
+
+    fn append(&mut self, pairs: &[Pair]) -> Result<u32, Problem> {
+        self.encoded += pairs.iter().map(|pair| pair.encoded_len() as usize).sum::<usize>();
+        let end = u32::try_from(self.sets.pairs.len() + pairs.len());
         let (true, Ok(end), Ok(number)) =
-            (end <= limits::XATTRS, u32::try_from(end), u32::try_from(self.sets.ends.len() + 1))
+            (self.encoded <= limits::XATTRS, end, u32::try_from(self.sets.ends.len() + 1))
         else {
-            return Err(too_many);
+            return Err(TOO_MANY);
         };
-        self.sets.bytes.extend_from_slice(&bytes);
+        self.sets.pairs.extend_from_slice(pairs);
         self.sets.ends.push(end);
-        self.numbers.insert(bytes.into_boxed_slice(), number);
         Ok(number)
     }
 
@@ -136,6 +194,8 @@ impl XattrBuilder {
     }
 }
 
+const TOO_MANY: Problem = Problem::TooMany { what: "bytes of xattrs", limit: limits::XATTRS };
+
 /// Whether kernel overlayfs or fuse-overlayfs would read an instruction in that xattr of a lower directory.
 fn is_overlays_own(name: &[u8]) -> bool {
     [&b"trusted.overlay."[..], b"user.overlay.", b"trusted.fuseoverlayfs.", b"user.fuseoverlayfs."]
@@ -143,26 +203,24 @@ fn is_overlays_own(name: &[u8]) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-fn encode(xattrs: &[Xattr]) -> Result<Vec<u8>, Problem> {
-    let mut bytes = Vec::new();
+/// Whether Linux could hold these xattrs of one file.
+fn check(xattrs: &[Xattr]) -> Result<(), Problem> {
     let mut list = 0;
     for (name, value) in xattrs {
         let refused = |what| Problem::Xattr { name: names::shown(name), what };
         // A name's length has one byte here, and as many values as Linux allows (XATTR_NAME_MAX is 255).
-        let name_len = u8::try_from(name.len()).ok().filter(|len| *len > 0 && !name.contains(&0));
-        let name_len = name_len.ok_or_else(|| refused("a name has 1 to 255 bytes, none of them NUL"))?;
-        let value_len = u32::try_from(value.len()).ok().filter(|_| value.len() <= limits::XATTR_VALUE);
-        let value_len = value_len.ok_or_else(|| refused("a value has at most 65536 bytes"))?;
+        if !(1..=255).contains(&name.len()) || name.contains(&0) {
+            return Err(refused("a name has 1 to 255 bytes, none of them NUL"));
+        }
+        if value.len() > limits::XATTR_VALUE {
+            return Err(refused("a value has at most 65536 bytes"));
+        }
         list += name.len() + 1;
         if list > limits::XATTR_LIST {
             return Err(refused("the names of all take more than 65536 bytes"));
         }
-        bytes.push(name_len);
-        bytes.extend_from_slice(name);
-        bytes.extend_from_slice(&value_len.to_le_bytes());
-        bytes.extend_from_slice(value);
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -184,7 +242,39 @@ mod tests {
         assert_eq!(sets.set(1).collect::<Vec<_>>(), [(&b"user.a"[..], &b"1"[..]), (b"user.b", b"2")]);
         assert_eq!(sets.set(2).collect::<Vec<_>>(), [(&b"user.a"[..], &b""[..])]);
         assert_eq!(sets.set(0).count() + sets.set(3).count(), 0);
-        assert!(sets.is_sound());
+    }
+
+    #[test]
+    fn equal_values_are_kept_once_whatever_set_they_are_in() {
+        let mut builder = XattrBuilder::default();
+        let value = [7; 5000];
+        for file in 0..100 {
+            builder.add(&mut list(&[("user.big", &value), (&format!("user.{file}"), b"")])).unwrap();
+        }
+        let sets = builder.finish();
+        assert_eq!(sets.len(), 100);
+        assert_eq!(sets.texts.len(), "user.big".len() + value.len() + 10 * "user.0".len() + 90 * "user.10".len());
+        let of = sets.set(57).collect::<Vec<_>>();
+        assert_eq!(of, [(&b"user.56"[..], &b""[..]), (b"user.big", &value)]);
+    }
+
+    #[test]
+    fn encoded_sets_come_back_and_others_do_not() {
+        let mut builder = XattrBuilder::default();
+        builder.add(&mut list(&[("user.b", b"2"), ("user.a", b"0")])).unwrap();
+        builder.add(&mut list(&[("user.a", b"")])).unwrap();
+        let sets = builder.finish();
+        let encoded: Vec<_> = sets.encoded().collect();
+        let ends: Vec<_> = sets.encoded_ends().map(|end| end as usize).collect();
+        assert_eq!(ends, [encoded[0].len(), encoded[0].len() + encoded[1].len()]);
+        let mut again = XattrBuilder::default();
+        assert!(encoded.iter().all(|set| again.add_encoded(set).is_some()));
+        assert_eq!(again.finish(), sets);
+        for cut in 1..encoded[0].len() {
+            let is_pair = cut == encoded[1].len() + 1;
+            assert_eq!(XattrBuilder::default().add_encoded(&encoded[0][..cut]).is_some(), is_pair, "{cut}");
+        }
+        assert_eq!(XattrBuilder::default().add_encoded(b"\0\0\0\0\0"), None, "no name");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a reference to something that can be served or looked into: resolve, open all layers at once, merge.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +29,7 @@ use crate::fs::forest::Forest;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
-use crate::index::{self, Entries, Summary};
+use crate::index::{self, Damaged, Entries, StoredIndex, Summary};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
 use crate::threads::{self, Work};
 
@@ -172,7 +173,8 @@ impl Engine {
         Ok(OpenImage { image, layers })
     }
 
-    /// Opens some of an image's layers at once, each with its number: what came of each.
+    /// Opens some of an image's layers at once, each with its number: what came of each. One that the image has several times is opened once; where
+    /// it cannot be opened, that is told of the lowest place alone.
     pub(crate) async fn open_each(
         self: &Arc<Self>,
         image: &Arc<registry::Image>,
@@ -180,6 +182,7 @@ impl Engine {
         report: &Report,
     ) -> BTreeMap<usize, Result<OpenLayer, Error>> {
         let reading = Arc::new(Reading::default());
+        let (wanted, again) = told_apart(wanted);
         let of = wanted.len();
         let open = |(number, layer): (usize, registry::Layer)| {
             let (engine, image, reading) = (Arc::clone(self), Arc::clone(image), Arc::clone(&reading));
@@ -200,15 +203,27 @@ impl Engine {
                 _ = ticks.tick() => reading.tell(report),
             }
         }
+        for (number, layer, first) in again {
+            let Some(Ok(open)) = results.get(&first) else { continue };
+            let (diff_id, open) = (open.summary().diff_id, open.again(layer));
+            let checked = match diff_id {
+                Some(_) => check_diff_id(&open.layer, diff_id, self.diff_id(image, number).await),
+                None => Ok(()),
+            };
+            results.insert(number, checked.map(|()| open));
+        }
         results
     }
 
-    /// Looks at all layers at once, for `crfs inspect`: what came of each, the lowest first.
-    pub(super) async fn look_at_each(self: &Arc<Self>, image: &registry::Image) -> Vec<Result<Looked, Error>> {
+    /// Looks at all layers at once, for `crfs inspect`: what came of each, by their numbers, and which layers are others again.
+    pub(super) async fn look_at_each(
+        self: &Arc<Self>,
+        image: &registry::Image,
+    ) -> (BTreeMap<usize, Result<Looked, Error>>, BTreeMap<usize, usize>) {
         let look = |(number, layer)| async move { (number, self.clone().look(image, layer).await) };
-        let looking: FuturesUnordered<_> = image.layers.iter().cloned().enumerate().map(look).collect();
-        let results: BTreeMap<_, _> = looking.collect().await;
-        results.into_values().collect()
+        let (once, again) = told_apart(image.layers.iter().cloned().enumerate().collect());
+        let looking: FuturesUnordered<_> = once.into_iter().map(look).collect();
+        (looking.collect().await, again.into_iter().map(|(number, _, first)| (number, first)).collect())
     }
 
     pub(super) async fn look(
@@ -323,19 +338,53 @@ impl OpenImage {
     /// # Errors
     /// Where an index is damaged, or the layers do not fit together.
     pub fn view(&self, alone: Option<Alone>, guesses: bool) -> Result<(View, Arc<Around>), Error> {
-        let entries = self.layers.iter().map(|layer| layer.contents.index().entries());
-        let entries = entries.collect::<Result<Vec<_>, _>>()?;
+        let contents: Vec<_> = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+        let entries = of_each(&contents, |index| index.entries().map(Arc::new))?;
         let tree = match (alone, entries.as_slice()) {
             (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref())?,
-            _ => Tree::merged(&entries)?,
+            (_, entries) => Tree::merged(entries.iter().map(AsRef::as_ref).collect())?,
         };
         let tree = Arc::new(tree);
-        let holes = self.layers.iter().map(|layer| layer.contents.index().holes()).collect::<Result<_, _>>()?;
-        let contents = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+        let holes = of_each(&contents, StoredIndex::holes)?;
         let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
         let view = View::new(tree, Arc::clone(&around) as Arc<dyn Contents>).with_holes(holes);
         Ok((view, around))
     }
+}
+
+/// Layers, each different one once, and those that are others again: with their numbers, and that of the first.
+type ToldApart = (Vec<(usize, registry::Layer)>, Vec<(usize, registry::Layer, usize)>);
+
+fn told_apart(layers: Vec<(usize, registry::Layer)>) -> ToldApart {
+    let (mut first, mut once, mut again) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (number, layer) in layers {
+        let registry::Layer { digest, size, media_type, annotations, .. } = &layer;
+        match *first.entry((*digest, *size, media_type.clone(), annotations.clone())).or_insert(number) {
+            first if first == number => once.push((number, layer)),
+            first => again.push((number, layer, first)),
+        }
+    }
+    (once, again)
+}
+
+/// What `of` gives of the index of each layer, asked once for one that the image has several times.
+pub(crate) fn of_each<T: Clone>(
+    layers: &[Arc<fetch::Layer>],
+    of: impl Fn(&StoredIndex) -> Result<T, Damaged>,
+) -> Result<Vec<T>, Damaged> {
+    let mut known = HashMap::new();
+    let one = |layer: &Arc<fetch::Layer>| match known.entry(Arc::as_ptr(layer)) {
+        Entry::Occupied(known) => Ok(T::clone(known.get())),
+        Entry::Vacant(new) => of(layer.index()).map(|found| new.insert(found).clone()),
+    };
+    layers.iter().map(one).collect()
+}
+
+/// The contents of layers, each once.
+fn distinct(layers: &[OpenLayer]) -> Vec<Arc<fetch::Layer>> {
+    let mut seen = HashSet::new();
+    let contents = layers.iter().map(|layer| &layer.contents);
+    contents.filter(|contents| seen.insert(Arc::as_ptr(contents))).cloned().collect()
 }
 
 /// How a layer is served without those below it.
@@ -393,7 +442,7 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
     });
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
     let frontend = Frontend::new(forest, Handle::current(), Options { list_trusted: options.system_admin });
-    let contents = image.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+    let contents = distinct(&image.layers);
     let doing = doing(engine.cache().clone(), &image.layers);
     Ok(Served {
         name: image.image.name.clone(),
@@ -423,14 +472,15 @@ pub(crate) fn read_ahead<'a>(layers: impl Iterator<Item = &'a OpenLayer> + Clone
 }
 
 fn doing(cache: Cache, layers: &[OpenLayer]) -> Doing {
-    let layers: Vec<_> = layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
+    let layers = distinct(layers);
     Arc::new(move || doing::tell(&layers, &cache))
 }
 
 fn figures(layers: Vec<OpenLayer>) -> Figures {
+    let layers = distinct(&layers);
     Arc::new(move || layers.iter().fold(Activity::default(), |sum, layer| sum.and(layer_activity(layer))))
 }
 
-pub(crate) fn layer_activity(layer: &OpenLayer) -> Activity {
-    Activity { stats: layer.contents.stats(), last_error: layer.contents.last_error() }
+pub(crate) fn layer_activity(layer: &fetch::Layer) -> Activity {
+    Activity { stats: layer.stats(), last_error: layer.last_error() }
 }

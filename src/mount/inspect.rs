@@ -1,5 +1,6 @@
 //! `crfs inspect`: what an image is made of, and which of its layers can be read lazily.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -112,10 +113,16 @@ pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Er
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
         let image = engine.resolve(report).await?;
-        let opened = engine.look_at_each(&image).await;
+        let (looked, again) = engine.look_at_each(&image).await;
         let soci = engine.soci(&image).await?;
-        let layers: Vec<_> =
-            image.layers.iter().zip(opened).map(|(layer, opened)| layer_inspection(layer, soci, opened)).collect();
+        let inspect = |(number, looked)| Some((number, layer_inspection(image.layers.get(number)?, soci, looked)));
+        let mut layers: BTreeMap<usize, _> = looked.into_iter().filter_map(inspect).collect();
+        for (number, first) in again {
+            // It is fetched once.
+            let again = layers.get(&first).map(|first| LayerInspection { wait: 0, ..first.clone() });
+            layers.extend(again.map(|again| (number, again)));
+        }
+        let layers: Vec<_> = layers.into_values().collect();
         Ok(Inspection {
             platform: platform(&engine, &image).await.map(|platform| platform.to_string()),
             config: DiffIds::of(engine.config(&image).await, layers.len()),

@@ -58,6 +58,13 @@ impl OpenLayer {
         self.contents.index().summary()
     }
 
+    /// The same layer at another place of its image.
+    pub(super) fn again(&self, layer: registry::Layer) -> Self {
+        let (contents, misfit) = (Arc::clone(&self.contents), self.misfit.clone());
+        let Self { trust, identity, whole, sent_whole, .. } = *self;
+        Self { layer, trust, identity, contents, whole, misfit, sent_whole, tar_split: None }
+    }
+
     /// Whether those of its contents are fetched that are read.
     #[must_use]
     pub fn is_lazy(&self) -> bool {

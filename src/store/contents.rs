@@ -16,8 +16,8 @@ use crate::blob::ByteRange;
 use crate::fetch::{self, Around, Disk, Files};
 use crate::fs::tree::{Ino, Tree};
 use crate::fs::view::Contents;
-use crate::index::Entries;
 use crate::mount;
+use crate::mount::image::of_each;
 
 /// Where layers say that they were read and belong to no image yet: by their numbers.
 pub(super) type Wants = UnboundedSender<u32>;
@@ -63,8 +63,9 @@ pub(super) struct Part {
 /// Makes the tree of an image of its layers, the lowest first, so that they are read as its parts. `command`: the files that its command starts.
 /// Takes a while.
 pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), mount::Error> {
-    let entries = parts.iter().map(|part| part.contents.layer.index().entries());
-    let tree = Tree::merged(&entries.collect::<Result<Vec<Entries>, _>>()?)?;
+    let layers: Vec<_> = parts.iter().map(|part| Arc::clone(&part.contents.layer)).collect();
+    let entries = of_each(&layers, |index| index.entries().map(Arc::new))?;
+    let tree = Tree::merged(entries.iter().map(AsRef::as_ref).collect())?;
     let mut files: HashMap<usize, Vec<(u64, u32)>> = HashMap::new();
     for number in 1..=u32::try_from(tree.totals().0).unwrap_or(u32::MAX) {
         let extent = Ino::new(number.into()).and_then(|ino| tree.extent(ino)).filter(|extent| extent.len > 0);
@@ -72,7 +73,6 @@ pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), moun
             files.entry(extent.layer).or_default().push((extent.start, number));
         }
     }
-    let layers = parts.iter().map(|part| Arc::clone(&part.contents.layer)).collect();
     let around = Around::new(layers, Arc::new(tree) as Arc<dyn Files>, true);
     let image = ImageContents { around, command: Mutex::new(command), is_started: AtomicBool::new(false) };
     let image = Arc::new(image);

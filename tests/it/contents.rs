@@ -186,6 +186,28 @@ async fn every_format_gives_every_byte_once_and_then_from_the_cache() {
 }
 
 #[tokio::test]
+async fn a_layer_that_the_manifest_names_again_is_opened_once() {
+    for (format, write) in FORMATS {
+        let lab = Lab::new(write).await;
+        lab.open().await;
+        let once = lab.sent();
+        let temp = tempfile::tempdir().unwrap();
+        let other = estargz(&[File { name: "other", content: ramp(9, 9) }], CHUNK);
+        let layers = [&lab.layer, &other, &lab.layer, &lab.layer];
+        lab.registry.push("a", "1", OCI_MANIFEST, &manifest(&layers), &[&lab.layer.blob, &other.blob]);
+        let before = lab.sent();
+        let opened = open(&image_options(&lab.registry, temp.path().to_owned())).await.unwrap();
+        assert_eq!((lab.sent().0 - before.0, lab.sent().1 - before.1), once, "{format}");
+        assert_eq!(
+            opened.image.layers.iter().map(|layer| layer.layer.digest).collect::<Vec<_>>(),
+            layers.map(Layer::digest)
+        );
+        assert_eq!(opened.read("other", 0, 9).await.unwrap(), ramp(9, 9));
+        lab.assert_right(&opened).await;
+    }
+}
+
+#[tokio::test]
 async fn parts_of_files_are_right_wherever_they_start_and_end() {
     for (format, write) in FORMATS {
         let lab = Lab::new(write).await;

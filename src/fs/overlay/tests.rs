@@ -67,7 +67,7 @@ fn list(tree: &Tree) -> Listing {
 /// One layer alone, above others where they are known.
 fn alone(layer: &FakeLayer, lowers: Option<&[FakeLayer]>) -> Result<Tree, Error> {
     let lowers = lowers.map(|lowers| lowers.iter().collect());
-    merge_over(std::slice::from_ref(layer), Some(Alone { opaque: OpaqueXattr::Both, lowers }), MADE_UP)
+    merge_over(vec![layer], Some(Alone { opaque: OpaqueXattr::Both, lowers }), MADE_UP)
 }
 
 fn list_numbers(tree: &Tree) -> BTreeMap<Vec<u8>, Ino> {
@@ -259,7 +259,7 @@ fn a_single_layer_leaves_out_whiteouts_that_hide_nothing() {
 
     let trees: Vec<_> = layers(&lowers).iter().map(|layer| alone(layer, Some(&[])).unwrap()).collect();
     let of_trees = merge_over(
-        std::slice::from_ref(layer),
+        vec![layer],
         Some(Alone { opaque: OpaqueXattr::Both, lowers: Some(trees.iter().collect()) }),
         MADE_UP,
     );

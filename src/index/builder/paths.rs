@@ -1,11 +1,11 @@
 //! Paths by name while a layer is built: which entry stands under which name of which directory.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 
 use crate::index::entries::Span;
 use crate::index::error::Problem;
 use crate::index::limits;
+use crate::index::once::{ByHash, Once};
 
 /// What a name stands for while a layer is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,29 +34,14 @@ impl Dentry {
     }
 }
 
-/// Keys are hashes already.
-#[derive(Debug, Default)]
-struct Identity(u64);
-
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {}
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Paths {
     dentries: Vec<Dentry>,
     pub(super) names: Vec<u8>,
+    once: Once,
     /// Dentries by the hash of directory and name, so that names need not be kept twice. Where two hash alike, the next free number
     /// is taken; the hash is keyed, so nobody can make many do so.
-    by_hash: HashMap<u64, u32, BuildHasherDefault<Identity>>,
+    by_hash: ByHash<u32>,
     hasher: RandomState,
     recent: Option<(Vec<u8>, u32)>,
 }
@@ -66,8 +51,8 @@ impl Paths {
 
     pub(super) fn new() -> Self {
         let root = Dentry { parent: DETACHED, name: 0, name_len: 0, slot: Slot::Node(0) };
-        let (names, by_hash) = (Vec::new(), HashMap::default());
-        Self { dentries: vec![root], names, by_hash, hasher: RandomState::new(), recent: None }
+        let (names, once, by_hash) = (Vec::new(), Once::default(), ByHash::default());
+        Self { dentries: vec![root], names, once, by_hash, hasher: RandomState::new(), recent: None }
     }
 
     pub(super) fn dentry(&self, number: u32) -> Option<&Dentry> {
@@ -142,15 +127,12 @@ impl Paths {
         Ok((self.dentries.len() - 1) as u32)
     }
 
-    /// Keeps bytes in the names' arena.
+    /// Keeps bytes in the names' arena, equal ones once.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> Result<Span, Problem> {
-        let too_many = Problem::TooMany { what: "bytes of names", limit: limits::NAMES };
-        let fits = self.names.len() + bytes.len() <= limits::NAMES;
-        let (true, Ok(start), Ok(len)) = (fits, u32::try_from(self.names.len()), u16::try_from(bytes.len())) else {
-            return Err(too_many);
-        };
-        self.names.extend_from_slice(bytes);
-        Ok(Span { start, len })
+        let too_many = || Problem::TooMany { what: "bytes of names", limit: limits::NAMES };
+        let len = u16::try_from(bytes.len()).map_err(|_| too_many())?;
+        let start = self.once.place(&mut self.names, bytes).ok_or_else(too_many)?;
+        if self.names.len() > limits::NAMES { Err(too_many()) } else { Ok(Span { start, len }) }
     }
 
     /// The dentries and the names. What found names by their hash goes: it is large.

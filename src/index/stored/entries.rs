@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use super::tables::{u32_at, u64_at};
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
 use crate::index::limits;
-use crate::index::xattrs::XattrSets;
+use crate::index::xattrs::{XattrBuilder, XattrSets};
 
 const HEAD: usize = 32;
 const NODE: usize = 40;
@@ -31,25 +31,29 @@ const IMPLIED: u8 = 2;
 
 pub(super) fn encode(entries: &Entries) -> std::io::Result<Vec<u8>> {
     let mut out = zstd::stream::write::Encoder::new(Vec::new(), LEVEL)?;
-    let lens = [entries.nodes.len(), entries.children.len(), entries.names.len(), entries.below.len()];
-    for len in lens.into_iter().chain([entries.xattrs.ends.len(), entries.xattrs.bytes.len(), 0, 0]) {
-        out.write_all(&(len as u32).to_le_bytes())?;
+    let Entries { nodes, children, names, below, xattrs } = entries;
+    let lens = [nodes.len(), children.len(), names.len(), below.len(), xattrs.len()];
+    let xattr_bytes = xattrs.encoded_ends().last().unwrap_or(0);
+    for len in lens.into_iter().map(|len| len as u32).chain([xattr_bytes, 0, 0]) {
+        out.write_all(&len.to_le_bytes())?;
     }
-    for node in &entries.nodes {
+    for node in nodes {
         out.write_all(&node_bytes(node))?;
     }
-    for child in &entries.children {
+    for child in children {
         out.write_all(&child_bytes(child))?;
     }
-    out.write_all(&entries.names)?;
-    for path in &entries.below {
+    out.write_all(names)?;
+    for path in below {
         out.write_all(&path.start.to_le_bytes())?;
         out.write_all(&u32::from(path.len).to_le_bytes())?;
     }
-    for end in &entries.xattrs.ends {
+    for end in xattrs.encoded_ends() {
         out.write_all(&end.to_le_bytes())?;
     }
-    out.write_all(&entries.xattrs.bytes)?;
+    for set in xattrs.encoded() {
+        out.write_all(&set)?;
+    }
     out.finish()
 }
 
@@ -137,7 +141,7 @@ fn read(from: &mut impl Read) -> Option<Entries> {
     let len = |at: usize, limit: usize| u32_at(&head, at * 4).map(|len| len as usize).filter(|len| *len <= limit);
     let (nodes, children) = (len(0, limits::ENTRIES + 1)?, len(1, limits::ENTRIES)?);
     let (names, below) = (len(2, limits::NAMES)?, len(3, limits::ENTRIES)?);
-    let (sets, xattrs) = (len(4, limits::ENTRIES)?, len(5, limits::XATTRS)?);
+    let (sets, xattr_bytes) = (len(4, limits::ENTRIES)?, len(5, limits::XATTRS)?);
     Some(Entries {
         nodes: records(from, nodes, node_of)?,
         children: records(from, children, child_of)?,
@@ -145,11 +149,18 @@ fn read(from: &mut impl Read) -> Option<Entries> {
         below: records(from, below, |bytes: &[u8; 8]| {
             Some(Span { start: u32_at(bytes, 0)?, len: u16::try_from(u32_at(bytes, 4)?).ok()? })
         })?,
-        xattrs: XattrSets {
-            ends: records(from, sets, |bytes: &[u8; 4]| u32_at(bytes, 0))?,
-            bytes: bytes(from, xattrs)?,
-        },
+        xattrs: xattr_sets(from, sets, xattr_bytes)?,
     })
+}
+
+fn xattr_sets(from: &mut impl Read, sets: usize, len: usize) -> Option<XattrSets> {
+    let ends = records(from, sets, |bytes: &[u8; 4]| u32_at(bytes, 0))?;
+    let (mut xattrs, mut start) = (XattrBuilder::default(), 0);
+    for end in ends {
+        xattrs.add_encoded(&bytes(from, end.checked_sub(start)? as usize)?)?;
+        start = end;
+    }
+    (start as usize == len).then(|| xattrs.finish())
 }
 
 /// Memory is taken as bytes really come, not on the word of the header.
@@ -183,10 +194,7 @@ fn bytes(from: &mut impl Read, len: usize) -> Option<Vec<u8>> {
 
 /// The invariants of [`Entries`].
 fn is_sound(entries: &Entries) -> bool {
-    entries.xattrs.is_sound()
-        && entries.below.iter().all(|path| within(*path, entries))
-        && are_nodes_sound(entries)
-        && is_tree(entries)
+    entries.below.iter().all(|path| within(*path, entries)) && are_nodes_sound(entries) && is_tree(entries)
 }
 
 fn within(span: Span, entries: &Entries) -> bool {
@@ -194,7 +202,7 @@ fn within(span: Span, entries: &Entries) -> bool {
 }
 
 fn are_nodes_sound(entries: &Entries) -> bool {
-    let sets = entries.xattrs.ends.len();
+    let sets = entries.xattrs.len();
     entries.nodes.iter().all(|node| {
         let kind = match node.kind {
             NodeKind::Symlink(target) => within(target, entries) && target.len > 0,

@@ -214,6 +214,26 @@ proptest! {
         }
     }
 
+    /// An image may have a layer several times; as copies of each other its layers are different ones.
+    #[test]
+    fn a_layer_that_an_image_has_again_is_one_more_layer(
+        specs in prop::collection::vec(spec(), 1..4),
+        order in prop::collection::vec(0..3usize, 1..6),
+    ) {
+        let all = layers(&specs);
+        let order: Vec<_> = order.into_iter().map(|number| number % all.len()).collect();
+        let copies: Vec<_> = order.iter().map(|number| FakeLayer::new(&specs[*number])).collect();
+        let again = order.iter().map(|number| &all[*number]).collect();
+        let (copies, again) = (merge(&copies, None), merge_over::<_, FakeLayer>(again, None, MADE_UP));
+        match (copies, again) {
+            (Ok(copies), Ok(again)) => {
+                prop_assert_eq!(list_numbers(&copies), list_numbers(&again));
+                prop_assert_eq!(list(&copies), list(&again));
+            }
+            (copies, again) => prop_assert_eq!(copies.err(), again.err()),
+        }
+    }
+
     /// A layer alone above those that it belongs on: it has whiteouts in directories that those have, and numbers as without knowing them.
     #[test]
     fn a_whiteout_is_kept_where_overlayfs_merges(specs in prop::collection::vec(spec(), 1..4)) {
