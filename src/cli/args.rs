@@ -158,8 +158,12 @@ pub(super) struct CachePlaceArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = help::UMOUNT)]
 pub(super) struct UmountArgs {
-    /// The mount point.
-    pub(super) dir: PathBuf,
+    /// The mount point, or the mount's id (see `crfs status`).
+    #[arg(value_name = "DIR|ID", required_unless_present = "all")]
+    pub(super) target: Option<PathBuf>,
+    /// Unmount all crfs mounts of this user.
+    #[arg(long, conflicts_with = "target")]
+    pub(super) all: bool,
 }
 
 /// Show what an image is made of, and which layers can be read lazily

@@ -102,11 +102,16 @@ pub(super) const UMOUNT: &str = concat!(
     "\
 Examples:
   crfs umount /mnt
+  crfs umount --all
 
 Where something in the mount is in use, it stays, and the exit status is 1.
 Where it was unmounted and something else still uses it, an overlayfs or another
-mount namespace, it prints \"unmounted; still in use by another mount\": the
-server goes on until that is gone.
+mount namespace, it prints \"unmounted; still in use by another mount\" and names
+those that this user may see. The server goes on until they are gone.
+
+A mount that was made in another mount namespace is unmounted there. Where
+processes see it there, --all and DIR leave it alone; its id, which `crfs
+status` shows, unmounts it.
 ",
     exit_help!()
 );
@@ -242,6 +247,9 @@ Fields of --json, an array in the order in which they were mounted:
   state                   serving; silent: its server lives and does not answer;
                           dead: its server is gone, `crfs umount` takes it away
   pid, image, digest, frontend, dir
+  elsewhere               where it is, if it is not at dir: namespace, where it
+                          was mounted, if that is another mount namespace; and
+                          holders, the processes and overlayfs that have it
   started                 seconds since 1970
   served                  bytes given to readers
   fetched, requests       bytes and requests asked of the registry

@@ -1,14 +1,15 @@
 //! `crfs mount` and `crfs umount`.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::args::{MountArgs, UmountArgs};
 use super::environment::Environment;
 use super::{Failure, complain, format, options, print};
-use crate::mount::unmount::{Outcome, unmount};
+use crate::mount::holders::named;
+use crate::mount::unmount::{Outcome, unmount, unmount_all};
 use crate::mount::{self as engine, Event, Ready, Report, background, server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
@@ -72,10 +73,33 @@ pub(super) fn with_progress<T>(work: impl FnOnce(&Report) -> T) -> T {
 }
 
 pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(), Failure> {
-    match unmount(&args.dir, &environment.state_dirs())? {
-        Outcome::Gone => Ok(()),
-        Outcome::StillInUse => Ok(print("unmounted; still in use by another mount\n")?),
+    let state_dirs = environment.state_dirs();
+    let Some(target) = &args.target else { return umount_all(&state_dirs) };
+    Ok(said(target, unmount(target, &state_dirs)?)?)
+}
+
+fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
+    let mut outcome = Ok(());
+    for (dir, unmounted) in unmount_all(state_dirs)? {
+        match unmounted {
+            Ok(left) => said(&dir, left)?,
+            Err(error) => {
+                complain(&error.chain());
+                outcome = Err(Failure::Reported);
+            }
+        }
     }
+    outcome
+}
+
+fn said(dir: &Path, outcome: Outcome) -> Result<(), engine::Error> {
+    let Outcome::StillInUse(holders) = outcome else { return Ok(()) };
+    let whom = match holders.as_slice() {
+        [] => ", which this user cannot see".to_owned(),
+        holders => format!(": {}", named(holders)),
+    };
+    let line = format!("{}: unmounted; still in use by another mount{whom}", dir.display());
+    print(&(format::printable(&line) + "\n"))
 }
 
 fn ready_line(ready: &Ready, dir: &Path, elapsed: Duration) -> String {

@@ -13,10 +13,11 @@ use super::mount::with_progress;
 use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::mount::escape;
+use crate::mount::holders::named;
 use crate::mount::indexes::{self, Indexed, IndexedLayer};
 use crate::mount::inspect::{self as inspection, DiffIds, IndexFrom, Inspection, LayerInspection};
 use crate::mount::look::{Listing, Look, Node};
-use crate::mount::status::{self as mounts, State, Status};
+use crate::mount::status::{self as mounts, Elsewhere, State, Status};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
     let options = options::image(args.image, environment)?;
@@ -226,12 +227,32 @@ fn status_text(mounts: &[Status]) -> String {
             let _written =
                 writeln!(text, "\n{dir}: {unkept} could not be cached, and are fetched again when they are read again");
         }
+        if let Some(elsewhere) = &mount.elsewhere {
+            // Writing to a string does not fail.
+            let _written = writeln!(text, "\n{}", printable(&whereabouts(mount, elsewhere)));
+        }
         if let Some(error) = &mount.activity.last_error {
             // Writing to a string does not fail.
             let _written = writeln!(text, "\nlast error of {}: {}", shown(mount.dir.as_os_str()), printable(error));
         }
     }
     text
+}
+
+fn whereabouts(mount: &Status, elsewhere: &Elsewhere) -> String {
+    let dir = shown(mount.dir.as_os_str());
+    let way = match mount.state {
+        State::Dead => "unmount it there".to_owned(),
+        State::Serving | State::Silent => format!("`crfs umount {}` unmounts it", mount.id),
+    };
+    match (&elsewhere.namespace, elsewhere.holders.as_slice()) {
+        (Some(namespace), []) => format!("{dir}: mounted in {namespace}, where nothing but its server sees it: {way}"),
+        (Some(namespace), holders) => {
+            format!("{dir}: mounted in {namespace}, where others see it: {}; {way}", named(holders))
+        }
+        (None, []) => format!("{dir}: unmounted; still in use by another mount, which this user cannot see"),
+        (None, holders) => format!("{dir}: unmounted; still in use by another mount: {}", named(holders)),
+    }
 }
 
 fn status_row(mount: &Status) -> Vec<String> {
@@ -376,13 +397,22 @@ mod tests {
             frontend: "fuse".into(),
             dir: "/m".into(),
             started: 0,
+            elsewhere: None,
             activity: crate::mount::Activity { stats, last_error: Some("gone\n".into()) },
         };
         let text = status_text(std::slice::from_ref(&mount));
         assert!(text.contains("  2.0 KiB  1.0 KiB  1.0 KiB         3       1  /m\n"), "{text}");
         assert!(text.contains("\n/m: 512 B could not be cached"), "{text}");
         assert!(text.ends_with("\nlast error of /m: gone\\n\n"), "{text}");
+        let namespace = Some("mnt:[7]".to_owned());
+        mount.elsewhere = Some(Elsewhere { namespace, holders: Vec::new() });
+        let text = status_text(std::slice::from_ref(&mount));
+        assert!(
+            text.contains("\n/m: mounted in mnt:[7], where nothing but its server sees it: `crfs umount i`"),
+            "{text}"
+        );
         mount.state = State::Dead;
+        assert!(status_text(std::slice::from_ref(&mount)).contains("sees it: unmount it there\n"));
         let row = status_row(&mount).join(" ");
         assert!(row.starts_with("dead ") && row.ends_with(" - - - - - /m"), "{row}");
         assert_eq!(status_text(&[]), "nothing is mounted\n");

@@ -68,12 +68,13 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
 fn clear_away(dir: &Path, device: Device, state_dirs: &[PathBuf]) {
     let Ok(Some(mount)) = mounts::at(dir) else { return };
     let served = |state: &state::FoundState| state.record.describes(&mount) && state.is_served();
-    if !mount.is_ours() || mount.device != device || state::find_all(state_dirs).iter().any(served) {
+    let Ok(known) = state::found_in(state_dirs) else { return };
+    if !mount.is_ours() || mount.device != device || known.iter().any(served) {
         return;
     }
     match fusedev::unmount(dir, Detach::Lazily) {
         // Its state goes with it.
-        Ok(()) => drop(state::find_all(state_dirs)),
+        Ok(()) => drop(state::found_in(state_dirs)),
         Err(error) => tracing::error!(error = error.chain(), "a mount stays behind"),
     }
 }

@@ -1,4 +1,5 @@
-//! The control socket: every connection is answered with the server's status, one JSON document.
+//! The sockets of a mount's server. A connection to the control socket is answered with the server's status. One to the leave socket asks the server to
+//! unmount, and is answered with the outcome. Each answer is one JSON document.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
@@ -9,16 +10,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::sockopt::SendTimeout;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use crate::fetch::Stats;
+use crate::threads::{self, Work};
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a server that unmounts: the filesystem that it has mounted on may be slow (mounts.rs, fusedev.rs).
+const UNMOUNTING: Duration = Duration::from_secs(25);
 /// More than any answer has.
 const LONGEST_ANSWER: usize = 1 << 20;
 
@@ -57,15 +62,49 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until the task is dropped. Needs a tokio runtime.
+/// Tells the server's figures until the task is dropped. Needs a tokio runtime.
 pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
+    serve(listener, PATIENCE, move || std::future::ready(serde_json::to_vec(&figures()))).await;
+}
+
+/// What came of asking a server to unmount: where it has not, why.
+pub(crate) type Left = Result<(), String>;
+
+/// Calls `leave` for each connection, and tells what came of it.
+pub(crate) async fn answer_leave(listener: UnixListener, leave: impl Fn() -> Left + Send + Sync + 'static) {
+    let leave = Arc::new(leave);
+    let answer = move || {
+        let leave = Arc::clone(&leave);
+        async move {
+            let left = threads::run(Work::Outside, move || leave()).await;
+            serde_json::to_vec(&left.unwrap_or_else(|lost| Err(lost.to_string())))
+        }
+    };
+    serve(listener, UNMOUNTING, answer).await;
+}
+
+/// Asks the server behind such a socket to unmount.
+pub(crate) fn ask_to_leave(path: &Path) -> io::Result<Left> {
+    told_within(path, UNMOUNTING)
+}
+
+/// The process behind such a socket, by the number that it has here. Its own number is that of its PID namespace.
+pub(crate) fn server_of(path: &Path) -> io::Result<u32> {
+    let server = getsockopt(&connect(path, PATIENCE)?, PeerCredentials)?;
+    u32::try_from(server.pid()).map_err(io::Error::other)
+}
+
+async fn serve<A>(listener: UnixListener, patience: Duration, answer: impl Fn() -> A)
+where
+    A: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
+{
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::warn!(%error, "the control socket cannot be served"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(PATIENCE, tell(stream, figures.clone())))),
+            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(patience, tell(stream, answer())))),
             Err(error) => {
                 // No descriptors, most likely: what is open has to close first.
                 tracing::warn!(%error, "control connection refused");
@@ -75,18 +114,21 @@ pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
     }
 }
 
-async fn tell(mut stream: tokio::net::UnixStream, figures: Figures) -> io::Result<()> {
-    let answer = serde_json::to_vec(&figures())?;
+async fn tell(
+    mut stream: tokio::net::UnixStream,
+    answer: impl Future<Output = serde_json::Result<Vec<u8>>>,
+) -> io::Result<()> {
+    let answer = answer.await?;
     stream.write_all(&answer).await?;
     stream.shutdown().await
 }
 
 /// Asks the server behind a socket.
 pub(crate) fn ask(path: &Path) -> io::Result<Activity> {
-    ask_within(path, PATIENCE)
+    told_within(path, PATIENCE)
 }
 
-fn ask_within(path: &Path, patience: Duration) -> io::Result<Activity> {
+fn told_within<T: DeserializeOwned>(path: &Path, patience: Duration) -> io::Result<T> {
     let end = Instant::now() + patience;
     let mut stream = connect(path, patience)?;
     let mut answer = Vec::new();
@@ -133,6 +175,23 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(ask(&path).unwrap(), expected);
         }
+        assert_eq!(server_of(&path).unwrap(), std::process::id());
+    }
+
+    #[test]
+    fn whoever_asks_a_server_to_leave_is_told_what_came_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leave.sock");
+        let listener = bind(&path).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let leave = move || match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => Err("it is in use".to_owned()),
+            _ => Ok(()),
+        };
+        runtime.spawn(answer_leave(listener, leave));
+        assert_eq!(ask_to_leave(&path).unwrap(), Err("it is in use".to_owned()));
+        assert_eq!(ask_to_leave(&path).unwrap(), Ok(()));
     }
 
     #[test]
@@ -162,12 +221,12 @@ mod tests {
             }
         };
         assert!(!waiting.is_empty() && full.kind() == io::ErrorKind::WouldBlock, "{full}");
-        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
+        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
         // There is room again, and nobody who answers.
         waiting.clear();
         let listener = UnixListener::from(listener);
         drop(listener.accept().unwrap());
-        assert!(ask_within(&path, Duration::from_millis(20)).is_err());
+        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
     }
 
     #[test]

@@ -46,6 +46,18 @@ pub enum Error {
     NotMounted { dir: PathBuf },
     #[error("{} is not a crfs mount but one of type {kind}", dir.display())]
     NotCrfs { dir: PathBuf, kind: String },
+    #[error(
+        "{} is mounted in another mount namespace, {namespace}, where others see it: {holders}; unmount it there, or by `crfs umount {id}`", dir.display()
+    )]
+    MountedElsewhere { dir: PathBuf, namespace: String, holders: String, id: String },
+    #[error("{} is mounted in several mount namespaces; say which one by its id: {ids} (see `crfs status`)", dir.display())]
+    SeveralMounted { dir: PathBuf, ids: String },
+    #[error("{} is mounted in another mount namespace, and its server, process {pid} there, cannot be asked to unmount it", dir.display())]
+    NotAsked { dir: PathBuf, pid: u32, source: io::Error },
+    #[error("in the mount namespace of {}: {why}", dir.display())]
+    StaysElsewhere { dir: PathBuf, why: String },
+    #[error("{} is covered by another mount, of type {kind}; unmount that one first", dir.display())]
+    Covered { dir: PathBuf, kind: String },
     #[error("{} is in use; see by whom with `fuser -vm {0}` or `lsof +f -- {0}`", dir.display())]
     Busy { dir: PathBuf },
     #[error("cannot unmount {}", dir.display())]

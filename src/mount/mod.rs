@@ -17,6 +17,7 @@ mod error;
 pub(crate) mod escape;
 mod event;
 pub(crate) mod fusedev;
+pub mod holders;
 pub mod image;
 pub mod indexes;
 pub mod inspect;

@@ -1,8 +1,8 @@
-//! The mount table of this process: /proc/self/mountinfo (proc_pid_mountinfo(5)).
+//! Mount tables, mostly that of this process: /proc/self/mountinfo (proc_pid_mountinfo(5)).
 //!
 //! Reading it asks no filesystem anything, so that it works for a mount whose server is gone.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -83,10 +83,14 @@ impl Device {
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// Of all mounts of all mount namespaces, only this one has it.
+    pub(crate) id: u32,
     pub(crate) device: Device,
     pub(crate) point: PathBuf,
     pub(crate) kind: OsString,
     pub(crate) source: OsString,
+    /// What the filesystem has as its options, with commas between them.
+    pub(crate) options: OsString,
 }
 
 impl Mount {
@@ -98,6 +102,26 @@ impl Mount {
     pub(crate) fn is_stores(&self) -> bool {
         self.is_ours() && self.source == STORE
     }
+
+    /// Who mounted it, where it is a FUSE filesystem.
+    pub(crate) fn user(&self) -> Option<u32> {
+        let mut options = self.options.to_str()?.split(',');
+        options.find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+    }
+
+    /// Whether both are places of one filesystem.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        (self.device, &self.kind, &self.source) == (other.device, &other.kind, &other.source)
+    }
+
+    /// Whether it is an overlayfs whose lower directories are said to be at `dir`, or below it.
+    pub(crate) fn has_lower(&self, dir: &Path) -> bool {
+        let options = self.options.as_bytes().split(|byte| *byte == b',');
+        let lowers = options
+            .filter_map(|option| option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+=")));
+        let mut lowers = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':'));
+        self.kind == "overlay" && lowers.any(|lower| Path::new(OsStr::from_bytes(lower)).starts_with(dir))
+    }
 }
 
 /// The source of a store's mount, and of users' clones of it.
@@ -105,7 +129,16 @@ pub(crate) const STORE: &str = "crfs-store";
 
 /// All mounts that this process sees, a later one over an earlier one.
 pub(crate) fn all() -> io::Result<Vec<Mount>> {
-    let table = fs::read("/proc/self/mountinfo")?;
+    read("/proc/self/mountinfo")
+}
+
+/// All mounts that a process sees.
+pub(crate) fn of_process(pid: u32) -> io::Result<Vec<Mount>> {
+    read(&format!("/proc/{pid}/mountinfo"))
+}
+
+fn read(table: &str) -> io::Result<Vec<Mount>> {
+    let table = fs::read(table)?;
     Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
@@ -149,11 +182,13 @@ fn find_point(dir: &Path) -> Result<PathBuf, Error> {
 /// `36 35 98:0 /root /point options optional... - type source superoptions`; `None` for a line that is not of that form.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?.parse().ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
     let point = PathBuf::from(unescape(fields.nth(1)?));
     let kind = unescape(fields.by_ref().skip_while(|field| *field != b"-").nth(1)?);
     let source = unescape(fields.next()?);
-    Some(Mount { device, point, kind, source })
+    let options = unescape(fields.next().unwrap_or_default());
+    Some(Mount { id, device, point, kind, source, options })
 }
 
 /// Space, tab, newline and backslash stand as a backslash and three octal digits.
@@ -180,12 +215,22 @@ mod tests {
     fn lines_of_the_kernel_are_understood() {
         let line = b"97 31 0:52 / /mnt/a\\040b\\134c ro,nosuid,nodev shared:7 master:3 - fuse.crfs docker.io/x@sha256:00 ro,user_id=0";
         let mount = parse(line).unwrap();
-        assert_eq!(mount.device, Device { major: 0, minor: 52 });
+        assert_eq!((mount.id, mount.device), (97, Device { major: 0, minor: 52 }));
+        assert_eq!(mount.user(), Some(0));
         assert_eq!(mount.point, Path::new("/mnt/a b\\c"));
         assert!(mount.is_ours());
         assert_eq!(mount.source, "docker.io/x@sha256:00");
         let plain = parse(b"22 1 8:1 / / rw - ext4 /dev/sda1 rw").unwrap();
         assert!(!plain.is_ours());
+        assert_eq!((plain.user(), plain.is_of(&mount)), (None, false));
+        let over = b"99 31 0:60 / /merged rw - overlay overlay rw,lowerdir=/a:/mnt/a\\040b/x,upperdir=/u";
+        let over = parse(over).unwrap();
+        assert!(over.has_lower(Path::new("/mnt/a b")) && over.has_lower(Path::new("/a")));
+        assert!(
+            !over.has_lower(Path::new("/u"))
+                && !over.has_lower(Path::new("/mnt/a"))
+                && !plain.has_lower(Path::new("/"))
+        );
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"22 1 8:1 / / rw ext4 /dev/sda1 rw"), None);
     }

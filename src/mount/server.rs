@@ -21,12 +21,13 @@ use super::control::{self, Figures};
 use super::doing::Doing;
 use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::Target;
+use super::holders;
 use super::image;
 use super::log::{self, RotatingLog};
 use super::look::runtime;
 use super::mounts;
 use super::options::MountOptions;
-use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit};
+use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit, unmount_if_idle};
 use super::signals::{self, ServerSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
@@ -113,6 +114,7 @@ async fn mount_and_serve(
 struct Start {
     mount: Unserved,
     control: UnixListener,
+    leave: UnixListener,
     state: OwnState,
     served: Served,
 }
@@ -127,8 +129,8 @@ fn start(
 ) -> Result<Start, Error> {
     // Opening the image took its time: somebody else may have mounted here meanwhile.
     let dir = mounts::usable_point(&dir)?;
-    let path = state.socket();
-    let control = control::bind(&path).map_err(|source| Error::State { path, source })?;
+    let bind = |path: PathBuf| control::bind(&path).map_err(|source| Error::State { path, source });
+    let (control, leave) = (bind(state.socket())?, bind(state.leave_socket())?);
     let source = format!("{}@{}", served.name, served.digest);
     let mount = Unserved::mount(&Target { dir: &dir, source: &source, allow_other: options.allow_other })?;
     // So that whoever started this process unmounts it where this process is killed before it is ready.
@@ -141,18 +143,24 @@ fn start(
         frontend: "fuse".to_owned(),
         dir: mount.mounted.dir.clone(),
         device: mount.mounted.device,
+        user: mount.mounted.user,
+        namespace: holders::own_namespace(),
         started: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
     };
     state.write(&record)?;
-    Ok(Start { mount, control, state, served })
+    Ok(Start { mount, control, leave, state, served })
 }
 
 impl Start {
-    /// Lets the view answer, and the control socket.
+    /// Lets the view answer, and the sockets.
     fn serve(self) -> Result<Serving, Error> {
-        let Self { mount, control, state, served } = self;
+        let Self { mount, control, leave, state, served } = self;
         let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, read_ahead } = served;
         tokio::spawn(control::answer(control, figures.clone()));
+        let (dir, device) = (mount.mounted.dir.clone(), mount.mounted.device);
+        tokio::spawn(control::answer_leave(leave, move || {
+            unmount_if_idle(&dir, device).map_err(|error| error.chain())
+        }));
         let session = mount.serve(serve)?;
         let (fetched, pid) = (figures().stats.fetched, std::process::id());
         let ready = Ready { name, digest, layers, lazy, sent_whole, fetched, pid };

@@ -137,6 +137,19 @@ fn panicked() -> io::Error {
     io::Error::other("a thread panicked; the log says where")
 }
 
+/// Whether this very mount, and not another one, is at its directory.
+fn is_on_top(dir: &Path, device: Device) -> bool {
+    matches!(mounts::at(dir), Ok(Some(mount)) if mount.is_ours() && mount.device == device)
+}
+
+/// Unmounts a mount where nothing uses it, in the mount namespace of this process.
+pub(crate) fn unmount_if_idle(dir: &Path, device: Device) -> Result<(), Error> {
+    if !is_on_top(dir, device) {
+        return Err(Error::NotMounted { dir: dir.to_owned() });
+    }
+    fusedev::unmount(dir, Detach::IfIdle)
+}
+
 /// What a first user would do: stat the directory, and look a name up in it. One that is missing is as good.
 fn first_lookup(dir: &Path) -> io::Result<()> {
     fs::metadata(dir)?;
@@ -150,6 +163,8 @@ fn first_lookup(dir: &Path) -> io::Result<()> {
 pub(crate) struct Mounted {
     pub(crate) dir: PathBuf,
     pub(crate) device: Device,
+    /// Who mounted it, as the mount table has it.
+    pub(crate) user: Option<u32>,
     pub(crate) stays: bool,
 }
 
@@ -157,15 +172,16 @@ impl Mounted {
     /// The mount that was just made at `dir`.
     fn find(dir: PathBuf) -> Result<Self, Error> {
         match mounts::at(&dir) {
-            Ok(Some(mount)) if mount.is_ours() => Ok(Self { dir, device: mount.device, stays: false }),
+            Ok(Some(mount)) if mount.is_ours() => {
+                Ok(Self { dir, device: mount.device, user: mount.user(), stays: false })
+            }
             Ok(_) => Err(Error::NotMounted { dir }),
             Err(source) => Err(Error::Directory { dir, source }),
         }
     }
 
-    /// Whether this very mount, and not another one, is at its directory.
     fn is_on_top(&self) -> bool {
-        matches!(mounts::at(&self.dir), Ok(Some(mount)) if mount.is_ours() && mount.device == self.device)
+        is_on_top(&self.dir, self.device)
     }
 
     /// Whether it is anywhere in the mount table.

@@ -4,6 +4,7 @@
 //! $XDG_RUNTIME_DIR/crfs/<id>/     root: /run/crfs/<id>/
 //!     mount.json                  what is mounted where, written before the mount is ready
 //!     control.sock                0600; answers every connection with the server's status as JSON
+//!     leave.sock                  0600; a connection asks the server to unmount, if nothing uses the mount
 //!     server.log, server.log.1    JSON lines
 //!     state.id                    the id: this directory is crfs's
 //! ```
@@ -27,13 +28,14 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::{self, Device};
-use super::{Error, wire};
+use super::{Error, control, holders, wire};
 use crate::blob::Digest;
 use crate::sys::own::{Entry, EntryKind, OwnDir};
 use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
 const SOCKET: &str = "control.sock";
+const LEAVE: &str = "leave.sock";
 const LOG: &str = "server.log";
 const OLD_LOG: &str = "server.log.1";
 /// The last of the names, so that it is the last to be removed.
@@ -72,14 +74,31 @@ pub(crate) struct Record {
     pub(crate) dir: PathBuf,
     /// st_dev of the mount.
     pub(crate) device: Device,
+    /// Who made it, as the mount table has it, and in which mount namespace. Servers before 0.2 do not say.
+    #[serde(default)]
+    pub(crate) user: Option<u32>,
+    #[serde(default)]
+    pub(crate) namespace: Option<String>,
     /// Seconds since 1970.
     pub(crate) started: u64,
 }
 
 impl Record {
-    /// Whether this is what is known of that mount. The number alone may have been given to another one since.
+    /// Whether this is what is known of that mount. The number alone may have been given to another one since, also to another user's.
     pub(crate) fn describes(&self, mount: &mounts::Mount) -> bool {
-        mount.is_ours() && mount.device == self.device && mount.source == *self.source()
+        let is_users = self.user.is_none() || mount.user() == self.user;
+        mount.is_ours() && mount.device == self.device && mount.source == *self.source() && is_users
+    }
+
+    /// Whether its mount is in the mount table of this process or, where that is in another mount namespace, in anybody's.
+    fn is_mounted(&self, table: &[mounts::Mount]) -> bool {
+        let is_it = |mount: &mounts::Mount| self.describes(mount);
+        table.iter().any(is_it) || (self.is_foreign() && !holders::of(is_it, &self.dir, &[]).is_empty())
+    }
+
+    /// Whether it was mounted in another mount namespace than that of this process.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.namespace.is_some() && self.namespace != holders::own_namespace()
     }
 
     /// The source of the mount: the image, pinned.
@@ -140,6 +159,11 @@ impl OwnState {
         short_path(self.lock.as_fd()).join(SOCKET)
     }
 
+    /// The path of the socket by which the server is asked to unmount.
+    pub(crate) fn leave_socket(&self) -> PathBuf {
+        short_path(self.lock.as_fd()).join(LEAVE)
+    }
+
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let path = self.dir.join(RECORD);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
@@ -175,7 +199,7 @@ impl FoundState {
         Some(Self { path: base.path.join(name), dir, record })
     }
 
-    pub(crate) fn by_start(a: &Self, b: &Self) -> Ordering {
+    fn by_start(a: &Self, b: &Self) -> Ordering {
         (a.record.started, &a.record.id).cmp(&(b.record.started, &b.record.id))
     }
 
@@ -183,9 +207,18 @@ impl FoundState {
         short_path(self.dir.as_fd()).join(SOCKET)
     }
 
+    pub(crate) fn leave_socket(&self) -> PathBuf {
+        short_path(self.dir.as_fd()).join(LEAVE)
+    }
+
     /// Whether the server still has its directory locked.
     pub(crate) fn is_served(&self) -> bool {
         lock(&self.dir, FlockArg::LockSharedNonblock).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The process that serves it.
+    pub(crate) fn server(&self) -> Option<u32> {
+        self.is_served().then(|| control::server_of(&self.socket()).unwrap_or(self.record.pid))
     }
 
     pub(crate) fn remove(&self) {
@@ -194,7 +227,20 @@ impl FoundState {
 }
 
 /// All mounts of this user, in all `bases`, in the order of their start. Those that are gone altogether are cleaned up.
-pub(crate) fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
+///
+/// # Errors
+/// Where one of `bases` does not answer.
+pub(crate) fn found_in(bases: &[PathBuf]) -> Result<Vec<FoundState>, Error> {
+    let mut found = Vec::new();
+    for base in bases {
+        let bases = [base.clone()];
+        found.extend(mounts::answered(base, move || Ok(find_all(&bases)))?);
+    }
+    found.sort_by(FoundState::by_start);
+    Ok(found)
+}
+
+fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
     let mut found = Vec::new();
     for base in bases.iter().filter_map(|base| Base::existing(base).ok()) {
         // Where somebody else is at it, the next one cleans up.
@@ -266,7 +312,7 @@ impl Base {
             let Ok(dir) = self.dir.enter(&name) else { continue };
             // Shared, as everybody asks, so that two who ask do not take each other for the server.
             let Ok(_lock) = lock(&dir, FlockArg::LockSharedNonblock) else { continue };
-            if !read_record(&dir).is_some_and(|record| table.iter().any(|mount| record.describes(mount))) {
+            if !read_record(&dir).is_some_and(|record| record.is_mounted(&table)) {
                 self.remove(&name);
             }
         }
@@ -299,7 +345,7 @@ fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
 fn is_of_state(entry: &Entry) -> bool {
     match entry.kind {
         EntryKind::File => [RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
-        EntryKind::Socket => entry.name == SOCKET,
+        EntryKind::Socket => [SOCKET, LEAVE].iter().any(|name| entry.name == *name),
         _ => false,
     }
 }
@@ -340,6 +386,8 @@ mod tests {
             frontend: "fuse".into(),
             dir: "/mnt".into(),
             device: Device { major: 0, minor: u32::MAX },
+            user: Some(0),
+            namespace: None,
             started: 1,
         }
     }
@@ -384,6 +432,21 @@ mod tests {
         drop(state);
         assert!(!found[0].is_served());
         assert!(find_all(&bases).is_empty());
+    }
+
+    #[test]
+    fn a_state_goes_with_all_that_a_server_puts_into_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bases = [dir.path().join("crfs")];
+        let state = OwnState::create(&bases).unwrap();
+        state.write(&record(&state)).unwrap();
+        let _sockets = [state.socket(), state.leave_socket()].map(|path| control::bind(&path).unwrap());
+        for log in [LOG, OLD_LOG] {
+            fs::write(state.dir.join(log), "{}\n").unwrap();
+        }
+        let path = state.dir.clone();
+        drop(state);
+        assert!(!path.exists());
     }
 
     #[test]
@@ -495,13 +558,18 @@ mod tests {
         let state = OwnState::create(&[dir.path().join("crfs")]).unwrap();
         let record = record(&state);
         let mut mount = mounts::Mount {
+            id: 7,
             device: record.device,
             point: "/mnt".into(),
             kind: mounts::TYPE.into(),
             source: record.source().into(),
+            options: "ro,user_id=0,group_id=0".into(),
         };
         assert!(record.describes(&mount));
+        mount.options = "ro,user_id=7,group_id=0".into();
+        assert!(!record.describes(&mount), "the number was given to another user's mount of the same image");
+        assert!(Record { user: None, ..record.clone() }.describes(&mount), "an older server's");
         mount.source = "other".into();
-        assert!(!record.describes(&mount), "the number was given to another mount");
+        assert!(!Record { user: None, ..record }.describes(&mount), "the number was given to another mount");
     }
 }

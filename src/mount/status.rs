@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::Error;
 use super::control::{self, Activity};
+use super::holders::{self, Holder};
+use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
-use super::{Error, mounts};
 use crate::blob::Digest;
 
 /// How a mount is.
@@ -35,11 +37,23 @@ pub struct Status {
     pub dir: PathBuf,
     /// Seconds since 1970.
     pub started: u64,
+    /// Where it is, if it is not at `dir`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Elsewhere>,
     #[serde(flatten)]
     pub activity: Activity,
 }
 
-fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
+/// Where a mount is that is not at its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Elsewhere {
+    /// The mount namespace that it was made in, where that is another one; else it was unmounted here.
+    pub namespace: Option<String>,
+    /// Who has it, as far as this user may see.
+    pub holders: Vec<Holder>,
+}
+
+pub(super) fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
@@ -48,16 +62,28 @@ fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<
 /// # Errors
 /// Where one of these does not answer.
 pub fn status(state_dirs: &[PathBuf]) -> Result<Vec<Status>, Error> {
-    let mut found = Vec::new();
-    for dir in state_dirs {
-        let dirs = [dir.clone()];
-        found.extend(mounts::answered(dir, move || Ok(state::find_all(&dirs)))?);
-    }
-    found.sort_by(FoundState::by_start);
-    Ok(found.into_iter().map(ask).collect())
+    let found = state::found_in(state_dirs)?;
+    let elsewhere: Vec<_> = found.iter().map(|state| elsewhere(state, &found)).collect();
+    Ok(found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect())
 }
 
-fn ask(found: FoundState) -> Status {
+/// Where a mount is, if it is not at its directory. `all`: all mounts of this user. Their servers do not count in another mount namespace: each keeps
+/// the one that it was started in, and uses nothing there.
+pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewhere> {
+    let record = &state.record;
+    let is_it = |mount: &Mount| record.describes(mount);
+    if mounts::all().ok()?.iter().any(|mount| mount.point == record.dir && is_it(mount)) {
+        return None;
+    }
+    let namespace = record.namespace.clone().filter(|_| record.is_foreign());
+    let servers: Vec<_> = match namespace {
+        Some(_) => all.iter().filter_map(FoundState::server).collect(),
+        None => Vec::new(),
+    };
+    Some(Elsewhere { namespace, holders: holders::of(is_it, &record.dir, &servers) })
+}
+
+fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
     let (state, activity) = match (found.is_served(), control::ask(&found.socket())) {
         (true, Ok(activity)) => (State::Serving, activity),
         (true, Err(_)) => (State::Silent, Activity::default()),
@@ -73,6 +99,7 @@ fn ask(found: FoundState) -> Status {
         frontend: record.frontend,
         dir: record.dir,
         started: record.started,
+        elsewhere,
         activity,
     }
 }

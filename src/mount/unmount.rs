@@ -8,10 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Error;
 use super::fusedev::{self, Detach};
+use super::holders::{self, Holder, named};
 use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
+use super::status::{Elsewhere, elsewhere};
+use super::{Error, control};
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -20,30 +22,118 @@ const DOUBT: Duration = Duration::from_millis(200);
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// What is left of the mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing.
     Gone,
-    /// The server goes on for another mount that uses it.
-    StillInUse,
+    /// The server goes on for those who still have it, as far as they can be seen.
+    StillInUse(Vec<Holder>),
 }
 
-/// Unmounts the crfs mount at `dir`, alive or dead.
+/// Unmounts the crfs mount at `target`, alive or dead, or the one that has that id. One that is in another mount namespace is unmounted there: by its
+/// directory only where nobody but its server sees it.
 ///
 /// # Errors
 /// Where there is none, it is busy, or this user may not.
-pub fn unmount(dir: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> {
-    let asked = dir.to_owned();
-    let mount = mounts::answered(dir, move || find(&asked))?;
-    let state = state::find_all(state_dirs).into_iter().find(|state| state.record.describes(&mount));
-    let was_served = state.as_ref().is_some_and(FoundState::is_served);
+pub fn unmount(target: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> {
+    let asked = target.to_owned();
+    let here = mounts::answered(target, move || find(&asked));
+    let all = state::found_in(state_dirs);
+    match here {
+        // Whose state cannot be read, can be unmounted all the same.
+        Ok(mount) => unmount_here(&mount, &all.unwrap_or_default()),
+        Err(none) => unmount_elsewhere(target, &all?, none),
+    }
+}
+
+/// `none`: why nothing is unmounted at the directory `target`.
+fn unmount_elsewhere(target: &Path, all: &[FoundState], none: Error) -> Result<Outcome, Error> {
+    if let Some(state) = all.iter().find(|state| Path::new(&state.record.id) == target) {
+        return unmount_known(state, all, Whose::Named);
+    }
+    if !matches!(none, Error::NotMounted { .. } | Error::Directory { .. }) {
+        return Err(none);
+    }
+    let dir = std::path::absolute(target).unwrap_or_default();
+    let there: Vec<_> = all.iter().filter(|state| state.record.dir == dir && state.record.is_foreign()).collect();
+    match there.as_slice() {
+        [] => Err(none),
+        [state] => unmount_known(state, all, Whose::OursAlone),
+        several => {
+            let ids: Vec<_> = several.iter().map(|state| state.record.id.as_str()).collect();
+            Err(Error::SeveralMounted { dir, ids: ids.join(", ") })
+        }
+    }
+}
+
+/// The directory of a mount, and what came of unmounting it.
+pub type Unmounted = (PathBuf, Result<Outcome, Error>);
+
+/// Unmounts all crfs mounts of this user, but for those in other mount namespaces that somebody sees.
+///
+/// # Errors
+/// Where the directory of all mounts does not answer.
+pub fn unmount_all(state_dirs: &[PathBuf]) -> Result<Vec<Unmounted>, Error> {
+    let all = state::found_in(state_dirs)?;
+    let unmount = |state: &FoundState| (state.record.dir.clone(), unmount_known(state, &all, Whose::OursAlone));
+    // The last one first: it may stand on one before it.
+    Ok(all.iter().rev().map(unmount).collect())
+}
+
+/// Which mounts in other mount namespaces are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Those that nobody sees there.
+    OursAlone,
+    /// The user has said which one.
+    Named,
+}
+
+/// Only at its own directory, and only where that leads to it: what else is mounted there, or made of it, is somebody else's.
+fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result<Outcome, Error> {
+    let record = &state.record;
+    let dir = || record.dir.clone();
+    let top = mounts::at(&record.dir).map_err(|source| Error::Directory { dir: dir(), source })?;
+    match (top, elsewhere(state, all)) {
+        (Some(top), _) if record.describes(&top) => unmount_here(&top, all),
+        (Some(top), None) => Err(Error::Covered { dir: dir(), kind: top.kind.to_string_lossy().into_owned() }),
+        (_, Some(Elsewhere { namespace: Some(namespace), holders })) => match whose {
+            Whose::OursAlone if !holders.is_empty() => {
+                Err(Error::MountedElsewhere { dir: dir(), namespace, holders: named(&holders), id: record.id.clone() })
+            }
+            _ => ask_to_leave(state),
+        },
+        (_, Some(Elsewhere { namespace: None, holders })) if state.is_served() => Ok(Outcome::StillInUse(holders)),
+        _ => Ok(Outcome::Gone),
+    }
+}
+
+/// Lets the server unmount, in the mount namespace that it is in.
+fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
+    let dir = || state.record.dir.clone();
+    let was_served = state.is_served();
+    match control::ask_to_leave(&state.leave_socket()) {
+        Ok(Err(why)) => Err(Error::StaysElsewhere { dir: dir(), why }),
+        // A server that has nothing left to serve may be gone before it has answered.
+        _ if was_served && within(LEAVING, || !state.is_served()) => Ok(Outcome::Gone),
+        Ok(Ok(())) => {
+            let is_it = |mount: &Mount| state.record.describes(mount);
+            Ok(Outcome::StillInUse(holders::of(is_it, &state.record.dir, &[])))
+        }
+        Err(source) => Err(Error::NotAsked { dir: dir(), pid: state.record.pid, source }),
+    }
+}
+
+fn unmount_here(mount: &Mount, all: &[FoundState]) -> Result<Outcome, Error> {
+    let state = all.iter().find(|state| state.record.describes(mount));
+    let was_served = state.is_some_and(FoundState::is_served);
     fusedev::unmount(&mount.point, Detach::IfIdle)?;
-    let served = || state.as_ref().is_some_and(FoundState::is_served);
+    let served = || state.is_some_and(FoundState::is_served);
     if mount.device.exists() && !within(DOUBT, || !mount.device.exists() || (was_served && !served())) {
-        return Ok(Outcome::StillInUse);
+        return Ok(Outcome::StillInUse(holders::of(|other| other.is_of(mount), &mount.point, &[])));
     }
     within(LEAVING, || !served());
-    if let Some(dead) = state.as_ref().filter(|_| !was_served) {
+    if let Some(dead) = state.filter(|_| !was_served) {
         dead.remove();
     }
     Ok(Outcome::Gone)

@@ -1,4 +1,4 @@
-//! What the kernel does with a mount beyond reading it: ACLs, xattrs, holes, file handles, whiteouts under overlayfs, mount namespaces.
+//! What the kernel does with a mount beyond reading it: ACLs, xattrs, holes, file handles and whiteouts under overlayfs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

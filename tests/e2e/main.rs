@@ -22,6 +22,7 @@ mod life;
 #[path = "../it/registry/mod.rs"]
 #[allow(dead_code)]
 mod lying;
+mod namespaces;
 mod offline;
 mod ordinary_user;
 mod ours;
