@@ -1,13 +1,15 @@
 //! The words every part of crfs shares: digests, byte ranges, "read bytes at" and the documents a registry is remembered by.
 //!
-//! Nothing here does I/O or knows a format; everything may import it.
+//! Nothing here knows a format or a network; everything may import it.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -171,6 +173,42 @@ impl ByteSource for Bytes {
             _ => Err(format!("{range} of {} bytes", self.len()).into()),
         }
     }
+}
+
+/// The first `size` bytes of a file.
+pub(crate) struct FileSource {
+    file: File,
+    size: u64,
+}
+
+impl FileSource {
+    pub(crate) const fn new(file: File, size: u64) -> Self {
+        Self { file, size }
+    }
+
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl ByteSource for FileSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        read_file(&self.file, self.size, range)
+    }
+}
+
+/// Exactly the bytes of `range` of a file that has `size` of them.
+pub(crate) fn read_file(file: &File, size: u64, range: ByteRange) -> Result<Bytes, SourceError> {
+    if range.end > size {
+        return Err(format!("{range} of {size} bytes").into());
+    }
+    let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes.freeze())
 }
 
 /// What outlives a process of what registries said: documents by digest, and which digest a name had last.

@@ -43,16 +43,12 @@ pub use space::{Limits, Taken};
 pub(crate) use spool::Spool;
 pub use staged::{Adopted, Staged};
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-
-use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::blob::{ByteRange, ByteSource, FileSource};
 use crate::index::{Damaged, LayerKey, StoredIndex};
 use crate::sys::limit;
 use dir::Dir;
@@ -123,7 +119,7 @@ impl Cache {
     /// The encoded index kept under `key`; not checked yet.
     #[must_use]
     pub fn index(&self, key: &LayerKey) -> Option<Arc<dyn ByteSource>> {
-        Some(Arc::new(FileSource::open(&self.store.as_ref()?.dir, &layer_dir(key))?))
+        Some(Arc::new(open_index(&self.store.as_ref()?.dir, &layer_dir(key))?))
     }
 
     pub fn put_index(&self, key: &LayerKey, encoded: &[u8]) {
@@ -224,32 +220,9 @@ fn stored_checks(index: &StoredIndex, end: u64) -> Result<u32, Damaged> {
     }
 }
 
-/// A file of the cache as "read bytes at".
-struct FileSource {
-    file: File,
-    size: u64,
-}
-
-impl FileSource {
-    /// The index of a layer.
-    fn open(dir: &Dir, layer: &Path) -> Option<Self> {
-        let file = dir.open(&layer.join("index")).ok()?;
-        let size = file.metadata().ok()?.len();
-        Some(Self { file, size })
-    }
-}
-
-impl ByteSource for FileSource {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        if range.end > self.size {
-            return Err(format!("{range} of {} bytes", self.size).into());
-        }
-        let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
-        self.file.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes.freeze())
-    }
+/// The index of a layer.
+fn open_index(dir: &Dir, layer: &Path) -> Option<FileSource> {
+    let file = dir.open(&layer.join("index")).ok()?;
+    let size = file.metadata().ok()?.len();
+    Some(FileSource::new(file, size))
 }

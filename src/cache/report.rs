@@ -14,7 +14,7 @@ use super::layer::{Sums, hash};
 use super::presence::Present;
 use super::store::SPACE;
 use super::stored::{self, Stored};
-use super::{FileSource, LAYOUT, Limits, Store, space, store};
+use super::{LAYOUT, Limits, Store, open_index, space, store};
 use crate::blob::Digest;
 use crate::index::{CheckKind, Identity, LayerKey, StoredIndex};
 
@@ -201,7 +201,7 @@ impl Verification {
     }
 
     fn layer(&mut self, dir: &Dir, layer: &Path, key: &LayerKey) {
-        let Some(source) = FileSource::open(dir, layer) else {
+        let Some(source) = open_index(dir, layer) else {
             self.without_index += 1;
             return;
         };

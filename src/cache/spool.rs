@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::store::{PAGE, Store};
-use crate::blob::{ByteRange, ByteSource, Scratch, SourceError};
+use crate::blob::{ByteRange, ByteSource, Scratch, SourceError, read_file};
 
 /// A file without a name. The room that it takes is counted until it is dropped.
 pub(crate) struct Spool {
@@ -88,12 +88,7 @@ impl ByteSource for Spool {
     }
 
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        if range.end > self.len {
-            return Err(format!("{range} of {} bytes", self.len).into());
-        }
-        let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
-        self.file.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes.freeze())
+        read_file(&self.file, self.len, range)
     }
 }
 

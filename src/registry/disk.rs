@@ -6,47 +6,19 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 
 use super::Error;
-use crate::blob::{ByteRange, ByteSource, Documents, SourceError};
+use crate::blob::{ByteRange, ByteSource, Documents, FileSource};
 use crate::sys::outside;
 
 /// What is unpacked at a time.
 const PART: usize = 1 << 20;
-
-/// A file.
-pub(super) struct Local {
-    file: File,
-    size: u64,
-}
-
-impl Local {
-    pub(super) const fn new(file: File, size: u64) -> Self {
-        Self { file, size }
-    }
-}
-
-impl ByteSource for Local {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        if range.end > self.size {
-            return Err(format!("{range} of {} bytes", self.size).into());
-        }
-        let mut bytes = BytesMut::zeroed(usize::try_from(range.len())?);
-        self.file.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes.freeze())
-    }
-}
 
 /// Which file it was, and that nobody has written to it since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +106,8 @@ impl Archives {
         let error = |source| Error::File { path: path.to_owned(), what: "cannot be read", source };
         let file = outside::open_file(path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
-        let plain = Local::new(file, metadata.len());
-        let head = plain.read_at(ByteRange { start: 0, end: plain.size.min(Packing::LONGEST_MAGIC) });
+        let plain = FileSource::new(file, metadata.len());
+        let head = plain.read_at(ByteRange { start: 0, end: plain.size().min(Packing::LONGEST_MAGIC) });
         let head = head.map_err(|source| error(io::Error::other(source)))?;
         let Some(packing) = Packing::of(&head) else { return Ok(Arc::new(plain)) };
         let version = Version::of(&metadata);
@@ -146,8 +118,8 @@ impl Archives {
         if let Some(kept) = kept.and_then(|(_, kept)| kept.upgrade()) {
             return Ok(kept);
         }
-        unpacking.of.fetch_add(plain.size, Ordering::Relaxed);
-        let unpacked = unpack(path, packing, Counted(plain.file, unpacking), documents)?;
+        unpacking.of.fetch_add(plain.size(), Ordering::Relaxed);
+        let unpacked = unpack(path, packing, Counted(plain.into_file(), unpacking), documents)?;
         *known = Some((version, Arc::downgrade(&unpacked)));
         Ok(unpacked)
     }
@@ -187,6 +159,7 @@ fn unpack(
 mod tests {
     use std::io::Write as _;
 
+    use bytes::Bytes;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 

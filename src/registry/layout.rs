@@ -12,10 +12,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::archive::Archive;
-use super::disk::Local;
 use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
 use super::{Error, names};
-use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::blob::{ByteRange, ByteSource, Digest, FileSource};
 use crate::sys::outside;
 
 /// A layout, wherever it is.
@@ -123,5 +122,5 @@ fn open_file(dir: &Path, digest: &Digest) -> Result<FileBlob, Error> {
     };
     let file = outside::open_file(&path).map_err(error)?;
     let size = file.metadata().map_err(error)?.len();
-    Ok(FileBlob::new(path, Arc::new(Local::new(file, size)), ByteRange { start: 0, end: size }))
+    Ok(FileBlob::new(path, Arc::new(FileSource::new(file, size)), ByteRange { start: 0, end: size }))
 }
