@@ -85,6 +85,10 @@ pub(super) struct MountArgs {
     /// userxattr. Default: trusted with CAP_SYS_ADMIN in the initial user namespace, else user.
     #[arg(long, value_enum)]
     pub(super) opaque_xattr: Option<OpaqueArg>,
+    /// Let file handles outlive the kernel's caches, as NFS servers and some backup programs need it. Not for the lower
+    /// directory of an overlayfs with metacopy, redirect_dir, index or xino: files that are written there become stale.
+    #[arg(long, conflicts_with = "layer")]
+    pub(super) nfs_export: bool,
 }
 
 /// Which image, and how to reach it.

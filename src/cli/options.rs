@@ -65,6 +65,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
             Some(OpaqueArg::User) => OpaqueXattr::User,
             None => environment.opaque_xattr(),
         },
+        nfs_export: args.nfs_export,
         system_admin: environment.is_system_admin,
         state_dirs: environment.state_dirs(),
         log: log(verbose, environment),

@@ -160,7 +160,7 @@ impl Forest {
 
     pub(super) fn named(&self, parent: u64, name: &[u8]) -> Result<Named, Refused> {
         match name {
-            b"." => return self.by_number(parent),
+            b"." | b"/" => return self.by_number(parent),
             b".." => return self.by_number(self.parent(parent)?),
             _ if name.len() > NAME_MAX as usize => return Err(Refused::NameTooLong),
             _ => {}

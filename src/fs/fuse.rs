@@ -22,7 +22,8 @@
 //! Who waits for a READ can be killed, since it waits for the pages; but for a page fault where read-ahead is off (madvise(MADV_RANDOM)): there
 //! Linux 6.18 sends the READ from the fault itself and waits for its answer, so such a process stays until the read's deadline.
 //!
-//! LOOKUP of `.` and `..` is how the kernel finds a node by a file handle that it has forgotten (NFS, overlayfs with `index` or `nfs_export`).
+//! LOOKUP of `.` and `..` is how the kernel finds a node by a file handle that it has forgotten, where it was told that it may
+//! (`Options::nfs_export`); older kernels then ask for `/` of a node that they know no name of.
 //!
 //! Protocol: Linux `include/uapi/linux/fuse.h`, 7.31 and later as fuser 0.18 speaks it.
 
@@ -75,7 +76,7 @@ const MAX_REQUEST: u32 = 1 << 20;
 /// Not READDIRPLUS_AUTO: it falls back to a LOOKUP for each name. Never AUTO_INVAL_DATA or WRITEBACK_CACHE, which cost requests for
 /// nothing on an image, nor ABORT_ERROR, which fuser does not understand. ALLOW_IDMAP makes INIT fail on a mount without `default_permissions`.
 /// POSIX_ACL is asked for only where ACLs may be: with it, the kernel asks for the ACL of each inode that another than its owner uses, once.
-const CAPABILITIES: [InitFlags; 9] = [
+const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -84,13 +85,16 @@ const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_ALLOW_IDMAP,
-    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Show `trusted.*` xattrs in lists: the server has CAP_SYS_ADMIN in the initial user namespace.
     pub list_trusted: bool,
+    /// File handles lead to nodes that the kernel has forgotten. Not for what is below an overlayfs that looks for the origin of its files
+    /// (metacopy, redirect_dir, index, xino): Linux 6.18 takes the node that it finds so for invalid at the second look, and the file that was
+    /// copied up is ESTALE from then on.
+    pub nfs_export: bool,
 }
 
 /// Answers the kernel's requests from what is served.
@@ -175,7 +179,8 @@ fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let acls = self.forest.has_acls().then_some(InitFlags::FUSE_POSIX_ACL);
-        for capability in CAPABILITIES.into_iter().chain(acls) {
+        let export = self.options.nfs_export.then_some(InitFlags::FUSE_EXPORT_SUPPORT);
+        for capability in CAPABILITIES.into_iter().chain(acls).chain(export) {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not offer it");
             }

@@ -441,7 +441,8 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
         }
     });
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    let frontend = Frontend::new(forest, Handle::current(), Options { list_trusted: options.system_admin });
+    let answers = Options { list_trusted: options.system_admin, nfs_export: options.nfs_export };
+    let frontend = Frontend::new(forest, Handle::current(), answers);
     let contents = distinct(&image.layers);
     let doing = doing(engine.cache().clone(), &image.layers);
     Ok(Served {

@@ -55,6 +55,8 @@ pub struct MountOptions {
     pub layer: Option<LayerChoice>,
     #[serde(with = "wire::WireOpaque")]
     pub opaque_xattr: OpaqueXattr,
+    /// File handles lead to files that the kernel has forgotten.
+    pub nfs_export: bool,
     /// Whether the server has CAP_SYS_ADMIN in the initial user namespace, and so may list trusted.* xattrs.
     pub system_admin: bool,
     /// Where the state of the mount may be kept, the best first.
@@ -130,6 +132,7 @@ mod tests {
             frontend: Frontend::Fuse,
             layer: Some(LayerChoice::Digest(Digest::of(b""))),
             opaque_xattr: OpaqueXattr::User,
+            nfs_export: true,
             system_admin: true,
             state_dirs: vec![odd],
             log: LogOptions { filter: Some("crfs=debug".into()), verbosity: 2 },

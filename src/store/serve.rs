@@ -138,7 +138,8 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let dir = options.paths.mount();
     let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
     let mounted = Unserved::mount(&target)?;
-    let frontend = Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false });
+    let frontend =
+        Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false, nfs_export: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
     let usable = tokio::time::timeout(USABLE, session.become_usable()).await;
     usable.map_err(|late| mount::Error::NotReady { dir: dir.clone(), source: late.into() })??;

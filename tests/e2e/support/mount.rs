@@ -89,10 +89,17 @@ impl Overlay {
     /// `lowers`: the lowest first, as an image has its layers.
     #[track_caller]
     pub(crate) fn new(lab: &Lab, merger: Merger, lowers: &[&Path]) -> Self {
+        Self::with(lab, merger, lowers, "")
+    }
+
+    /// The same with more options of the mount.
+    #[track_caller]
+    pub(crate) fn with(lab: &Lab, merger: Merger, lowers: &[&Path], more: &str) -> Self {
         let dir = lab.fresh("merged");
         let (upper, work) = (lab.fresh("upper"), lab.fresh("work"));
         let lowers: Vec<_> = lowers.iter().rev().map(|lower| lower.to_str().unwrap()).collect();
-        let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
+        let (lowers, upper, work) = (lowers.join(":"), upper.display(), work.display());
+        let options = format!("lowerdir={lowers},upperdir={upper},workdir={work}{more}");
         let mut command = match merger {
             Merger::Kernel => Command::new("mount"),
             Merger::FuseOverlayfs => Command::new("fuse-overlayfs"),

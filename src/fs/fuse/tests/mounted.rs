@@ -45,7 +45,8 @@ impl Mounted {
     pub(super) fn with<F: Filesystem>(view: View, around: impl FnOnce(Frontend) -> F) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let forest = Arc::new(Forest::alone(Arc::new(view), 3));
-        let frontend = Frontend::new(forest, runtime.handle().clone(), Options { list_trusted: true });
+        let frontend =
+            Frontend::new(forest, runtime.handle().clone(), Options { list_trusted: true, nfs_export: true });
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(File::options().read(true).write(true).open("/dev/fuse").unwrap());
         let data = format!(
