@@ -131,9 +131,10 @@ pub(super) fn podman_root(path: &Path) -> Result<PathBuf, UsageError> {
     rooted(path)
 }
 
-/// The server leaves the directory in which all this was typed.
+/// The server leaves the directory in which all this was typed. A slash at the end goes: messages show the path.
 pub(super) fn rooted(path: &Path) -> Result<PathBuf, UsageError> {
-    absolute(path).map_err(|source| UsageError::Path { path: path.to_owned(), source })
+    let rooted = absolute(path).map_err(|source| UsageError::Path { path: path.to_owned(), source })?;
+    Ok(rooted.components().collect())
 }
 
 fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
@@ -201,5 +202,7 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         assert_eq!(rooted_image(layout).unwrap(), ImageRef::Layout { dir: here.join("a/b"), tag: None });
         assert!(matches!(rooted(Path::new("")), Err(UsageError::Path { .. })));
+        assert_eq!(rooted(Path::new("/s/store//")).unwrap().as_os_str(), "/s/store");
+        assert_eq!(rooted(Path::new("/")).unwrap().as_os_str(), "/");
     }
 }
