@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::mounts::{self, Mount};
+use crate::registry::list;
 
 /// A place where a mount is, or an overlayfs that is made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,13 +37,9 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The first holders by name, and the number of the rest.
+/// The first holders by name, and the number of the others.
 pub fn named(holders: &[Holder]) -> String {
-    /// As many as fit a line or two.
-    const NAMED: usize = 4;
-    let mut names: Vec<_> = holders.iter().take(NAMED).map(Holder::to_string).collect();
-    names.extend(holders.len().checked_sub(NAMED).filter(|more| *more > 0).map(|more| format!("{more} more")));
-    names.join(", ")
+    list(&holders.iter().map(Holder::to_string).collect::<Vec<_>>())
 }
 
 /// The name of the mount namespace that this process is in, as the kernel has it: `mnt:[4026531841]`.
@@ -133,7 +130,6 @@ mod tests {
         let holder = |pid| Holder { pid, process: "sh".into(), namespace: None, point: "/m".into(), overlay: pid == 1 };
         assert_eq!(named(&[holder(1), holder(2)]), "the overlayfs on /m of process 1 (sh), /m of process 2 (sh)");
         assert_eq!(named(&[holder(std::process::id())]), "/m");
-        assert!(named(&(1..8).map(holder).collect::<Vec<_>>()).ends_with("/m of process 4 (sh), 3 more"));
-        assert_eq!(named(&[]), "");
+        assert!(named(&(1..14).map(holder).collect::<Vec<_>>()).ends_with("/m of process 10 (sh) and 3 more"));
     }
 }

@@ -14,6 +14,7 @@ use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
 use super::status::{Elsewhere, elsewhere};
 use super::{Error, control};
+use crate::registry::list;
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -60,8 +61,8 @@ fn unmount_elsewhere(target: &Path, all: &[FoundState], none: Error) -> Result<O
         [] => Err(none),
         [state] => unmount_known(state, all, Whose::OursAlone),
         several => {
-            let ids: Vec<_> = several.iter().map(|state| state.record.id.as_str()).collect();
-            Err(Error::SeveralMounted { dir, ids: ids.join(", ") })
+            let ids: Vec<_> = several.iter().map(|state| state.record.id.clone()).collect();
+            Err(Error::SeveralMounted { dir, ids: list(&ids) })
         }
     }
 }

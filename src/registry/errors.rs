@@ -94,7 +94,10 @@ pub enum Error {
     Artifact { what: String, artifact: Artifact },
     #[error("{image} holds no image{left_out}")]
     NoImage { image: String, left_out: Box<LeftOut> },
-    #[error("{image}: {name:?} names more than one image: {}; give each a name of its own, or name one that it has alone", owners.join(" and "))]
+    #[error(
+        "{image}: {name:?} names more than one image: {}; give each a name of its own, or name one that it has alone",
+        list(owners)
+    )]
     SharedName { image: String, name: String, owners: Vec<String> },
     #[error(
         "{image} names none of the {count} images that it holds (:NAME, or :@0 for the first); their names are: {}",
@@ -309,11 +312,21 @@ pub(super) fn deepest(error: Option<&reqwest::Error>) -> String {
     error.and_then(|error| sources(error).last()).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
-/// Each once, in the order in which they come.
-fn list(items: &[String]) -> String {
+/// As many names as a message tells, and as much of each; a name of an image has 384 characters at most.
+const MOST_NAMES: usize = 10;
+const LONGEST_NAME: usize = 400;
+
+/// The first of some names, each once and in the order in which they come, and the number of the others.
+pub(crate) fn list(names: &[String]) -> String {
     let mut seen = HashSet::new();
-    let items: Vec<&str> = items.iter().map(String::as_str).filter(|item| seen.insert(*item)).collect();
-    if items.is_empty() { "(none)".to_owned() } else { items.join(", ") }
+    let names: Vec<&String> = names.iter().filter(|name| seen.insert(*name)).collect();
+    let shown: Vec<String> =
+        names.iter().take(MOST_NAMES).map(|name| name.chars().take(LONGEST_NAME).collect()).collect();
+    match names.len() {
+        0 => "(none)".to_owned(),
+        count if count > MOST_NAMES => format!("{} and {} more", shown.join(", "), count - MOST_NAMES),
+        _ => shown.join(", "),
+    }
 }
 
 fn refusal(registry: &str, login: &Login) -> String {
@@ -349,6 +362,32 @@ mod tests {
     fn urls_are_shown_without_their_secrets() {
         let url = "https://user:pass@host:1/path?X-Amz-Signature=secret#part".parse().unwrap();
         assert_eq!(Redacted::of(&url).to_string(), "https://host:1/path");
+    }
+
+    #[test]
+    fn a_list_of_names_has_an_end() {
+        let names = |count| (0..count).map(|number| format!("t{}", number % 12)).collect::<Vec<_>>();
+        assert_eq!(list(&names(0)), "(none)");
+        assert_eq!(list(&names(2)), "t0, t1");
+        assert!(list(&names(10)).ends_with("t8, t9"));
+        assert!(list(&names(90)).ends_with("t8, t9 and 2 more"), "each counts once");
+        assert_eq!(list(&["x".repeat(100_000)]), "x".repeat(LONGEST_NAME));
+    }
+
+    #[test]
+    fn no_message_names_all_tags() {
+        let names = || (0..90_000).map(|number| format!("t{number}")).collect::<Vec<_>>();
+        let (image, left_out) = (|| "oci:/l".to_owned(), Box::default);
+        let errors = [
+            Error::AmbiguousLayout { image: image(), tags: names(), left_out: left_out() },
+            Error::AmbiguousArchive { image: image(), count: 9, names: names() },
+            Error::NoTag { image: image(), tag: "x".to_owned(), tags: names(), left_out: left_out() },
+            Error::NoPlatform { image: image(), wanted: "a/b".to_owned(), available: names(), left_out: left_out() },
+            Error::SharedName { image: image(), name: "x".to_owned(), owners: names() },
+        ];
+        for error in errors.map(|error| error.to_string()) {
+            assert!(error.contains("t9 and 89990 more") && error.len() < 300, "{error}");
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub use blob::{Blob, Body, Parts, Sent, Traffic};
 pub use client::Client;
 pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, auth_files};
 pub use disk::Archives;
+pub(crate) use errors::list;
 pub use errors::{Error, ProxyTrouble, Redacted, Retry};
 pub use hosts::Hosts;
 pub use left_out::LeftOut;

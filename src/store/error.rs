@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::blob::Digest;
 use crate::mount;
+use crate::registry::list;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,7 +55,7 @@ pub enum Error {
 
     #[error("the store has no image {name:?}; `crfs store ls` lists them")]
     NoImage { name: String },
-    #[error("{name:?} is more than one image: {}", ids.join(", "))]
+    #[error("{name:?} is more than one image: {}", list(ids))]
     Ambiguous { name: String, ids: Vec<String> },
     #[error("{image} is used by {user}; remove that first (podman rm, podman rmi)")]
     InUse { image: String, user: String },
