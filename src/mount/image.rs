@@ -78,6 +78,15 @@ pub struct Engine {
     soci: OnceCell<Option<Soci>>,
 }
 
+/// How far layers are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Each is open or refused.
+    AllAreKnown,
+    /// The same, or it is known which is the lowest that is refused.
+    OneIsRefused,
+}
+
 /// An image whose layers are all open, the lowest first. With `--layer`: that one alone.
 pub struct OpenImage {
     pub image: registry::Image,
@@ -156,7 +165,8 @@ impl Engine {
         }
     }
 
-    /// Opens all layers at once; those that have to be read whole first are. `first`: the number of the first of the image's layers.
+    /// Opens all layers at once, and reads those whole that need it. Does not wait for layers above one that cannot be opened. `first`: the number of
+    /// the first of the image's layers.
     ///
     /// # Errors
     /// Where a layer cannot be opened: of several, the lowest one's, so that the same image gives the same message.
@@ -168,7 +178,8 @@ impl Engine {
     ) -> Result<OpenImage, Error> {
         let image = Arc::new(image);
         let wanted = (first..).zip(image.layers.iter().cloned()).collect();
-        let layers = self.open_each(&image, wanted, report).await.into_values().collect::<Result<_, Error>>()?;
+        let opened = self.open_each(&image, wanted, Until::OneIsRefused, report).await;
+        let layers = opened.into_values().collect::<Result<_, Error>>()?;
         let image = Arc::try_unwrap(image).unwrap_or_else(|image| (*image).clone());
         Ok(OpenImage { image, layers })
     }
@@ -179,11 +190,12 @@ impl Engine {
         self: &Arc<Self>,
         image: &Arc<registry::Image>,
         wanted: Vec<(usize, registry::Layer)>,
+        until: Until,
         report: &Report,
     ) -> BTreeMap<usize, Result<OpenLayer, Error>> {
         let reading = Arc::new(Reading::default());
         let (wanted, again) = told_apart(wanted);
-        let of = wanted.len();
+        let (of, numbers) = (wanted.len(), wanted.iter().map(|(number, _)| *number).collect::<Vec<_>>());
         let open = |(number, layer): (usize, registry::Layer)| {
             let (engine, image, reading) = (Arc::clone(self), Arc::clone(image), Arc::clone(&reading));
             async move { (number, engine.open_layer(&image, layer, number, &reading).await) }
@@ -192,7 +204,7 @@ impl Engine {
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
         // Progress that nobody hears is none.
-        while !opening.is_empty() {
+        while !opening.is_empty() && !(until == Until::OneIsRefused && is_refused(&numbers, &results)) {
             tokio::select! {
                 Some((number, result)) = opening.next() => {
                     results.insert(number, result);
@@ -367,6 +379,12 @@ fn told_apart(layers: Vec<(usize, registry::Layer)>) -> ToldApart {
     (once, again)
 }
 
+/// Whether it is known which is the lowest layer that cannot be opened: all below it are open.
+fn is_refused<T, E>(numbers: &[usize], results: &BTreeMap<usize, Result<T, E>>) -> bool {
+    let mut in_order = numbers.iter().map(|number| results.get(number));
+    matches!(in_order.find(|result| !matches!(result, Some(Ok(_)))), Some(Some(Err(_))))
+}
+
 /// What `of` gives of the index of each layer, asked once for one that the image has several times.
 pub(crate) fn of_each<T: Clone>(
     layers: &[Arc<fetch::Layer>],
@@ -484,4 +502,19 @@ fn figures(layers: Vec<OpenLayer>) -> Figures {
 
 pub(crate) fn layer_activity(layer: &fetch::Layer) -> Activity {
     Activity { stats: layer.stats(), last_error: layer.last_error() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_refused;
+
+    #[test]
+    fn a_layer_is_refused_once_all_below_it_are_open() {
+        let refused = |results: &[(usize, Result<(), ()>)]| is_refused(&[2, 3, 5], &results.iter().copied().collect());
+        assert!(refused(&[(2, Err(()))]));
+        assert!(refused(&[(2, Ok(())), (3, Err(())), (5, Err(()))]));
+        assert!(!refused(&[(3, Err(()))]), "the one below it may be refused, too");
+        assert!(!refused(&[(2, Ok(())), (5, Err(()))]));
+        assert!(!refused(&[(2, Ok(())), (3, Ok(())), (5, Ok(()))]));
+    }
 }

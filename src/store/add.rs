@@ -12,7 +12,7 @@ use super::tar_splits::Staged;
 use super::{Error, files, podman, tar_splits, trees};
 use crate::blob::Digest;
 use crate::index::{Identity, Trust};
-use crate::mount::image::Engine;
+use crate::mount::image::{Engine, Until};
 use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::tar_splits::keep_usable;
@@ -74,7 +74,7 @@ impl Store {
         let config = read_config(&name, &config_bytes, image.layers.len())?;
         let image = Arc::new(image);
         let wanted = image.layers.iter().cloned().enumerate().collect();
-        let results = engine.open_each(&image, wanted, report).await;
+        let results = engine.open_each(&image, wanted, Until::OneIsRefused, report).await;
         let opened = results
             .into_iter()
             .map(|(number, result)| result.map_err(|source| layer_error(&name, number, &image, source)));

@@ -32,7 +32,7 @@ use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
-use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
+use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until, read_ahead};
 use crate::mount::layer::OpenLayer;
 use crate::mount::mounts::Device;
 use crate::mount::options::ImageOptions;
@@ -295,7 +295,7 @@ impl Store {
         let engine = self.engine(&image.source)?;
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
-        let results = engine.open_each(&resolved, wanted.collect(), report).await;
+        let results = engine.open_each(&resolved, wanted.collect(), Until::AllAreKnown, report).await;
         let records = self.records.lock().await;
         let mut outcome = Ok(());
         for (number, result) in results {

@@ -73,6 +73,21 @@ async fn a_body_that_stalls_is_asked_for_again() {
     lab.assert_right(&open(&options).await.unwrap()).await;
 }
 
+/// The layer above it sends nothing until a deadline that is never met.
+#[tokio::test]
+async fn a_layer_that_is_refused_is_told_without_waiting_for_those_above_it() {
+    let lab = Lab::new().await;
+    let tars = [3, 5].map(|seed| tar(&[File { name: "file", content: noise(50_000, seed) }]));
+    let layers = [plain(gzip(&tars[0])), plain(gzip(&tars[1]))];
+    lab.push_image("a", &[&layers[0], &layers[1]], &tars.map(|tar| Digest::of(&tar)));
+    let about = |layer: usize, lie| Fault::always(On::Blobs, lie).about(&layers[layer].digest().to_string());
+    lab.registry.fault(about(0, Lie::Status(404, Vec::new())));
+    lab.registry.fault(about(1, Lie::Silence));
+    let options = ImageOptions { io_deadline: Duration::from_secs(3600), ..lab.options() };
+    let error = within(open(&options)).await.err().expect("it opened").chain();
+    assert!(error.contains(&layers[0].digest().to_string()), "{error}");
+}
+
 #[tokio::test]
 async fn what_was_complete_stays_when_the_registry_goes_away() {
     let lab = Lab::new().await;
