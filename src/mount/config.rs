@@ -41,21 +41,46 @@ struct Execution {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     env: Option<Vec<String>>,
-    #[serde(rename = "workingdir")]
+    #[serde(rename = "workingDir")]
     working_dir: Option<String>,
 }
 
+/// Why a config says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    #[error("cannot be had")]
+    Missing,
+    #[error("cannot be read ({0})")]
+    Malformed(String),
+    #[error("names {named} layers, and the manifest {layers}")]
+    OtherLayers { named: usize, layers: usize },
+}
+
 impl Config {
-    /// From the cache or the registry; `None` where it cannot be had or is not what the manifest names.
-    pub(super) async fn read(image: &registry::Image, cache: &Cache) -> Option<Self> {
-        Self::parse(&Self::bytes(image, cache).await?)
+    /// From the cache or the registry.
+    ///
+    /// # Errors
+    /// Where it cannot be had, is not what the manifest names, or is of an image with other layers.
+    pub(super) async fn read(image: &registry::Image, cache: &Cache) -> Result<Self, Unusable> {
+        let bytes = Self::bytes(image, cache).await.ok_or(Unusable::Missing)?;
+        Self::parse(&bytes).map_err(|error| Unusable::Malformed(error.to_string()))?.of_layers(image.layer_count)
     }
 
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        json::from_slice(bytes).ok()
+    /// # Errors
+    /// Where it is no image's config.
+    pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        json::from_slice(bytes)
     }
 
-    /// The same as it stands in the registry.
+    /// A config that names no layer at all says nothing of them.
+    fn of_layers(self, layers: usize) -> Result<Self, Unusable> {
+        match self.rootfs.as_ref().and_then(|rootfs| rootfs.diff_ids.as_ref()).map_or(0, Vec::len) {
+            named if named == 0 || named == layers => Ok(self),
+            named => Err(Unusable::OtherLayers { named, layers }),
+        }
+    }
+
+    /// Its bytes as they stand in the registry.
     pub(super) async fn bytes(image: &registry::Image, cache: &Cache) -> Option<Bytes> {
         let config = image.config.clone().filter(|config| config.size <= LARGEST)?;
         let cache = cache.clone();
@@ -130,6 +155,33 @@ mod tests {
         assert_eq!(config.platform().unwrap().to_string(), "linux/arm");
         assert_eq!((config.diff_id(0), config.diff_id(1)), (Some(digest), None));
         assert_eq!(started(r#"{"cmd": ["x"], "ENTRYPOINT": ["/e"], "workingDir": "/w"}"#), [["/e"], ["/w/x"]]);
+    }
+
+    #[test]
+    fn what_nobody_reads_is_not_minded() {
+        let cases = [
+            &br#"{"os": "linux", "config": {"Labels": {"a": "\ud800"}}}"#[..],
+            b"{\"OS\": \"linux\", \"x\": 1e999, \"author\": \"\xe9\"}",
+        ];
+        for case in cases {
+            assert_eq!(Config::parse(case).unwrap().os.as_deref(), Some("linux"));
+        }
+        assert_eq!(started(r#"{"Cmd": ["/x"], "Env": [null, "A=B"]}"#), [["/x"]]);
+        let broken = Config::parse(br#"{"config": {"Env": "PATH=/"}}"#).unwrap_err().to_string();
+        assert!(broken.starts_with("env: invalid type: string"), "{broken}");
+    }
+
+    #[test]
+    fn its_layers_are_those_of_the_manifest() {
+        let config = |digests: &[Digest]| {
+            let digests: Vec<_> = digests.iter().map(|digest| format!("\"{digest}\"")).collect();
+            Config::parse(format!(r#"{{"rootfs": {{"diff_ids": [{}]}}}}"#, digests.join(",")).as_bytes()).unwrap()
+        };
+        let digest = Digest::of(b"");
+        assert!(config(&[digest]).of_layers(1).is_ok() && config(&[]).of_layers(2).is_ok());
+        for layers in [0, 1, 3] {
+            assert_eq!(config(&[digest; 2]).of_layers(layers).unwrap_err(), Unusable::OtherLayers { named: 2, layers });
+        }
     }
 
     #[test]

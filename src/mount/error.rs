@@ -106,9 +106,11 @@ pub enum Error {
     #[error("layer {layer}: its zTOC has {size} bytes, the limit is {limit}")]
     ZtocTooLarge { layer: Digest, size: u64, limit: u64 },
     #[error(
-        "layer {layer}: the image's config, which has the digest of its tar, cannot be had or read; mount again, or push the image again"
+        "layer {layer}: the image's config, which has the digest of its tar, {why}; mount again, or push the image again"
     )]
-    NoConfig { layer: Digest },
+    NoConfig { layer: Digest, why: super::config::Unusable },
+    #[error("the image's config {why}; push the image again")]
+    OtherLayers { why: super::config::Unusable },
     #[error("layer {layer} was given up")]
     LayerTask { layer: Digest, source: crate::threads::Lost },
     #[error("the layers were not merged")]

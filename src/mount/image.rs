@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 
-use super::config::Config;
+use super::config::{Config, Unusable};
 use super::control::{Activity, Figures};
 use super::doing::{self, Doing};
 use super::event::{Event, Report};
@@ -72,7 +72,7 @@ pub struct Engine {
     turns: Mutex<HashMap<Digest, Arc<AsyncMutex<bool>>>>,
     /// The lowest layer that could not be read: those above it need not be.
     pub(super) lowest_failed: AtomicUsize,
-    config: OnceCell<Option<Config>>,
+    config: OnceCell<Result<Config, Unusable>>,
     /// `None`: no SOCI index is used.
     soci_choice: Option<SociChoice>,
     soci: OnceCell<Option<Soci>>,
@@ -176,6 +176,10 @@ impl Engine {
         first: usize,
         report: &Report,
     ) -> Result<OpenImage, Error> {
+        if image.layers.is_empty() {
+            // No layer asks whether the config names some.
+            self.diff_id(&image, 0).await?;
+        }
         let image = Arc::new(image);
         let wanted = (first..).zip(image.layers.iter().cloned()).collect();
         let opened = self.open_each(&image, wanted, Until::OneIsRefused, report).await;
@@ -219,7 +223,10 @@ impl Engine {
             let Some(Ok(open)) = results.get(&first) else { continue };
             let (diff_id, open) = (open.summary().diff_id, open.again(layer));
             let checked = match diff_id {
-                Some(_) => check_diff_id(&open.layer, diff_id, self.diff_id(image, number).await),
+                Some(_) => {
+                    let named = self.diff_id(image, number).await;
+                    named.and_then(|named| check_diff_id(&open.layer, diff_id, named))
+                }
                 None => Ok(()),
             };
             results.insert(number, checked.map(|()| open));
@@ -260,7 +267,7 @@ impl Engine {
         match looked {
             Looked::Open(open) if open.summary().diff_id.is_none() => Ok(open),
             Looked::Open(open) => {
-                check_diff_id(&open.layer, open.summary().diff_id, self.diff_id(image, number).await)?;
+                check_diff_id(&open.layer, open.summary().diff_id, self.diff_id(image, number).await?)?;
                 Ok(open)
             }
             Looked::Pass(pending) => self.pass(image, pending, number, reading).await,
@@ -275,10 +282,11 @@ impl Engine {
         number: usize,
         reading: &Reading,
     ) -> Result<OpenLayer, Error> {
-        if pending.is_told_by_diff_id()? && image.config.is_some() && self.config(image).await.is_none() {
-            return Err(Error::NoConfig { layer: pending.layer.digest });
+        if pending.is_told_by_diff_id()? && image.config.is_some() {
+            let (layer, config) = (pending.layer.digest, self.config(image).await);
+            config.map_err(|why| Error::NoConfig { layer, why: why.clone() })?;
         }
-        pending.diff_id = self.diff_id(image, number).await;
+        pending.diff_id = self.diff_id(image, number).await?;
         let turn =
             self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(pending.layer.digest).or_default().clone();
         let mut was_read = turn.lock().await;
@@ -306,8 +314,13 @@ impl Engine {
         read
     }
 
-    async fn diff_id(&self, image: &registry::Image, layer: usize) -> Option<Digest> {
-        self.config(image).await.and_then(|config| config.diff_id(layer))
+    /// `None` where the config does not say, or cannot be had.
+    async fn diff_id(&self, image: &registry::Image, layer: usize) -> Result<Option<Digest>, Error> {
+        match self.config(image).await {
+            Ok(config) => Ok(config.diff_id(layer)),
+            Err(why @ Unusable::OtherLayers { .. }) => Err(Error::OtherLayers { why: why.clone() }),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The image's SOCI index, looked for once. One that cannot be had is none, unless the user has named it.
@@ -339,7 +352,7 @@ impl Engine {
     }
 
     /// The image's config, read once.
-    pub(super) async fn config(&self, image: &registry::Image) -> Option<&Config> {
+    pub(super) async fn config(&self, image: &registry::Image) -> Result<&Config, &Unusable> {
         self.config.get_or_init(|| Config::read(image, self.cache())).await.as_ref()
     }
 }

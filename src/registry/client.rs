@@ -280,7 +280,8 @@ impl Client {
                 let Manifest { layers, config, annotations, .. } = found;
                 let (layers, config) = self.blobs(source, layers, config).await?;
                 let (name, digest, manifest) = (image.name(), document.digest, document.bytes);
-                return Ok(Image { name, digest, manifest, platform: search.platform, layers, config, annotations });
+                let (platform, layer_count) = (search.platform, layers.len());
+                return Ok(Image { name, digest, manifest, platform, layers, layer_count, config, annotations });
             }
             document = self.child(image, source, &search.next()?).await?;
         }

@@ -2,14 +2,14 @@
 //!
 //! What a document is follows from its own bytes, which its digest covers, never from a header; one that could be read as
 //! both a manifest and an index is refused (CVE-2021-41190). What the specification wants and other tools do without is not
-//! missed here either: a schemaVersion, and the media types of descriptors. (The types of oci-client want them.)
+//! missed here either: a schemaVersion, and the media types of descriptors. (The types of oci-client want them.) JSON is read as in Go.
 
 use std::collections::BTreeMap;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
-use super::{Error, Platform};
+use super::{Error, Platform, json};
 use crate::blob::Digest;
 
 /// The distribution specification's own limit for manifests.
@@ -75,8 +75,15 @@ struct Raw {
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     artifact_type: Option<String>,
-    subject: Option<Descriptor>,
+    subject: Option<Subject>,
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// One without a digest is none.
+#[derive(Deserialize)]
+struct Subject {
+    #[serde(default)]
+    digest: String,
 }
 
 /// Schema 1 has other fields altogether, so it is looked for first.
@@ -120,12 +127,12 @@ pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<Content, Error> {
     if bytes.len() > LARGEST_DOCUMENT {
         return Err(refused(format!("it has more than {LARGEST_DOCUMENT} bytes")));
     }
-    if serde_json::from_slice(bytes).is_ok_and(|version: Version| version.is_schema_1()) {
+    if json::from_slice(bytes).is_ok_and(|version: Version| version.is_schema_1()) {
         return Err(refused(
             "it is of Docker schema 1, which no registry should serve any more; push the image again".into(),
         ));
     }
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|source| refused(source.to_string()))?;
+    let raw: Raw = json::from_slice(bytes).map_err(|source| refused(source.to_string()))?;
     // As in Go, 0 is none.
     if let Some(version) = raw.schema_version.filter(|version| ![0, 2].contains(version)) {
         return Err(refused(format!("schemaVersion {version} is unknown")));
@@ -239,6 +246,29 @@ mod tests {
             assert!(reason(&old).contains("schema 1"), "{old}");
         }
         assert!(reason(&image("").replace("Version\":2", "Version\":3")).contains("schemaVersion 3"));
+    }
+
+    #[test]
+    fn a_manifest_means_what_it_means_in_go() {
+        let layer = format!("{{\"Digest\":\"{DIGEST}\",\"SIZE\":7,\"annotations\":{{\"A\":\"x\",\"n\":null}}}}");
+        for (key, other) in [
+            ("\"layers\"", "\"Layers\""),
+            ("\"config\"", "\"subject\":{},\"Config\""),
+            ("\"config\"", "\"annotations\":{\"a\":null},\"config\""),
+            ("\"config\"", "\"schemaVersion\":2,\"x\":1e999,\"config\""),
+            ("\"layers\"", "\"y\":\"\\ud800\",\"layers\":[],\"LAYERS\""),
+        ] {
+            let text = image(&layer).replace(key, other);
+            let Ok(Content::Image(manifest)) = parse("r/x", text.as_bytes()) else { panic!("{text}") };
+            let found: Vec<_> = manifest.layers.iter().map(|layer| (layer.size, &layer.annotations)).collect();
+            let annotations = BTreeMap::from([("A".to_owned(), "x".to_owned()), ("n".to_owned(), String::new())]);
+            assert_eq!((found, manifest.subject), (vec![(7, &annotations)], None), "{text}");
+        }
+        let index = format!("{{\"Manifests\":[{layer}]}}");
+        assert!(matches!(parse("r/x", index.as_bytes()), Ok(Content::Index(entries)) if entries.len() == 1));
+        let both = image(&layer).replace("\"layers\"", "\"MANIFESTS\":[],\"layers\"");
+        assert!(reason(&both).contains("neither"), "in no case both");
+        assert!(reason(&image(&layer).replace("schemaVersion\":2", "SchemaVersion\":1")).contains("schema 1"));
     }
 
     #[test]

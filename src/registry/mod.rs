@@ -96,6 +96,8 @@ pub struct Image {
     /// What its index says it is for; `None` where no index led to it.
     pub platform: Option<Platform>,
     pub layers: Vec<Layer>,
+    /// Layers of its manifest, also where only some of them are wanted.
+    pub layer_count: usize,
     /// Its config, which says for what platform an image without an index is.
     pub config: Option<Layer>,
     /// What its manifest says beyond that.

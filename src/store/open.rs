@@ -366,7 +366,7 @@ impl Store {
     /// Makes the tree of an image, so that what is fetched around a miss follows from it.
     pub(super) fn join(&self, records: &Records, image: &Image) {
         let path = self.paths.image(&image.id.hex()).join(podman::big_data_file(&image.id.to_string()));
-        let config = outside::read(&path, u64::MAX).ok().and_then(|bytes| Config::parse(&bytes));
+        let config = outside::read(&path, u64::MAX).ok().and_then(|bytes| Config::parse(&bytes).ok());
         let command = config.map(|config| config.started()).unwrap_or_default();
         if let Err(error) = self.trees.join(records, image, command) {
             tracing::debug!(error = error.chain(), "nothing is fetched around misses of this image");

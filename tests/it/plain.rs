@@ -251,3 +251,34 @@ async fn what_one_image_says_of_a_blob_holds_for_it_alone() {
         lab.assert_right(&lab.open().await).await;
     }
 }
+
+#[tokio::test]
+async fn a_config_of_other_layers_is_refused_by_what_it_says() {
+    let lab = Lab::new().await;
+    let (tar, digest) = (tar(&lab.files), Digest::of(&tar(&lab.files)));
+    let layer = plain(gzip(&tar));
+    lab.push_image("a", &[&layer], &[digest]);
+    drop(lab.open().await);
+    for (layers, named) in [(&[&layer][..], 2), (&[&layer, &layer], 1), (&[&layer, &layer], 3), (&[], 1)] {
+        lab.push_image("a", layers, &vec![digest; named]);
+        let message = lab.refusal().await;
+        let said = format!("names {named} layers, and the manifest {}", layers.len());
+        assert!(message.contains(&said), "{message}");
+    }
+    lab.push_image("a", &[], &[]);
+    drop(lab.open().await);
+}
+
+#[tokio::test]
+async fn a_config_that_cannot_be_read_is_refused_by_what_is_wrong_with_it() {
+    let lab = Lab::new().await;
+    let layer = plain(gzip(&tar(&lab.files)));
+    let push = |config: &[u8]| {
+        lab.registry.push("a", "1", OCI_MANIFEST, &manifest_with(config, &[&layer]), &[&layer.blob, config]);
+    };
+    push(br#"{"config": {"Env": 7}}"#);
+    let message = lab.refusal().await;
+    assert!(message.contains("env: invalid type: integer `7`"), "{message}");
+    push(b"{\"config\": {\"Env\": [null], \"Labels\": {\"\xff\": 1e999}}, \"author\": \"\\udfff\"}");
+    lab.assert_right(&lab.open().await).await;
+}
