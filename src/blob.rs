@@ -246,6 +246,33 @@ pub trait Scratch: Send {
     fn finish(self: Box<Self>) -> Arc<dyn ByteSource>;
 }
 
+/// How a file or a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Gzip,
+    Zstd,
+    /// In a way that crfs does not read: its name, and what unpacks it.
+    Other(&'static str, &'static str),
+}
+
+impl Packing {
+    /// So many bytes tell.
+    pub(crate) const LONGEST_MAGIC: u64 = 6;
+
+    /// By its first bytes, whatever its name or type says.
+    pub(crate) const fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            // A frame, or a skippable one (RFC 8878, section 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Other("xz", "xz -dk")),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Some(Self::Other("bzip2", "bzip2 -dk")),
+            [0x04, 0x22, 0x4d, 0x18, ..] => Some(Self::Other("lz4", "lz4 -dk")),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,5 +302,14 @@ mod tests {
         let bytes = Bytes::from_static(b"0123456789");
         assert_eq!(bytes.read_at(ByteRange { start: 2, end: 4 }).unwrap(), "23");
         assert!(bytes.read_at(ByteRange { start: 2, end: 11 }).is_err());
+    }
+
+    #[test]
+    fn tars_are_not_taken_for_compressed() {
+        for head in [&b""[..], b"BZhelp", b"index.json", b"\x1f", b"./", b"\x28\xb5", b"file\0\0"] {
+            assert_eq!(Packing::of(head), None);
+        }
+        assert_eq!(Packing::of(b"\x1f\x8b\x08"), Some(Packing::Gzip));
+        assert_eq!(Packing::of(b"\x5f\x2a\x4d\x18"), Some(Packing::Zstd));
     }
 }

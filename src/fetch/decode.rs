@@ -2,7 +2,8 @@
 
 use std::io::{self, BufRead, Read};
 
-use crate::index::{self, Codec, Frames, Piece};
+use crate::index::{self, Codec, Piece};
+use crate::sys::frames::{Frames, Unpacked};
 use crate::sys::inflate::{Inflate, Stop, Wrapping};
 
 /// Decoded bytes are handed on in parts of at most this size.
@@ -42,35 +43,11 @@ impl Units {
             Codec::Gzip => cut(flate2::bufread::GzDecoder::new(input), &mut self.part, pieces, sink),
             Codec::Zstd => {
                 self.zstd.restart()?;
-                cut(Unpacked { input, frames: &mut self.zstd }, &mut self.part, pieces, sink)
+                cut(Unpacked::new(input, &mut self.zstd), &mut self.part, pieces, sink)
             }
             Codec::Stored => cut(input, &mut self.part, pieces, sink),
             Codec::Deflate { bits, .. } => cut(Span::new(input, bits, window)?, &mut self.part, pieces, sink),
         }
-    }
-}
-
-/// What zstd frames decode to.
-struct Unpacked<'a, R> {
-    input: R,
-    frames: &'a mut Frames,
-}
-
-impl<R: BufRead> Read for Unpacked<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while !buffer.is_empty() {
-            let input = self.input.fill_buf()?;
-            let is_over = input.is_empty();
-            let step = self.frames.step(input, buffer)?;
-            self.input.consume(step.consumed);
-            if step.produced > 0 {
-                return Ok(step.produced);
-            }
-            if is_over {
-                break;
-            }
-        }
-        Ok(0)
     }
 }
 

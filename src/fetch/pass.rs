@@ -16,8 +16,9 @@ use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
-use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder, WideWindow};
+use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
 use crate::registry::{self, Body, Freshness, Sent};
+use crate::sys::frames::WideWindow;
 use crate::threads::{self, Work};
 
 /// Parts of a body that wait to be decompressed.

@@ -1,6 +1,7 @@
 //! What a layer without a table of contents is: one that can be indexed in one pass, or one of a format that crfs does not read, by name.
 
 use super::{Descriptor, Error, Format};
+use crate::blob::Packing;
 
 /// Refuses what its media type says that crfs cannot read.
 pub(super) fn refuse(layer: &Descriptor) -> Result<(), Error> {
@@ -23,14 +24,12 @@ fn by_media_type(media_type: &str) -> Option<&'static str> {
 }
 
 /// What a blob is by its first bytes, whatever its media type says: registries hold gzip that is called tar, and zstd that is called gzip.
-pub(super) fn format(head: &[u8]) -> Result<Format, &'static str> {
-    match head {
-        [0x1f, 0x8b, ..] => Ok(Format::TarGzip),
-        // A frame, or a skippable one (RFC 8878, section 3.1).
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Format::TarZstd),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err("a tar compressed with xz"),
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Err("a tar compressed with bzip2"),
-        _ => Ok(Format::Tar),
+pub(super) fn format(head: &[u8]) -> Result<Format, String> {
+    match Packing::of(head) {
+        Some(Packing::Gzip) => Ok(Format::TarGzip),
+        Some(Packing::Zstd) => Ok(Format::TarZstd),
+        Some(Packing::Other(by, _)) => Err(format!("a tar compressed with {by}")),
+        None => Ok(Format::Tar),
     }
 }
 
@@ -49,5 +48,6 @@ mod tests {
         assert_eq!(format(&[0x52, 0x2a, 0x4d, 0x18, 0]), Ok(Format::TarZstd));
         assert!(format(b"BZh91AY&SY").unwrap_err().contains("bzip2"));
         assert!(format(b"\xfd7zXZ\0rest").unwrap_err().contains("xz"));
+        assert!(format(b"\x04\x22\x4d\x18...").unwrap_err().contains("lz4"));
     }
 }

@@ -92,9 +92,8 @@ pub(crate) const HUGE_DECODED: u64 = 64 << 20;
 /// Compressed bytes of a layer of one unit above which it is not called lazy: what a read of a layer in parts brings as well.
 pub(crate) const UNDIVIDED: u64 = 1 << 20;
 
-/// Bytes of a zstd window that are kept while a layer is read whole: as much as podman takes (`zstd --long=29`). The window
-/// may be larger where the frame unpacks to no more than this.
-pub(crate) const ZSTD_WINDOW: u64 = 512 << 20;
+/// Bytes of a zstd window that are kept while a layer is read whole.
+pub(crate) const ZSTD_WINDOW: u64 = crate::sys::frames::LARGEST_WINDOW;
 
 /// The same while a unit is decoded for a reader: many are at a time. A unit of our own index unpacks to [`HUGE_DECODED`] at
 /// most.

@@ -7,7 +7,6 @@ mod error;
 mod estargz;
 mod footer;
 mod foreign;
-mod frames;
 mod holes;
 mod limits;
 mod names;
@@ -28,7 +27,6 @@ mod zstd_chunked;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Error, Problem};
 pub use footer::{Footer, TocPosition};
-pub(crate) use frames::{Frames, WideWindow};
 pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
@@ -220,7 +218,7 @@ pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes) -> Result<Op
 /// # Errors
 /// Where it is of no format that crfs reads.
 pub(crate) fn plain_format(layer: &Descriptor, head: &[u8]) -> Result<Format, Error> {
-    foreign::format(head).map_err(|what| Error::Foreign { layer: layer.digest, what: what.to_owned() })
+    foreign::format(head).map_err(|what| Error::Foreign { layer: layer.digest, what })
 }
 
 /// What the header of an encoded index says of the layer.

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use flate2::read::MultiGzDecoder;
 
 use super::Error;
-use crate::blob::{ByteRange, ByteSource, Documents, FileSource};
+use crate::blob::{ByteRange, ByteSource, Documents, FileSource, Packing};
+use crate::sys::frames::{Frames, LARGEST_WINDOW, Unpacked, WideWindow};
 use crate::sys::outside;
 
 /// What is unpacked at a time.
@@ -33,33 +34,6 @@ impl Version {
     fn of(file: &Metadata) -> Self {
         let (device, inode, size) = (file.dev(), file.ino(), file.size());
         Self { device, inode, size, changed: (file.ctime(), file.ctime_nsec()) }
-    }
-}
-
-/// How a file is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packing {
-    Gzip,
-    Zstd,
-    /// In a way that crfs does not read: its name, and what unpacks it.
-    Other(&'static str, &'static str),
-}
-
-impl Packing {
-    /// So many bytes tell.
-    pub(super) const LONGEST_MAGIC: u64 = 6;
-
-    /// By its first bytes, whatever its name says.
-    pub(super) fn of(head: &[u8]) -> Option<Self> {
-        match head {
-            [0x1f, 0x8b, 0x08, ..] => Some(Self::Gzip),
-            // A frame, or a skippable one (RFC 8878, section 3.1).
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Other("xz", "xz -dk")),
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Some(Self::Other("bzip2", "bzip2 -dk")),
-            [0x04, 0x22, 0x4d, 0x18, ..] => Some(Self::Other("lz4", "lz4 -dk")),
-            _ => None,
-        }
     }
 }
 
@@ -89,11 +63,11 @@ impl Read for Counted<'_> {
 }
 
 /// What an archive was when it was unpacked, and what came of it while somebody has it.
-type Unpacked = Arc<Mutex<Option<(Version, Weak<dyn ByteSource>)>>>;
+type InUse = Arc<Mutex<Option<(Version, Weak<dyn ByteSource>)>>>;
 
 /// The compressed archives that are in use. Clones share them.
 #[derive(Clone, Default)]
-pub struct Archives(Arc<Mutex<HashMap<PathBuf, Unpacked>>>);
+pub struct Archives(Arc<Mutex<HashMap<PathBuf, InUse>>>);
 
 impl Archives {
     /// An archive, unpacked where it is compressed. Blocking.
@@ -135,8 +109,8 @@ fn unpack(
     let mut reader: Box<dyn Read> = match packing {
         Packing::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PART, file))),
         Packing::Zstd => {
-            let reader = zstd::stream::read::Decoder::new(file);
-            Box::new(reader.map_err(|source| Error::File { path: path.clone(), what: "cannot be unpacked", source })?)
+            let frames = Frames::new(LARGEST_WINDOW).map_err(|source| broken(&path, source))?;
+            Box::new(Unpacked::new(BufReader::with_capacity(PART, file), frames))
         }
         Packing::Other(by, command) => return Err(Error::Packed { path, by, command }),
     };
@@ -145,13 +119,21 @@ fn unpack(
     let (mut buffer, mut unpacked) = (vec![0; PART], 0);
     loop {
         let read = reader.read(&mut buffer);
-        let read = read.map_err(|source| Error::File { path: path.clone(), what: "cannot be unpacked", source })?;
+        let read = read.map_err(|source| broken(&path, source))?;
         let part = buffer.get(..read).unwrap_or_default();
         if part.is_empty() {
             return Ok(scratch.finish());
         }
         scratch.append(part).map_err(|source| no_room(unpacked, source))?;
         unpacked += read as u64;
+    }
+}
+
+fn broken(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    match source.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(WideWindow { window, limit }) => Error::Window { path, window: *window, limit: *limit },
+        None => Error::File { path, what: "cannot be unpacked", source },
     }
 }
 
@@ -259,9 +241,29 @@ mod tests {
             assert!(text.contains(command), "{text}");
         }
         let whole = gzip(b"0123456789");
-        for broken in [&whole[..whole.len() - 1], &whole[..5], &zstd(&[1; 100])[..9]] {
+        let more = [&whole[..], b"more"].concat();
+        for broken in [&whole[..whole.len() - 1], &whole[..5], &zstd(&[1; 100])[..9], &more] {
             assert!(opened(broken, usize::MAX).unwrap_err().contains("cannot be unpacked"));
         }
+    }
+
+    /// A frame of these bytes with a window of `1 << log`.
+    fn long(data: &[u8], log: u32) -> Vec<u8> {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.set_parameter(zstd::stream::raw::CParameter::WindowLog(log)).unwrap();
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_long_window_is_unpacked_within_the_bounds_of_a_layer() {
+        for log in [27, 28, 29, 31] {
+            assert_eq!(opened(&long(b"an archive", log), usize::MAX).unwrap().0, "an archive", "{log}");
+        }
+        // A frame that says that it unpacks to 1 TiB, all of which is its window.
+        let wide = [&b"\x28\xb5\x2f\xfd\xe0"[..], &(1_u64 << 40).to_le_bytes()].concat();
+        let text = opened(&wide, usize::MAX).unwrap_err();
+        assert!(text.contains("window of 1048576 MiB") && text.contains("zstd -d --long=31"), "{text}");
     }
 
     #[test]
@@ -278,12 +280,5 @@ mod tests {
         let asked = room.asked.load(Ordering::Relaxed);
         drop(open());
         assert_eq!(room.asked.load(Ordering::Relaxed), asked + 1, "nobody had it any more");
-    }
-
-    #[test]
-    fn tars_are_not_taken_for_compressed() {
-        for head in [&b""[..], b"BZhelp", b"index.json", b"\x1f", b"./", b"\x28\xb5"] {
-            assert_eq!(Packing::of(head), None);
-        }
     }
 }

@@ -21,13 +21,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::Archive;
-use super::disk::Packing;
 use super::layout::FileBlob;
 use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
 use super::remote::Document;
 use super::tarfile::{Content, members};
 use super::{Error, json};
-use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::blob::{ByteRange, ByteSource, Digest, Packing};
 
 /// Links to links are followed so far: docker and skopeo write none.
 const MOST_LINKS: usize = 8;
@@ -43,7 +42,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Item {
     config: String,
-    #[serde(rename = "repotags")]
+    #[serde(rename = "repoTags")]
     names: Option<Vec<String>>,
     layers: Option<Vec<String>>,
 }
@@ -225,7 +224,14 @@ impl Contents {
         let suffix = match Packing::of(&head) {
             Some(Packing::Gzip) => "+gzip",
             Some(Packing::Zstd) => "+zstd",
-            _ => "",
+            Some(Packing::Other(by, _)) => {
+                let what =
+                    format!("a docker archive that crfs reads: its layer {name:?} is a tar compressed with {by}");
+                return Err(
+                    self.refused(format!("{what}, and crfs serves tar, tar+gzip and tar+zstd; convert the image"))
+                );
+            }
+            None => "",
         };
         let named = || name.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
         let digest = match suffix {
@@ -336,6 +342,19 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_that_is_compressed_otherwise_is_refused_by_name() {
+        for (data, by) in [(&b"\xfd7zXZ\0..."[..], "xz"), (b"BZh91AY&SY", "bzip2")] {
+            let parts = [
+                document("manifest.json", &serde_json::json!([item("c", &[], &["l"])])),
+                document("c", &config(&[b"one"])),
+                entry("l", b'0', data),
+            ];
+            let text = refusal(&parts, None);
+            assert!(text.contains(&format!("its layer \"l\" is a tar compressed with {by}")), "{text}");
+        }
+    }
+
+    #[test]
     fn images_are_told_apart_by_name_and_place() {
         let parts = [
             document(
@@ -366,6 +385,9 @@ mod tests {
         ];
         let (manifest, _) = opened(&parts, None).unwrap();
         assert_eq!(manifest["layers"][0]["digest"], Digest::of(b"one").to_string());
+        let half = br#"[{"Config": "c", "config": null, "RepoTags": ["\udfff", null, "x:1"], "Layers": ["one.tar"]}]"#;
+        let again = [entry("manifest.json", b'0', half), parts[1].clone(), parts[2].clone()];
+        assert_eq!(opened(&again, Some("docker.io/library/x:1")).unwrap().0, manifest);
         assert!(refusal(&parts, Some("docker.io/library/c:latest")).contains("its tags are: (none)"));
     }
 

@@ -119,6 +119,11 @@ pub enum Error {
         path = path.display()
     )]
     NoRoom { path: PathBuf, unpacked: u64, source: std::io::Error },
+    #[error(
+        "{path} is compressed by zstd with a window of {} MiB, of which crfs would have to keep more than {} MiB in memory: unpack it first \
+         (`zstd -d --long=31`)", window >> 20, limit >> 20, path = path.display()
+    )]
+    Window { path: PathBuf, window: u64, limit: u64 },
     #[error("{path} is not {what}", path = path.display())]
     NotALayout { path: PathBuf, what: String },
     #[error("{path} holds no blob {digest}", path = path.display())]

@@ -1,6 +1,7 @@
-//! The only unsafe code of crfs: descriptors that are bare numbers, system calls that no library has, and zlib. And what keeps crfs's files apart
+//! The only unsafe code of crfs: descriptors that are bare numbers, system calls that no library has, zlib, and zstd within a bounded memory. And what keeps crfs's files apart
 //! from other people's (own.rs, trusted.rs, outside.rs), and its commands from waiting for ever (limit.rs).
 
+pub(crate) mod frames;
 pub(crate) mod inflate;
 pub(crate) mod limit;
 pub(crate) mod outside;

@@ -3,7 +3,8 @@
 use std::io;
 
 use super::{Event, Output, SMALL_SPAN, Start, Tell};
-use crate::index::{Frames, limits};
+use crate::index::limits;
+use crate::sys::frames::Frames;
 
 pub(crate) struct Zstd {
     frames: Frames,

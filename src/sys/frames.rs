@@ -9,7 +9,8 @@
 //! A decoder keeps as much of what it has decoded as the window is large. It takes the memory for that as it fills it, so a
 //! frame with a large window and little in it needs little.
 
-use std::io;
+use std::borrow::BorrowMut;
+use std::io::{self, BufRead, Read};
 
 use zstd::stream::raw::{self, DParameter, Operation as _};
 
@@ -21,6 +22,10 @@ const WINDOW_LOG: u32 = 31;
 
 /// What a decoder may keep from one blob to the next.
 const KEPT: u64 = 128 << 20;
+
+/// Bytes of a zstd window that are kept while a layer or an archive is read whole: as much as podman takes (`zstd --long=29`). The window may be
+/// larger where the frame unpacks to no more than this.
+pub(crate) const LARGEST_WINDOW: u64 = 512 << 20;
 
 /// The frame needs more of what was decoded than may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +120,42 @@ impl Frames {
     }
 }
 
+/// What the frames of an input decode to.
+pub(crate) struct Unpacked<R, F> {
+    input: R,
+    frames: F,
+    is_between: bool,
+}
+
+impl<R: BufRead, F: BorrowMut<Frames>> Unpacked<R, F> {
+    /// `frames`: with nothing in it yet.
+    pub(crate) const fn new(input: R, frames: F) -> Self {
+        Self { input, frames, is_between: true }
+    }
+}
+
+impl<R: BufRead, F: BorrowMut<Frames>> Read for Unpacked<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !buffer.is_empty() {
+            let input = self.input.fill_buf()?;
+            let is_over = input.is_empty();
+            if is_over && self.is_between {
+                break;
+            }
+            let step = self.frames.borrow_mut().step(input, buffer)?;
+            self.input.consume(step.consumed);
+            self.is_between = step.is_between;
+            if step.produced > 0 {
+                return Ok(step.produced);
+            }
+            if is_over && !step.is_between {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(0)
+    }
+}
+
 fn decoder() -> io::Result<raw::Decoder<'static>> {
     let mut decoder = raw::Decoder::new()?;
     decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG))?;
@@ -192,6 +233,23 @@ mod tests {
                 return Ok(all);
             }
         }
+    }
+
+    #[test]
+    fn frames_are_read_to_the_end_of_the_last_one() {
+        let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
+        let whole = [frame(&content, 20, false), frame(b"", 10, true), frame(b"next", 10, true)].concat();
+        let read = |input: &[u8]| {
+            let mut all = Vec::new();
+            let input = io::BufReader::with_capacity(7, input);
+            Unpacked::new(input, Frames::new(1 << 20)?).read_to_end(&mut all).map(|_| all)
+        };
+        assert_eq!(read(&whole).unwrap(), [&content[..], b"next"].concat());
+        assert_eq!(read(b"").unwrap(), b"");
+        for cut in [whole.len() - 1, 5, 1] {
+            assert_eq!(read(&whole[..cut]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{cut}");
+        }
+        assert!(read(&[&whole[..], b"no frame"].concat()).is_err());
     }
 
     #[test]
