@@ -1,27 +1,13 @@
-//! POSIX ACLs as xattrs hold them (acl(5); Linux, include/uapi/linux/posix_acl_xattr.h), and whether the kernel would take them.
+//! Whether the kernel would take an ACL (acl(5)).
 //!
-//! ```text
-//! u32 version, 2      then for each entry, sorted by tag: u16 tag, u16 permissions (rwx: 4, 2, 1), u32 user or group
-//! ```
-//!
-//! The kernel enforces an ACL that it gets from FUSE without looking at its order or at what is missing, hence that is done here.
+//! It enforces an ACL that it gets from FUSE without looking at its order or at what is missing, hence that is done here.
 
-pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
-pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
-
-const VERSION: u32 = 2;
-const HEADER: usize = 4;
-const ENTRY: usize = 8;
+use super::ids::Ids;
+pub(super) use crate::index::acl::{ACCESS, DEFAULT};
+use crate::index::acl::{ENTRY, GROUP, GROUP_OBJ, HEADER, MASK, OTHER, USER, USER_OBJ, VERSION};
 
 /// Bytes of the longest ACL that the kernel takes from FUSE: a page, as ext4 has it. A longer one would refuse every access.
 const LONGEST: usize = 4096;
-
-const USER_OBJ: u16 = 0x01;
-const USER: u16 = 0x02;
-const GROUP_OBJ: u16 = 0x04;
-const GROUP: u16 = 0x08;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
 
 /// No user or group has that number.
 const NOBODY: u32 = u32::MAX;
@@ -42,6 +28,10 @@ pub(super) enum Acl {
 /// # Errors
 /// What is wrong with it, where it would refuse it.
 pub(super) fn read(value: &[u8]) -> Result<Acl, &'static str> {
+    read_for(Ids::of_this_process(), value)
+}
+
+fn read_for(ids: &Ids, value: &[u8]) -> Result<Acl, &'static str> {
     if value.is_empty() {
         return Ok(Acl::Nothing);
     }
@@ -55,7 +45,11 @@ pub(super) fn read(value: &[u8]) -> Result<Acl, &'static str> {
     if value.len() > LONGEST {
         return Err("it has more than 4096 bytes, which is more than the kernel takes");
     }
-    if entries.is_empty() { Ok(Acl::Nothing) } else { entries.chunks_exact(ENTRY).try_fold(Parsed::new(), add)?.acl() }
+    if entries.is_empty() {
+        Ok(Acl::Nothing)
+    } else {
+        entries.chunks_exact(ENTRY).try_fold(Parsed::new(), |so_far, entry| add(ids, so_far, entry))?.acl()
+    }
 }
 
 /// What the entries so far say.
@@ -86,15 +80,25 @@ impl Parsed {
     }
 }
 
-fn add(mut so_far: Parsed, entry: &[u8]) -> Result<Parsed, &'static str> {
-    let [tag_low, tag_high, permissions, 0, id @ ..] = entry else { return Err(NOT_PERMISSIONS) };
+fn add(ids: &Ids, mut so_far: Parsed, entry: &[u8]) -> Result<Parsed, &'static str> {
+    let Some(([tag_low, tag_high, permissions, 0], id)) =
+        entry.split_first_chunk().and_then(|(head, id)| Some((head, id.first_chunk()?)))
+    else {
+        return Err(NOT_PERMISSIONS);
+    };
     let (tag, permissions) = (u16::from_le_bytes([*tag_low, *tag_high]), u16::from(*permissions));
     if permissions > 7 {
         return Err(NOT_PERMISSIONS);
     }
     let is_named = matches!(tag, USER | GROUP);
-    if is_named && id == NOBODY.to_le_bytes() {
+    let id = u32::from_le_bytes(*id);
+    if is_named && id == NOBODY {
         return Err("it names a user or group that cannot exist");
+    }
+    if is_named && !(if tag == USER { ids.has_user(id) } else { ids.has_group(id) }) {
+        return Err(
+            "it names a user or group that this user namespace has no number for (/proc/self/uid_map, gid_map)",
+        );
     }
     // Only those for named users and groups may be there more than once; the first is for the owner.
     let in_order =
@@ -178,6 +182,24 @@ pub(super) mod tests {
         );
         let bytes = acl(&good);
         assert!((1..bytes.len()).filter(|len| *len != HEADER).all(|len| read(&bytes[..len]).is_err()));
+    }
+
+    #[test]
+    fn one_of_ids_that_the_namespace_lacks_is_an_error() {
+        let ids = Ids::parse("0 100000 1000\n1000 5 1\n", "0 0 50\n");
+        let named =
+            |tag, id| read_for(&ids, &acl(&[OWNER, OWNING, MASKED, OTHERS])).and(read_for(&ids, &acl_with(tag, id)));
+        assert!(named(USER, 0).is_ok() && named(USER, 1000).is_ok() && named(GROUP, 49).is_ok());
+        for (tag, id) in [(USER, 1001), (USER, 100_000), (GROUP, 50), (GROUP, 1000), (USER, NOBODY - 1)] {
+            assert!(named(tag, id).unwrap_err().contains("namespace"), "{tag} {id}");
+        }
+    }
+
+    fn acl_with(tag: u16, id: u32) -> Vec<u8> {
+        match tag {
+            USER => acl(&[OWNER, (USER, 4, id), OWNING, MASKED, OTHERS]),
+            _ => acl(&[OWNER, OWNING, (tag, 4, id), MASKED, OTHERS]),
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod errno;
 mod fake;
 pub mod forest;
 pub mod fuse;
+mod ids;
 mod overlay;
 mod paths;
 mod possible;

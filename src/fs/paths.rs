@@ -3,6 +3,7 @@
 use super::tree::{Ino, Tree};
 use crate::blob::ByteRange;
 use crate::fetch::{Files, LONGEST_PATH, Node, Place};
+use crate::index::MAX_SYMLINKS;
 
 /// Why a path leads nowhere. Paths are as the caller gave them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,9 +22,6 @@ pub enum LastSymlink {
     Follow,
     Keep,
 }
-
-/// How many symlinks one path may lead over, as in Linux (path_resolution(7)).
-const MAX_SYMLINKS: usize = 40;
 
 /// What a path names, from a directory on. Symlinks are followed inside the image: an absolute path or target starts at its root, and `..` of
 /// the root is the root.

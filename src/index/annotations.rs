@@ -179,9 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_that_cannot_be_checked_is_refused_not_ignored() {
-        let message = Named::of(&layer(&[(TOC_DIGEST, "sha512:abc")])).unwrap_err().to_string();
-        assert!(message.contains("sha512:abc") && message.contains(TOC_DIGEST), "{message}");
+    fn a_digest_that_cannot_be_checked_is_a_misfit_by_name() {
+        let error = Named::of(&layer(&[(TOC_DIGEST, "sha512:abc")])).unwrap_err();
+        let message = error.to_string();
+        assert!(error.is_misfit() && message.contains("sha512:abc") && message.contains(TOC_DIGEST), "{message}");
     }
 
     #[test]

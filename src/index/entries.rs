@@ -201,6 +201,12 @@ impl Entries {
         self.children.len()
     }
 
+    /// Whether what it has to show alone depends on the layers below: it has whiteouts, or hides all of them, which no xattr of a root tells overlayfs.
+    #[must_use]
+    pub fn may_hide(&self) -> bool {
+        matches!(self.kind(Self::ROOT), Kind::Dir { opaque: true, .. }) || self.has_whiteouts()
+    }
+
     /// Whether it has whiteouts that may hide something: those in an opaque directory, or anywhere below one, do not.
     #[must_use]
     pub fn has_whiteouts(&self) -> bool {

@@ -51,7 +51,7 @@ pub enum Error {
 }
 
 fn near(entry: Option<&str>) -> String {
-    entry.map_or_else(|| "TOC: ".to_owned(), |entry| format!("entry {entry}: "))
+    entry.map(|entry| format!("entry {entry}: ")).unwrap_or_default()
 }
 
 impl Error {
@@ -64,7 +64,14 @@ impl Error {
     /// Whether the layer may be another one than that which the manifest's annotations were written for.
     #[must_use]
     pub const fn is_misfit(&self) -> bool {
-        matches!(self, Self::TocDigest { .. } | Self::NoToc { .. } | Self::TocDamaged { .. } | Self::ExternalToc { .. })
+        matches!(
+            self,
+            Self::Annotation { .. }
+                | Self::TocDigest { .. }
+                | Self::NoToc { .. }
+                | Self::TocDamaged { .. }
+                | Self::ExternalToc { .. }
+        )
     }
 }
 
@@ -102,7 +109,7 @@ pub enum Problem {
 
     #[error("it has no name")]
     NoName,
-    #[error("its name or link contains \"..\"")]
+    #[error("its name or link leads out of the root by \"..\"")]
     DotDot,
     #[error("its name or link contains a NUL")]
     Nul,
@@ -128,7 +135,9 @@ pub enum Problem {
     ParentNotADirectory(String),
     #[error("its path leads through more than {limit} symlinks, or in a circle")]
     TooManySymlinks { limit: usize },
-    #[error("a whiteout of {0:?}")]
+    #[error("its path leads through more than {limit} names by way of symlinks")]
+    LongWay { limit: usize },
+    #[error("a whiteout of nothing that a layer can have: {0}")]
     Whiteout(String),
     #[error("a hard link to the directory {0}")]
     LinkToDirectory(String),

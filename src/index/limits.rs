@@ -27,6 +27,12 @@ pub(crate) const PATH: usize = 4096;
 /// Bytes of a symlink's target (Linux: `PATH_MAX` less its NUL).
 pub(crate) const SYMLINK: usize = 4095;
 
+/// Symlinks that one path may lead through (Linux: `MAXSYMLINKS`).
+pub(crate) const SYMLINKS: usize = 40;
+
+/// Names that the targets of these may add to one path. It bounds the time that a path takes.
+pub(crate) const SYMLINK_NAMES: usize = 16 << 10;
+
 /// Bytes of a TOC as the registry stores it. It is held in memory while it is parsed; an eStargz entry takes 90 to 130 bytes,
 /// so this is good for four million of them.
 pub(crate) const TOC_COMPRESSED: u64 = 512 << 20;

@@ -1,5 +1,6 @@
 //! A layer format in, a layer index out. One file per format; no network, no FUSE, no inodes.
 
+pub(crate) mod acl;
 mod annotations;
 mod builder;
 mod entries;
@@ -31,6 +32,8 @@ pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
+/// Symlinks that one path may lead through.
+pub(crate) const MAX_SYMLINKS: usize = limits::SYMLINKS;
 /// Bytes of a zstd window that are kept while a unit is decoded.
 pub(crate) const MAX_UNIT_WINDOW: u64 = limits::UNIT_WINDOW;
 
@@ -160,12 +163,11 @@ pub struct Opened {
 /// Finds the TOC of an external-TOC eStargz layer: given the layer, the bytes of the layer blob of the `-esgztoc` image that names it.
 pub type ExternalToc<'a> = &'a (dyn Fn(&Descriptor) -> Result<Bytes, SourceError> + Sync);
 
-/// The identity that the manifest alone gives the index of this layer; `None` where it names no TOC digest.
-///
-/// # Errors
-/// Where it names one that is none.
-pub fn named_identity(layer: &Descriptor) -> Result<Option<Identity>, Error> {
-    Ok(annotations::Named::of(layer)?.identity())
+/// The identity that the manifest alone gives the index of this layer; `None` where it names no TOC digest, or one that is none: the blob's own
+/// digest vouches for the layer, then.
+#[must_use]
+pub fn named_identity(layer: &Descriptor) -> Option<Identity> {
+    annotations::Named::of(layer).ok()?.identity()
 }
 
 /// Reads the TOC of a layer with at most two reads of `source` and makes its index.

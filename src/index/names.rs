@@ -1,15 +1,18 @@
 //! Raw tar names to clean paths.
 //!
 //! A TOC has names as the tar had them: `./a`, `a/`, `/a`, `././a//b`. Cleaned, a path is its components joined by single
-//! slashes, without one at either end; the root is the empty path.
+//! slashes, without one at either end; the root is the empty path. `..` takes away the name before it, whatever that is, as in podman.
 
 use super::error::Problem;
 use super::limits;
 
+/// `.wh.NAME` hides NAME of the layers below (OCI image specification 1.1, "Whiteouts").
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
 /// Appends the cleaned path of `raw` to `out`, which is emptied first.
 ///
 /// # Errors
-/// Where a component is `..` or too long, a byte is NUL, or the path is too long.
+/// Where `..` leads out of the root, a name is too long, a byte is NUL, or the path is too long.
 pub(crate) fn clean_into(raw: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
     out.clear();
     if raw.contains(&0) {
@@ -18,8 +21,11 @@ pub(crate) fn clean_into(raw: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
     for component in raw.split(|byte| *byte == b'/') {
         match component {
             b"" | b"." => continue,
-            b".." => return Err(Problem::DotDot),
-            long if long.len() > limits::NAME => return Err(Problem::NameTooLong { len: long.len() }),
+            b".." => {
+                let (dir, _) = split(out).ok_or(Problem::DotDot)?;
+                out.truncate(dir.len());
+                continue;
+            }
             _ => {}
         }
         if !out.is_empty() {
@@ -30,7 +36,12 @@ pub(crate) fn clean_into(raw: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
     if out.len() > limits::PATH {
         return Err(Problem::PathTooLong { len: out.len() });
     }
-    Ok(())
+    let (dir, name) = split(out).unwrap_or_default();
+    // No filesystem holds a whiteout by its own name, only what it hides.
+    let name = name.strip_prefix(WHITEOUT).unwrap_or(name);
+    let is_long = |name: &&[u8]| name.len() > limits::NAME;
+    let long = dir.split(|byte| *byte == b'/').chain([name]).find(is_long);
+    long.map_or(Ok(()), |name| Err(Problem::NameTooLong { len: name.len() }))
 }
 
 /// The directory and the last component of a cleaned path; the root has neither.
@@ -61,10 +72,10 @@ mod tests {
 
     #[test]
     fn tar_spellings_of_one_path_are_one_path() {
-        for raw in ["a/b", "./a/b", "a/b/", "/a/b", "././a//b", "a/./b/."] {
+        for raw in ["a/b", "./a/b", "a/b/", "/a/b", "././a//b", "a/./b/.", "a/../a/b", "a/x/../b", "x/y/../../a/b"] {
             assert_eq!(clean(raw).unwrap(), "a/b", "{raw}");
         }
-        for root in ["", ".", "./", "/", "/./"] {
+        for root in ["", ".", "./", "/", "/./", "a/..", "a/b/../../"] {
             assert_eq!(clean(root).unwrap(), "", "{root}");
         }
         assert_eq!(clean("..a/.b/...").unwrap(), "..a/.b/...");
@@ -72,11 +83,17 @@ mod tests {
 
     #[test]
     fn names_that_no_filesystem_has_are_refused() {
-        assert!(matches!(clean("a/../b"), Err(Problem::DotDot)));
-        assert!(matches!(clean(".."), Err(Problem::DotDot)));
+        for out in ["..", "a/../..", "./../a", "/..", "a/../../a"] {
+            assert!(matches!(clean(out), Err(Problem::DotDot)), "{out}");
+        }
         assert!(matches!(clean("a\0b"), Err(Problem::Nul)));
         assert!(clean(&"x".repeat(255)).is_ok());
         assert!(matches!(clean(&"x".repeat(256)), Err(Problem::NameTooLong { len: 256 })));
+        for (longest, refused) in [(".wh.", true), ("d/.wh.", true), (".wh.wh", false)] {
+            assert_eq!(clean(&(longest.to_owned() + &"x".repeat(255))).is_ok(), refused, "{longest}");
+            assert!(clean(&(longest.to_owned() + &"x".repeat(256))).is_err());
+        }
+        assert!(clean(&format!(".wh.{}/x", "x".repeat(255))).is_err(), "no directory can be called so");
         assert!(clean(&"x/".repeat(2048)).is_ok());
         assert!(matches!(clean(&"x/".repeat(2049)), Err(Problem::PathTooLong { len: 4097 })));
     }

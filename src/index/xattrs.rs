@@ -146,6 +146,11 @@ impl XattrBuilder {
         self.add(xattrs)
     }
 
+    /// What a set has by a name.
+    pub(super) fn value(&self, set: u32, name: &[u8]) -> Option<&[u8]> {
+        self.sets.set(set).find_map(|(found, value)| (found == name).then_some(value))
+    }
+
     /// Takes a set as it was encoded. `None` where it was not.
     pub(super) fn add_encoded(&mut self, set: &[u8]) -> Option<()> {
         let (mut pairs, mut rest) = (Vec::new(), set);

@@ -282,7 +282,7 @@ impl Engine {
         number: usize,
         reading: &Reading,
     ) -> Result<OpenLayer, Error> {
-        if pending.is_told_by_diff_id()? && image.config.is_some() {
+        if pending.is_told_by_diff_id() && image.config.is_some() {
             let (layer, config) = (pending.layer.digest, self.config(image).await);
             config.map_err(|why| Error::NoConfig { layer, why: why.clone() })?;
         }

@@ -164,12 +164,12 @@ pub(super) enum Reason {
 
 impl Pending {
     /// Whether the digest of the unpacked layer tells whether it is right, rather than its table of contents.
-    pub(super) fn is_told_by_diff_id(&self) -> Result<bool, Error> {
-        Ok(match self.reason {
+    pub(super) fn is_told_by_diff_id(&self) -> bool {
+        match self.reason {
             Reason::Plain | Reason::Evicted => true,
             Reason::Unvouched(_) => false,
-            Reason::SentWhole => index::named_identity(&descriptor(&self.layer))?.is_none(),
-        })
+            Reason::SentWhole => index::named_identity(&descriptor(&self.layer)).is_none(),
+        }
     }
 
     /// Whether the layer was small, so that all of it is here already.
@@ -197,7 +197,7 @@ impl Opener {
         ztoc: Option<registry::Layer>,
     ) -> Result<Looked, Error> {
         let descriptor = descriptor(&layer);
-        let named = index::named_identity(&descriptor)?;
+        let named = index::named_identity(&descriptor);
         let ztoc = ztoc.filter(|_| named.is_none());
         let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
         let found = found.or_else(|| self.cached(&descriptor, Identity::Ztoc(ztoc.as_ref()?.digest)));
@@ -230,7 +230,7 @@ impl Opener {
     /// What a layer holds, where an earlier mount has its index in the cache.
     pub(super) fn cached_entries(&self, layer: &registry::Layer) -> Option<Entries> {
         let descriptor = descriptor(layer);
-        let named = index::named_identity(&descriptor).ok()?;
+        let named = index::named_identity(&descriptor);
         let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
         let (_, index) = found.or_else(|| self.cached(&descriptor, Identity::Own))?;
         index.entries().ok()
@@ -308,7 +308,7 @@ impl Opener {
                 self.make_index(layer, passed, pending.diff_id).await
             }
             Reason::SentWhole => {
-                let open = if index::named_identity(&descriptor(&layer))?.is_some() {
+                let open = if index::named_identity(&descriptor(&layer)).is_some() {
                     self.take_named(layer, pass, pending.diff_id).await?
                 } else {
                     self.take_unnamed(layer, pass, pending.diff_id, reading).await?

@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 
 use super::{LayerEntries, Merged, Numbered, Source, combine, root};
-use crate::index::{Child, Kind, NodeId};
-
-/// Symlinks that one path may lead through (Linux: `MAXSYMLINKS`).
-const SYMLINKS: usize = 40;
+use crate::index::{Child, Kind, MAX_SYMLINKS, NodeId};
 
 /// Why a path cannot be linked to.
 pub(super) enum NotAFile {
@@ -61,7 +58,7 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
             match self.child_of(&dir.joined, name) {
                 Merged::Dir(dir) => way.push(dir),
                 found if left.is_empty() => return found,
-                Merged::Leaf(source) if symlinks < SYMLINKS => {
+                Merged::Leaf(source) if symlinks < MAX_SYMLINKS => {
                     let Kind::Symlink(target) = source.kind() else { return Merged::Hidden };
                     symlinks += 1;
                     if target.starts_with(b"/") {

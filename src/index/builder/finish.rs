@@ -222,8 +222,8 @@ impl Layout<'_> {
         let dentries = self.by_dir.children(dir).iter().filter_map(|number| self.dentries.get(*number as usize));
         let whiteouts = dentries.filter(|dentry| dentry.slot == Slot::Whiteout);
         let covered = whiteouts.map(|dentry| {
-            let skip = usize::from(dentry.name_len) - hidden_by(dentry.name(self.names)).map_or(0, <[u8]>::len);
-            let (name, name_len) = (dentry.name + skip as u32, dentry.name_len - skip as u8);
+            let name_len = hidden_by(dentry.name(self.names)).map_or(0, <[u8]>::len) as u8;
+            let name = dentry.name + u32::from(dentry.name_len) - u32::from(name_len);
             ChildRecord { target: Target::Whiteout, name, name_len }
         });
         covered.collect()
@@ -246,7 +246,7 @@ impl Layout<'_> {
                     None => continue,
                 },
             };
-            children.push(ChildRecord { target, name: dentry.name, name_len: dentry.name_len });
+            children.push(ChildRecord { target, name: dentry.name, name_len: dentry.name_len as u8 });
         }
     }
 

@@ -20,11 +20,11 @@ use super::error::{Problem, Rejected};
 use super::stored::{Codec, Tables};
 use super::toc::{EntryType, TocEntry};
 use super::xattrs::XattrBuilder;
-use super::{limits, names};
+use super::{acl, limits, names};
 use crate::blob::ByteRange;
 
-/// `.wh.NAME` hides NAME of the layers below (OCI image specification 1.1, "Whiteouts").
-pub(super) const WHITEOUT: &[u8] = b".wh.";
+pub(super) use super::names::WHITEOUT;
+
 /// Makes its directory opaque (the same, "Opaque Whiteout").
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What else begins so is AUFS's own and hidden; a hard link may name it all the same.
@@ -323,10 +323,14 @@ impl Builder {
     fn describe_again(&mut self, number: u32, entry: &mut TocEntry) -> Result<(), Problem> {
         let Some(node) = self.nodes.get_mut(number as usize).filter(|_| entry.is_described) else { return Ok(()) };
         (node.uid, node.gid) = (entry.uid, entry.gid);
-        node.xattrs = self.xattrs.add_over(node.xattrs, &mut entry.xattrs)?;
         if !matches!(node.kind, NodeKind::Symlink(_)) {
             (node.mode, node.secs, node.nanos) = (entry.mode, entry.mtime.secs, entry.mtime.nanos);
+            let has_acl = entry.xattrs.iter().any(|(name, _)| name == acl::ACCESS);
+            if let Some(kept) = self.xattrs.value(node.xattrs, acl::ACCESS).filter(|_| !has_acl) {
+                entry.xattrs.push((acl::ACCESS.to_vec(), acl::with_mode(kept, entry.mode)));
+            }
         }
+        node.xattrs = self.xattrs.add_over(node.xattrs, &mut entry.xattrs)?;
         Ok(())
     }
 

@@ -22,7 +22,8 @@ pub(super) struct Dentry {
     /// The dentry of the directory; [`DETACHED`] once something else has taken its place.
     pub(super) parent: u32,
     pub(super) name: u32,
-    pub(super) name_len: u8,
+    /// More than a name has where it is that of a whiteout.
+    pub(super) name_len: u16,
     pub(super) slot: Slot,
 }
 
@@ -30,7 +31,7 @@ pub(super) const DETACHED: u32 = u32::MAX;
 
 impl Dentry {
     pub(super) fn name(self, names: &[u8]) -> &[u8] {
-        Span { start: self.name, len: u16::from(self.name_len) }.of(names)
+        Span { start: self.name, len: self.name_len }.of(names)
     }
 }
 
@@ -91,7 +92,7 @@ impl Paths {
     pub(super) fn insert(&mut self, dir: u32, name: &[u8], slot: Slot) -> Result<u32, Problem> {
         let (key, _) = self.probe(dir, name);
         let span = self.keep(name)?;
-        let name_len = u8::try_from(name.len()).map_err(|_| Problem::NameTooLong { len: name.len() })?;
+        let name_len = u16::try_from(name.len()).map_err(|_| Problem::NameTooLong { len: name.len() })?;
         let number = self.push(Dentry { parent: dir, name: span.start, name_len, slot })?;
         self.by_hash.insert(key, number);
         Ok(number)

@@ -9,9 +9,6 @@ use crate::index::entries::{Node, NodeKind};
 use crate::index::error::Problem;
 use crate::index::{limits, names};
 
-/// Symlinks that one path may lead through (Linux: `MAXSYMLINKS`).
-const SYMLINKS: usize = 40;
-
 /// Where the path of a directory leads.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
@@ -34,12 +31,16 @@ impl<'a> Unpacked<'a> {
     pub(super) fn directory(self, path: &'a [u8]) -> Result<Place<'a>, Problem> {
         let mut place = Place { dir: Paths::ROOT, missing: Vec::new(), through_symlinks: false };
         let mut left: Vec<&[u8]> = path.rsplit(is_slash).collect();
-        let (mut symlinks, mut followed) = (0, 0);
+        let (mut symlinks, mut added) = (0, 0_usize);
         while let Some(name) = left.pop() {
             let Some(target) = self.enter(&mut place, name)? else { continue };
-            (symlinks, followed) = (symlinks + 1, followed + target.len());
-            if symlinks > SYMLINKS || followed > limits::PATH {
-                return Err(Problem::TooManySymlinks { limit: SYMLINKS });
+            symlinks += 1;
+            if symlinks > limits::SYMLINKS {
+                return Err(Problem::TooManySymlinks { limit: limits::SYMLINKS });
+            }
+            added = added.saturating_add(target.split(is_slash).count());
+            if added > limits::SYMLINK_NAMES {
+                return Err(Problem::LongWay { limit: limits::SYMLINK_NAMES });
             }
             if target.starts_with(b"/") {
                 place.dir = Paths::ROOT;

@@ -26,7 +26,7 @@ const SUMMED: usize = LEN - 32;
 const MAGIC: &[u8; 16] = b"crfs index\n\0\0\0\0\0";
 
 /// Raised whenever the same bytes come to mean something else; an index of another version is made again.
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 
 /// Where a part of the encoded index lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -116,7 +116,8 @@ impl<'a> Header<'a> {
     /// reads such a name as a shorter one, so it is refused.
     fn no_prefix(&self) -> Result<&'a [u8], Problem> {
         for (key, at) in [("atime", 345), ("ctime", 357)] {
-            if self.field(at, 1) != [0] {
+            // No text begins like a number of base 256, and that is a time however large it is.
+            if !matches!(self.field(at, 1), [0 | 0x80 | 0xff]) {
                 self.number(key, at, 12)?;
             }
         }

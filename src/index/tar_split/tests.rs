@@ -300,7 +300,7 @@ fn what_a_blob_carries_names_nothing_but_the_layers_files() {
     let twice = [named("a", 5), named("./a", 5)].join("\n");
     let no_crc = r#"{"type":1,"name":"a","size":5,"payload":"AAAA"}"#;
     for (text, problem) in [
-        (named("../a", 5).as_str(), "line 0: its name or link contains"),
+        (named("../a", 5).as_str(), "line 0: its name or link leads out of the root"),
         (&twice, "line 1: it names a file twice"),
         (no_crc, "its CRC"),
         (r#"{"type":2,"payload":"?"}"#, "not base64"),

@@ -255,6 +255,42 @@ fn the_last_header_of_a_file_describes_it_whichever_of_its_names_has_it() {
 }
 
 #[test]
+fn the_mode_of_a_later_hard_link_narrows_an_acl_as_chmod_does() {
+    let acl = |owner: u8, mask: u8, other: u8| {
+        let entries = [(1, owner), (2, 6), (4, 4), (0x10, mask), (0x20, other)];
+        let entries = entries.iter().flat_map(|(tag, bits)| [*tag, 0, *bits, 0, 1, 0, 0, 0]);
+        [2, 0, 0, 0].into_iter().chain(entries).collect::<Vec<u8>>()
+    };
+    let base64 = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
+    let kept = |link: &str| {
+        let xattrs = format!(r#""xattrs":{{"system.posix_acl_access":"{}","user.a":"YQ=="}}"#, base64(&acl(6, 6, 0)));
+        let tree = tree(&format!(
+            r#"{{"name":"f","type":"reg","mode":416,{xattrs}}},{{"name":"g","type":"hardlink","linkName":"f",{link}}}"#
+        ));
+        let Child::Node(node) = tree.children(Entries::ROOT).next().unwrap().1 else { panic!() };
+        let found = tree.xattrs(node).find(|(name, _)| *name == b"system.posix_acl_access").unwrap().1.to_vec();
+        found
+    };
+    assert_eq!(kept(r#""mode":384"#), acl(6, 0, 0));
+    assert_eq!(kept(r#""mode":493"#), acl(7, 5, 5));
+    let own = format!(r#""mode":384,"xattrs":{{"system.posix_acl_access":"{}"}}"#, base64(&acl(4, 4, 4)));
+    assert_eq!(kept(&own), acl(4, 4, 4), "one of its own counts");
+}
+
+#[test]
+fn whiteouts_hide_the_longest_names_and_dots_are_cleaned_away() {
+    for len in [251, 252, 255] {
+        let name = "x".repeat(len);
+        assert_eq!(
+            shown(&tree(&format!(r#"{{"name":"d/.wh.{name}","type":"reg"}},{{"name":"a/../d/y","type":"fifo"}}"#))),
+            ["/d dir implied".to_owned(), format!("/d/{name} whiteout"), "/d/y fifo".to_owned()]
+        );
+    }
+    let link = r#"{"name":"b","type":"fifo"},{"name":"c/.././d/../f","type":"hardlink","linkName":"x/../b"}"#;
+    assert_eq!(shown(&tree(link)), ["/b fifo", "/f = /b"]);
+}
+
+#[test]
 fn files_keep_their_place_in_the_layer_file_whatever_replaces_them() {
     let index = index(
         r#"{"name":".prefetch.landmark","type":"reg","size":1,"offset":700,"digest":"DIGEST"},

@@ -30,7 +30,7 @@ fn a_position_in_the_manifest_is_all_that_is_read() {
     assert_eq!(reads.len(), 1);
     assert_eq!(reads[0].start, PAYLOAD as u64 + 8);
     assert_eq!((opened.format, opened.trust), (Format::ZstdChunked, Trust::Manifest));
-    assert_eq!(opened.identity, named_identity(&layer).unwrap());
+    assert_eq!(opened.identity, named_identity(&layer));
     assert_eq!(stored(&layer, &opened).summary().toc_len, reads[0].len());
 }
 

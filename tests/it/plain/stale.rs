@@ -135,3 +135,21 @@ async fn a_blob_that_is_wrong_is_not_taken_for_a_rewritten_one() {
         assert!(lab.kept().is_empty(), "{:?}", lab.kept());
     }
 }
+
+#[tokio::test]
+async fn a_toc_digest_that_is_none_leaves_the_layer_to_its_own_digest() {
+    for (key, value) in [(TOC_DIGEST, ""), (TOC_DIGEST, "sha512:00"), (CHECKSUM, "none")] {
+        for whole_layer_below in [0, u64::MAX] {
+            let lab = Lab::new().await;
+            let tar = tar(&lab.files);
+            let packed = if key == CHECKSUM { zstd(&tar) } else { gzip(&tar) };
+            lab.push_image("a", &[&annotated(plain(packed), &[(key, value)])], &[Digest::of(&tar)]);
+            for _ in 0..2 {
+                let opened = open(&ImageOptions { whole_layer_below, ..lab.options() }).await;
+                let opened = opened.unwrap_or_else(|error| panic!("{key}={value}: {}", error.chain()));
+                assert_eq!(opened.image.layers[0].trust, Trust::Blob);
+                lab.assert_right(&opened).await;
+            }
+        }
+    }
+}

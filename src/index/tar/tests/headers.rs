@@ -89,6 +89,11 @@ fn times_beyond_the_kernels_are_its_first_and_last() {
     for field in [b"\xff\xff\xff\xff\x7f\0\0\0\0\0\0\0", b"\xc0\0\0\0\0\0\0\0\0\0\0\0"] {
         assert_eq!(mtime(field), Time::EARLIEST);
     }
+    for (at, field) in
+        [(345, b"\x80\x7f\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), (357, b"\xff\x80\0\0\0\0\0\0\0\0\0\0")]
+    {
+        assert_eq!(one(&[Head::new(b'0', b"n").put(257, GNU).put(at, field).done()]).name, b"n", "nobody keeps these");
+    }
     // What is no time of a GNU header is a prefix that Go once wrote there.
     let prefix = Head::new(b'0', b"n").put(257, GNU).put(345, "\u{fffd}/directory".as_bytes());
     assert!(matches!(wrong(&[prefix.done()]), (0, Problem::Value { key: "atime", .. })));
