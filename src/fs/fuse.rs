@@ -303,10 +303,12 @@ impl Filesystem for Frontend {
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match wanted(offset, whence).and_then(|(offset, wanted)| self.forest.seek(ino.0, offset, wanted)) {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(refused) => reply.error(errno(&refused)),
-        }
+        answered(|| {
+            match wanted(offset, whence).and_then(|(offset, wanted)| self.forest.seek(ino.0, offset, wanted)) {
+                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+                Err(refused) => reply.error(errno(&refused)),
+            }
+        });
     }
 
     // Left to the kernel.

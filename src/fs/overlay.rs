@@ -86,7 +86,7 @@ impl Tree {
     /// # Errors
     /// Where a hard link names a file of a lower layer, an ACL is none, and where the numbers of a tree do not suffice.
     pub fn single(layer: &Entries, opaque: OpaqueXattr, lowers: Option<&[Entries]>) -> Result<Self, Error> {
-        let lowers = lowers.filter(|_| layer.has_whiteouts()).map(|lowers| lowers.iter().collect());
+        let lowers = lowers.filter(|_| layer.may_hide()).map(|lowers| lowers.iter().collect());
         merge_over(vec![layer], Some(Alone { opaque, lowers }), MADE_UP)
     }
 
@@ -98,7 +98,7 @@ impl Tree {
     pub fn single_over(layer: &Entries, opaque: OpaqueXattr, lowers: Option<Vec<&Self>>) -> Result<Self, Error> {
         let below = lowers.as_ref().and_then(|lowers| lowers.last());
         let root = below.map_or(MADE_UP, |below| LayerEntries::meta(*below, Entries::ROOT));
-        let lowers = lowers.filter(|_| layer.has_whiteouts());
+        let lowers = lowers.filter(|_| layer.may_hide());
         merge_over(vec![layer], Some(Alone { opaque, lowers }), root)
     }
 }
@@ -274,6 +274,8 @@ struct Unfilled<'a, L, B> {
     /// The layers' directories that join there.
     sources: Vec<Source<'a, L>>,
     lower: Lower<'a, B>,
+    /// What takes a whiteout each to be hidden: all that is below an opaque root, sorted.
+    hides: Vec<&'a [u8]>,
 }
 
 /// What the layers below a single-layer view have where one of its directories is.
@@ -281,13 +283,16 @@ enum Lower<'a, B> {
     Unknown,
     /// The directories that join there; none where there is nothing that the layer could hide.
     Dirs(Vec<Source<'a, B>>),
+    /// Whatever they have: an opaque root hides it, and overlayfs takes no root for opaque.
+    Hidden,
 }
 
 impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
     /// Merges the entries of one directory.
     fn fill(&mut self, dir: Unfilled<'a, L, B>) -> Result<(), Error> {
-        let Unfilled { ino, sources, lower } = dir;
+        let Unfilled { ino, sources, lower, hides } = dir;
         self.tree.open(ino)?;
+        let mut hides = hides.into_iter().peekable();
         let mut names =
             Names::new(sources.iter().map(|source| (source.layer, source.layer.entries.children(source.node))));
         let mut said = Vec::new();
@@ -300,11 +305,20 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
                 [(_, Child::Whiteout), ..] if self.alone.is_some() => self.whiteout(&lower)?,
                 said => self.inode(name, combine(said.iter().copied()), &lower)?,
             };
+            while let Some(hidden) = hides.next_if(|hidden| *hidden < name) {
+                self.hide(hidden)?;
+            }
             if let Some(ino) = ino {
+                let _replaced = hides.next_if_eq(&name);
                 self.tree.link(name, ino)?;
             }
         }
-        Ok(())
+        hides.try_for_each(|hidden| self.hide(hidden))
+    }
+
+    fn hide(&mut self, name: &[u8]) -> Result<(), Error> {
+        let ino = self.tree.node(&NewNode::Char { major: 0, minor: 0 }, WHITEOUT)?;
+        self.tree.link(name, ino)
     }
 
     /// The inode of a whiteout, unless it is in a directory that no layer below has.
@@ -312,6 +326,7 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
         let is_merged = match lower {
             Lower::Unknown => true,
             Lower::Dirs(dirs) => !dirs.is_empty(),
+            Lower::Hidden => false,
         };
         let whiteout = NewNode::Char { major: 0, minor: 0 };
         if is_merged { self.tree.node(&whiteout, WHITEOUT).map(Some) } else { self.tree.unnamed(&whiteout, WHITEOUT) }
@@ -325,6 +340,7 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
             Merged::Dir(dir) => {
                 let lower = match lower {
                     Lower::Unknown => Lower::Unknown,
+                    Lower::Hidden => Lower::Hidden,
                     Lower::Dirs(dirs) => match self.lowers.child_of(dirs, name) {
                         Merged::Dir(dir) => Lower::Dirs(dir.joined),
                         Merged::Hidden | Merged::Leaf(_) | Merged::LinkBelow { .. } => Lower::Dirs(Vec::new()),
@@ -357,12 +373,18 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
         for (name, value) in xattrs {
             self.tree.xattr(name, value)?;
         }
-        let is_opaque = dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
+        let is_opaque = matches!(lower, Lower::Hidden)
+            || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
         for xattr in self.alone.filter(|_| is_opaque).map(OpaqueXattr::names).unwrap_or_default() {
             self.tree.xattr(xattr, b"y")?;
         }
-        let lower = if is_opaque { Lower::Dirs(Vec::new()) } else { lower };
-        self.queue.push_back(Unfilled { ino, sources: dir.joined, lower });
+        let is_opaque_root = is_opaque && name.is_empty() && self.alone.is_some();
+        let (lower, hides) = match lower {
+            lower if is_opaque_root => (Lower::Hidden, names_in(lower)),
+            _ if is_opaque => (Lower::Dirs(Vec::new()), Vec::new()),
+            lower => (lower, Vec::new()),
+        };
+        self.queue.push_back(Unfilled { ino, sources: dir.joined, lower, hides });
         Ok(ino)
     }
 
@@ -400,6 +422,25 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
         }
         Ok(Held { meta, xattrs })
     }
+}
+
+/// The names that the layers below show in their root.
+fn names_in<B: LayerEntries>(lower: Lower<'_, B>) -> Vec<&[u8]> {
+    let Lower::Dirs(dirs) = lower else {
+        tracing::warn!(
+            "the layer hides all that the layers below it have (an opaque root), which are not known: an overlay of them shows it all the same; \
+             mount the layers below first, or the image"
+        );
+        return Vec::new();
+    };
+    let mut names = Names::new(dirs.iter().map(|source| (source.layer, source.layer.entries.children(source.node))));
+    let (mut said, mut found) = (Vec::new(), Vec::new());
+    while let Some(name) = names.next(&mut said) {
+        if !matches!(combine(said.iter().copied()), Merged::Hidden) {
+            found.push(name);
+        }
+    }
+    found
 }
 
 /// What is kept of a node's attributes.

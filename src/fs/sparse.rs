@@ -39,6 +39,15 @@ impl View {
         attr.size.saturating_sub(holes.unwrap_or(0))
     }
 
+    /// The bytes of all files that are holes.
+    pub(super) fn hole_bytes(&self) -> u64 {
+        if !self.has_holes() {
+            return 0;
+        }
+        let attrs = (1..=self.tree().totals().0).filter_map(|number| self.tree().attr(Ino::new(number)?));
+        attrs.map(|attr| attr.size.saturating_sub(self.allocated(&attr))).fold(0, u64::saturating_add)
+    }
+
     /// Where the next data or hole of a file starts, from an offset on.
     pub(super) fn seek(&self, ino: Ino, offset: u64, wanted: Seek) -> Result<u64, Refused> {
         let extent = self.tree().extent(ino).ok_or(ReadError::NotAFile { ino: ino.get() })?;
@@ -114,5 +123,6 @@ mod tests {
             view.allocated(&attr)
         };
         assert_eq!([&b"a"[..], b"b", b""].map(allocated), [2 * K, K, 0]);
+        assert_eq!(view.totals().blocks, 3);
     }
 }

@@ -129,9 +129,7 @@ pub enum Error {
         "the hard link {entry:?} names {target:?}, which only a lower layer can have: this layer cannot be served alone; mount the whole image"
     )]
     LinkOutOfLayer { entry: String, target: String },
-    #[error(
-        "{entry:?}: its {xattr} is no ACL that Linux takes: {what}; build the image again without it (podman refuses it, too)"
-    )]
+    #[error("{entry:?}: its {xattr} is no ACL that Linux takes: {what}; build the image again without it")]
     BadAcl { entry: String, xattr: &'static str, what: &'static str },
     #[error("the image has too many {what} for one tree (the limit is {limit})")]
     TooLarge { what: &'static str, limit: u64 },

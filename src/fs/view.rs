@@ -76,7 +76,7 @@ pub enum ReadError {
 /// What statfs says of a view: everything is used, nothing is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
-    /// Blocks of [`BLOCK_SIZE`] bytes that the files' sizes add up to.
+    /// Blocks of [`BLOCK_SIZE`] bytes that the files' sizes add up to, without their holes.
     pub blocks: u64,
     pub inodes: u64,
 }
@@ -90,18 +90,20 @@ pub struct View {
     contents: Arc<dyn Contents>,
     /// Of each layer; none where it is not known.
     holes: Vec<Holes>,
+    hole_bytes: u64,
 }
 
 impl View {
     #[must_use]
     pub fn new(tree: impl Into<Arc<Tree>>, contents: Arc<dyn Contents>) -> Self {
-        Self { tree: tree.into(), contents, holes: Vec::new() }
+        Self { tree: tree.into(), contents, holes: Vec::new(), hole_bytes: 0 }
     }
 
     /// The same, with the holes of each layer's layer file.
     #[must_use]
     pub fn with_holes(self, holes: Vec<Holes>) -> Self {
-        Self { holes, ..self }
+        let view = Self { holes, ..self };
+        Self { hole_bytes: view.hole_bytes(), ..view }
     }
 
     pub(super) fn holes(&self) -> &[Holes] {
@@ -169,6 +171,7 @@ impl View {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let (inodes, bytes) = self.tree.totals();
+        let bytes = bytes.saturating_sub(self.hole_bytes);
         Totals { blocks: bytes.div_ceil(u64::from(BLOCK_SIZE)), inodes }
     }
 

@@ -21,7 +21,7 @@ pub(super) async fn of(
     layer: &OpenLayer,
     number: usize,
 ) -> Option<Vec<Entries>> {
-    if !layer.contents.index().entries().ok()?.has_whiteouts() {
+    if !layer.contents.index().entries().ok()?.may_hide() {
         return None;
     }
     let may_fetch = layer.layer.blob.traffic().bytes > 0;

@@ -233,6 +233,30 @@ fn a_single_layer_is_shown_the_way_overlayfs_wants_it() {
 }
 
 #[test]
+fn an_opaque_root_has_a_whiteout_for_each_name_below() {
+    let lowers = [
+        Spec::default().with("a", file()).with("d/x", file()).with("gone", file()).with("z/deep/y", file()),
+        Spec::default().whiteout("gone").with("e", file()).with("s", What::Dir),
+    ];
+    let layer = Spec::default().opaque("").whiteout("a").with("d/f", file()).with("e/g", file()).with("m", file());
+    let [layer] = &layers(&[layer])[..] else { unreachable!() };
+    let of = |lowers: Option<&[FakeLayer]>| list(&alone(layer, lowers).unwrap());
+    let known = of(Some(&layers(&lowers)));
+    assert_eq!(paths(&known), "a d d/f e e/g m s z");
+    for (name, is_whiteout) in [("a", true), ("s", true), ("z", true), ("d", false), ("m", false)] {
+        assert_eq!(known[name.as_bytes()].kind == Type::Char, is_whiteout, "{name}");
+    }
+    for dir in [&b"d"[..], b"e"] {
+        assert!(!known[dir].xattrs.is_empty(), "what the layers below have in it is hidden as well");
+    }
+    assert_eq!(paths(&of(Some(&[]))), "d d/f e e/g m", "the lowest layer");
+    assert_eq!(paths(&of(None)), "d d/f e e/g m");
+    let trees: Vec<_> = layers(&lowers).iter().map(|layer| alone(layer, None).unwrap()).collect();
+    let alone = Alone { opaque: OpaqueXattr::Both, lowers: Some(trees.iter().collect()) };
+    assert_eq!(paths(&list(&merge_over(vec![layer], Some(alone), MADE_UP).unwrap())), "a d d/f e e/g m s z");
+}
+
+#[test]
 fn a_single_layer_leaves_out_whiteouts_that_hide_nothing() {
     let lowers = [
         Spec::default().with("d/a", file()).with("gone/x", file()).with("m/here", file()).with("f", file()),
