@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::event::{Deadline, Event, Ready, Report};
 use super::fusedev::{self, Detach};
-use super::mounts::Device;
+use super::mounts::Identity;
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
 use super::{Error, mounts, server, state};
@@ -48,16 +48,16 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
     let runtime = runtime.map_err(|source| Error::Runtime { source })?;
     let mut mounted = None;
     let mut heard = |event: &Event| {
-        if let Event::Mounted { device } = event {
-            mounted = Some(*device);
+        if let Event::Mounted { mount } = event {
+            mounted = Some(mount.clone());
         }
         on_event(event);
     };
     match runtime.block_on(launch(options, &mut heard)) {
         Ok(ready) => Ok(ready),
         Err((error, end)) => {
-            if let (ChildEnd::Killed, Some(device)) = (end, mounted) {
-                clear_away(&dir, device, &options.state_dirs);
+            if let (ChildEnd::Killed, Some(made)) = (end, mounted) {
+                clear_away(&dir, &made, &options.state_dirs);
             }
             Err(error)
         }
@@ -65,14 +65,15 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
 }
 
 /// Unmounts what a child has left that was killed. One that ends by itself unmounts by itself, and what is at the directory then is somebody else's.
-fn clear_away(dir: &Path, device: Device, state_dirs: &[PathBuf]) {
+fn clear_away(dir: &Path, made: &Identity, state_dirs: &[PathBuf]) {
     let Ok(Some(mount)) = mounts::at(dir) else { return };
+    // Its numbers may have been given to a mount that somebody has made since.
     let served = |state: &state::FoundState| state.record.describes(&mount) && state.is_served();
     let Ok(known) = state::found_in(state_dirs) else { return };
-    if !mount.is_ours() || mount.device != device || known.iter().any(served) {
+    if !made.is(&mount) || known.iter().any(served) {
         return;
     }
-    match fusedev::unmount(dir, Detach::Lazily) {
+    match fusedev::unmount(dir, Detach::Lazily, move |now| *now == mount) {
         // Its state goes with it.
         Ok(()) => drop(state::found_in(state_dirs)),
         Err(error) => tracing::error!(error = error.chain(), "a mount stays behind"),

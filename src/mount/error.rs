@@ -44,6 +44,8 @@ pub enum Error {
 
     #[error("{} is not a mount point", dir.display())]
     NotMounted { dir: PathBuf },
+    #[error("{}: what is mounted there has changed meanwhile; it was left alone", dir.display())]
+    Replaced { dir: PathBuf },
     #[error("{} is not a crfs mount but one of type {kind}", dir.display())]
     NotCrfs { dir: PathBuf, kind: String },
     #[error(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::mounts::Device;
+use super::mounts::Identity;
 use crate::blob::Digest;
 
 /// One step of a mount. From a background server they come as JSON lines on its standard output.
@@ -21,7 +21,7 @@ pub enum Event {
     /// So many bytes are read of the `of` that layers without an index have.
     Reading { bytes: u64, of: u64 },
     /// It is mounted, and not yet served.
-    Mounted { device: Device },
+    Mounted { mount: Identity },
     /// The mount point can be used.
     Ready(Ready),
     /// It will not be: why, with its causes, on one line.
@@ -82,6 +82,7 @@ pub type Report = Arc<dyn Fn(&Event) -> io::Result<()> + Send + Sync>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mount::mounts::Device;
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_time_in_which_nothing_is_read() {
@@ -102,11 +103,13 @@ mod tests {
     fn events_are_lines_of_json() {
         let digest = Digest::of(b"");
         let ready = Ready { name: "n".into(), digest, layers: 3, lazy: 2, sent_whole: 1, fetched: 9, pid: 7 };
+        let device = Device { major: 0, minor: 52 };
+        let mount = Identity { id: 97, device, source: "n@s".into(), user: Some(0) };
         let events = [
             Event::Resolved { name: "n".into(), digest, layers: 3 },
             Event::Opened { layers: 1, of: 3, fetched: 5 },
             Event::Reading { bytes: 1, of: 2 },
-            Event::Mounted { device: Device { major: 0, minor: 52 } },
+            Event::Mounted { mount },
             Event::Ready(ready),
             Event::Failed { message: "a\nb".into() },
         ];

@@ -4,7 +4,7 @@
 //! sends the open /dev/fuse over a socket, whose number it finds in _FUSE_COMMFD (fusermount3 of libfuse 3).
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,8 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getegid, geteuid};
 
-use super::{Error, mounts};
+use super::mounts::{self, Identity, Mount};
+use super::{Error, attach};
 use crate::sys::{self, limit};
 use crate::threads;
 
@@ -40,28 +41,66 @@ pub(crate) struct Target<'a> {
     pub(crate) allow_other: bool,
 }
 
-/// Mounts, and gives the descriptor on which the kernel's requests arrive. Nobody else has it.
-pub(crate) fn mount(target: &Target<'_>) -> Result<OwnedFd, Error> {
-    match mount_directly(target)? {
-        Some(device) => Ok(device),
-        None => mount_by_helper(target),
+/// What mounting gives.
+pub(crate) struct Made {
+    /// The descriptor on which the kernel's requests arrive. Nobody else has it.
+    pub(crate) device: OwnedFd,
+    pub(crate) identity: Identity,
+    /// The mount's root directory, whatever is mounted on it. While it is open, the mount is busy.
+    pub(crate) root: Option<OwnedFd>,
+}
+
+/// Mounts.
+pub(crate) fn mount(target: &Target<'_>) -> Result<Made, Error> {
+    let failed = |source| Error::Directory { dir: target.dir.to_owned(), source };
+    let dir_mode = fs::metadata(target.dir).map_err(failed)?.mode();
+    if let Some(device) = open_device()? {
+        match attach::mount(target, &kernel_options(device.as_raw_fd(), dir_mode, target.allow_other)) {
+            Ok((identity, root)) => return Ok(Made { device: device.into(), identity, root: Some(root) }),
+            // What is wrong with the target, mount(2) says as well.
+            Err(error) => tracing::debug!(%error, "not mounted by fsmount(2)"),
+        }
+    }
+    let before = mounts::all().map_err(failed)?;
+    let device = match mount_directly(target, dir_mode)? {
+        Some(device) => device,
+        None => mount_by_helper(target)?,
+    };
+    let made = mounts::all().map_err(failed).and_then(|after| made_since(&before, &after, target));
+    let made = made.inspect_err(|error| tracing::error!(error = error.chain(), "a mount may stay behind"));
+    Ok(Made { device, identity: made?, root: None })
+}
+
+/// What was mounted since `before`. Of two mounts, nobody can tell whose is whose.
+fn made_since(before: &[Mount], after: &[Mount], target: &Target<'_>) -> Result<Identity, Error> {
+    let is_made = |mount: &&Mount| mount.is_ours() && mount.point == target.dir && mount.source == *target.source;
+    let made: Vec<_> = after.iter().filter(is_made).filter(|mount| !before.contains(mount)).collect();
+    let (dir, source) = (target.dir.to_owned(), target.source.to_owned());
+    match made.as_slice() {
+        [] => Err(Error::NotMounted { dir }),
+        [one] => Ok(Identity { id: one.id, device: one.device, source, user: one.user() }),
+        _ => Err(Error::AlreadyMounted { dir, image: source }),
     }
 }
 
 /// `None` where this user may not.
-fn mount_directly(target: &Target<'_>) -> Result<Option<OwnedFd>, Error> {
-    let device = match OpenOptions::new().read(true).write(true).open(DEVICE) {
-        Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+fn open_device() -> Result<Option<File>, Error> {
+    match OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(device) => Ok(Some(device)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         Err(error)
             if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV | nix::libc::ENXIO)) =>
         {
-            return Err(Error::NoDevice);
+            Err(Error::NoDevice)
         }
-        Err(source) => return Err(Error::Device { source }),
-    };
-    let dir_mode =
-        fs::metadata(target.dir).map_err(|source| Error::Directory { dir: target.dir.to_owned(), source })?.mode();
+        Err(source) => Err(Error::Device { source }),
+    }
+}
+
+/// `None` where this user may not.
+fn mount_directly(target: &Target<'_>, dir_mode: u32) -> Result<Option<OwnedFd>, Error> {
+    // One that a mount was made with cannot be used again.
+    let Some(device) = open_device()? else { return Ok(None) };
     let data = kernel_options(device.as_raw_fd(), dir_mode, target.allow_other);
     // The superblock, not only the mount, becomes read-only: else each read would cost a GETATTR for the access time.
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -150,18 +189,29 @@ pub(crate) enum Detach {
     Lazily,
 }
 
-/// Unmounts what is mounted at `dir`, as root or by the helper.
-pub(crate) fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
+/// Unmounts what is mounted at `dir`, as root or by the helper, where `is_it` still knows it then.
+pub(crate) fn unmount(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool + Send + 'static) -> Result<(), Error> {
     let asked = dir.to_owned();
-    match mounts::answered(dir, move || unmount_directly(&asked, how))? {
-        Some(()) => Ok(()),
-        None => unmount_by_helper(dir, how),
+    let unmounted = mounts::answered(dir, move || Ok((unmount_directly(&asked, how, &is_it)?, is_it)))?;
+    match unmounted {
+        (Some(()), _) => Ok(()),
+        (None, is_it) => unmount_by_helper(dir, how, is_it),
+    }
+}
+
+/// The kernel unmounts whatever is topmost: directly before, this is to be the mount that was meant.
+fn look_again(dir: &Path, is_it: impl Fn(&Mount) -> bool) -> Result<(), Error> {
+    match mounts::at(dir) {
+        Ok(Some(mount)) if is_it(&mount) => Ok(()),
+        Ok(_) => Err(Error::Replaced { dir: dir.to_owned() }),
+        Err(source) => Err(Error::Directory { dir: dir.to_owned(), source }),
     }
 }
 
 /// `None` where this user may not.
-fn unmount_directly(dir: &Path, how: Detach) -> Result<Option<()>, Error> {
+fn unmount_directly(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> Result<Option<()>, Error> {
     let lazily = if how == Detach::Lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    look_again(dir, is_it)?;
     match nix::mount::umount2(dir, MntFlags::UMOUNT_NOFOLLOW | lazily) {
         Ok(()) => Ok(Some(())),
         Err(Errno::EPERM) => Ok(None),
@@ -170,10 +220,11 @@ fn unmount_directly(dir: &Path, how: Detach) -> Result<Option<()>, Error> {
     }
 }
 
-fn unmount_by_helper(dir: &Path, how: Detach) -> Result<(), Error> {
+fn unmount_by_helper(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> Result<(), Error> {
     let how = if how == Detach::Lazily { "-uz" } else { "-u" };
     let mut command = Command::new(HELPER);
     command.env("LC_ALL", "C").arg(how).arg("--").arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
+    look_again(dir, is_it)?;
     let helper = command.stderr(Stdio::piped()).spawn().map_err(no_helper)?;
     match ended(helper).map_err(no_helper)? {
         (true, _) => Ok(()),
@@ -207,6 +258,56 @@ mod tests {
         assert!(text.starts_with("fd=5,rootmode=40000,user_id="), "{text}");
         assert!(text.ends_with(",default_permissions,allow_other"), "{text}");
         assert!(kernel_options(5, 0o40755, false).ends_with(",default_permissions"));
+    }
+
+    #[test]
+    fn what_is_not_meant_is_not_unmounted() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().canonicalize().unwrap();
+        let none = None::<&str>;
+        if mount(Some("theirs"), &point, Some("tmpfs"), MsFlags::empty(), none).is_err() {
+            return;
+        }
+        for how in [Detach::IfIdle, Detach::Lazily] {
+            let refused = unmount(&point, how, |mount| mount.source == "mine");
+            assert!(matches!(refused, Err(Error::Replaced { .. })), "{refused:?}");
+            assert!(matches!(unmount_by_helper(&point, how, |_| false), Err(Error::Replaced { .. })));
+            assert!(mounts::at(&point).unwrap().is_some_and(|mount| mount.source == "theirs"));
+        }
+        // Something else came between the first look and the last.
+        let seen = mounts::at(&point).unwrap().unwrap();
+        mount(Some("other"), &point, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let (first, other) = (seen.clone(), mounts::at(&point).unwrap().unwrap());
+        assert!(unmount(&point, Detach::Lazily, move |mount| *mount == first).is_err());
+        unmount(&point, Detach::Lazily, move |mount| *mount == other).unwrap();
+        unmount(&point, Detach::IfIdle, move |mount| *mount == seen).unwrap();
+        assert!(mounts::at(&point).unwrap().is_none());
+        assert!(umount2(&point, MntFlags::empty()).is_err());
+    }
+
+    #[test]
+    fn what_was_mounted_is_told_from_what_was_there_and_what_others_mounted() {
+        let mount = |id: u32, minor: u32, source: &str| Mount {
+            id,
+            parent: 1,
+            device: mounts::Device { major: 0, minor },
+            point: "/mnt".into(),
+            kind: mounts::TYPE.into(),
+            source: source.into(),
+            options: "ro,user_id=7".into(),
+        };
+        let target = Target { dir: Path::new("/mnt"), source: "mine", allow_other: false };
+        let (old, theirs, mine) = (mount(5, 50, "mine"), mount(6, 51, "theirs"), mount(7, 52, "mine"));
+        let made = |after: &[Mount]| made_since(std::slice::from_ref(&old), after, &target);
+        let found = made(&[old.clone(), mine.clone(), theirs.clone()]).unwrap();
+        assert!(found.is(&mine) && !found.is(&old) && !found.is(&theirs));
+        assert!(matches!(made(&[old.clone(), theirs]), Err(Error::NotMounted { .. })));
+        assert!(matches!(made(&[mine, mount(8, 53, "mine")]), Err(Error::AlreadyMounted { .. })));
+        assert!(matches!(
+            made(&[Mount { point: "/other".into(), ..mount(9, 54, "mine") }]),
+            Err(Error::NotMounted { .. })
+        ));
     }
 
     #[test]

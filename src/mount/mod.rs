@@ -9,6 +9,7 @@
 //!
 //! The state directory of a mount (state.rs) is what `crfs status` and `crfs umount` know it by.
 
+mod attach;
 pub mod background;
 pub(crate) mod config;
 pub(crate) mod control;

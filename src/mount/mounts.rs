@@ -4,15 +4,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::{fstat, major, minor};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Error;
@@ -23,7 +25,7 @@ pub(crate) const TYPE: &str = "fuse.crfs";
 
 /// The number of a superblock: st_dev of everything on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
+pub(crate) struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
 }
@@ -85,6 +87,8 @@ impl Device {
 pub(crate) struct Mount {
     /// Of all mounts of all mount namespaces, only this one has it.
     pub(crate) id: u32,
+    /// The mount that it is mounted on.
+    pub(crate) parent: u32,
     pub(crate) device: Device,
     pub(crate) point: PathBuf,
     pub(crate) kind: OsString,
@@ -124,10 +128,33 @@ impl Mount {
     }
 }
 
+/// What tells a mount of crfs from all others that there are at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub(crate) id: u32,
+    pub(crate) device: Device,
+    pub(crate) source: String,
+    /// Who mounted it, as the mount table has it.
+    pub(crate) user: Option<u32>,
+}
+
+impl Identity {
+    /// Whether it is this very mount.
+    pub(crate) fn is(&self, mount: &Mount) -> bool {
+        mount.id == self.id && self.is_of(mount)
+    }
+
+    /// Whether it is a place of the same filesystem. The number alone may have been given to another one since.
+    pub(crate) fn is_of(&self, mount: &Mount) -> bool {
+        let is_its = mount.device == self.device && mount.source == *self.source && mount.user() == self.user;
+        mount.is_ours() && is_its
+    }
+}
+
 /// The source of a store's mount, and of users' clones of it.
 pub(crate) const STORE: &str = "crfs-store";
 
-/// All mounts that this process sees, a later one over an earlier one.
+/// All mounts that this process sees, in the order in which they were made. They need not have been attached in that order.
 pub(crate) fn all() -> io::Result<Vec<Mount>> {
     read("/proc/self/mountinfo")
 }
@@ -144,7 +171,35 @@ fn read(table: &str) -> io::Result<Vec<Mount>> {
 
 /// What is mounted at exactly this path: the topmost, which is the one that the path leads to.
 pub(crate) fn at(point: &Path) -> io::Result<Option<Mount>> {
-    Ok(all()?.into_iter().rfind(|mount| mount.point == point))
+    Ok(leads_to(&all()?, point).filter(|mount| mount.point == point).cloned())
+}
+
+/// The mount that an absolute path without symbolic links ends in.
+fn leads_to<'a>(table: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let is_shown = |id: u32| table.iter().any(|mount| mount.id == id);
+    // What the root directory of this process is mounted on is not in its table.
+    let is_first = |mount: &&Mount| mount.parent == mount.id || !is_shown(mount.parent);
+    let mut here: Option<&Mount> = None;
+    // No mount is passed twice.
+    for _ in table {
+        let is_next = |mount: &&Mount| match here {
+            None => is_first(mount),
+            Some(over) => mount.parent == over.id && mount.id != over.id,
+        };
+        let on_the_way = table.iter().filter(is_next).filter(|mount| path.starts_with(&mount.point));
+        match on_the_way.min_by_key(|mount| mount.point.as_os_str().len()) {
+            Some(next) => here = Some(next),
+            None => break,
+        }
+    }
+    here
+}
+
+/// Another crfs mount at the directory of `mount`, below it.
+pub(crate) fn ours_below<'a>(table: &'a [Mount], mount: &Mount) -> Option<&'a Mount> {
+    let below = |upper: &Mount| table.iter().find(|lower| lower.id == upper.parent && lower.point == mount.point);
+    // No mount is passed twice.
+    std::iter::successors(below(mount), |lower| below(lower)).take(table.len()).find(|lower| lower.is_ours())
 }
 
 /// Where a new mount may go: `dir` without symbolic links. An image over an image would hide a server that nobody sees any
@@ -153,6 +208,35 @@ pub(crate) fn usable_point(dir: &Path) -> Result<PathBuf, Error> {
     let asked = dir.to_owned();
     answered(dir, move || find_point(&asked))
 }
+
+/// Keeps other `crfs mount` from `dir` for as long as what is given back lives, and makes sure that a mount may still go there. `None`: others cannot be
+/// kept from it, since its filesystem has no locks, this user may not read it, or somebody else has it locked.
+pub(crate) fn reserve(dir: &Path) -> Result<Option<File>, Error> {
+    let asked = dir.to_owned();
+    answered(dir, move || {
+        // Before it is opened: what is mounted there may not answer.
+        find_point(&asked)?;
+        let reserved = lock(&asked);
+        find_point(&asked)?;
+        Ok(reserved)
+    })
+}
+
+fn lock(dir: &Path) -> Option<File> {
+    let dir = File::open(dir).ok()?;
+    let start = Instant::now();
+    loop {
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(dir),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < RESERVED => std::thread::sleep(GLANCE),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// How long another `crfs mount` may keep a directory. It does so while it mounts, for milliseconds.
+const RESERVED: Duration = Duration::from_secs(2);
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// How long a filesystem may take that leads to a mount point.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -183,12 +267,13 @@ fn find_point(dir: &Path) -> Result<PathBuf, Error> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let device = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
+    let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let point = PathBuf::from(unescape(fields.nth(1)?));
     let kind = unescape(fields.by_ref().skip_while(|field| *field != b"-").nth(1)?);
     let source = unescape(fields.next()?);
     let options = unescape(fields.next().unwrap_or_default());
-    Some(Mount { id, device, point, kind, source, options })
+    Some(Mount { id, parent, device, point, kind, source, options })
 }
 
 /// Space, tab, newline and backslash stand as a backslash and three octal digits.
@@ -215,7 +300,7 @@ mod tests {
     fn lines_of_the_kernel_are_understood() {
         let line = b"97 31 0:52 / /mnt/a\\040b\\134c ro,nosuid,nodev shared:7 master:3 - fuse.crfs docker.io/x@sha256:00 ro,user_id=0";
         let mount = parse(line).unwrap();
-        assert_eq!((mount.id, mount.device), (97, Device { major: 0, minor: 52 }));
+        assert_eq!((mount.id, mount.parent, mount.device), (97, 31, Device { major: 0, minor: 52 }));
         assert_eq!(mount.user(), Some(0));
         assert_eq!(mount.point, Path::new("/mnt/a b\\c"));
         assert!(mount.is_ours());
@@ -249,6 +334,52 @@ mod tests {
         assert_eq!(at(Path::new("/proc/self")).unwrap(), None);
     }
 
+    fn table(lines: &[&str]) -> Vec<Mount> {
+        lines.iter().filter_map(|line| parse(line.as_bytes())).collect()
+    }
+
+    #[test]
+    fn a_path_is_followed_through_mounts_whatever_their_order_in_the_table() {
+        let lines = [
+            "20 1 8:1 / / rw - ext4 /dev/sda1 rw",
+            "30 40 0:50 / /a/m ro - fuse.crfs made-first ro",
+            "40 20 0:51 / /a/m ro - fuse.crfs attached-first ro",
+            "50 20 0:52 / /b/c/m ro - fuse.crfs hidden ro",
+            "60 20 0:53 / /b rw - tmpfs over rw",
+            "70 60 0:54 / /b/d rw - tmpfs inner rw",
+        ];
+        for lines in [lines.to_vec(), lines.into_iter().rev().collect()] {
+            let table = table(&lines);
+            let ends_in = |path: &str| leads_to(&table, Path::new(path)).unwrap().id;
+            assert_eq!(
+                [ends_in("/"), ends_in("/a"), ends_in("/a/m"), ends_in("/a/m/x"), ends_in("/a/mm")],
+                [20, 20, 30, 30, 20]
+            );
+            assert_eq!([ends_in("/b/c/m"), ends_in("/b"), ends_in("/b/d/e")], [60, 60, 70]);
+        }
+        // The root directory of a process, not itself a mount point.
+        let inner = table(&["7 3 0:50 / /m ro - fuse.crfs x ro", "8 7 0:51 / /m/n rw - tmpfs y rw"]);
+        assert_eq!(leads_to(&inner, Path::new("/m/n")).unwrap().id, 8);
+        assert_eq!(leads_to(&inner, Path::new("/n")), None);
+        // A table that was read while it changed.
+        let circle = table(&["7 8 0:50 / / rw - tmpfs x rw", "8 7 0:51 / / rw - tmpfs y rw"]);
+        assert_eq!(leads_to(&circle, Path::new("/")), None);
+    }
+
+    #[test]
+    fn a_crfs_mount_that_another_covers_is_seen() {
+        let table = table(&[
+            "20 1 8:1 / / rw - ext4 /dev/sda1 rw",
+            "30 50 0:50 / /m ro - fuse.crfs upper ro",
+            "40 20 0:51 / /m ro - fuse.crfs lower ro",
+            "50 40 0:52 / /m rw - tmpfs between rw",
+            "60 30 0:53 / /m/n ro - fuse.crfs inner ro",
+        ]);
+        let below =
+            |id: u32| ours_below(&table, table.iter().find(|mount| mount.id == id).unwrap()).map(|mount| mount.id);
+        assert_eq!([below(30), below(50), below(40), below(60)], [Some(40), Some(40), None, None]);
+    }
+
     #[test]
     fn a_mount_goes_on_a_directory_only() {
         let dir = tempfile::tempdir().unwrap();
@@ -258,6 +389,24 @@ mod tests {
         assert_eq!(usable_point(&link).unwrap(), dir.path().canonicalize().unwrap());
         assert!(matches!(usable_point(&file), Err(Error::NotADirectory { .. })));
         assert!(matches!(usable_point(&dir.path().join("missing")), Err(Error::Directory { .. })));
+    }
+
+    #[test]
+    fn a_directory_is_reserved_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = reserve(dir.path()).unwrap();
+        assert!(first.is_some());
+        let second = {
+            let dir = dir.path().to_owned();
+            std::thread::spawn(move || reserve(&dir).unwrap().is_some())
+        };
+        drop(first);
+        assert!(second.join().unwrap(), "it waits for the first");
+        // Somebody who keeps it for ever keeps nobody from mounting.
+        let kept = File::open(dir.path()).unwrap();
+        flock(&kept, FlockOperation::LockExclusive).unwrap();
+        assert!(reserve(dir.path()).unwrap().is_none());
+        assert!(matches!(reserve(&dir.path().join("missing")), Err(Error::Directory { .. })));
     }
 
     #[test]

@@ -127,14 +127,12 @@ fn start(
     served: Served,
     report: &Report,
 ) -> Result<Start, Error> {
-    // Opening the image took its time: somebody else may have mounted here meanwhile.
-    let dir = mounts::usable_point(&dir)?;
     let bind = |path: PathBuf| control::bind(&path).map_err(|source| Error::State { path, source });
     let (control, leave) = (bind(state.socket())?, bind(state.leave_socket())?);
     let source = format!("{}@{}", served.name, served.digest);
     let mount = Unserved::mount(&Target { dir: &dir, source: &source, allow_other: options.allow_other })?;
     // So that whoever started this process unmounts it where this process is killed before it is ready.
-    let _heard = report(&Event::Mounted { device: mount.mounted.device });
+    let _heard = report(&Event::Mounted { mount: mount.mounted.identity.clone() });
     let record = Record {
         id: state.id(),
         pid: std::process::id(),
@@ -142,8 +140,8 @@ fn start(
         digest: served.digest,
         frontend: "fuse".to_owned(),
         dir: mount.mounted.dir.clone(),
-        device: mount.mounted.device,
-        user: mount.mounted.user,
+        device: mount.mounted.identity.device,
+        user: mount.mounted.identity.user,
         namespace: holders::own_namespace(),
         started: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
     };
@@ -157,9 +155,9 @@ impl Start {
         let Self { mount, control, leave, state, served } = self;
         let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, read_ahead } = served;
         tokio::spawn(control::answer(control, figures.clone()));
-        let (dir, device) = (mount.mounted.dir.clone(), mount.mounted.device);
+        let (dir, identity) = (mount.mounted.dir.clone(), mount.mounted.identity.clone());
         tokio::spawn(control::answer_leave(leave, move || {
-            unmount_if_idle(&dir, device).map_err(|error| error.chain())
+            unmount_if_idle(&dir, &identity).map_err(|error| error.chain())
         }));
         let session = mount.serve(serve)?;
         let (fetched, pid) = (figures().stats.fetched, std::process::id());
@@ -184,7 +182,7 @@ impl Serving {
         self.session.become_usable().await?;
         // Now that all threads are there that it cannot do without.
         threads::fill();
-        self.session.mounted.device.set_read_ahead(self.read_ahead);
+        self.session.mounted.identity.device.set_read_ahead(self.read_ahead);
         self.session.mounted.stays = true;
         if report(&Event::Ready(self.ready.clone())).is_err() {
             // Whoever waited is gone, and will never know of it.

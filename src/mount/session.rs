@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
 use super::Error;
-use super::fusedev::{self, Detach, Target};
-use super::mounts::{self, Device};
+use super::fusedev::{self, Detach, Made, Target};
+use super::mounts::{self, Identity};
 use super::signals::{Asked, ServerSignals};
+use super::state::short_path;
 use crate::threads;
 
 /// How long the end of serving may come after the failure of the lookup that it made fail.
@@ -24,25 +25,32 @@ pub(crate) type Serve = Box<dyn FnOnce(OwnedFd) -> io::Result<()> + Send>;
 /// A mount that nobody answers for yet.
 pub(crate) struct Unserved {
     device: OwnedFd,
+    root: Option<OwnedFd>,
     pub(crate) mounted: Mounted,
 }
 
 impl Unserved {
     pub(crate) fn mount(target: &Target<'_>) -> Result<Self, Error> {
-        let device = fusedev::mount(target)?;
-        Ok(Self { device, mounted: Mounted::find(target.dir.to_owned())? })
+        // Opening an image takes its time: somebody else may have mounted here meanwhile.
+        let _reserved = mounts::reserve(target.dir)?;
+        let Made { device, identity, root } = fusedev::mount(target)?;
+        let mounted = Mounted { dir: target.dir.to_owned(), identity, stays: false };
+        mounted.refuse_over_another()?;
+        Ok(Self { device, root, mounted })
     }
 
     /// Lets `serve` answer, on a thread of its own.
     pub(crate) fn serve(self, serve: Serve) -> Result<Session, Error> {
-        let Self { device, mounted } = self;
-        Ok(Session { ended: on_thread("fuse", move || serve(device))?, mounted })
+        let Self { device, root, mounted } = self;
+        Ok(Session { ended: on_thread("fuse", move || serve(device))?, root, mounted })
     }
 }
 
 /// A mount that is being served.
 pub(crate) struct Session {
     ended: oneshot::Receiver<io::Result<()>>,
+    /// Until it is usable.
+    root: Option<OwnedFd>,
     pub(crate) mounted: Mounted,
 }
 
@@ -63,8 +71,8 @@ impl Session {
         let dir = self.mounted.dir.clone();
         // Not on a thread of the runtime: where the view does not answer, this waits for as long as the process lives.
         let looked = on_thread("first-lookup", {
-            let dir = dir.clone();
-            move || first_lookup(&dir)
+            let (dir, root) = (dir.clone(), self.root.take());
+            move || first_lookup(&root.as_ref().map_or(dir, |root| short_path(root.as_fd())))
         })?;
         let looked = tokio::select! {
             looked = looked => looked.unwrap_or_else(|_| Err(panicked())),
@@ -86,9 +94,9 @@ impl Session {
         let mut asked = false;
         loop {
             tokio::select! {
-                ended = &mut self.ended => return match self.mounted.is_there() {
-                    true => End::Failed(why(ended)),
-                    false => End::Unmounted,
+                ended = &mut self.ended => return match self.mounted.is_gone() {
+                    true => End::Unmounted,
+                    false => End::Failed(why(ended)),
                 },
                 signal = signals.next() => match (signal, asked) {
                     (Asked::Tell, _) => tell(),
@@ -137,17 +145,18 @@ fn panicked() -> io::Error {
     io::Error::other("a thread panicked; the log says where")
 }
 
-/// Whether this very mount, and not another one, is at its directory.
-fn is_on_top(dir: &Path, device: Device) -> bool {
-    matches!(mounts::at(dir), Ok(Some(mount)) if mount.is_ours() && mount.device == device)
+/// Unmounts a mount where nothing uses it, in the mount namespace of this process.
+pub(crate) fn unmount_if_idle(dir: &Path, identity: &Identity) -> Result<(), Error> {
+    unmount(dir, identity, Detach::IfIdle).map_err(|error| match error {
+        Error::Replaced { dir } => Error::NotMounted { dir },
+        error => error,
+    })
 }
 
-/// Unmounts a mount where nothing uses it, in the mount namespace of this process.
-pub(crate) fn unmount_if_idle(dir: &Path, device: Device) -> Result<(), Error> {
-    if !is_on_top(dir, device) {
-        return Err(Error::NotMounted { dir: dir.to_owned() });
-    }
-    fusedev::unmount(dir, Detach::IfIdle)
+/// Unmounts this very mount, and no other.
+fn unmount(dir: &Path, identity: &Identity, how: Detach) -> Result<(), Error> {
+    let identity = identity.clone();
+    fusedev::unmount(dir, how, move |mount| identity.is(mount))
 }
 
 /// What a first user would do: stat the directory, and look a name up in it. One that is missing is as good.
@@ -162,44 +171,40 @@ fn first_lookup(dir: &Path) -> io::Result<()> {
 /// A mount that this process made. Taken away when it is dropped, unless it stays.
 pub(crate) struct Mounted {
     pub(crate) dir: PathBuf,
-    pub(crate) device: Device,
-    /// Who mounted it, as the mount table has it.
-    pub(crate) user: Option<u32>,
+    pub(crate) identity: Identity,
     pub(crate) stays: bool,
 }
 
 impl Mounted {
-    /// The mount that was just made at `dir`.
-    fn find(dir: PathBuf) -> Result<Self, Error> {
-        match mounts::at(&dir) {
-            Ok(Some(mount)) if mount.is_ours() => {
-                Ok(Self { dir, device: mount.device, user: mount.user(), stays: false })
+    /// An image over an image would hide a server that nobody sees any more: of two that were mounted at once, the upper one goes.
+    fn refuse_over_another(&self) -> Result<(), Error> {
+        let dir = || self.dir.clone();
+        let table = mounts::all().map_err(|source| Error::Directory { dir: dir(), source })?;
+        let own = table.iter().find(|mount| self.identity.is(mount)).ok_or_else(|| Error::NotMounted { dir: dir() })?;
+        match mounts::ours_below(&table, own) {
+            Some(other) => {
+                Err(Error::AlreadyMounted { dir: dir(), image: other.source.to_string_lossy().into_owned() })
             }
-            Ok(_) => Err(Error::NotMounted { dir }),
-            Err(source) => Err(Error::Directory { dir, source }),
+            None => Ok(()),
         }
     }
 
-    fn is_on_top(&self) -> bool {
-        is_on_top(&self.dir, self.device)
-    }
-
-    /// Whether it is anywhere in the mount table.
-    fn is_there(&self) -> bool {
-        mounts::all().is_ok_and(|table| table.iter().any(|mount| mount.is_ours() && mount.device == self.device))
+    /// Whether it is nowhere in the mount table. One that cannot be read does not say so.
+    fn is_gone(&self) -> bool {
+        mounts::all().is_ok_and(|table| !table.iter().any(|mount| self.identity.is_of(mount)))
     }
 
     /// Unmounts where nothing uses it; says so where something does.
     fn leave_if_idle(&self) {
         let dir = self.dir.display();
-        if !self.is_on_top() {
-            return tracing::warn!(%dir, "asked to end: still in use by another mount; once more to leave all the same");
-        }
-        match fusedev::unmount(&self.dir, Detach::IfIdle) {
-            Ok(()) if self.device.exists() => {
+        match unmount(&self.dir, &self.identity, Detach::IfIdle) {
+            Ok(()) if self.identity.device.exists() => {
                 tracing::warn!(%dir, "unmounted; still in use by another mount; once more to leave all the same");
             }
             Ok(()) => {}
+            Err(Error::Replaced { .. }) => {
+                tracing::warn!(%dir, "asked to end: still in use by another mount; once more to leave all the same");
+            }
             Err(error) => {
                 tracing::warn!(error = error.chain(), "asked to end, and staying; once more to leave all the same");
             }
@@ -209,11 +214,56 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.stays || !self.is_on_top() {
+        if self.stays || self.is_gone() {
             return;
         }
-        if let Err(error) = fusedev::unmount(&self.dir, Detach::Lazily) {
+        if let Err(error) = unmount(&self.dir, &self.identity, Detach::Lazily) {
             tracing::error!(error = error.chain(), "a mount stays behind");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::mount::{MntFlags, MsFlags, umount2};
+
+    use super::*;
+
+    #[test]
+    fn of_mounts_at_one_directory_each_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let target = Target { dir: &dir, source: "image@digest", allow_other: false };
+        let Ok(first) = Unserved::mount(&target) else { return };
+        assert!(matches!(Unserved::mount(&target), Err(Error::AlreadyMounted { .. })));
+        // By somebody who looked before the first was there.
+        let made = fusedev::mount(&target).unwrap();
+        let second = Mounted { dir: dir.clone(), identity: made.identity, stays: false };
+        assert_ne!(first.mounted.identity, second.identity);
+        assert!(matches!(second.refuse_over_another(), Err(Error::AlreadyMounted { .. })));
+        first.mounted.refuse_over_another().unwrap();
+        let below = unmount(&dir, &first.mounted.identity, Detach::Lazily);
+        assert!(matches!(below, Err(Error::Replaced { .. })), "the second is not the first's to unmount");
+        drop(second);
+        assert!(first.mounted.identity.is(&mounts::at(&dir).unwrap().unwrap()));
+        drop(first);
+        assert_eq!(mounts::at(&dir).unwrap(), None);
+    }
+
+    #[test]
+    fn what_others_have_mounted_over_a_mount_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let Ok(mount) = Unserved::mount(&Target { dir: &dir, source: "image@digest", allow_other: false }) else {
+            return;
+        };
+        nix::mount::mount(Some("theirs"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        assert!(!mount.mounted.is_gone());
+        drop(mount);
+        assert_eq!(mounts::at(&dir).unwrap().unwrap().source, "theirs");
+        umount2(&dir, MntFlags::empty()).unwrap();
+        // Covered, it could not be taken away.
+        assert!(mounts::at(&dir).unwrap().unwrap().is_ours());
+        umount2(&dir, MntFlags::MNT_DETACH).unwrap();
     }
 }

@@ -559,6 +559,7 @@ mod tests {
         let record = record(&state);
         let mut mount = mounts::Mount {
             id: 7,
+            parent: 1,
             device: record.device,
             point: "/mnt".into(),
             kind: mounts::TYPE.into(),

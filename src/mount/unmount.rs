@@ -128,7 +128,8 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
 fn unmount_here(mount: &Mount, all: &[FoundState]) -> Result<Outcome, Error> {
     let state = all.iter().find(|state| state.record.describes(mount));
     let was_served = state.is_some_and(FoundState::is_served);
-    fusedev::unmount(&mount.point, Detach::IfIdle)?;
+    let asked = mount.clone();
+    fusedev::unmount(&mount.point, Detach::IfIdle, move |now| *now == asked)?;
     let served = || state.is_some_and(FoundState::is_served);
     if mount.device.exists() && !within(DOUBT, || !mount.device.exists() || (was_served && !served())) {
         return Ok(Outcome::StillInUse(holders::of(|other| other.is_of(mount), &mount.point, &[])));

@@ -65,9 +65,9 @@ pub fn guard() -> Result<(), Error> {
     input.read_to_end(&mut Vec::new()).map_err(failed)?;
     let paths = Paths::new(&guarded.root, None);
     share::take_clones_away(&paths, Detach::Lazily);
-    let is_its = |mount: &mounts::Mount| mount.is_ours() && mount.device == guarded.device;
+    let is_its = move |mount: &mounts::Mount| mount.is_ours() && mount.device == guarded.device;
     match mounts::at(&paths.mount()).map_err(failed)?.filter(is_its) {
-        Some(mount) => Ok(fusedev::unmount(&mount.point, Detach::Lazily)?),
+        Some(mount) => Ok(fusedev::unmount(&mount.point, Detach::Lazily, is_its)?),
         None => Ok(()),
     }
 }

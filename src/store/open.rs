@@ -34,7 +34,7 @@ use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until, read_ahead};
 use crate::mount::layer::OpenLayer;
-use crate::mount::mounts::Device;
+use crate::mount::mounts::{Device, Mount};
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, doing, mounts};
 use crate::registry::{self, Hosts};
@@ -452,7 +452,7 @@ fn clear_point(dir: &Path) -> Result<(), Error> {
     let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
     let dir = parent.join(dir.file_name().unwrap_or_default());
     while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_stores()) {
-        fusedev::unmount(&dir, Detach::Lazily)?;
+        fusedev::unmount(&dir, Detach::Lazily, Mount::is_stores)?;
     }
     Ok(())
 }

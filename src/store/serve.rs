@@ -145,10 +145,10 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     usable.map_err(|late| mount::Error::NotReady { dir: dir.clone(), source: late.into() })??;
     // Now that all threads are there that it cannot do without.
     threads::fill();
-    let guard = Guard::start(&options.paths, session.mounted.device, &store.lock);
+    let guard = Guard::start(&options.paths, session.mounted.identity.device, &store.lock);
     let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
     // Nobody has set it before.
-    let _first = store.device.set(session.mounted.device);
+    let _first = store.device.set(session.mounted.identity.device);
     let listener = bind(&options.paths)?;
     let quiet: Report = Arc::new(|_| Ok(()));
     let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });

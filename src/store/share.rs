@@ -22,7 +22,7 @@ use super::records::Records;
 use super::stubs::{self, Stubs};
 use super::{Error, places};
 use crate::mount::fusedev::{self, Detach};
-use crate::mount::mounts::{self, Device};
+use crate::mount::mounts::{self, Device, Mount};
 use crate::sys::own::{EntryKind, OwnDir};
 
 /// Root's own directories that a user's lead to.
@@ -178,7 +178,7 @@ fn remove_dirs(users: &Path, name: &str) -> io::Result<()> {
 fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
     let is_ours = || mounts::at(dir).map(|mount| mount.is_some_and(|mount| mount.is_stores()));
     while is_ours().map_err(|source| Error::File { path: dir.to_owned(), source })? {
-        fusedev::unmount(dir, how)?;
+        fusedev::unmount(dir, how, Mount::is_stores)?;
     }
     Ok(())
 }

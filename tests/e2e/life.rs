@@ -143,6 +143,31 @@ fn the_foreground_server_is_the_process_itself() {
 }
 
 #[test]
+fn of_mounts_at_one_directory_at_once_one_is_made() {
+    let Some(lab) = Lab::new() else { return };
+    let cache = lab.fresh("cache");
+    let mount = Mount::new(lab.fresh("mount"), String::new());
+    let begin = |_| {
+        let mut command = Command::new(CRFS);
+        command.arg("mount").arg("--cache-dir").arg(&cache).arg(lab.layout(IMAGE)).arg(mount.dir());
+        start(command.stdout(Stdio::null()).stderr(Stdio::piped()))
+    };
+    for _ in 0..5 {
+        let all: Vec<_> = (0..4).map(begin).collect();
+        let all: Vec<_> = all.into_iter().map(|one| one.wait_with_output().unwrap()).collect();
+        let refused: Vec<_> = all.iter().filter(|one| !one.status.success()).collect();
+        let said: Vec<_> = refused.iter().map(|one| String::from_utf8_lossy(&one.stderr)).collect();
+        assert_eq!(refused.len(), 3, "{said:?}");
+        assert!(said.iter().all(|said| said.contains("already a crfs mount")), "{said:?}");
+        lab.assert_equal(mount.dir(), "late", &[]);
+        let pid = mount.pid();
+        mount.umount().ok();
+        until_gone(pid);
+        assert!(!mount.is_mounted());
+    }
+}
+
+#[test]
 fn what_is_not_a_mount_of_crfs_is_not_unmounted() {
     let Some(lab) = Lab::new() else { return };
     let other = lab.fresh("tmpfs");
