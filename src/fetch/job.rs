@@ -24,6 +24,7 @@ use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
 use super::decode::Units;
 use super::flight::{Duty, Waiter};
 use super::plan::{self, Run};
+use super::seams::{Head, Lender};
 use super::source::Stream;
 use super::whole::{Duties, Reader};
 use super::{Error, Layer};
@@ -44,6 +45,10 @@ pub(super) struct Job {
     run: Run,
     wanted: Vec<Wanted>,
     duties: HashMap<u32, Duty>,
+    /// The start of its first unit comes with another request.
+    head: Option<Head>,
+    /// The start of the unit behind its last one comes with it, for another.
+    lender: Option<Lender>,
     /// Nobody waits for it.
     guess: Option<Guess>,
 }
@@ -61,7 +66,17 @@ impl Job {
     pub(super) fn new(layer: Arc<Layer>, run: Run, wanted: Vec<Wanted>, duties: Vec<Duty>) -> Self {
         let duties: HashMap<u32, Duty> = duties.into_iter().map(|duty| (duty.check(), duty)).collect();
         let wanted = wanted.into_iter().filter(|wanted| duties.contains_key(&wanted.check)).collect();
-        Self { layer, run, wanted, duties, guess: None }
+        Self { layer, run, wanted, duties, head: None, lender: None, guess: None }
+    }
+
+    /// The same where its run begins or ends with a slice that cuts a unit.
+    pub(super) fn cut(self, head: Option<Head>, lender: Option<Lender>) -> Self {
+        Self { head, lender, ..self }
+    }
+
+    /// What it asks for.
+    pub(super) fn compressed(&self) -> ByteRange {
+        self.run.compressed
     }
 
     /// The same for nobody in particular: not counted with the requests of readers.
@@ -71,10 +86,7 @@ impl Job {
 
     /// Runs to its end whoever still waits. Wrong bytes are fetched once more, past caches.
     pub(super) async fn run(mut self) -> Result<(), Error> {
-        let layer = Arc::clone(&self.layer);
-        let permit = if self.guess.is_some() { None } else { Some(layer.permit().await) };
-        let mut failed = permit.as_ref().and_then(|permit| permit.as_ref().err().cloned());
-        let mut others = Vec::new();
+        let (mut failed, mut others) = (None, Vec::new());
         for freshness in [Freshness::Any, Freshness::PastCaches] {
             if failed.is_some() || self.duties.is_empty() {
                 break;
@@ -86,7 +98,6 @@ impl Job {
             let attempt = self.attempt(freshness).await;
             (self.duties, failed, others) = (attempt.duties, attempt.failed, attempt.others);
         }
-        drop(permit);
         if self.duties.is_empty() {
             for other in others {
                 other.wait().await?;
@@ -118,13 +129,25 @@ impl Job {
     }
 
     async fn attempt(&mut self, freshness: Freshness) -> Attempt {
-        let duties = std::mem::take(&mut self.duties);
+        let (layer, duties) = (Arc::clone(&self.layer), std::mem::take(&mut self.duties));
+        let permit = match self.guess {
+            Some(_) => None,
+            None => match layer.permit().await {
+                Ok(permit) => Some(permit),
+                Err(failed) => return Attempt { duties, failed: Some(failed), ..Attempt::default() },
+            },
+        };
         tracing::trace!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
         let streaming = self.layer.source.stream(self.run.compressed, freshness);
         match self.unless_restrained(streaming).await {
             Some(Ok(Sent::Part(body))) => {
                 let duties = Duties::of(duties.into_values());
-                let (failed, _) = self.bring(body, self.run.compressed, &duties).await;
+                let Decoded { mut failed, rest, .. } = self.bring(body, self.run.compressed, &duties).await;
+                // Who brings the start may wait for its turn.
+                drop(permit);
+                if let (None, Some(head)) = (&failed, self.head.take()) {
+                    failed = self.bring_cut(head, rest, &duties).await;
+                }
                 Attempt { duties: duties.take(), failed, ..Attempt::default() }
             }
             Some(Ok(Sent::Whole(body))) if self.guess.is_none() => self.bring_whole(body, duties).await,
@@ -141,13 +164,14 @@ impl Job {
     /// All of the blob comes: it is read to its end for all who wait for any of it, unless somebody does that already.
     async fn bring_whole(&mut self, body: Stream, duties: HashMap<u32, Duty>) -> Attempt {
         let layer = Arc::clone(&self.layer);
+        (self.head, self.lender) = (None, None);
         let reader = threads::run(Work::Local, move || layer.read_whole(duties)).await;
         match reader.map_err(|_| Error::Interrupted).and_then(|reader| Ok(reader?)) {
             Ok(Reader::First { run, wanted, duties }) => {
                 tracing::debug!(layer = %self.layer.digest(), "its host sends all of it");
                 (self.run, self.wanted) = (run, wanted);
                 let all = ByteRange { start: 0, end: self.layer.source.size() };
-                let (failed, lacking) = self.bring(body, all, &duties).await;
+                let Decoded { failed, lacking, .. } = self.bring(body, all, &duties).await;
                 let mut left = self.layer.whole.end(&duties);
                 // What was there when it began, or came right, and went before it was waited for, is nobody's fault.
                 left.retain(|check, _| lacking.contains(check));
@@ -159,15 +183,40 @@ impl Job {
         }
     }
 
-    /// Decodes what comes while it comes. Tells what went wrong, and which checks did not come right.
-    async fn bring(&self, mut body: Stream, comes: ByteRange, duties: &Duties) -> (Option<Error>, HashSet<u32>) {
-        let (sender, receiver) = mpsc::channel(PARTS);
-        let decoder = Decoder {
+    /// The first unit, once its start came with another request; `rest` is what came with this one.
+    async fn bring_cut(&self, head: Head, rest: Bytes, duties: &Duties) -> Option<Error> {
+        let Ok(head) = head.await else { return Some(Error::Interrupted) };
+        let at = self.run.compressed.start;
+        let start = at.saturating_sub(head.len() as u64);
+        let run = Run {
+            units: self.run.units.start..self.run.units.start.saturating_add(1),
+            compressed: ByteRange { start, end: at.saturating_add(rest.len() as u64) },
+        };
+        let (sender, receiver) = mpsc::channel(2);
+        for part in [head, rest] {
+            sender.send(Ok(part)).await.ok()?;
+        }
+        drop(sender);
+        let decoder = Decoder { run, ends: Ends::default(), ..self.decoder(duties) };
+        let decoded = threads::run(Work::Incoming, move || decoder.run(start, receiver)).await;
+        decoded.map_or(Some(Error::Interrupted), |decoded| decoded.failed)
+    }
+
+    fn decoder(&self, duties: &Duties) -> Decoder {
+        Decoder {
             layer: Arc::clone(&self.layer),
             run: self.run.clone(),
             wanted: self.wanted.clone(),
             duties: duties.clone(),
-        };
+            ends: Ends::default(),
+        }
+    }
+
+    /// Decodes what comes while it comes.
+    async fn bring(&mut self, mut body: Stream, comes: ByteRange, duties: &Duties) -> Decoded {
+        let (sender, receiver) = mpsc::channel(PARTS);
+        let ends = Ends { is_cut: self.head.is_some(), lender: self.lender.take() };
+        let decoder = Decoder { ends, ..self.decoder(duties) };
         let decoder = threads::run(Work::Incoming, move || decoder.run(comes.start, receiver));
         let is_whole = comes != self.run.compressed;
         let mut stopped = None;
@@ -186,12 +235,13 @@ impl Job {
             }
         }
         drop(sender);
-        let (failed, lacking) = decoder.await.unwrap_or_else(|_| {
+        let mut decoded = decoder.await.unwrap_or_else(|_| {
             // Who waits is told that it was interrupted.
             drop(duties.take());
-            (Some(Error::Interrupted), HashSet::new())
+            Decoded { failed: Some(Error::Interrupted), ..Decoded::default() }
         });
-        (stopped.or(failed), lacking)
+        decoded.failed = stopped.or(decoded.failed);
+        decoded
     }
 
     /// What `future` gives; `None` where it is for nobody, and the host has come to ask for restraint: in the queue for it are readers.
@@ -216,12 +266,32 @@ struct Decoder {
     run: Run,
     wanted: Vec<Wanted>,
     duties: Duties,
+    ends: Ends,
+}
+
+/// What of a run belongs to units that it has only a part of.
+#[derive(Default)]
+struct Ends {
+    /// Of the first one the start comes with another request.
+    is_cut: bool,
+    /// For the start of the one behind the last.
+    lender: Option<Lender>,
+}
+
+/// What came of a request.
+#[derive(Default)]
+struct Decoded {
+    failed: Option<Error>,
+    /// The checks that did not come right.
+    lacking: HashSet<u32>,
+    /// Of a first unit that is cut, what came of it.
+    rest: Bytes,
 }
 
 impl Decoder {
-    /// `start`: the place in the blob of the first byte that comes. Gives the checks that did not come right, too.
-    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> (Option<Error>, HashSet<u32>) {
-        let Self { layer, run, wanted, duties } = self;
+    /// `start`: the place in the blob of the first byte that comes.
+    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Decoded {
+        let Self { layer, mut run, wanted, duties, ends } = self;
         let mut arrival = Arrival { parts, part: Bytes::new(), position: start, last: 0, error: None };
         let mut lacking: HashSet<u32> = wanted.iter().map(|wanted| wanted.check).collect();
         let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
@@ -233,9 +303,36 @@ impl Decoder {
             layer.aside.drop_files();
         }
         let assembler = Assembler::new(&layer.cache, &layer.file, wanted, &mut outcome);
-        let decoded = decode_run(&layer, &run, &mut arrival, assembler);
-        (arrival.error.map(|error| layer.registry_error(error)).or(decoded.err()), lacking)
+        let rest = if ends.is_cut { take_rest(&layer, &mut run, &mut arrival) } else { Ok(Bytes::new()) };
+        let decoded = rest.and_then(|rest| {
+            decode_run(&layer, &run, &mut arrival, assembler)?;
+            ends.lender.map_or(Ok(()), |lender| lend(&layer, &run, &mut arrival, lender))?;
+            Ok(rest)
+        });
+        let (rest, failed) = match decoded {
+            Ok(rest) => (rest, None),
+            Err(error) => (Bytes::new(), Some(error)),
+        };
+        Decoded { failed: arrival.error.map(|error| layer.registry_error(error)).or(failed), lacking, rest }
     }
+}
+
+/// What comes of a first unit whose start is elsewhere; the run is from then on what is behind it.
+fn take_rest(layer: &Layer, run: &mut Run, arrival: &mut Arrival) -> Result<Bytes, Error> {
+    let unit = layer.index.unit(run.units.start)?.compressed;
+    run.units.start = run.units.start.saturating_add(1);
+    Ok(arrival.bytes(ByteRange { start: run.compressed.start, end: unit.end }))
+}
+
+/// Hands on the start of the unit behind a run.
+fn lend(layer: &Layer, run: &Run, arrival: &mut Arrival, lender: Lender) -> Result<(), Error> {
+    let unit = layer.index.unit(run.units.end)?.compressed;
+    let part = ByteRange { start: unit.start, end: run.compressed.end };
+    let bytes = arrival.bytes(part);
+    if bytes.len() as u64 == part.len() {
+        lender.give(bytes);
+    }
+    Ok(())
 }
 
 fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: Assembler<'_>) -> Result<(), Error> {
@@ -330,6 +427,15 @@ impl Arrival {
         }
         let rest = compressed.end.saturating_sub(self.position);
         Ok(Read::chain(Cursor::new(again), self.take(rest)))
+    }
+
+    /// The bytes of a part of a unit, as far as they come.
+    fn bytes(&mut self, part: ByteRange) -> Bytes {
+        let mut bytes = Vec::new();
+        if let Ok(mut input) = self.unit(part) {
+            let _cut_short = input.read_to_end(&mut bytes);
+        }
+        bytes.into()
     }
 
     fn skip_to(&mut self, position: u64) -> io::Result<()> {

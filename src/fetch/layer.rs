@@ -14,6 +14,7 @@ use super::aside::Aside;
 use super::assemble::{Brought, Kept, Wanted};
 use super::flight::{Flights, Waiter};
 use super::prefetch::{Gate, Waiting};
+use super::seams::Seams;
 use super::still::Still;
 use super::whole::{Duties, Whole};
 use super::{Error, Source};
@@ -156,6 +157,7 @@ pub struct Layer {
     pub(super) file: LayerFile,
     pub(super) flights: Arc<Flights>,
     pub(super) whole: Whole,
+    pub(super) seams: Seams,
     pub(super) aside: Aside,
     /// Checks for which nothing came within the deadline, for the length of [`REPEAT`].
     pub(super) failed: Memory<u32, Error>,
@@ -217,6 +219,7 @@ impl Engine {
             file,
             flights: Arc::default(),
             whole: Whole::default(),
+            seams: Seams::default(),
             aside: self.aside.for_layer(),
             failed: Memory::builder()
                 .max_capacity(REPEATED)

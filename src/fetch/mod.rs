@@ -19,6 +19,7 @@ mod pass;
 mod plan;
 mod planning;
 mod prefetch;
+mod seams;
 mod source;
 mod still;
 mod unpacking;

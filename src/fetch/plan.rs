@@ -11,6 +11,12 @@ use crate::index::{CheckKind, Damaged, StoredIndex};
 /// Compressed bytes of one request, except where one check alone needs more.
 pub(super) const MAX_REQUEST: u64 = 4 << 20;
 
+/// Slices in which caches on the way may keep blobs; those of other caches are as long as several of them.
+pub(super) const SLICE: u64 = 1 << 20;
+
+/// A longer unit is not cut: its second part is kept in memory until the first is there.
+const LARGEST_CUT: u64 = 4 << 20;
+
 /// Checks looked at behind a miss: holes cost no bytes, and a file may be full of them.
 const MAX_CHECKS_BEHIND: u32 = 4096;
 
@@ -24,13 +30,15 @@ pub(super) struct Tail {
     pub(super) bytes: u64,
     /// Place in the layer file.
     pub(super) until: u64,
+    /// Whether what is behind it will be asked for next: then it ends with the last slice that ends within those bytes, where any does.
+    pub(super) goes_on: bool,
 }
 
 /// Units that lie next to each other in the blob, for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) units: Range<u32>,
-    /// From the first unit's start to the last one's end.
+    /// From the first unit's start to the last one's end; either may be the end of a slice, where that cuts a unit.
     pub(super) compressed: ByteRange,
 }
 
@@ -83,12 +91,19 @@ pub(super) fn extend(
     tail: Tail,
     missing: impl Fn(u32) -> bool,
 ) -> Result<(), Damaged> {
-    let limit = runs.last().map_or(0, |run| run.compressed.end.saturating_add(tail.bytes));
+    let start = runs.last().map_or(0, |run| run.compressed.end);
+    let limit = start.saturating_add(tail.bytes);
+    let last_slice = tail.goes_on.then_some(limit / SLICE * SLICE).filter(|end| *end > start);
     let end = last.saturating_add(MAX_CHECKS_BEHIND).min(index.summary().checks);
     for next in last.saturating_add(1)..end {
         let is_far = runs.last().is_some_and(|run| run.compressed.end >= limit);
         if is_far || !missing(next) || index.check(next)?.range.start >= tail.until {
             break;
+        }
+        if let (Some(end), Some(run)) = (last_slice, run_of(index, next)?) {
+            if run.compressed.end > end {
+                break;
+            }
         }
         add(index, runs, next)?;
     }
@@ -96,8 +111,7 @@ pub(super) fn extend(
 }
 
 fn add(index: &StoredIndex, runs: &mut Vec<Run>, check: u32) -> Result<(), Damaged> {
-    let units = index.units_over(index.check(check)?.range)?;
-    let Some(run) = Run::new(index, units)? else { return Ok(()) };
+    let Some(run) = run_of(index, check)? else { return Ok(()) };
     match runs.last_mut().and_then(|last| Some((last.join(&run, 0)?, last))) {
         Some((joined, last)) => *last = joined,
         None => runs.push(run),
@@ -105,15 +119,61 @@ fn add(index: &StoredIndex, runs: &mut Vec<Run>, check: u32) -> Result<(), Damag
     Ok(())
 }
 
+/// The run that brings a check.
+fn run_of(index: &StoredIndex, check: u32) -> Result<Option<Run>, Damaged> {
+    Run::new(index, index.units_over(index.check(check)?.range)?)
+}
+
 /// Compressed bytes from the first to the last of some units.
 pub(super) fn compressed(index: &StoredIndex, units: &Range<u32>) -> Result<u64, Damaged> {
-    Ok(Run::new(index, units.clone())?.map_or(0, |run| run.compressed.len()))
+    Ok(place(index, units)?.len())
+}
+
+/// Where they are in the blob.
+pub(super) fn place(index: &StoredIndex, units: &Range<u32>) -> Result<ByteRange, Damaged> {
+    Ok(Run::new(index, units.clone())?.map_or(ByteRange { start: 0, end: 0 }, |run| run.compressed))
 }
 
 /// The last unit before `end` that ends within `bytes` from the start of `unit`; itself at least.
 pub(super) fn forward(index: &StoredIndex, unit: u32, bytes: u64, end: u32) -> Result<u32, Damaged> {
     let limit = index.unit(unit)?.compressed.start.saturating_add(bytes);
     last_before(unit..end, |at| Ok(index.unit(at)?.compressed.end <= limit))
+}
+
+/// The last unit before `end` that is whole in the slice in which `unit` ends; itself at least.
+pub(super) fn to_slice_end(index: &StoredIndex, unit: u32, end: u32) -> Result<u32, Damaged> {
+    let limit = slice_end(index.unit(unit)?.compressed.end);
+    last_before(unit..end, |at| Ok(index.unit(at)?.compressed.end <= limit))
+}
+
+/// The end of the slice that a place is in, or the place itself where it is one.
+fn slice_end(place: u64) -> u64 {
+    place.checked_next_multiple_of(SLICE).unwrap_or(u64::MAX)
+}
+
+/// The slices that have a part of a range, by number.
+pub(super) fn slices(range: ByteRange) -> Range<u64> {
+    range.start / SLICE..range.end.div_ceil(SLICE)
+}
+
+/// Whether `place` is in the slice that ends at `end`.
+pub(super) fn is_in_slice_before(end: u64, place: u64) -> bool {
+    place < end && end - place <= SLICE
+}
+
+/// Where the end of a slice cuts a unit, if there is one, the unit can be verified by itself, and it is not too long.
+pub(super) fn cut(index: &StoredIndex, unit: u32) -> Result<Option<u64>, Damaged> {
+    let compressed = index.unit(unit)?.compressed;
+    let at = slice_end(compressed.start.saturating_add(1));
+    if at >= compressed.end || compressed.len() > LARGEST_CUT {
+        return Ok(None);
+    }
+    for check in checks_of_unit(index, unit)? {
+        if index.units_over(index.check(check)?.range)?.len() > 1 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(at))
 }
 
 /// The first unit from `start` on that starts within `bytes` before the end of `unit`; itself at most.
@@ -205,6 +265,16 @@ mod tests {
             "a unit is never asked for twice"
         );
         assert_eq!(run(0..2, 0, 10).join(&run(1..2, 5, 10), 0), Some(run(0..2, 0, 10)));
+    }
+
+    #[test]
+    fn places_and_the_ends_of_their_slices() {
+        let ends = [0, 1, SLICE - 1, SLICE, SLICE + 1].map(slice_end);
+        assert_eq!(ends, [0, SLICE, SLICE, SLICE, 2 * SLICE]);
+        assert_eq!(slice_end(u64::MAX), u64::MAX);
+        let before = [0, 1, SLICE - 1, SLICE].map(|place| is_in_slice_before(SLICE, place));
+        assert_eq!(before, [true, true, true, false]);
+        assert!(!is_in_slice_before(2 * SLICE, SLICE - 1));
     }
 
     #[test]

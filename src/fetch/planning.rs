@@ -10,7 +10,9 @@ use super::flight::Waiter;
 use super::job::Job;
 use super::layer::Look;
 use super::plan::{self, Run};
+use super::seams::{Head, Lender};
 use super::{Error, Layer};
+use crate::blob::ByteRange;
 use crate::cache::State;
 use crate::index::Damaged;
 
@@ -23,6 +25,7 @@ impl Layer {
         let waiting = self.gate.reader();
         // What is wrong with the index elsewhere is no matter of this read.
         let tail = reading.and_then(|reading| reading.tail().ok().flatten());
+        let goes_on = tail.is_some_and(|tail| tail.goes_on);
         let (mut waiters, mut jobs, mut planned) = (Vec::new(), Vec::new(), Planned::default());
         {
             // One reader plans at a time: what it finds brought by nobody it then takes, so that no two requests have a unit in common.
@@ -37,7 +40,7 @@ impl Layer {
                 runs = plan::joined(runs);
             }
             for run in runs {
-                let (job, brought) = self.job(run, missing, &mut planned)?;
+                let (job, brought) = self.job(run, missing, goes_on, &mut planned)?;
                 waiters.extend(brought);
                 jobs.extend(job);
             }
@@ -80,10 +83,11 @@ impl Layer {
     }
 
     /// Takes the duty for what of the first run is still missing, and the place of one who waits for what others have begun to bring; also
-    /// gives back what is to be done after it.
+    /// gives back what is to be done after it. Up to the unit `until`, others will go on behind it.
     pub(super) fn take_first(
         self: &Arc<Self>,
         runs: Vec<Run>,
+        until: u32,
         waiters: &mut Vec<Waiter>,
     ) -> Result<(Option<Job>, Vec<Run>), Error> {
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,7 +98,11 @@ impl Layer {
         let missing: Vec<u32> =
             wanted.iter().map(|wanted| wanted.check).filter(|check| self.is_missing(*check)).collect();
         let mut left = plan::runs(&self.index, &missing)?.into_iter();
-        let job = left.next().map(|run| self.job(run, &[], &mut Planned::default())).transpose()?;
+        let job = left.next().map(|run| {
+            let goes_on = run.units.end < until;
+            self.job(run, &[], goes_on, &mut Planned::default())
+        });
+        let job = job.transpose()?;
         Ok((job.and_then(|(job, _)| job), left.chain(runs).collect()))
     }
 
@@ -102,7 +110,8 @@ impl Layer {
     pub(super) fn guess(
         self: &Arc<Self>,
         units: Range<u32>,
-        ticket: &dyn Fn(u64) -> Guess,
+        goes_on: bool,
+        ticket: &dyn Fn(ByteRange) -> Guess,
     ) -> Result<Vec<(Job, Planned)>, Error> {
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = plan::compressed(&self.index, &units)?;
@@ -115,12 +124,12 @@ impl Layer {
                 continue;
             }
             let mut planned = Planned::default();
-            let bytes = run.compressed.len();
             if guesses.len() == MOST_RUNS {
                 break;
             }
-            if let (Some(job), _) = self.job(run, &[], &mut planned)? {
-                guesses.push((job.for_nobody(ticket(bytes)), planned));
+            if let (Some(job), _) = self.job(run, &[], goes_on, &mut planned)? {
+                let ticket = ticket(job.compressed());
+                guesses.push((job.for_nobody(ticket), planned));
             }
         }
         Ok(guesses)
@@ -147,11 +156,12 @@ impl Layer {
     }
 
     /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile. The waiters are for
-    /// those of `needed` (ascending); the others are guessed.
+    /// those of `needed` (ascending); the others are guessed. Where somebody goes on behind it, it ends with a slice, if that cuts the next unit.
     fn job(
         self: &Arc<Self>,
-        run: Run,
+        mut run: Run,
         needed: &[u32],
+        goes_on: bool,
         planned: &mut Planned,
     ) -> Result<(Option<Job>, Vec<Waiter>), Error> {
         let wanted = plan::checks_in(&self.index, &run)?;
@@ -185,7 +195,36 @@ impl Layer {
         if duties.is_empty() {
             return Ok((None, waiters));
         }
+        let lender = if goes_on { self.lend(&mut run)? } else { None };
+        let head = self.head(&mut run)?;
         planned.bytes = planned.bytes.saturating_add(run.compressed.len());
-        Ok((Some(Job::new(Arc::clone(self), run, wanted, duties)), waiters))
+        Ok((Some(Job::new(Arc::clone(self), run, wanted, duties).cut(head, lender)), waiters))
+    }
+
+    /// Lets a run go on to the end of its slice, where that cuts the next unit, and nobody has that or brings it.
+    fn lend(&self, run: &mut Run) -> Result<Option<Lender>, Damaged> {
+        let next = run.units.end;
+        if next >= self.index.summary().units {
+            return Ok(None);
+        }
+        let Some(at) = plan::cut(&self.index, next)?.filter(|at| plan::is_in_slice_before(*at, run.compressed.end))
+        else {
+            return Ok(None);
+        };
+        if !self.lacks(next)? {
+            return Ok(None);
+        }
+        run.compressed.end = at;
+        Ok(Some(self.seams.lend(at)))
+    }
+
+    /// Lets a run begin with a slice, where that cuts its first unit, and another brings what is before it.
+    fn head(&self, run: &mut Run) -> Result<Option<Head>, Damaged> {
+        let Some(at) = plan::cut(&self.index, run.units.start)? else { return Ok(None) };
+        let head = self.seams.take(at);
+        if head.is_some() {
+            run.compressed.start = at;
+        }
+        Ok(head)
     }
 }

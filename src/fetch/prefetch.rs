@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::Instant;
 
 use super::flight::Waiter;
@@ -25,7 +25,7 @@ use crate::threads::{self, Work};
 /// Requests under way at a time: enough that the link is never idle between them.
 const REQUESTS: usize = 3;
 
-/// Compressed bytes of one request: what the link carries in a round trip, within these limits (more where one check needs more).
+/// Bytes of a blob that are read at once where no file needs them: what the link carries in a round trip, within these limits.
 const STEP: Range<u64> = 128 << 10..1 << 20;
 
 /// Nobody has waited for so many round trips, and for so long: a program that starts has stopped asking.
@@ -65,6 +65,19 @@ pub(super) struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Self { readers: AtomicUsize::new(0), idle: Notify::new(), last: Mutex::new(Instant::now()) }
+    }
+}
+
+/// The order in which steps are planned: where one ends in the middle of a unit, the next goes on from there.
+struct Turns {
+    turn: AsyncMutex<()>,
+    /// The unit behind the last one of all steps.
+    until: u32,
+}
+
+impl Turns {
+    fn up_to(until: u32) -> Self {
+        Self { turn: AsyncMutex::new(()), until }
     }
 }
 
@@ -130,7 +143,7 @@ async fn fetch_what_was_bad(mut bad: VecDeque<(&Arc<Layer>, Range<u32>)>) {
     let mut pause = PAUSE;
     while let Some((layer, step)) = bad.pop_front() {
         tokio::time::sleep(pause).await;
-        match layer.fetch_quietly(step.clone(), layer.quiet()).await {
+        match layer.fetch_quietly(step.clone(), layer.quiet(), &Turns::up_to(step.end)).await {
             Ok(()) => pause = Duration::ZERO,
             Err(error) => {
                 let longest = if error.may_pass() { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_BAD };
@@ -194,21 +207,21 @@ impl Layer {
             }
             Err(_) => return Vec::new(),
         };
+        let turns = Turns::up_to(units.end);
         let steps = stream::unfold(units, |units| self.next_step(units));
-        let results = steps.map(|step| self.prefetch_step(step, quiet)).buffer_unordered(REQUESTS);
+        let results = steps.map(|step| self.prefetch_step(step, quiet, &turns)).buffer_unordered(REQUESTS);
         results.filter_map(|result| std::future::ready(result.err())).collect().await
     }
 
-    /// The units of the next step, and what is left after it.
+    /// The units of the next step, those of a slice, and what is left after it.
     fn next_step(
         self: &Arc<Self>,
         units: Range<u32>,
     ) -> impl Future<Output = Option<(Range<u32>, Range<u32>)>> + use<> {
         let layer = Arc::clone(self);
         async move {
-            let size = layer.source.per_round_trip().clamp(STEP.start, STEP.end);
             let end =
-                move || plan::forward(&layer.index, units.start, size, units.end).map(|last| last.saturating_add(1));
+                move || plan::to_slice_end(&layer.index, units.start, units.end).map(|last| last.saturating_add(1));
             if units.is_empty() {
                 return None;
             }
@@ -224,10 +237,15 @@ impl Layer {
     }
 
     /// Fetches some units, as far as they are missing. They are given back when they are wrong: what is behind them may be right.
-    async fn prefetch_step(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Range<u32>> {
+    async fn prefetch_step(
+        self: &Arc<Self>,
+        units: Range<u32>,
+        quiet: Duration,
+        turns: &Turns,
+    ) -> Result<(), Range<u32>> {
         let (mut tries, mut failures) = (0, 0u32);
         loop {
-            let Err(error) = self.fetch_quietly(units.clone(), quiet).await else { return Ok(()) };
+            let Err(error) = self.fetch_quietly(units.clone(), quiet, turns).await else { return Ok(()) };
             tracing::warn!(layer = %self.digest(), %error, "prefetch failed; it goes on later");
             tries += u32::from(!error.may_pass_soon());
             if tries >= TRIES {
@@ -239,8 +257,9 @@ impl Layer {
     }
 
     /// Returns when all of these units that were missing were brought, whoever did it.
-    async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration) -> Result<(), Error> {
-        let layer = Arc::clone(self);
+    async fn fetch_quietly(self: &Arc<Self>, units: Range<u32>, quiet: Duration, turns: &Turns) -> Result<(), Error> {
+        let mut turn = Some(turns.turn.lock().await);
+        let (layer, until) = (Arc::clone(self), turns.until);
         let planned = threads::run(Work::Local, move || layer.lacking(units)).await;
         let (mut waiters, mut runs) = planned.map_err(|_| Error::Interrupted)??;
         while !runs.is_empty() {
@@ -252,15 +271,17 @@ impl Layer {
             // The duty is taken when its request is about to be sent, so that no reader waits for one that is not.
             let layer = Arc::clone(self);
             let taken = threads::run(Work::Local, move || {
-                let taken = layer.take_first(runs, &mut waiters);
+                let taken = layer.take_first(runs, until, &mut waiters);
                 taken.map(|(job, rest)| (job, rest, waiters))
             });
             let (job, rest, others) = taken.await.map_err(|_| Error::Interrupted)??;
             (runs, waiters) = (rest, others);
+            turn = None;
             if let Some(job) = job {
                 job.run().await?;
             }
         }
+        drop(turn);
         for waiter in waiters {
             waiter.wait().await?;
         }

@@ -15,6 +15,7 @@ mod ranges;
 mod redirects;
 mod registry;
 mod resolve;
+mod slices;
 mod soci;
 mod soci_mounts;
 mod stuck;

@@ -1,13 +1,16 @@
 //! Guesses that are under way, and how much there is of them.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::plan;
 use super::super::prefetch::Waiting;
 use super::Around;
+use crate::blob::ByteRange;
 
 /// The guesses of one layer that are under way.
 #[derive(Default)]
@@ -17,6 +20,16 @@ pub(super) struct Flying {
     requests: AtomicUsize,
     /// When any of them came last.
     moved: Mutex<Option<Instant>>,
+    slices: Mutex<Slices>,
+}
+
+/// A slice that a cache on the way does not have yet is fetched once for each request that wants it meanwhile.
+#[derive(Default)]
+struct Slices {
+    /// Those that a guess has asked for.
+    asked: HashSet<u64>,
+    /// Of these, the ones of which the first such guess is under way.
+    coming: HashSet<u64>,
 }
 
 impl Flying {
@@ -35,6 +48,24 @@ impl Flying {
         }
     }
 
+    /// Whether a guess would better wait until another is over.
+    pub(super) fn is_coming(&self, range: ByteRange) -> bool {
+        let slices = self.slices();
+        plan::slices(range).any(|slice| slices.coming.contains(&slice))
+    }
+
+    /// A guess asks for this; gives the slices that it is the first for.
+    fn ask(&self, range: ByteRange) -> Vec<u64> {
+        let mut slices = self.slices();
+        let first: Vec<u64> = plan::slices(range).filter(|slice| slices.asked.insert(*slice)).collect();
+        slices.coming.extend(&first);
+        first
+    }
+
+    fn slices(&self) -> MutexGuard<'_, Slices> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn moved(&self) {
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -51,14 +82,22 @@ pub(in super::super) struct Guess {
     around: Arc<Around>,
     layer: usize,
     left: AtomicU64,
+    /// Slices that it is the first for.
+    first: Vec<u64>,
     /// Prefetch waits for it as it does for readers.
     _waiting: Waiting,
 }
 
 impl Guess {
-    pub(super) fn new(around: &Arc<Around>, layer: usize, waiting: Waiting, (flying, bytes): (&Flying, u64)) -> Self {
-        flying.start(bytes);
-        Self { around: Arc::clone(around), layer, left: AtomicU64::new(bytes), _waiting: waiting }
+    pub(super) fn new(
+        around: &Arc<Around>,
+        layer: usize,
+        waiting: Waiting,
+        (flying, range): (&Flying, ByteRange),
+    ) -> Self {
+        flying.start(range.len());
+        let (left, first) = (AtomicU64::new(range.len()), flying.ask(range));
+        Self { around: Arc::clone(around), layer, left, first, _waiting: waiting }
     }
 
     /// So many bytes came.
@@ -80,6 +119,7 @@ impl Drop for Guess {
         if let Some(flying) = self.around.flying.get(self.layer) {
             flying.bytes.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
             flying.requests.fetch_sub(1, Ordering::AcqRel);
+            flying.slices().coming.retain(|slice| !self.first.contains(slice));
         }
         self.around.came.store(true, Ordering::Release);
         // While the runtime shuts down there is nobody to go on.

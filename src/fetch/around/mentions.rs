@@ -371,15 +371,15 @@ impl State {
                 self.mentions.spend(bytes, counts);
                 let stack = if counts { &mut self.libraries } else { &mut self.started };
                 stack.push(Wish::new(place.layer, units.clone(), units.start));
-                match if counts { stack.next(around, size)? } else { None } {
-                    Some((layer, units)) => return Ok(Some(Next { layer, units, counts })),
+                match if counts { stack.next(around, size, counts)? } else { None } {
+                    Some(next) => return Ok(Some(next)),
                     None => continue,
                 }
             }
             let wished = |file: &Node| self.mentions.told.contains_key(file) && !self.seen.contains(*file);
             if let Some(units) = around.run_of(file, (place.layer, units), (size.min(left), GAP), wished)? {
                 self.mentions.spend(plan::compressed(&contents.index, &units)?, counts);
-                return Ok(Some(Next { layer: place.layer, units, counts }));
+                return Ok(Some(Next { layer: place.layer, units, counts, goes_on: false }));
             }
         }
         Ok(None)

@@ -86,6 +86,8 @@ pub struct Around {
     noticing: AtomicUsize,
     /// Whether so much was guessed wrong that nothing more is: told without the state, which a reader who misses does not wait for.
     is_over: AtomicBool,
+    /// Whether somebody reads everything: told in the same way.
+    reads_all: AtomicBool,
     /// Whether something came that may be looked into.
     came: AtomicBool,
     /// Whether something waits for room.
@@ -118,6 +120,7 @@ impl Around {
             flying,
             noticing: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
+            reads_all: AtomicBool::new(false),
             came: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             pumping: AtomicBool::new(false),
@@ -216,6 +219,11 @@ impl Around {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tell(&self, state: &State) {
+        self.is_over.store(state.is_over(), Ordering::Release);
+        self.reads_all.store(state.reads_all(self), Ordering::Release);
+    }
+
     fn neighbourhood(&self) -> &Neighbourhood {
         self.neighbourhood.get_or_init(|| Neighbourhood::of(&*self.files, self.layers.len()))
     }
@@ -269,6 +277,17 @@ impl Around {
         self.flying.get(layer).is_some_and(|flying| flying.is_still((round_trip * STUCK_ROUND_TRIPS).max(STUCK)))
     }
 
+    /// Whether a slice that has some of these units is coming for another guess.
+    fn is_coming(&self, Next { layer, units, goes_on, .. }: &Next) -> Result<bool, Damaged> {
+        let Some((contents, flying)) = self.layers.get(*layer).zip(self.flying.get(*layer)) else { return Ok(false) };
+        let mut place = plan::place(&contents.index, units)?;
+        if *goes_on {
+            // The start of its first unit comes with the one before.
+            place.start = plan::cut(&contents.index, units.start)?.unwrap_or(place.start);
+        }
+        Ok(!self.is_stuck(*layer) && flying.is_coming(place))
+    }
+
     /// Whether there is room for one more request.
     fn has_room(&self, budget: u64) -> bool {
         let moving = || self.flying.iter().enumerate().filter(|(layer, _)| !self.is_stuck(*layer));
@@ -289,19 +308,19 @@ impl Around {
         self.look_into_mentions()?;
         let mut state = self.state();
         let size = budget.min(LARGEST_PIECE);
-        let Some(Next { layer, units, counts }) = state.next(self, size)? else { return Ok(None) };
+        let Some(Next { layer, units, counts, goes_on }) = state.next(self, size)? else { return Ok(None) };
         let Some((contents, flying)) = self.layers.get(layer).zip(self.flying.get(layer)) else { return Ok(None) };
         let mut jobs = Vec::new();
         // Whoever reads it hears what is wrong with it.
         if self.is_stuck(layer) || contents.source.is_restrained() {
             return Ok(Some(jobs));
         }
-        let ticket = |bytes| Guess::new(self, layer, contents.gate.reader(), (flying, bytes));
-        for (job, planned) in contents.guess(units, &ticket)? {
+        let ticket = |range| Guess::new(self, layer, contents.gate.reader(), (flying, range));
+        for (job, planned) in contents.guess(units, goes_on, &ticket)? {
             state.asked(layer, &planned, counts);
             jobs.push(job);
         }
-        self.is_over.store(state.is_over(), Ordering::Release);
+        self.tell(&state);
         Ok(Some(jobs))
     }
 }
@@ -317,20 +336,28 @@ impl Reading {
             return Ok(None);
         }
         let bytes = around.budget(self.layer).min(plan::MAX_REQUEST);
+        if around.reads_all.load(Ordering::Acquire) {
+            return Ok(Some(Tail { bytes: bytes.max(plan::SLICE), until: u64::MAX, goes_on: true }));
+        }
         let size = plan::compressed(&contents.index, &contents.index.units_over(place.range)?)?;
+        if size > WHOLE {
+            let state = around.state();
+            let bytes = if state.is_in_order(self.file) { bytes.max(plan::SLICE) } else { bytes };
+            let tail = Tail { bytes, until: place.range.end, goes_on: true };
+            return Ok(state.has_missed(self.file).then_some(tail));
+        }
         let until = match size {
             ..=SMALL => around.end_of_small_files(self.file, place, bytes / SMALL_TAIL)?,
-            _ if size <= WHOLE || around.state().has_missed(self.file) => place.range.end,
-            _ => return Ok(None),
+            _ => place.range.end,
         };
-        Ok(Some(Tail { bytes, until }))
+        Ok(Some(Tail { bytes, until, goes_on: false }))
     }
 
     /// A request was planned for this read.
     pub(super) fn asked(&self, planned: &Planned) {
         let mut state = self.around.state();
         state.asked(self.layer, planned, true);
-        self.around.is_over.store(state.is_over(), Ordering::Release);
+        self.around.tell(&state);
     }
 
     /// Whether a hit is to be noticed; then it has a place among those that are.
@@ -350,7 +377,7 @@ impl Reading {
     pub(super) fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
         let mut state = self.around.state();
         let noticed = state.noticed(&self.around, self, (range, checks), missed);
-        self.around.is_over.store(state.is_over(), Ordering::Release);
+        self.around.tell(&state);
         drop(state);
         match noticed {
             Ok(true) => self.around.pump(),

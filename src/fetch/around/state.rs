@@ -44,6 +44,9 @@ const FEW_CHECKS: usize = 64;
 /// Wishes of each kind that are remembered.
 const REMEMBERED: usize = 256;
 
+/// Requests that are put off.
+const MOST_LATE: usize = 16;
+
 pub(super) struct State {
     /// Files that were read.
     pub(super) seen: Seen,
@@ -55,6 +58,8 @@ pub(super) struct State {
     /// What the image's command needs. It counts once it was read: until then it has a bound of its own.
     pub(super) started: Stack<Wish>,
     dirs: Stack<Directory>,
+    /// What is put off, since its slice is coming for another guess.
+    late: VecDeque<Next>,
     /// Layer and unit that were read last, and from where in the layer file to the end of the file that this is of.
     last: (usize, u32, ByteRange),
     /// Files that were read in the order of the blob, halved by each that was not.
@@ -106,12 +111,18 @@ impl<T> Stack<T> {
 }
 
 impl Stack<Wish> {
+    /// Takes one out.
+    fn take(&mut self, is_it: impl Fn(&Wish) -> bool) -> Option<Wish> {
+        let at = self.0.iter().position(is_it)?;
+        self.0.remove(at)
+    }
+
     /// What to fetch next of the newest wish, at most about `size` bytes.
-    pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+    pub(super) fn next(&mut self, around: &Around, size: u64, counts: bool) -> Result<Option<Next>, Damaged> {
         while let Some(wish) = self.0.front_mut() {
             let layer = around.layers.get(wish.layer);
             if let Some(units) = layer.map(|layer| wish.next(layer, size)).transpose()?.flatten() {
-                return Ok(Some((wish.layer, units)));
+                return Ok(Some(Next { layer: wish.layer, units, counts, goes_on: wish.goes_on }));
             }
             self.0.pop_front();
         }
@@ -133,6 +144,8 @@ pub(super) struct Next {
     pub(super) units: Range<u32>,
     /// Whether they count for what may be guessed wrong.
     pub(super) counts: bool,
+    /// Whether those behind them are wished for next.
+    pub(super) goes_on: bool,
 }
 
 /// How a large file was read so far. Offsets are in the layer file.
@@ -156,6 +169,7 @@ impl State {
             libraries: Stack(VecDeque::new()),
             started: Stack(VecDeque::new()),
             dirs: Stack(VecDeque::new()),
+            late: VecDeque::new(),
             last: (0, 0, ByteRange { start: 0, end: 0 }),
             in_order: 0,
             everything: (0, 0..0),
@@ -179,6 +193,11 @@ impl State {
 
     pub(super) fn has_missed(&self, file: Node) -> bool {
         self.large.get(&file).is_some_and(|large| large.misses > 0)
+    }
+
+    /// Whether a large file is read in order.
+    pub(super) fn is_in_order(&self, file: Node) -> bool {
+        self.large.get(&file).is_some_and(|large| large.run >= IN_ORDER)
     }
 
     /// A request was planned. One that does not count does so once it was read.
@@ -227,7 +246,8 @@ impl State {
             let is_next = last_layer == *layer && (last.start..last.end.saturating_add(NEXT)).contains(&range.start);
             self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
             self.programs.push(*file, false);
-            if let Some(wish) = rest_of(around, place, &units, here.start)? {
+            // Of one who reads everything it comes anyway.
+            if let Some(wish) = rest_of(around, place, &units, here.start)?.filter(|_| !self.reads_all(around)) {
                 self.rests.push(wish);
             }
             if size <= SMALL && !self.mentions.has_told(*file) {
@@ -271,7 +291,7 @@ impl State {
         missed: bool,
     ) -> Result<(), Damaged> {
         let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
-        let budget = around.budget(place.layer);
+        let (budget, reads_all) = (around.budget(place.layer), self.reads_all(around));
         let large = self.large.entry(file).or_insert(Large { last: range, run: 0, misses: 0, ahead: 0 });
         let goes_on = range.start >= large.last.start && range.start <= large.last.end.saturating_add(OUT_OF_ORDER);
         large.run = if goes_on { large.run.saturating_add(range.len()) } else { range.len() };
@@ -279,11 +299,16 @@ impl State {
         if large.run >= IN_ORDER {
             let window = large.run.clamp(budget.min(LARGEST_AHEAD), LARGEST_AHEAD);
             let half = plan::forward(&contents.index, here.end.saturating_sub(1), window / 2, units.end)?;
-            let end = plan::forward(&contents.index, here.end.saturating_sub(1), window, units.end)?.saturating_add(1);
+            let last = plan::forward(&contents.index, here.end.saturating_sub(1), window, units.end)?;
+            let until = if reads_all { contents.index.summary().units } else { units.end };
+            let end = plan::to_slice_end(&contents.index, last, until)?.saturating_add(1);
             if large.ahead <= half || large.ahead > end {
                 let start = if large.ahead > end { here.end } else { large.ahead.max(here.end) };
                 large.ahead = end;
-                self.rests.push(Wish::new(place.layer, start..end, start));
+                // What is left of the one before comes first, since it ends where this one begins.
+                let before = self.rests.take(|wish| wish.goes_on_at(place.layer, start));
+                let wish = before.map_or_else(|| Wish::in_order(place.layer, start..end), |wish| wish.up_to(end));
+                self.rests.push(wish);
             }
         } else if missed {
             let window = (budget / 2)
@@ -301,39 +326,65 @@ impl State {
 
     /// What to fetch next, at most about `size` bytes of it.
     pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
+        if self.is_over() {
+            self.late.retain(|next| !next.counts);
+        }
+        for _ in 0..self.late.len() {
+            let Some(next) = self.late.pop_front() else { break };
+            if !around.is_coming(&next)? {
+                return Ok(Some(next));
+            }
+            self.late.push_back(next);
+        }
+        while let Some(next) = self.newest(around, size)? {
+            if self.late.len() >= MOST_LATE || !around.is_coming(&next)? {
+                return Ok(Some(next));
+            }
+            self.late.push_back(next);
+        }
+        Ok(None)
+    }
+
+    /// The same of what is newest.
+    fn newest(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
         self.look_into_programs(around)?;
         let is_over = self.is_over();
         if !is_over {
             for stack in [&mut self.rests, &mut self.libraries] {
-                if let Some((layer, units)) = stack.next(around, size)? {
-                    return Ok(Some(Next { layer, units, counts: true }));
+                if let Some(next) = stack.next(around, size, true)? {
+                    return Ok(Some(next));
                 }
             }
         }
         if let Some(next) = self.next_mentioned(around, size, is_over)? {
             return Ok(Some(next));
         }
-        if let Some((layer, units)) = self.started.next(around, size)? {
-            return Ok(Some(Next { layer, units, counts: false }));
+        if let Some(next) = self.started.next(around, size, false)? {
+            return Ok(Some(next));
         }
         if is_over {
             return Ok(None);
         }
         while let Some(dir) = self.dirs.0.front_mut() {
             if let Some((layer, units)) = around.near(dir, size)? {
-                return Ok(Some(Next { layer, units, counts: true }));
+                return Ok(Some(Next { layer, units, counts: true, goes_on: false }));
             }
             self.dirs.0.pop_front();
         }
-        Ok(self.everything(around, size)?.map(|(layer, units)| Next { layer, units, counts: true }))
+        Ok(self.everything(around)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
     }
 
-    /// Where somebody reads everything: what lies behind the last read.
-    fn everything(&mut self, around: &Around, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+    /// Whether somebody reads everything, or does so for a while.
+    pub(super) fn reads_all(&self, around: &Around) -> bool {
         let came = self.asked.saturating_sub(around.flying());
         let reads_all =
             self.used > EVERYTHING && self.used.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
-        if !reads_all && self.in_order < FILES_IN_ORDER {
+        reads_all || self.in_order >= FILES_IN_ORDER
+    }
+
+    /// Where somebody reads everything: what lies behind the last read.
+    fn everything(&mut self, around: &Around) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+        if !self.reads_all(around) {
             return Ok(None);
         }
         let (layer, unit, _) = self.last;
@@ -341,7 +392,7 @@ impl State {
             self.everything = (layer, unit..unit.saturating_add(1));
         }
         let end = &mut self.everything.1.end;
-        if let Some(units) = missing_from(around, layer, end, size)? {
+        if let Some(units) = missing_from(around, layer, end)? {
             return Ok(Some((layer, units)));
         }
         if around.layers.get(layer).is_some_and(|contents| *end < contents.index.summary().units) {
@@ -351,7 +402,7 @@ impl State {
         // To its end; what is left is elsewhere.
         for layer in 0..around.layers.len() {
             let end = self.ends.entry(layer).or_insert(0);
-            if let Some(units) = missing_from(around, layer, end, size)? {
+            if let Some(units) = missing_from(around, layer, end)? {
                 return Ok(Some((layer, units)));
             }
         }
@@ -360,10 +411,10 @@ impl State {
 }
 
 /// The next units of a layer that are not there; `start` is moved behind what was looked at.
-fn missing_from(around: &Around, layer: usize, start: &mut u32, size: u64) -> Result<Option<Range<u32>>, Damaged> {
+fn missing_from(around: &Around, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
     let Some(contents) = around.layers.get(layer).filter(|layer| layer.source.is_remote()) else { return Ok(None) };
     let until = contents.index.summary().units.max(*start).min(start.saturating_add(LOOKED_AT));
-    let found = Wish::new(layer, *start..until, *start).next(contents, size)?;
+    let found = Wish::in_order(layer, *start..until).next(contents, plan::SLICE)?;
     *start = found.as_ref().map_or(until, |units| units.end);
     Ok(found)
 }
