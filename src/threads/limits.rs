@@ -1,5 +1,6 @@
 //! Which limit keeps a process from having one more thread.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ fn of_cgroup() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().flat_map(|line| ancestors(line).into_iter().filter_map(|group| Limit::of(&group)));
     let least = limits.min_by_key(|limit| limit.most.saturating_sub(limit.has))?;
-    Some(format!("the cgroup {} may have {} (pids.max) and has {}", least.group.display(), least.most, least.has))
+    Some(least.to_string())
 }
 
 /// The directories of a cgroup and those above it: of a line of /proc/self/cgroup, `HIERARCHY:CONTROLLERS:PATH`.
@@ -69,6 +70,7 @@ fn ancestors(line: &str) -> Vec<PathBuf> {
     trees.iter().flat_map(within).collect()
 }
 
+#[derive(Debug)]
 struct Limit {
     group: PathBuf,
     most: u64,
@@ -80,6 +82,15 @@ impl Limit {
     fn of(group: &Path) -> Option<Self> {
         let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse().ok();
         Some(Self { group: group.to_owned(), most: number("pids.max")?, has: number("pids.current")? })
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { group, most, has } = self;
+        write!(f, "the cgroup {} may have {most} (pids.max) and has {has}", group.display())?;
+        // What was refused was refused a moment ago.
+        if has < most { f.write_str(" now; others may have come and gone") } else { Ok(()) }
     }
 }
 
@@ -115,6 +126,10 @@ mod tests {
         fs::write(dir.path().join("pids.max"), "max\n").unwrap();
         assert!(Limit::of(dir.path()).is_none());
         fs::write(dir.path().join("pids.max"), "5\n").unwrap();
-        assert_eq!(Limit::of(dir.path()).map(|limit| (limit.most, limit.has)), Some((5, 3)));
+        let mut limit = Limit::of(dir.path()).unwrap();
+        assert_eq!((limit.most, limit.has), (5, 3));
+        assert!(limit.to_string().ends_with("and has 3 now; others may have come and gone"), "{limit}");
+        limit.has = 5;
+        assert!(limit.to_string().ends_with("may have 5 (pids.max) and has 5"), "{limit}");
     }
 }

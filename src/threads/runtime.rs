@@ -1,15 +1,21 @@
 //! tokio's runtime, which has its threads from its start on.
+//!
+//! tokio panics where it cannot make a thread or a descriptor of its runtime, and what has panicked then waits for ever for the threads that were made
+//! before. Whether there is room cannot be asked for: another process of the cgroup may take it the next moment. So a runtime is built on a
+//! thread of its own, which is left behind where it panics: the panic hook says so to who waits.
 
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::thread::{self, Builder};
-use std::time::{Duration, Instant};
+use std::panic;
+use std::sync::{Once, mpsc};
+use std::thread;
+use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 
-use super::{explained, start};
+use super::{explained, spawn, start};
 
 /// Threads that answer for sockets and timers: one a CPU, but no more than are of use.
 const MOST_WORKERS: usize = 8;
@@ -17,9 +23,6 @@ const MOST_WORKERS: usize = 8;
 /// Threads that stand in for those of them that block for a moment (`block_in_place`). One is there from the start, and all are kept.
 const HANDS: usize = 8;
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// How long the kernel may take to let go of threads that have ended.
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// How long the end of a runtime waits for threads that block: they hear of it at once, unless a system call holds them.
 const ENDING: Duration = Duration::from_secs(1);
@@ -54,37 +57,61 @@ impl Drop for Runtime {
 pub fn runtime() -> io::Result<Runtime> {
     start()?;
     let workers = thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
-    // tokio panics where it cannot make one of these.
-    try_out(workers + 1).map_err(explained)?;
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(workers).max_blocking_threads(HANDS).thread_keep_alive(FOR_EVER);
-    let runtime = builder.enable_all().build()?;
-    drop(runtime.spawn_blocking(|| ()));
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(workers).max_blocking_threads(HANDS).thread_keep_alive(FOR_EVER).enable_all();
+    let runtime = built(builder, || "tokio-rt-worker".to_owned())?;
     Ok(Runtime { handle: runtime.handle().clone(), runtime: Some(runtime) })
 }
 
-/// Makes so many threads at once and lets them end.
-fn try_out(threads: usize) -> io::Result<()> {
-    let (gate, made) = (Mutex::new(()), Mutex::new(Vec::new()));
-    let lock = |gate| Mutex::lock(gate).unwrap_or_else(PoisonError::into_inner);
-    let tried = thread::scope(|scope| {
-        let closed = lock(&gate);
-        let wait = || {
-            made.lock().unwrap_or_else(PoisonError::into_inner).push(nix::unistd::gettid());
-            drop(lock(&gate));
-        };
-        let tried = (0..threads).try_for_each(|_| Builder::new().spawn_scoped(scope, wait).map(drop));
-        drop(closed);
-        tried
+type Built = io::Result<tokio::runtime::Runtime>;
+
+thread_local! {
+    /// Who waits for the runtime that this thread builds.
+    static WAITING: RefCell<Option<mpsc::Sender<Built>>> = const { RefCell::new(None) };
+    /// This thread has begun to make the runtime's threads.
+    static MAKES_THREADS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Builds a runtime and the first of its hands. `name`: of each thread that is to be made.
+fn built(mut builder: Builder, name: impl Fn() -> String + Send + Sync + 'static) -> Built {
+    hear_of_panics();
+    builder.thread_name_fn(move || {
+        MAKES_THREADS.set(true);
+        name()
     });
-    // They count until the kernel has let go of them.
-    let start = Instant::now();
-    let made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let is_there = |thread: &nix::unistd::Pid| Path::new("/proc/self/task").join(thread.to_string()).exists();
-    while made.iter().any(is_there) && start.elapsed() < SETTLING {
-        thread::sleep(Duration::from_micros(50));
+    let (tell, told) = mpsc::channel();
+    let build = move || {
+        WAITING.set(Some(tell));
+        let built = builder.build();
+        built.iter().for_each(|runtime| drop(runtime.spawn_blocking(|| ())));
+        // Whoever waits does so until it hears of it.
+        if let Some(tell) = WAITING.take() {
+            drop(tell.send(built));
+        }
+    };
+    spawn("runtime", build)?;
+    told.recv().unwrap_or_else(|gone| Err(io::Error::other(gone)))
+}
+
+/// A panic while a runtime is built is no bug, but an error of who wanted it. All others are left to the hook that was there.
+fn hear_of_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| match WAITING.try_with(RefCell::take).ok().flatten() {
+            Some(waiting) => drop(waiting.send(Err(failure(panic.payload())))),
+            None => others(panic),
+        }));
+    });
+}
+
+fn failure(payload: &(dyn Any + Send)) -> io::Error {
+    let said = payload.downcast_ref::<String>().cloned().unwrap_or_default();
+    match MAKES_THREADS.get() {
+        true => explained(io::Error::new(io::ErrorKind::WouldBlock, said)),
+        // Before its threads it makes descriptors, and nothing else.
+        false => io::Error::other(format!("too few descriptors (ulimit -n): {said}")),
     }
-    tried
 }
 
 #[cfg(test)]
@@ -102,9 +129,25 @@ mod tests {
 
     #[test]
     fn a_task_of_a_runtime_may_block_for_a_moment() {
-        try_out(5).unwrap();
         let runtime = runtime().unwrap();
         let blocking = async { tokio::spawn(async { tokio::task::block_in_place(|| 7) }).await };
         assert_eq!(runtime.block_on(blocking).unwrap(), 7);
+    }
+
+    /// A runtime of two threads of which the second cannot be made.
+    #[test]
+    fn a_runtime_that_is_half_made_is_refused_and_not_waited_for() {
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        let name = move || match made.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => "first".to_owned(),
+            _ => panic!("{}", "no room"),
+        };
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(2);
+        let error = built(builder, name).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(error.to_string().starts_with("no thread or process can be made; "), "{error}");
+        // And the next one is made.
+        assert_eq!(runtime().unwrap().block_on(async { 7 }), 7);
     }
 }
