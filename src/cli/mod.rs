@@ -92,7 +92,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         _ => false,
     };
     if !serves {
-        engine::log::start(&log, None);
+        engine::log::start(&log);
     }
     match command {
         Command::Mount(args) => mount::mount(args, verbose, environment),

@@ -29,7 +29,7 @@ use super::fusedev::{self, Detach};
 use super::mounts::Identity;
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
-use super::{Error, mounts, server, state};
+use super::{Error, log, mounts, server, state};
 use crate::threads;
 
 /// The hidden subcommand that becomes the server.
@@ -190,6 +190,8 @@ fn reporter(ready: Arc<AtomicBool>) -> Report {
         let is_ready = matches!(event, Event::Ready(_));
         if is_ready {
             ready.store(true, Ordering::SeqCst);
+            // What was said before is for whoever waits.
+            log::settle();
         }
         tell(event)?;
         if is_ready { let_go() } else { Ok(()) }

@@ -1,33 +1,89 @@
 //! Where logs go: to standard error for whoever typed the command, and, for a server, as JSON lines to a file of bounded size.
+//!
+//! A command writes by itself. A server does not: neither may wait that nobody reads its standard error, nor that the file's disk has stopped.
+
+mod queue;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::libc;
 use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::queue::Queue;
 use super::options::LogOptions;
 use crate::sys::own::regular;
 
 /// Bytes after which a log is put aside (`.1`, the one before it is dropped).
 const LIMIT: u64 = 10 << 20;
 
+/// How long the end of a server waits for what was logged and is not written.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Those of this process.
+static QUEUES: OnceLock<Vec<Queue>> = OnceLock::new();
+
 /// Starts logging for the life of the process; a second call changes nothing.
-pub fn start(options: &LogOptions, file: Option<RotatingLog>) {
+pub fn start(options: &LogOptions) {
+    install(options, BoxMakeWriter::new(io::stderr), None);
+}
+
+/// The same for a server. What it logs is written by threads of their own until this is dropped.
+///
+/// # Errors
+/// Where their threads cannot be made; says which limit it is.
+pub(crate) fn start_server(options: &LogOptions, file: Option<RotatingLog>) -> io::Result<Settled> {
+    let terminal = Queue::start(io::stderr(), |lines| {
+        tracing::warn!(lines, "standard error has not taken all of the log; these lines are missing there");
+    })?;
+    let lost = |lines| tracing::warn!(lines, "the disk of the log file was too slow; these lines are missing in it");
+    let file = file.map(|file| Queue::start(file, lost)).transpose()?;
+    install(options, writer(&terminal), file.as_ref().map(writer));
+    // One process is one server.
+    let _first = QUEUES.set(std::iter::once(terminal).chain(file).collect());
+    Ok(Settled)
+}
+
+/// Writes what was logged, within a limit, when it is dropped.
+#[must_use]
+pub(crate) struct Settled;
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        settle();
+    }
+}
+
+/// Waits until what was logged is written, but not for long.
+pub(crate) fn settle() {
+    for queue in QUEUES.get().into_iter().flatten() {
+        // One that takes nothing has to do without.
+        let _written = queue.settle(ENDING);
+    }
+}
+
+fn writer(queue: &Queue) -> BoxMakeWriter {
+    let queue = queue.clone();
+    BoxMakeWriter::new(move || queue.clone())
+}
+
+fn install(options: &LogOptions, terminal: BoxMakeWriter, file: Option<BoxMakeWriter>) {
     let terminal = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(terminal)
         .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .with_filter(filter(options, terminal_level(options.verbosity)));
     let file = file.map(|file| {
         let level = if options.verbosity > 1 { terminal_level(options.verbosity) } else { "info,fuser=off" };
-        let json = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(Mutex::new(file));
+        let json = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(file);
         json.with_filter(filter(options, level))
     });
     // An error says that logging has been started before, which is as good.
@@ -95,7 +151,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl Write for RotatingLog {
-    /// The subscriber writes a line at a time, so lines are never torn between the two files.
+    /// A line comes at a time, so lines are never torn between the two files.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.len > 0 && self.len.saturating_add(line.len() as u64) > self.limit {
             self.rotate()?;

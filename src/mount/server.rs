@@ -59,11 +59,12 @@ pub(crate) struct Served {
 pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Output = ()>) -> Result<(), Error> {
     sys::keep_heap_small();
     signals::block_meaningless();
+    let failed = |source| Error::Runtime { source };
     let dir = mounts::usable_point(&options.dir)?;
     let state = OwnState::create(&options.state_dirs)?;
-    log::start(&options.log, RotatingLog::open(&state.log()).ok());
+    let _log = log::start_server(&options.log, RotatingLog::open(&state.log()).ok()).map_err(failed)?;
     // A working directory on a mount would keep that one busy, its own for ever.
-    nix::unistd::chdir("/").map_err(|errno| Error::Runtime { source: errno.into() })?;
+    nix::unistd::chdir("/").map_err(|errno| failed(errno.into()))?;
     raise_descriptor_limit();
     let runtime = runtime()?;
     let outcome = runtime.block_on(mount_and_serve(options, dir, state, report, abandoned));

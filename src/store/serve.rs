@@ -90,9 +90,10 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
     signals::block_meaningless();
     options.paths.create()?;
     let lock = lock(&options.paths, PATIENCE)?;
-    log::start(&options.log, RotatingLog::open(&options.paths.log()).ok());
+    let failed = |source| Error::from(mount::Error::Runtime { source });
+    let _log = log::start_server(&options.log, RotatingLog::open(&options.paths.log()).ok()).map_err(failed)?;
     // A working directory on a mount would keep that one busy, its own for ever.
-    nix::unistd::chdir("/").map_err(|errno| mount::Error::Runtime { source: errno.into() })?;
+    nix::unistd::chdir("/").map_err(|errno| failed(errno.into()))?;
     raise_descriptor_limit();
     let runtime = runtime()?;
     let outcome = runtime.block_on(run(options, lock, ready));

@@ -1,14 +1,18 @@
 //! What happens to a server by what is around it: limits of processes and signals. None of it ends a mount.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{pipe2, write};
 
 use crate::image::{File, Layer, ramp, zstd_chunked};
 use crate::readers::drop_caches;
-use crate::support::command::send;
+use crate::support::command::{ends, send, start};
 use crate::support::lab::{CRFS, skip};
 use crate::support::lies::Liar;
 use crate::support::mount::until_gone;
@@ -129,6 +133,58 @@ fn a_mount_among_few_processes_works_or_says_which_limit_it_met() {
         until("the end of what it has started", || (few.count() == 0).then_some(()));
     }
     assert!(worked > 0, "24 are enough");
+}
+
+#[test]
+fn a_command_with_few_descriptors_works_or_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    let (image, cache) = (lab.layout("late-zc-new"), lab.fresh("cache"));
+    let of = |most: u32| {
+        let limit = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        run(command.args(["-c", &limit, CRFS, "ls", "--cache-dir"]).arg(&cache).args([&image, "/"]))
+    };
+    for most in 6..=16 {
+        let finished = of(most);
+        assert!(finished.good() || !finished.refused().contains("bug"), "{most}");
+    }
+    of(64).ok();
+}
+
+/// The end to write to of a pipe that nobody reads, and that takes nothing more; with the other end.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (unread, full) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+    while write(&full, &[b'x'; 4096]).is_ok() {}
+    while write(&full, b"x").is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    (unread, full)
+}
+
+#[test]
+fn standard_error_that_nobody_reads_stops_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    let (_unread, full) = full_pipe();
+    let dir = lab.fresh("mount");
+    let mut command = Command::new(CRFS);
+    command.args(["-vvv", "mount", "--foreground", "--cache-dir"]).arg(lab.fresh("cache"));
+    command.arg(lab.layout("late-zc-new")).arg(&dir);
+    let mut server = start(command.stdout(Stdio::null()).stderr(full));
+    let mount = Mount::new(dir, String::new());
+    until("the mount", || mount.is_mounted().then_some(()));
+    lab.assert_equal(mount.dir(), "late", &[]);
+    mount.umount().ok();
+    assert!(ends("the end of the server", &mut server).success());
+}
+
+#[test]
+fn certificates_that_never_come_are_named() {
+    let Some(lab) = Lab::without_fixtures() else { return };
+    let fifo = lab.path("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let mut command = Command::new(CRFS);
+    command.args(["ls", "--tls-verify", "--cache-dir"]).arg(lab.fresh("cache")).args(["127.0.0.1:1/a:1", "/"]);
+    let said = run(command.env("SSL_CERT_FILE", fifo)).refused();
+    assert!(said.contains("SSL_CERT_FILE"), "{said}");
 }
 
 /// By number, since not all have names: what ends or stops a process by itself and means nothing to a server, and two of real time.
