@@ -2,7 +2,8 @@
 //! RLIMIT_NPROC), work waits for one of them, so that a mount is slow and not dead. tokio's own blocking threads end when they are idle, and
 //! `spawn_blocking` panics where there is none and none can be made.
 //!
-//! Work waits only for work of kinds above its own in [`Work`]. So it comes to an end however few threads there are.
+//! Work waits only for work of kinds above its own in [`Work`]. So it comes to an end with one thread of each kind, if what it asks ever answers: a
+//! disk that has stopped keeps the threads that asked it, and who waits for those needs a limit of its own.
 
 mod limits;
 mod pool;
@@ -47,6 +48,12 @@ static OUTSIDE: Pool = Pool::new("outside", Size { kept: 2, most: 512 });
 static INCOMING: Pool = Pool::new("incoming", Size { kept: KEPT_INCOMING, most: MOST_INCOMING });
 static OPENING: Pool = Pool::new("opening", Size { kept: 2, most: 256 });
 
+/// For what nobody waits for.
+static NOTING: Pool = Pool::new("noting", Size { kept: 1, most: 1 });
+
+/// Notes that wait at most.
+const MOST_NOTES: usize = 64;
+
 impl Work {
     const ALL: [Self; 4] = [Self::Local, Self::Outside, Self::Incoming, Self::Opening];
 
@@ -70,7 +77,7 @@ pub fn start() -> io::Result<()> {
 
 /// Makes the threads that are kept, as far as they can be made.
 pub fn fill() {
-    let filled = Work::ALL.iter().try_for_each(|work| work.pool().fill(usize::MAX));
+    let filled = pools().into_iter().try_for_each(|pool| pool.fill(usize::MAX));
     if let Err(error) = filled.map_err(explained) {
         tracing::warn!(%error, "too few threads: what is read waits for those that there are");
     }
@@ -78,8 +85,12 @@ pub fn fill() {
 
 /// What the threads of each kind do.
 #[must_use]
-pub fn figures() -> [Figures; 4] {
-    Work::ALL.map(|work| work.pool().figures())
+pub fn figures() -> [Figures; 5] {
+    pools().map(Pool::figures)
+}
+
+fn pools() -> [&'static Pool; 5] {
+    [&LOCAL, &OUTSIDE, &INCOMING, &OPENING, &NOTING]
 }
 
 /// Runs `job` on a thread for such work, within the caller's tokio runtime, whether or not anybody waits for its outcome.
@@ -92,6 +103,11 @@ pub fn run<T: Send + 'static>(work: Work, job: impl FnOnce() -> T + Send + 'stat
         drop(tell.send(job()));
     }));
     Outcome(told)
+}
+
+/// Does what nobody waits for, by a thread that does nothing else: later, or not at all where that hangs.
+pub fn offer(note: impl FnOnce() + Send + 'static) {
+    NOTING.offer(Box::new(note), MOST_NOTES);
 }
 
 /// Starts a thread of its own, for what may take as long as the process lives.

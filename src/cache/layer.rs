@@ -176,7 +176,8 @@ impl LayerFile {
         }
     }
 
-    /// Reads a part of a check, if it is [`State::Ready`]; what else it gives is what is to be done first.
+    /// Reads a part of a check, if it is [`State::Ready`]; what else it gives is what is to be done first. It is left to the caller to
+    /// [`touch`](LayerFile::touch) the check.
     ///
     /// Where the disk fails, or the check was evicted meanwhile, it is missing.
     pub fn read(&self, check: u32, part: ByteRange, buffer: &mut [u8]) -> State {
@@ -192,12 +193,11 @@ impl LayerFile {
             self.forget(group, generation, check);
             return State::Missing;
         }
-        self.touch_group(group);
         State::Ready
     }
 
     /// Fills `buffer` from `start` on with a part of a check that is [`State::Ready`], where that takes no longer than `disk` allows. Says whether
-    /// it did; [`LayerFile::read`] finds out why not. With [`Disk::InMemory`] it is left to the caller to [`touch`](LayerFile::touch) the check.
+    /// it did; [`LayerFile::read`] finds out why not. It is left to the caller to [`touch`](LayerFile::touch) the check.
     pub fn read_within(&self, check: u32, start: u64, buffer: &mut [u8], disk: Disk) -> bool {
         let group = self.groups.of_check(check);
         let generation = self.generation(group);
@@ -209,13 +209,7 @@ impl LayerFile {
         };
         let len = buffer.len();
         let is_whole = preadv2(data, &mut [IoSliceMut::new(buffer)], start, flags) == Ok(len);
-        if !is_whole || self.generation(group) != generation {
-            return false;
-        }
-        if disk == Disk::MayWait {
-            self.touch_group(group);
-        }
-        true
+        is_whole && self.generation(group) == generation
     }
 
     /// Verifies a check that is [`State::Unverified`]. One whose bytes are wrong, or cannot be read, is missing from now on.
@@ -328,23 +322,21 @@ impl LayerFile {
         self.news(self.groups.of_check(check)).is_some()
     }
 
-    /// Tells other processes that a check is in use, where that is news. A write, which may wait for the disk.
+    /// Tells other processes that a check is in use, where that is news. A write, which may wait for the disk: for a thread that nobody waits for.
     pub fn touch(&self, check: u32) {
-        self.touch_group(self.groups.of_check(check));
-    }
-
-    fn touch_group(&self, group: usize) {
+        let group = self.groups.of_check(check);
         if let Some((shared, now)) = self.news(group) {
             shared.tell_use(group, now);
         }
     }
 
-    /// The time to be told of, where it is news that a group is in use.
+    /// The time to be told of, where it is news that a group is in use. One that is empty is not: it has no last use.
     fn news(&self, group: usize) -> Option<(&Shared, u64)> {
         let Contents::Shared(shared) = &self.contents else { return None };
         let told = shared.last_uses.get(group)?.load(Ordering::Relaxed);
         let now = shared.store.clock();
-        (now.saturating_sub(told) >= shared.store.stamp_step()).then_some((shared, now))
+        let is_news = now.saturating_sub(told) >= shared.store.stamp_step() && self.generation(group) != 0;
+        is_news.then_some((shared, now))
     }
 }
 

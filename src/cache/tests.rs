@@ -80,6 +80,7 @@ impl Layer {
         let found =
             wrong.map(|at| (at, buffer[at], buffer[at..].iter().take_while(|byte| **byte == buffer[at]).count()));
         assert!(wrong.is_none(), "layer {}, {range}: at, byte, how many of it: {found:?}", self.number);
+        file.touch(check);
         is_there
     }
 
@@ -163,9 +164,9 @@ fn whoever_reads_while_its_presence_is_replaced_reads_no_holes() {
 }
 
 #[test]
-fn what_needs_no_waiting_writes_nothing() {
+fn a_read_waits_for_no_write() {
     let temp = tempfile::tempdir().unwrap();
-    let layer = Layer::new(1, MIB);
+    let layer = Layer::new(1, 3 * MIB);
     let cache = Cache::of_size(temp.path(), 16 * MIB);
     let file = layer.open(&cache);
     let range = layer.checks[0];
@@ -186,7 +187,10 @@ fn what_needs_no_waiting_writes_nothing() {
     file.touch(0);
     assert!(!file.is_use_news(0) && told() > before);
     let (_room, before) = (cache.store.as_ref().unwrap().room(4 * MIB).unwrap(), told());
-    assert!(fill(Disk::MayWait) && told() > before);
+    // Nothing is written while somebody waits for what is read.
+    assert!(fill(Disk::MayWait) && file.read(0, range, &mut vec![0; range.len() as usize]) == State::Ready);
+    assert!(file.is_use_news(0) && told() == before);
+    assert!(!file.is_use_news(layer.count() - 1), "it is not there");
 }
 
 #[test]

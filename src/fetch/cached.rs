@@ -8,27 +8,32 @@ use super::Layer;
 use crate::blob::ByteRange;
 use crate::cache::Disk;
 use crate::index::{CheckKind, Damaged};
-use crate::threads::{self, Work};
+use crate::threads;
 
 impl Layer {
     /// Fills `buffer` with a range of the layer file of the same length where all of it is in the layer file and was verified, and that takes
     /// no longer than `disk` allows. Gives the checks of it if so; else [`Layer::read`] finds out why, or brings it.
     pub(super) fn read_cached(self: &Arc<Self>, range: ByteRange, buffer: &mut [u8], disk: Disk) -> Option<Range<u32>> {
         let checks = self.fill(range, buffer, disk).ok()??;
-        if disk == Disk::InMemory && checks.clone().any(|check| self.file.is_use_news(check)) {
-            let (layer, checks) = (Arc::clone(self), checks.clone());
-            let _touched = threads::run(Work::Local, move || checks.for_each(|check| layer.file.touch(check)));
-        }
+        self.note_use(checks.clone());
         self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
         self.counters.cached.fetch_add(range.len(), Ordering::Relaxed);
         Some(checks)
     }
 
     /// The bytes of a range, if all of them are in the layer file and were verified.
-    pub(super) fn peek(&self, range: ByteRange) -> Option<Vec<u8>> {
+    pub(super) fn peek(self: &Arc<Self>, range: ByteRange) -> Option<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
-        self.fill(range, &mut bytes, Disk::MayWait).ok()??;
+        self.note_use(self.fill(range, &mut bytes, Disk::MayWait).ok()??);
         Some(bytes)
+    }
+
+    /// Tells other processes that checks are in use, where that is news. By a thread that nobody waits for: the cache's disk may have stopped.
+    pub(super) fn note_use(self: &Arc<Self>, checks: Range<u32>) {
+        if checks.clone().any(|check| self.file.is_use_news(check)) {
+            let layer = Arc::clone(self);
+            threads::offer(move || checks.for_each(|check| layer.file.touch(check)));
+        }
     }
 
     fn fill(&self, range: ByteRange, mut buffer: &mut [u8], disk: Disk) -> Result<Option<Range<u32>>, Damaged> {

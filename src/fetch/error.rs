@@ -24,6 +24,8 @@ pub enum Error {
     Index(Arc<Damaged>),
     #[error("layer {layer}: nothing came for {waited:?}, and earlier requests are stuck as well")]
     Stuck { layer: Digest, waited: Duration },
+    #[error("layer {layer}: the cache's disk has not answered for {waited:?}")]
+    CacheStopped { layer: Digest, waited: Duration },
     #[error(
         "layer {layer}: no room for {needed} bytes that can only be verified together: the cache would not have them, and they are \
          too many for memory; give crfs a --cache-dir with that much space"
@@ -36,7 +38,7 @@ pub enum Error {
 impl Error {
     /// Whether the registry would not give the bytes, rather than gave wrong ones: it may another time.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::Interrupted)
+        matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::CacheStopped { .. } | Self::Interrupted)
     }
 
     /// Whether it is no answer of the registry's, such as that it has no such blob.
@@ -52,7 +54,7 @@ impl Error {
     /// Whether nothing came within the deadline, so that trying again at once would only wait once more.
     pub(super) fn is_deadline(&self) -> bool {
         match self {
-            Self::Stuck { .. } => true,
+            Self::Stuck { .. } | Self::CacheStopped { .. } => true,
             Self::Registry { source, .. } => source.is_unreachable(),
             _ => false,
         }

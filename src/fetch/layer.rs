@@ -1,6 +1,7 @@
 //! The contents of one layer, fetched and verified when first read.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -345,7 +346,7 @@ impl Layer {
             let who = reading.clone().filter(|_| is_first);
             let looked =
                 threads::run(Work::Local, move || (layer.look(range, &held, right.as_ref(), who.as_ref()), held));
-            let looked = looked.await;
+            let looked = self.unless_disk_stops(looked).await?;
             let (look, looked_held) = looked.map_err(|_| Error::Interrupted)?;
             held = looked_held;
             let waited = match look {
@@ -357,7 +358,7 @@ impl Layer {
                 }
                 Ok(Look::Verifying(group)) => {
                     // Whoever has waited for the right uses it: each hop verifies something.
-                    verifier = self.verifier(group).await;
+                    verifier = self.unless_disk_stops(self.verifier(group)).await?;
                     continue;
                 }
                 Ok(Look::Wait { waiters, waiting }) => {
@@ -390,6 +391,12 @@ impl Layer {
         Some(Verifier { group, _lock: lock })
     }
 
+    /// Waits for what the cache's disk does, no longer than the deadline allows.
+    async fn unless_disk_stops<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let waited = self.reader_deadline();
+        tokio::time::timeout(waited, work).await.map_err(|_| Error::CacheStopped { layer: self.digest, waited })
+    }
+
     /// Waits for what others bring, no longer than the deadline allows: time in which this layer's bytes keep coming does not count.
     async fn wait(&self, waiters: Vec<Waiter>, still: &mut Still, held: &mut Held) -> Result<(), Error> {
         let limit = self.reader_deadline();
@@ -415,7 +422,7 @@ impl Layer {
     }
 
     /// A little longer than a request has, whose error says more.
-    fn reader_deadline(&self) -> Duration {
+    pub(super) fn reader_deadline(&self) -> Duration {
         self.io_deadline + self.io_deadline / 16
     }
 
@@ -475,7 +482,12 @@ impl Layer {
         if covered != range.end {
             return Err(Error::NotInIndex { layer: self.digest, range });
         }
-        let look = if missing.is_empty() { Look::Bytes(bytes.freeze()) } else { self.wait_for(&missing, reading)? };
+        let look = if missing.is_empty() {
+            self.note_use(checks.clone());
+            Look::Bytes(bytes.freeze())
+        } else {
+            self.wait_for(&missing, reading)?
+        };
         reading.iter().for_each(|reading| reading.noticed(range, checks.clone(), !missing.is_empty()));
         Ok(look)
     }

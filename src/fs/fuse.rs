@@ -46,6 +46,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use self::attr::{file_attr, no_entry};
+use self::overdue::Overdue;
 use self::read::{Buffers, Read};
 use super::errno::Refused;
 use super::forest::{Forest, NAME_MAX, Named, Node, Stat};
@@ -55,6 +56,7 @@ use super::xattr;
 use crate::threads;
 
 mod attr;
+mod overdue;
 mod read;
 
 /// How long the kernel may remember entries and attributes: for ever (136 years).
@@ -103,13 +105,17 @@ pub struct Frontend {
     /// Where reads run that have to wait.
     runtime: Handle,
     buffers: Arc<Buffers>,
+    overdue: Arc<Overdue<ReplyData>>,
     options: Options,
 }
 
 impl Frontend {
     #[must_use]
     pub fn new(forest: Arc<Forest>, runtime: Handle, options: Options) -> Self {
-        Self { forest, runtime, buffers: Arc::default(), options }
+        let overdue = Arc::<Overdue<ReplyData>>::default();
+        let watched = Arc::clone(&overdue);
+        runtime.spawn(async move { watched.watch(give_up).await });
+        Self { forest, runtime, buffers: Arc::default(), overdue, options }
     }
 }
 
@@ -151,6 +157,12 @@ fn answered(answer: impl FnOnce()) {
 
 fn errno(refused: &Refused) -> Errno {
     Errno::from_i32(refused.errno() as i32)
+}
+
+/// The cache's disk has not answered in time.
+fn give_up(replies: Vec<ReplyData>) {
+    tracing::warn!(reads = replies.len(), "the cache's disk does not answer; reads have failed");
+    replies.into_iter().for_each(|reply| reply.error(Errno::EIO));
 }
 
 fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {
@@ -262,7 +274,7 @@ impl Filesystem for Frontend {
     ) {
         answered(|| match self.forest.node(number.0) {
             Ok(Node::InView { view, ino, .. }) => {
-                Read { ino, offset, size, reply }.answer(&self.runtime, &view, &self.buffers);
+                Read { ino, offset, size, reply }.answer(&self.runtime, &view, &self.buffers, &self.overdue);
             }
             Ok(made) => reply.data(&made.made_bytes(offset, size).unwrap_or_default()),
             Err(refused) => reply.error(errno(&refused)),

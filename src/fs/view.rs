@@ -1,6 +1,7 @@
 //! A view: a tree, and where the contents of its files come from. All that a frontend serves, in plain values.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -38,9 +39,18 @@ pub trait Contents: Send + Sync {
     ) -> bool {
         false
     }
+
+    /// How long a read may wait for local disk.
+    fn patience(&self) -> Duration {
+        Duration::MAX
+    }
 }
 
 impl Contents for Around {
+    fn patience(&self) -> Duration {
+        self.patience()
+    }
+
     fn layers(&self) -> usize {
         self.layers()
     }
@@ -158,6 +168,10 @@ impl View {
         let buffer = buffer.get_mut(..len)?;
         let contents = Arc::clone(&self.contents);
         contents.read_cached(extent.layer, ino, range, buffer, disk).then_some(buffer)
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.contents.patience()
     }
 
     /// What a path names. Symlinks are followed inside the image: an absolute target starts at its root, and `..` of the root is the root.

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -122,6 +123,10 @@ impl Within {
 }
 
 impl Contents for LayerContents {
+    fn patience(&self) -> Duration {
+        self.alone.patience()
+    }
+
     fn layers(&self) -> usize {
         1
     }

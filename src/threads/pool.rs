@@ -77,6 +77,13 @@ impl Pool {
         }
     }
 
+    /// The same, but drops the job where as many wait already.
+    pub(super) fn offer(&'static self, job: Job, waiting: usize) {
+        if self.lock().jobs.len() < waiting {
+            self.push(job);
+        }
+    }
+
     pub(super) fn figures(&self) -> Figures {
         let state = self.lock();
         Figures { name: self.name, threads: state.threads, idle: state.idle, waiting: state.jobs.len() }
@@ -192,6 +199,24 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (0..10).collect::<Vec<_>>());
         wait_until(|| POOL.figures().idle == 3);
+    }
+
+    #[test]
+    fn what_is_offered_to_a_thread_that_hangs_is_dropped() {
+        static POOL: Pool = Pool::new("test-offer", Size { kept: 1, most: 1 });
+        let (open, gate) = mpsc::channel::<()>();
+        POOL.push(Box::new(move || {
+            // Ends with the gate.
+            let _closed = gate.recv();
+        }));
+        wait_until(|| POOL.figures().waiting == 0);
+        let (done, wait) = mpsc::channel();
+        for number in 0..5 {
+            let done = done.clone();
+            POOL.offer(Box::new(move || done.send(number).unwrap()), 2);
+        }
+        drop((open, done));
+        assert_eq!(wait.iter().collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]

@@ -134,6 +134,12 @@ impl Around {
         self.layers.len()
     }
 
+    /// How long a read may wait for local disk; the same for all layers.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.layers.first().map_or(Duration::MAX, |layer| layer.reader_deadline())
+    }
+
     /// Reads a range of a layer file, which is a part of `file`.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! | where its bytes are | who answers it |
 //! |---|---|
 //! | verified, in the layer file, in memory (the kernel's page cache) | the FUSE thread, at once |
-//! | verified, in the layer file, on disk | a blocking thread; the look into memory has made the kernel begin to read |
+//! | verified, in the layer file, on disk | a blocking thread; the look into memory has made the kernel begin to read. EIO where that takes longer than a read may wait |
 //! | anywhere else, or not verified yet | a task, which fetches |
 //!
 //! One FUSE thread, which waits for nothing that may take long (a block of the index may have to be read from disk): with more of them the kernel wakes one after the other, each with cold caches of its CPU, which
@@ -15,6 +15,7 @@ use fuser::ReplyData;
 use tokio::runtime::Handle;
 
 use super::errno;
+use super::overdue::Overdue;
 use crate::fetch::Disk;
 use crate::fs::errno::Refused;
 use crate::fs::tree::Ino;
@@ -34,21 +35,34 @@ pub(super) struct Read {
 
 impl Read {
     /// Answers it, here and now if that needs no waiting.
-    pub(super) fn answer(self, runtime: &Handle, view: &Arc<View>, buffers: &Arc<Buffers>) {
+    pub(super) fn answer(
+        self,
+        runtime: &Handle,
+        view: &Arc<View>,
+        buffers: &Arc<Buffers>,
+        overdue: &Overdue<ReplyData>,
+    ) {
         let _in_runtime = runtime.enter();
-        let Some(read) = self.answer_cached(view, buffers, Disk::InMemory) else { return };
+        let Some(Self { ino, offset, size, reply }) = self.answer_from_memory(view, buffers) else { return };
+        let held = overdue.hold(reply, view.patience());
         let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
         let _answered = threads::run(Work::Local, move || {
-            if let Some(read) = read.answer_cached(&view, &buffers, Disk::MayWait) {
-                tasks.spawn(read.by_fetching(view));
+            let mut buffer = buffers.take();
+            let cached = view.read_cached(ino, offset, size.into(), &mut buffer, Disk::MayWait);
+            match (cached, held.take()) {
+                (Some(bytes), Some(reply)) => reply.data(bytes),
+                (None, Some(reply)) => drop(tasks.spawn(Self { ino, offset, size, reply }.by_fetching(view))),
+                // It has taken too long.
+                (_, None) => {}
             }
+            buffers.give_back(buffer);
         });
     }
 
     /// Gives it back where its bytes cannot be had so.
-    fn answer_cached(self, view: &View, buffers: &Buffers, disk: Disk) -> Option<Self> {
+    fn answer_from_memory(self, view: &View, buffers: &Buffers) -> Option<Self> {
         let mut buffer = buffers.take();
-        let unanswered = match view.read_cached(self.ino, self.offset, self.size.into(), &mut buffer, disk) {
+        let unanswered = match view.read_cached(self.ino, self.offset, self.size.into(), &mut buffer, Disk::InMemory) {
             Some(bytes) => {
                 self.reply.data(bytes);
                 None

@@ -171,6 +171,21 @@ fn a_disk_that_does_not_answer_holds_up_only_what_is_on_it() {
 }
 
 #[test]
+fn a_disk_that_stops_costs_the_reads_that_wait_for_it_and_nothing_else() {
+    if skipped() {
+        return;
+    }
+    let disk = Arc::new(SlowDisk::with_patience(Duration::from_millis(10)));
+    let mounted = Mounted::new(View::new(tree(&Spec::default().with("f", file(5))), disk.clone()));
+    let error = fs::read(mounted.path("f")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 1);
+    // The thread that waited has nobody to answer any more.
+    disk.answer();
+    assert_eq!(fs::read(mounted.path("f")).unwrap(), ramp(0, 5));
+}
+
+#[test]
 fn a_panic_costs_the_request_that_met_it_and_nothing_else() {
     if skipped() {
         return;

@@ -43,7 +43,7 @@ impl Mounted {
     }
 
     pub(super) fn with<F: Filesystem>(view: View, around: impl FnOnce(Frontend) -> F) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let forest = Arc::new(Forest::alone(Arc::new(view), 3));
         let frontend =
             Frontend::new(forest, runtime.handle().clone(), Options { list_trusted: true, nfs_export: true });
@@ -157,9 +157,15 @@ pub(super) struct SlowDisk {
     /// How many reads came, and whether they are answered.
     state: Mutex<(usize, bool)>,
     changed: Condvar,
+    /// How long a read may wait that is not answered at once.
+    patience: Option<Duration>,
 }
 
 impl SlowDisk {
+    pub(super) fn with_patience(patience: Duration) -> Self {
+        Self { patience: Some(patience), ..Self::default() }
+    }
+
     pub(super) fn wait_for(&self, reads: usize) {
         let state = self.state.lock().unwrap();
         let (_state, timeout) = self.changed.wait_timeout_while(state, LIMIT, |state| state.0 < reads).unwrap();
@@ -196,6 +202,11 @@ impl Contents for SlowDisk {
         let (_state, timeout) = self.changed.wait_timeout_while(state, LIMIT, |state| !state.1).unwrap();
         buffer.copy_from_slice(&ramp(range.start, buffer.len()));
         !timeout.timed_out()
+    }
+
+    fn patience(&self) -> Duration {
+        let is_answered = self.state.lock().unwrap().1;
+        self.patience.filter(|_| !is_answered).unwrap_or(Duration::MAX)
     }
 }
 
