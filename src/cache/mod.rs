@@ -4,6 +4,7 @@
 //! Below the directory, in `v2` (one for each layout of what follows, so that two versions of crfs can share the directory):
 //!
 //! ```text
+//! crfs-cache                               the directory is crfs's (dir/shape.rs)
 //! space                                    how much room is taken, and the logical clock (space.rs)
 //! documents/<hex>                          a manifest or image index, by its sha256
 //! names/<sha256 of name and platform>      the digest that a reference was last resolved to (documents.rs)
@@ -71,7 +72,7 @@ impl Cache {
     /// `size`: bytes for everything below the directory; `None`: the smaller of 10 GiB and a tenth of the filesystem.
     #[must_use]
     pub fn open(path: &Path, size: Option<u64>) -> Self {
-        Self::with(path, |dir| store::limits(dir, size))
+        Self::with(path, move |dir| store::limits(dir, size))
     }
 
     /// A cache that keeps nothing.
@@ -80,18 +81,25 @@ impl Cache {
         Self { store: None }
     }
 
-    fn with(path: &Path, limits: impl FnOnce(&Dir) -> Limits) -> Self {
-        match answered(path, |path| Dir::create(path, LAYOUT)) {
-            Ok(dir) => {
-                if !dir.is_coherent() {
-                    tracing::warn!(
-                        path = %path.display(),
-                        "the cache is on a network filesystem: contents stay in it only while they are mounted; give crfs a local --cache-dir"
-                    );
-                }
-                let limits = limits(&dir);
-                Self { store: Some(Arc::new(Store::open(dir, limits))) }
+    fn with(path: &Path, limits: impl FnOnce(&Dir) -> Limits + Send + 'static) -> Self {
+        let asked = path.to_owned();
+        let opened = limit::answered(PATIENCE, move || {
+            let dir = Dir::create(&asked, LAYOUT)?;
+            dir.adopt()?;
+            let (is_coherent, limits) = (dir.is_coherent(), limits(&dir));
+            Ok((dir, limits, is_coherent))
+        });
+        let counted = opened.and_then(|(dir, limits, is_coherent)| {
+            if !is_coherent {
+                tracing::warn!(
+                    path = %path.display(),
+                    "the cache is on a network filesystem: contents stay in it only while they are mounted; give crfs a local --cache-dir"
+                );
             }
+            limit::answered(PATIENCE_TO_COUNT, move || Ok(Store::open(dir, limits)))
+        });
+        match counted {
+            Ok(store) => Self { store: Some(Arc::new(store)) },
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "the cache directory cannot be used; going on without a cache");
                 Self { store: None }
@@ -102,7 +110,7 @@ impl Cache {
     /// For tests, which must not depend on how full the disk is.
     #[cfg(test)]
     pub(crate) fn of_size(path: &Path, limit: u64) -> Self {
-        Self::with(path, |_| Limits { limit, floor: 0 })
+        Self::with(path, move |_| Limits { limit, floor: 0 })
     }
 
     #[cfg(test)]
@@ -202,14 +210,8 @@ impl Cache {
 /// How long a cache's filesystem may take to open a directory.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens a directory of a filesystem that may not answer.
-fn answered(path: &Path, open: impl FnOnce(&Path) -> io::Result<Dir> + Send + 'static) -> io::Result<Dir> {
-    let asked = path.to_owned();
-    limit::within(PATIENCE, move || open(&asked)).unwrap_or_else(|| {
-        let why = format!("its filesystem has not answered for {} s", PATIENCE.as_secs());
-        Err(io::Error::new(io::ErrorKind::TimedOut, why))
-    })
-}
+/// How long it may take until all that is in the cache is counted.
+const PATIENCE_TO_COUNT: Duration = Duration::from_secs(60);
 
 /// The checks, from the first on, that lie before `end` of the layer file.
 fn stored_checks(index: &StoredIndex, end: u64) -> Result<u32, Damaged> {

@@ -17,6 +17,7 @@ use super::stored::{self, Stored};
 use super::{LAYOUT, Limits, Store, open_index, space, store};
 use crate::blob::Digest;
 use crate::index::{CheckKind, Identity, LayerKey, StoredIndex};
+use crate::sys::limit;
 
 /// A layer that is being stored into is waited for as long as this.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -83,7 +84,13 @@ pub struct Wrong {
 
 /// The directory; `None` where there is no cache yet.
 fn existing(path: &Path) -> io::Result<Option<Dir>> {
-    match super::answered(path, |path| Dir::existing(path, LAYOUT)) {
+    let asked = path.to_owned();
+    let opened = limit::answered(super::PATIENCE, move || {
+        let dir = Dir::existing(&asked, LAYOUT)?;
+        dir.check()?;
+        Ok(dir)
+    });
+    match opened {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -53,6 +53,14 @@ fn key_of(blob: &str, identity: &str) -> Option<LayerKey> {
     Some(LayerKey { blob: digest(blob)?, identity })
 }
 
+/// What a layer's directory holds.
+pub(super) const LAYER_FILES: [&str; 4] = ["index", "data", "present", Sums::NAME];
+
+/// Whether these are the names of a layer's directory and the one above it.
+pub(super) fn is_layer_dir(blob: &str, identity: &str) -> bool {
+    key_of(blob, identity).is_some()
+}
+
 /// The directories of all layers, and whose they are (`None`: no layer's).
 pub(super) fn layers(dir: &Dir) -> Vec<(PathBuf, Option<LayerKey>)> {
     let mut layers = Vec::new();

@@ -89,6 +89,17 @@ impl Layer {
     }
 }
 
+/// A cache with something of each kind in it.
+pub(super) fn filled(path: &Path) -> Cache {
+    let cache = Cache::of_any_size(path);
+    let layer = Layer::new(1, MIB);
+    cache.put_index(&layer.key, b"an index");
+    assert!(layer.publish(&layer.open(&cache), 0));
+    cache.put(&Digest::of(b"a document"), b"a document");
+    cache.remember("a name", &Digest::of(b"a document"));
+    cache
+}
+
 fn du(path: &Path) -> u64 {
     let (above, name) = (path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap());
     Dir::existing(above, name).unwrap().allocated(Path::new("")) + 4096

@@ -146,7 +146,7 @@ pub(super) struct AccessArgs {
 #[derive(Debug, Args)]
 pub(super) struct CachePlaceArgs {
     /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
-    /// they are mounted. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    /// they are mounted. What is kept goes into `v2` below it, which becomes crfs's; one that holds anything else is not used. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
     /// The most that the cache may take on the disk, all in all; what was not used for the longest time goes first. Give all
@@ -405,7 +405,7 @@ pub(super) enum CacheCommand {
 /// Where the cache is.
 #[derive(Debug, Args)]
 pub(super) struct CacheDirArgs {
-    /// The cache directory. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
+    /// The cache directory; crfs's is what is in `v2` below it. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
     /// Print one JSON object.

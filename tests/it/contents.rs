@@ -395,7 +395,7 @@ async fn whatever_is_flipped_cut_or_replaced_in_the_cache_is_noticed() {
         let lab = Lab::new(estargz).await;
         lab.assert_right(&lab.open().await).await;
         let files = walk(&lab.cache());
-        assert_eq!(files.len(), 6, "manifest, name, index, data, presence, space: {files:?}");
+        assert_eq!(files.len(), 7, "manifest, name, index, data, presence, space, whose it is: {files:?}");
         for path in files {
             damage(&path);
             lab.assert_right(&lab.open().await).await;

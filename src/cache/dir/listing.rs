@@ -1,9 +1,11 @@
 //! What is below a directory: names, sizes, and what was left half-written.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 
 use super::Dir;
+use super::shape::kind_of;
 use crate::cache::lock::{self, Kind};
 use crate::sys::own::{Entry, EntryKind};
 
@@ -13,8 +15,13 @@ const TEMPORARY: &str = ".tmp-";
 impl Dir {
     /// What is in a directory, in the order of the names' bytes; nothing where there is none.
     pub(in crate::cache) fn list(&self, path: &Path) -> Vec<Entry> {
+        self.entries(path).unwrap_or_default()
+    }
+
+    /// The same; an error where it cannot be read.
+    pub(super) fn entries(&self, path: &Path) -> io::Result<Vec<Entry>> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        self.own.enter(path).and_then(|dir| dir.list()).unwrap_or_default()
+        self.own.enter(path)?.list()
     }
 
     /// Bytes on the disk of all that is below a path, as du(1) counts them.
@@ -25,10 +32,13 @@ impl Dir {
         self.list(path).iter().map(|entry| entry.allocated.saturating_add(below(entry))).sum()
     }
 
-    /// Removes files that a process left half-written when it was killed.
+    /// Removes files that a process left half-written when it was killed, in directories that crfs makes.
     pub(in crate::cache) fn sweep(&self, path: &Path) {
         for entry in self.list(path) {
             let path = path.join(&entry.name);
+            if kind_of(&path) != Some(entry.kind) {
+                continue;
+            }
             if entry.kind == EntryKind::Directory {
                 self.sweep(&path);
             } else if is_temporary(&entry.name) {
@@ -46,9 +56,16 @@ pub(super) fn temporary(process: u32, serial: u64, nanoseconds: u128) -> String 
 
 /// Whether it is the name of a file that is being written, or was when its writer was killed.
 pub(in crate::cache) fn is_temporary(name: &OsStr) -> bool {
-    let numbers = name.to_str().and_then(|name| Some(name.split_once(TEMPORARY)?.1.split('-')));
+    name.to_str().is_some_and(|name| permanent(name).1)
+}
+
+/// The name that a file gets once it is written, and whether it has none yet.
+pub(super) fn permanent(name: &str) -> (&str, bool) {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
-    numbers.is_some_and(|numbers| numbers.clone().count() == 3 && numbers.clone().all(is_number))
+    match name.split_once(TEMPORARY) {
+        Some((name, numbers)) if numbers.split('-').count() == 3 && numbers.split('-').all(is_number) => (name, true),
+        _ => (name, false),
+    }
 }
 
 #[cfg(test)]
@@ -61,10 +78,12 @@ mod tests {
     #[test]
     fn what_a_killed_process_left_half_written_goes() {
         let (_temp, dir) = dir();
-        dir.write(Path::new("a/b"), b"x").unwrap();
-        let left = dir.path().join("a/b.tmp-7-0-9");
+        let path = Path::new("documents").join(crate::blob::Digest::of(b"x").hex().to_string());
+        let name = path.with_extension("tmp-7-0-9");
+        dir.write(&path, b"x").unwrap();
+        let left = dir.path().join(&name);
         std::fs::write(&left, b"y").unwrap();
-        let file = dir.open_to_write(Path::new("a/b.tmp-7-0-9")).unwrap();
+        let file = dir.open_to_write(&name).unwrap();
         // Unlocked when dropped: closing it alone would leave the lock to a child that another test is starting.
         let held = lock::exclusive(&file, 0, std::time::Duration::ZERO).unwrap();
         dir.sweep(Path::new(""));
@@ -72,18 +91,21 @@ mod tests {
         drop(held);
         dir.sweep(Path::new(""));
         assert!(!left.exists());
-        assert_eq!(dir.read(Path::new("a/b"), 9).unwrap(), b"x");
+        assert_eq!(dir.read(&path, 9).unwrap(), b"x");
     }
 
     #[test]
     fn what_only_looks_like_it_stays() {
         let (_temp, dir) = dir();
-        let theirs = ["notes.tmp-1", "a.tmp-x-1-2", "b.tmp-1-2-3-4", "c.tmp-1--3", "tmp-1-2-3"];
-        for name in theirs {
-            std::fs::write(dir.path().join(name), b"mine").unwrap();
+        let theirs = ["notes.tmp-1", "a.tmp-x-1-2", "b.tmp-1-2-3-4", "c.tmp-1--3", "tmp-1-2-3", "notes.tmp-2024-11-30"];
+        let folders = ["", "documents", "src"];
+        for folder in folders.map(|folder| dir.path().join(folder)) {
+            std::fs::create_dir_all(&folder).unwrap();
+            theirs.iter().for_each(|name| std::fs::write(folder.join(name), b"mine").unwrap());
         }
         dir.sweep(Path::new(""));
-        assert_eq!(dir.list(Path::new("")).len(), theirs.len());
+        assert_eq!(dir.list(Path::new("")).len(), theirs.len() + 2);
+        assert!(folders[1..].iter().all(|folder| dir.list(Path::new(folder)).len() == theirs.len()));
         assert!(is_temporary(OsStr::new(&format!("x{}", temporary(1, 2, 3)))));
     }
 

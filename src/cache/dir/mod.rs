@@ -2,6 +2,7 @@
 //! cache can make crfs read or write elsewhere.
 
 mod listing;
+mod shape;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, openat2, renameat};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 
@@ -130,9 +131,16 @@ impl Dir {
     /// A file without a name on the same filesystem, gone with its last descriptor.
     pub(super) fn unnamed(&self) -> io::Result<File> {
         let how = OpenHow::new().flags(OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC).mode(FILE_MODE);
-        unless_scarce(
-            openat2(self.own.as_fd(), ".", how).map(File::from).or_else(|_| tempfile::tempfile_in(&self.path))?,
-        )
+        let made = openat2(self.own.as_fd(), ".", how).map(File::from);
+        unless_scarce(made.or_else(|_| self.named_for_a_moment())?)
+    }
+
+    /// The same where every file has a name at first.
+    fn named_for_a_moment(&self) -> io::Result<File> {
+        let name = temporary(Path::new(shape::UNNAMED));
+        let file = self.own.at(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        self.remove(&name)?;
+        Ok(file)
     }
 
     /// Gives a file without a name one; `false`: there is such a file.
@@ -161,14 +169,8 @@ impl Dir {
 
     /// Writes a file whole: a reader sees all of it or what was there before.
     pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
         self.make_parents(path)?;
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        // Processes in different containers may have the same number.
-        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(listing::temporary(std::process::id(), serial, now));
-        let temporary = path.with_file_name(name);
+        let temporary = temporary(path);
         let written = self.at(&temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL).and_then(|mut file| {
             // For `sweep`: it is not left over.
             let _ = lock::try_keep(&file, Kind::Exclusive, 0);
@@ -225,10 +227,15 @@ impl Dir {
         Ok(())
     }
 
-    /// Something stands where a directory of ours belongs: another process may just have made it, or it is a planted symlink.
+    /// Something stands where a directory of ours belongs: another process may just have made it, or it is a planted symlink. What is neither may be
+    /// somebody's.
     fn replace_by_directory(&self, parent: &File, name: &Path, dir: &Path) -> io::Result<()> {
         if self.at(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY).is_ok() {
             return Ok(());
+        }
+        let found = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFLNK {
+            return Err(Errno::ENOTDIR.into());
         }
         unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir)?;
         match mkdirat(parent.as_fd(), name, DIR_MODE) {
@@ -236,6 +243,17 @@ impl Dir {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// The name beside a path under which a file is written, which no other has.
+fn temporary(path: &Path) -> PathBuf {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    // Processes in different containers may have the same number.
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(listing::temporary(std::process::id(), serial, now));
+    path.with_file_name(name)
 }
 
 /// Whether what stands at a path is the reason that no file could be opened there; everything else says nothing against the file.
@@ -296,9 +314,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_where_a_directory_belongs_stays() {
+        let (_temp, dir) = dir();
+        std::fs::write(dir.path().join("documents"), "mine").unwrap();
+        for path in ["documents/x", "documents/x/y"] {
+            assert!(dir.write(Path::new(path), b"x").is_err(), "{path}");
+        }
+        assert_eq!(std::fs::read(dir.path().join("documents")).unwrap(), b"mine");
+    }
+
+    #[test]
     fn unnamed_files_leave_nothing() {
         let (_temp, dir) = dir();
         dir.unnamed().unwrap().write_all(b"x").unwrap();
+        dir.named_for_a_moment().unwrap().write_all(b"x").unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
