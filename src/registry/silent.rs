@@ -1,9 +1,12 @@
 //! Layouts and archives may be on filesystems that do not answer: an NFS whose server is gone lets whoever opens a file wait for as long as that takes.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use super::Error;
 use crate::threads::{self, Work};
@@ -35,11 +38,21 @@ impl Disks {
         }
         let token = Arc::new(());
         let waits = Arc::downgrade(&token);
+        let (begin, begun) = oneshot::channel();
         let asked = blocking(move || {
+            // Whoever waits may have given up.
+            let _heard = begin.send(());
             let done = work();
             drop(token);
             done
         });
+        // Nothing is said against a disk by the time in which no thread asks it.
+        if tokio::time::timeout(limit, begun).await.is_err() {
+            return Err(silence(
+                path,
+                format!("was not asked for {} s: the threads for that wait for others", limit.as_secs()),
+            ));
+        }
         match tokio::time::timeout(limit, asked).await {
             Ok(done) => done,
             Err(_) => {
@@ -62,15 +75,17 @@ fn silence(path: &Path, what: String) -> Error {
     Error::File { path: path.to_owned(), what: "cannot be read", source }
 }
 
-/// File system work, off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
+/// File system work, off the async threads. It begins at once, whether or not anybody waits for it.
+pub(super) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let done = threads::run(Work::Outside, work).await;
-    done.unwrap_or_else(|source| {
-        let source = io::Error::other(source);
-        Err(Error::File { path: PathBuf::new(), what: "a file task was given up", source })
-    })
+) -> impl Future<Output = Result<T, Error>> + Send {
+    let done = threads::run(Work::Outside, work);
+    async {
+        done.await.unwrap_or_else(|source| {
+            let source = io::Error::other(source);
+            Err(Error::File { path: PathBuf::new(), what: "a file task was given up", source })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -18,7 +19,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 
 use super::Error;
 use super::curve::provider;
-use crate::sys::outside;
+use crate::sys::{limit, outside};
 
 /// Bytes of all that a file of certificates may have.
 const LARGEST_FILE: u64 = 16 << 20;
@@ -94,6 +95,11 @@ pub(super) fn config(verify: bool, certificates: &Certificates) -> Result<Client
     }
 }
 
+/// How long the system's certificates may take to be read.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SILENT: &str = "the system's certificates cannot be read: what they are in (see SSL_CERT_FILE and SSL_CERT_DIR) is no file, or its filesystem does \
+                      not answer";
+
 /// Who is trusted.
 #[derive(Debug)]
 struct Trusted {
@@ -105,7 +111,9 @@ impl Trusted {
     /// The system's, and these.
     fn with(own: &[CertificateDer<'static>]) -> Result<Self, Error> {
         let setup = |what: &str, source| Error::Setup { what: what.to_owned(), source };
-        let mut system = rustls_native_certs::load_native_certs();
+        // SSL_CERT_FILE and SSL_CERT_DIR may name what never answers.
+        let system = limit::within(PATIENCE, rustls_native_certs::load_native_certs);
+        let mut system = system.ok_or_else(|| setup(SILENT, None))?;
         let mut authorities = RootCertStore::empty();
         // The system's may have some that nobody can read.
         let (_taken, _ignored) = authorities.add_parsable_certificates(system.certs.iter().cloned());

@@ -15,6 +15,7 @@ use crate::cache::Cache;
 use crate::mount::look::runtime;
 use crate::mount::options::ImageOptions;
 use crate::mount::{Event, Report};
+use crate::sys::limit;
 
 /// How long a server that starts, or another command, is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,21 +66,34 @@ pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
 /// # Errors
 /// Where the store cannot be read.
 pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
-    if let Some(server) = connect(paths)? {
+    if let Some(server) = answered(paths, connect)? {
         return control::ask(server, &Request::List, paths.log(), &mut |_| {});
     }
-    let records = Records::read(&paths.records())?;
+    let records = answered(paths, |paths| Records::read(&paths.records()))?;
     Ok(records.images.iter().map(|image| open::listing(&records, image)).collect())
 }
 
 fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
-    paths.create()?;
+    answered(paths, Paths::create)?;
     // Progress that nobody hears is none.
     let mut on_event = |event: &Event| drop(report(event));
     match changer(paths)? {
         Changer::Server(server) => control::ask(server, &request, paths.log(), &mut on_event),
         Changer::Here(lock) => here(paths, request, *lock, report),
     }
+}
+
+/// How long the filesystem of a store may take, and a server to take a connection.
+const DISK: Duration = Duration::from_secs(ANSWER.as_secs() + 10);
+
+/// Does what may wait for the filesystem of a store.
+fn answered<T: Send + 'static>(
+    paths: &Paths,
+    ask: impl FnOnce(&Paths) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let asked = paths.clone();
+    let done = limit::answered(DISK, move || Ok(ask(&asked)));
+    done.map_err(|source| Error::File { path: paths.root.clone(), source })?
 }
 
 fn changer(paths: &Paths) -> Result<Changer, Error> {

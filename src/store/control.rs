@@ -16,8 +16,10 @@ use tokio::task::JoinSet;
 
 use super::Error;
 use super::open::{Listing, Store};
+use super::paths::Paths;
 use crate::mount::options::ImageOptions;
 use crate::mount::{Event, Report};
+use crate::threads::{self, Work};
 
 /// How long a client may take to say what it wants, and how long to wait where there are no descriptors.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a server that works says that it does, and how long one that says nothing is waited for: it is stopped, or gone astray.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long the store's disk may take to answer while a request is worked on.
+const DISK: Duration = Duration::from_secs(10);
 
 /// Bytes of the longest request.
 const LONGEST: u64 = 1 << 20;
@@ -103,7 +107,7 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
     let mut rest = Vec::new();
     // By a task of its own: the request may keep its thread for long.
     let mut signs = JoinSet::new();
-    signs.spawn(say_that_it_works(Arc::clone(&output)));
+    signs.spawn(say_that_it_works(Arc::clone(&output), store.paths.clone()));
     let outcome = loop {
         tokio::select! {
             outcome = &mut performing => break outcome,
@@ -134,11 +138,21 @@ fn other_version(error: &serde_json::Error) -> String {
     format!("the server is of another version of crfs: {error}; start it again")
 }
 
-/// Until nobody listens any more, or the task is given up.
-async fn say_that_it_works(output: Arc<Mutex<OwnedWriteHalf>>) {
+/// Until nobody listens any more, or the task is given up. A store whose disk has stopped does not work: then whoever waits is told so.
+async fn say_that_it_works(output: Arc<Mutex<OwnedWriteHalf>>, paths: Paths) {
     let mut ticks = tokio::time::interval(SIGN_OF_LIFE);
     loop {
         ticks.tick().await;
+        let asked = paths.clone();
+        let disk = threads::run(Work::Outside, move || asked.ask_disk());
+        if tokio::time::timeout(DISK, disk).await.is_err() {
+            let (root, seconds) = (paths.root.display(), DISK.as_secs());
+            let message =
+                format!("{root}: its filesystem has not answered the server for {seconds} s; this is given up");
+            tracing::warn!("{message}");
+            // Whoever listens has all there is to hear.
+            return drop(say(&output, &Answer::Failed { message }).await);
+        }
         if say(&output, &Answer::Working).await.is_err() {
             return;
         }

@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::libc;
 
 use super::Error;
 use crate::blob::Digest;
-use crate::sys::own::regular;
+use crate::sys::own::{OwnDir, regular};
 use crate::sys::trusted;
 
 /// How the name of a tar-split ends, behind the layer's id.
@@ -105,6 +106,12 @@ impl Paths {
             readable.map_err(|source| Error::File { path: lock, source })?;
         }
         Ok(())
+    }
+
+    /// Comes back once the store's disk has answered something that would write, whatever it answers. Nothing is left behind.
+    pub(super) fn ask_disk(&self) {
+        let unnamed = OFlag::O_RDWR | OFlag::O_TMPFILE;
+        let _answer = OwnDir::open(&self.state).and_then(|state| state.at(Path::new("."), unnamed));
     }
 
     /// A podman has its own lists by the same names, which crfs would replace. Whatever was a store of crfs's has its lock.
