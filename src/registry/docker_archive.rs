@@ -399,7 +399,7 @@ mod tests {
         };
         let name = Some("docker.io/library/x:1");
         let text = refusal(&items(&["a", "a", "b"]), name);
-        assert!(text.contains("@0 (a) and @2 (b)"), "{text}");
+        assert!(text.contains("@0 (a), @2 (b)"), "{text}");
         assert!(opened(&items(&["a", "b"]), Some("@1")).is_ok());
         assert!(opened(&items(&["a", "a"]), name).is_ok(), "one image twice");
     }
