@@ -93,13 +93,13 @@ impl Pair {
     }
 }
 
-/// The first pair of an encoded set, and the rest of it.
-fn decode(set: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
+/// Name and value of the first pair of an encoded set, and the rest of it.
+fn decode(set: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (name_len, rest) = set.split_first()?;
     let (name, rest) = rest.split_at_checked(usize::from(*name_len)).filter(|(name, _)| !name.is_empty())?;
     let (value_len, rest) = rest.split_first_chunk::<4>()?;
     let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value_len) as usize)?;
-    Some(((name, value), rest))
+    Some((name, value, rest))
 }
 
 /// An xattr's name and value.
@@ -156,7 +156,7 @@ impl XattrBuilder {
         let (mut pairs, mut rest) = (Vec::new(), set);
         while !rest.is_empty() {
             let (name, value);
-            ((name, value), rest) = decode(rest)?;
+            (name, value, rest) = decode(rest)?;
             pairs.push(self.pair(name, value)?);
         }
         self.append(&pairs).ok().map(drop)

@@ -208,7 +208,7 @@ impl Engine {
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
         // Progress that nobody hears is none.
-        while !opening.is_empty() && !(until == Until::OneIsRefused && is_refused(&numbers, &results)) {
+        while !(opening.is_empty() || until == Until::OneIsRefused && is_refused(&numbers, &results)) {
             tokio::select! {
                 Some((number, result)) = opening.next() => {
                     results.insert(number, result);

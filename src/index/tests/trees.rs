@@ -268,8 +268,7 @@ fn the_mode_of_a_later_hard_link_narrows_an_acl_as_chmod_does() {
             r#"{{"name":"f","type":"reg","mode":416,{xattrs}}},{{"name":"g","type":"hardlink","linkName":"f",{link}}}"#
         ));
         let Child::Node(node) = tree.children(Entries::ROOT).next().unwrap().1 else { panic!() };
-        let found = tree.xattrs(node).find(|(name, _)| *name == b"system.posix_acl_access").unwrap().1.to_vec();
-        found
+        tree.xattrs(node).find(|(name, _)| *name == b"system.posix_acl_access").unwrap().1.to_vec()
     };
     assert_eq!(kept(r#""mode":384"#), acl(6, 0, 0));
     assert_eq!(kept(r#""mode":493"#), acl(7, 5, 5));
