@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn what_a_killed_process_left_half_written_goes() {
         let (_temp, dir) = dir();
-        let path = Path::new("documents").join(crate::blob::Digest::of(b"x").hex().to_string());
+        let path = Path::new("documents").join(crate::blob::Digest::of(b"x").hex());
         let name = path.with_extension("tmp-7-0-9");
         dir.write(&path, b"x").unwrap();
         let left = dir.path().join(&name);
