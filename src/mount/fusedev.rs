@@ -4,10 +4,9 @@
 //! sends the open /dev/fuse over a socket, whose number it finds in _FUSE_COMMFD (fusermount3 of libfuse 3).
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -33,7 +32,7 @@ const LONGEST_MESSAGE: u64 = 4096;
 /// What is mounted where.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
-    /// Absolute, without symbolic links.
+    /// A directory, absolute, without symbolic links.
     pub(crate) dir: &'a Path,
     /// What /proc/mounts shows: the image, pinned.
     pub(crate) source: &'a str,
@@ -53,16 +52,15 @@ pub(crate) struct Made {
 /// Mounts.
 pub(crate) fn mount(target: &Target<'_>) -> Result<Made, Error> {
     let failed = |source| Error::Directory { dir: target.dir.to_owned(), source };
-    let dir_mode = fs::metadata(target.dir).map_err(failed)?.mode();
     if let Some(device) = open_device()? {
-        match attach::mount(target, &kernel_options(device.as_raw_fd(), dir_mode, target.allow_other)) {
+        match attach::mount(target, &kernel_options(device.as_raw_fd(), target.allow_other)) {
             Ok((identity, root)) => return Ok(Made { device: device.into(), identity, root: Some(root) }),
             // What is wrong with the target, mount(2) says as well.
             Err(error) => tracing::debug!(%error, "not mounted by fsmount(2)"),
         }
     }
     let before = mounts::all().map_err(failed)?;
-    let device = match mount_directly(target, dir_mode)? {
+    let device = match mount_directly(target)? {
         Some(device) => device,
         None => mount_by_helper(target)?,
     };
@@ -98,10 +96,10 @@ fn open_device() -> Result<Option<File>, Error> {
 }
 
 /// `None` where this user may not.
-fn mount_directly(target: &Target<'_>, dir_mode: u32) -> Result<Option<OwnedFd>, Error> {
+fn mount_directly(target: &Target<'_>) -> Result<Option<OwnedFd>, Error> {
     // One that a mount was made with cannot be used again.
     let Some(device) = open_device()? else { return Ok(None) };
-    let data = kernel_options(device.as_raw_fd(), dir_mode, target.allow_other);
+    let data = kernel_options(device.as_raw_fd(), target.allow_other);
     // The superblock, not only the mount, becomes read-only: else each read would cost a GETATTR for the access time.
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     match nix::mount::mount(Some(target.source), target.dir, Some(mounts::TYPE), flags, Some(data.as_str())) {
@@ -111,9 +109,11 @@ fn mount_directly(target: &Target<'_>, dir_mode: u32) -> Result<Option<OwnedFd>,
     }
 }
 
+/// The target is a directory. It is not asked, since a mount that is there already may not answer yet.
+///
 /// The options that the kernel's fuse takes with mount(2) (Linux, Documentation/filesystems/fuse.rst, "Mount options").
-fn kernel_options(device: RawFd, dir_mode: u32, allow_other: bool) -> String {
-    let file_type = dir_mode & nix::libc::S_IFMT;
+fn kernel_options(device: RawFd, allow_other: bool) -> String {
+    let file_type = nix::libc::S_IFDIR;
     let other = if allow_other { ",allow_other" } else { "" };
     let (uid, gid) = (geteuid(), getegid());
     format!("fd={device},rootmode={file_type:o},user_id={uid},group_id={gid},default_permissions{other}")
@@ -254,10 +254,10 @@ mod tests {
 
     #[test]
     fn options_for_the_kernel() {
-        let text = kernel_options(5, 0o40755, true);
+        let text = kernel_options(5, true);
         assert!(text.starts_with("fd=5,rootmode=40000,user_id="), "{text}");
         assert!(text.ends_with(",default_permissions,allow_other"), "{text}");
-        assert!(kernel_options(5, 0o40755, false).ends_with(",default_permissions"));
+        assert!(kernel_options(5, false).ends_with(",default_permissions"));
     }
 
     #[test]

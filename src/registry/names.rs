@@ -170,10 +170,10 @@ mod tests {
         }
         assert_eq!(found(Some("a"), &entries).unwrap(), "A");
         let whole = [entry("A", "", "docker.io/library/a:1"), entry("B", "", "a:1")];
-        assert!(refusal(Some("index.docker.io/a:1"), &whole).contains("A (docker.io/library/a:1) and B (a:1)"));
+        assert!(refusal(Some("index.docker.io/a:1"), &whole).contains("A (docker.io/library/a:1), B (a:1)"));
         assert_eq!(found(Some("a:1"), &whole).unwrap(), "B", "as it is written");
         // What is no image takes no name from an image.
         assert_eq!(found(Some("t"), &[artifact("x", "t"), entry("A", "t", "")]).unwrap(), "A");
-        assert!(refusal(Some("t"), &[artifact("x", "t"), artifact("y", "t")]).contains("x and y"));
+        assert!(refusal(Some("t"), &[artifact("x", "t"), artifact("y", "t")]).contains("x, y"));
     }
 }

@@ -158,7 +158,8 @@ fn a_flipped_bit_in_any_file_is_found_and_never_served() {
 
 /// Flips a bit of the first byte that is stored of a layer's contents, and of one in the middle of any other file.
 fn flip(path: &Path) -> bool {
-    if path.ends_with("space") {
+    // Whose the directory is, its mark says by being there.
+    if path.ends_with("space") || path.ends_with("crfs-cache") {
         return false;
     }
     let file = File::options().read(true).write(true).open(path).unwrap();
