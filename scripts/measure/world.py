@@ -90,6 +90,16 @@ class Mount:
             time.sleep(0.01)
 
 
+def end(process):
+    """A signal that it hears: nginx ends its workers then."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class World:
     def __init__(self, crfs, image, slowlink):
         self.crfs, self.image, self.slowlink = pathlib.Path(crfs), pathlib.Path(image), pathlib.Path(slowlink)
@@ -121,14 +131,12 @@ class World:
         log = open(self.place / "log", "ab")
         process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         log.close()
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
+        self._stack.callback(end, process)
 
     def start_until(self, ready, *command):
         """Starts a server, and waits until a line of its stderr has `ready`."""
         process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
+        self._stack.callback(end, process)
         for line in process.stderr:
             if ready in line:
                 return process
