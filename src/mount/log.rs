@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::libc;
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -95,11 +95,13 @@ fn install(options: &LogOptions, terminal: BoxMakeWriter, file: Option<BoxMakeWr
     }));
 }
 
-fn filter(options: &LogOptions, level: &str) -> EnvFilter {
-    match &options.filter {
-        Some(directives) => EnvFilter::builder().parse_lossy(directives),
-        None => EnvFilter::new(level),
-    }
+/// What RUST_LOG asks for, or `level`. RUST_LOG is of other programs as well: what is no `[TARGET=]LEVEL` there is left out.
+fn filter(options: &LogOptions, level: &str) -> Targets {
+    let directives = options.filter.as_deref().unwrap_or(level).split(',').map(str::trim);
+    // Nothing between two commas would be the level `error`.
+    let is_known = |directive: &&str| !directive.is_empty() && directive.parse::<Targets>().is_ok();
+    let known: Vec<&str> = directives.filter(is_known).collect();
+    known.join(",").parse().unwrap_or_default()
 }
 
 /// Other crates stay one step quieter: their talk is for those who ask for all of it.
@@ -191,5 +193,23 @@ mod tests {
         log.write_all(b"x\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "x\n");
         assert_eq!(fs::read_to_string(dir.path().join("server.log.1")).unwrap(), "12345678\n");
+    }
+
+    #[test]
+    fn the_filter_leaves_out_what_it_does_not_know() {
+        use tracing_subscriber::filter::LevelFilter;
+        let filter = |directives: Option<&str>| {
+            let filter = filter(&LogOptions { filter: directives.map(str::to_owned), verbosity: 0 }, terminal_level(1));
+            let level = |target: &str| {
+                let enabled = |level: &tracing::Level| filter.would_enable(target, level);
+                let levels = [tracing::Level::TRACE, tracing::Level::DEBUG, tracing::Level::INFO, tracing::Level::WARN];
+                levels.iter().find(|level| enabled(level)).map_or(LevelFilter::OFF, |level| (*level).into())
+            };
+            [level("crfs::fetch"), level("fuser"), level("hyper")]
+        };
+        assert_eq!(filter(None), [LevelFilter::INFO, LevelFilter::OFF, LevelFilter::WARN]);
+        let asked = filter(Some("info, crfs=debug,other[span]=oops=1,,fuser=off"));
+        assert_eq!(asked, [LevelFilter::DEBUG, LevelFilter::OFF, LevelFilter::INFO]);
+        assert_eq!(filter(Some("crfs")), [LevelFilter::TRACE, LevelFilter::OFF, LevelFilter::OFF]);
     }
 }

@@ -87,7 +87,7 @@ pub(super) mod image {
 
     pub(in super::super) fn serialize<S: Serializer>(image: &ImageRef, serializer: S) -> Result<S::Ok, S::Error> {
         let wire = match image {
-            ImageRef::Registry(reference) => WireImage::Registry(reference.whole()),
+            ImageRef::Registry(reference) => WireImage::Registry(reference.to_string()),
             ImageRef::Layout { dir, tag } => WireImage::Layout { dir: dir.as_path().into(), tag: tag.clone() },
             ImageRef::Archive { file, tag } => WireImage::Archive { file: file.as_path().into(), tag: tag.clone() },
             ImageRef::DockerArchive { file, name } => {
@@ -99,7 +99,7 @@ pub(super) mod image {
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ImageRef, D::Error> {
         Ok(match WireImage::deserialize(deserializer)? {
-            WireImage::Registry(text) => ImageRef::Registry(text.parse().map_err(serde::de::Error::custom)?),
+            WireImage::Registry(text) => text.parse().map_err(serde::de::Error::custom)?,
             WireImage::Layout { dir, tag } => ImageRef::Layout { dir: dir.into(), tag },
             WireImage::Archive { file, tag } => ImageRef::Archive { file: file.into(), tag },
             WireImage::DockerArchive { file, name } => ImageRef::DockerArchive { file: file.into(), name },

@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::disk::{Archives, Unpacking};
+use super::grammar::Reference;
 use super::layout::Layout;
 use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
@@ -173,21 +174,21 @@ impl Client {
         Ok(self.shared.get_or_try_init(make).await?.clone())
     }
 
-    async fn repository(&self, reference: &oci_client::Reference) -> Result<Repository, Error> {
-        Ok(Repository::new(self.shared().await?, reference.registry(), reference.repository()))
+    async fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
+        Ok(Repository::new(self.shared().await?, &reference.registry, &reference.repository))
     }
 
-    async fn resolve_remote(&self, image: &ImageRef, reference: &oci_client::Reference) -> Result<Image, Error> {
+    async fn resolve_remote(&self, image: &ImageRef, reference: &Reference) -> Result<Image, Error> {
         let repository = self.repository(reference).await?;
-        let top = match (reference.digest(), reference.tag()) {
+        let top = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => {
                 let digest = digest
-                    .parse()
+                    .parse::<Digest>()
                     .map_err(|source| Error::Reference { text: image.to_string(), reason: format!("{source}") })?;
                 let bytes = self.verified(&repository, image, digest).await?;
                 Document { digest, bytes }
             }
-            (None, tag) => self.by_tag(&repository, image, tag.unwrap_or("latest")).await?,
+            (None, tag) => self.by_tag(&repository, image, tag.as_deref().unwrap_or("latest")).await?,
         };
         self.choose(image, &Source::Remote(repository), top).await
     }

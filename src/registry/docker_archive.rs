@@ -168,7 +168,7 @@ fn called(image: &str, wanted: &str, items: &[Item]) -> Result<Option<usize>, Er
 
 /// Names in archives leave out what names on a command line may leave out.
 fn is_named(name: &str, wanted: &str) -> bool {
-    super::grammar::parse(name).is_ok_and(|name| name.whole() == wanted)
+    super::grammar::parse(name).is_ok_and(|name| name.to_string() == wanted)
 }
 
 impl Contents {

@@ -59,6 +59,7 @@ pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, auth_files};
 pub use disk::Archives;
 pub(crate) use errors::list;
 pub use errors::{Error, ProxyTrouble, Redacted, Retry};
+pub use grammar::Reference;
 pub use hosts::Hosts;
 pub use left_out::LeftOut;
 pub use link::Capacity;

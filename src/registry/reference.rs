@@ -12,7 +12,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{Error, grammar};
+use super::Error;
+use super::grammar::{self, Reference};
 use crate::blob::Digest;
 
 /// Transports that other tools know, so that they are not taken for a host's name.
@@ -22,7 +23,7 @@ const FOREIGN_TRANSPORTS: [&str; 8] =
 /// What IMAGE on the command line means. Parsed from text; displayed canonically (`docker.io/library/alpine:latest`, `oci:/abs/dir:tag`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageRef {
-    Registry(oci_client::Reference),
+    Registry(Reference),
     Layout {
         dir: PathBuf,
         tag: Option<String>,
@@ -43,7 +44,7 @@ impl ImageRef {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
-            Self::Registry(reference) => format!("{}/{}", reference.registry(), reference.repository()),
+            Self::Registry(reference) => format!("{}/{}", reference.registry, reference.repository),
             Self::Layout { dir, .. } => format!("oci:{}", dir.display()),
             Self::Archive { file, .. } => format!("oci-archive:{}", file.display()),
             Self::DockerArchive { file, .. } => format!("docker-archive:{}", file.display()),
@@ -55,9 +56,9 @@ impl ImageRef {
     /// stargz-snapshotter puts a TOC image's suffix behind the whole reference, which gives a name only where there is a tag.
     pub(super) fn sibling(&self, suffix: &str) -> Result<Self, Error> {
         match self {
-            Self::Registry(reference) => reference.tag().map(|tag| {
-                let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
-                Self::Registry(oci_client::Reference::with_tag(registry, repository, format!("{tag}{suffix}")))
+            Self::Registry(reference) => reference.tag.as_ref().map(|tag| {
+                let tag = Some(format!("{tag}{suffix}"));
+                Self::Registry(Reference { tag, digest: None, ..reference.clone() })
             }),
             Self::Layout { dir, tag } => Some(Self::Layout { dir: dir.clone(), tag: Some(beside(tag, suffix)) }),
             Self::Archive { file, tag } => Some(Self::Archive { file: file.clone(), tag: Some(beside(tag, suffix)) }),
@@ -103,7 +104,7 @@ impl FromStr for ImageRef {
 fn registry_reference(text: &str, rest: &str) -> Result<ImageRef, Error> {
     let error = |reason: String| Error::Reference { text: text.to_owned(), reason };
     let reference = grammar::parse(rest).map_err(|reason| error(reason.to_owned()))?;
-    let digest = reference.digest().map(str::parse::<Digest>).transpose();
+    let digest = reference.digest.as_deref().map(str::parse::<Digest>).transpose();
     digest.map_err(|source| error(source.to_string()))?;
     Ok(ImageRef::Registry(reference))
 }
@@ -116,7 +117,7 @@ fn name_in_archive(text: &str, name: &str) -> Result<String, Error> {
         return Ok(format!("@{place}"));
     }
     match registry_reference(text, name)? {
-        ImageRef::Registry(reference) if reference.digest().is_none() => Ok(reference.whole()),
+        ImageRef::Registry(reference) if reference.digest.is_none() => Ok(reference.to_string()),
         _ => Err(error("images in an archive are named by tag")),
     }
 }

@@ -17,7 +17,7 @@ use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::tar_splits::keep_usable;
 use crate::mount::{Event, Report};
-use crate::registry::{self, ImageRef, json};
+use crate::registry::{self, ImageRef, Reference, json};
 
 /// What is needed of an image's config (OCI image specification 1.1, config.md).
 #[derive(Deserialize)]
@@ -291,11 +291,11 @@ pub(super) fn name_of(image: &ImageRef) -> Result<String, Error> {
     }
 }
 
-fn registry_name(reference: &oci_client::Reference) -> String {
-    let name = format!("{}/{}", reference.registry(), reference.repository());
-    match (reference.digest(), reference.tag()) {
+fn registry_name(reference: &Reference) -> String {
+    let name = format!("{}/{}", reference.registry, reference.repository);
+    match (&reference.digest, &reference.tag) {
         (Some(digest), _) => format!("{name}@{digest}"),
-        (None, tag) => format!("{name}:{}", tag.unwrap_or("latest")),
+        (None, tag) => format!("{name}:{}", tag.as_deref().unwrap_or("latest")),
     }
 }
 
