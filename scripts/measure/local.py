@@ -181,10 +181,16 @@ def big(world, report, options):
 def memory(world, report, options):
     """The server after it has fetched and served the whole bench image, by a registry on loopback."""
     port, rows, samples = world.bench_registry(), [], {}
-    for name, prefetch in [("reading everything", "none"), ("--prefetch all, reading everything", "all")]:
+    for name, times, *wanted in [
+        ("reading everything", 1, "--prefetch", "none"),
+        ("--prefetch all, reading everything", 1, "--prefetch", "all"),
+        ("a cache of 64 MiB, reading everything three times", 3, "--cache-size", "64M"),
+    ]:
         cache = world.fresh("cache")
-        mount = world.mount(f"127.0.0.1:{port}/bench:zc", cache, "--prefetch", prefetch)
-        read_everything(mount.path)
+        mount = world.mount(f"127.0.0.1:{port}/bench:zc", cache, *wanted)
+        for _ in range(times):
+            drop_caches()
+            read_everything(mount.path)
         samples[name] = mount.memory()
         rows.append([name, *memory_cells(samples[name])])
         mount.unmount()
