@@ -64,10 +64,11 @@ impl Spans<'_> {
             while self.end_of(self.at).is_some_and(|end| end <= at) {
                 self.at += 1;
             }
-            let decoded = self.ztoc.spans.get(self.at).map(|span| span.decoded).filter(|start| *start <= at);
-            let decoded = decoded.ok_or(Problem::NoOffset)?;
+            let span = self.ztoc.spans.get(self.at).filter(|span| span.decoded <= at).ok_or(Problem::NoOffset)?;
+            let decoded = span.decoded;
             let until = self.end_of(self.at).unwrap_or(self.ztoc.decoded_size).min(end);
-            if until <= at {
+            // The last span may start where the blob ends: then nothing can be in it.
+            if until <= at || span.compressed.is_empty() {
                 return Err(Problem::OutsideBlob(ByteRange { start: at, end }));
             }
             if until - decoded > limits::UNIT_SKIPPED {

@@ -234,6 +234,8 @@ fn contents_outside_of_the_spans_or_of_each_other_are_refused() {
         Made { entries: vec![entry(b"a", 2400, 200), entry(b"evil", 2500, 1)], ..Made::default() },
         of_tar(400, vec![entry(b"evil", 901, 100)]),
         of_tar(400, vec![FILE, entry(b"evil", 611, 1)]),
+        // In a span that starts where the blob ends.
+        Made { entries: vec![FILE, entry(b"evil", 2600, 100)], ..of_gzip(&[(10, 0, 0), (1000, 2500, 0)]) },
         // Larger than any layer may be.
         Made { decoded: i64::MAX, entries: vec![entry(b"evil", 0, i64::MAX)], ..Made::default() },
     ] {
@@ -250,7 +252,11 @@ fn contents_outside_of_the_spans_or_of_each_other_are_refused() {
         let text = name(&made);
         assert!(text.contains("zTOC"), "{text}");
     }
-    assert!(opened(&of_tar(400, vec![FILE])).is_ok() && opened(&of_gzip(&[(10, 0, 0), (500, 2500, 0)])).is_ok());
+    for made in
+        [of_tar(400, vec![FILE]), of_gzip(&[(10, 0, 0), (500, 2500, 0)]), of_gzip(&[(10, 0, 0), (1000, 2500, 3)])]
+    {
+        opened(&made).unwrap();
+    }
 }
 
 /// Whatever it was made of: every byte of every piece has one check, and every unit lies in the blob.
