@@ -44,6 +44,18 @@ fn push(lab: &Lab, podman: &Podman, image: &str) {
     assert_eq!(named, unpacked, "{image}");
 }
 
+/// Saves an image without compressing it, which is less work, and compares what has come.
+#[track_caller]
+fn save(lab: &Lab, podman: &Podman, image: &str) {
+    let dir = lab.fresh("saved").join("image");
+    let options = ["save", "-q", "--format=oci-dir", "--uncompressed", "-o", dir.to_str().unwrap(), image];
+    podman.podman(&options).ok();
+    let blob = |digest: &str| fs::read(dir.join("blobs").join(digest.replace(':', "/"))).unwrap();
+    let (named, unpacked) = diff_ids(&oci_manifest(&dir), blob);
+    assert_eq!(named, unpacked, "{image}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
 /// That podman cannot.
 #[track_caller]
 fn push_refused(lab: &Lab, podman: &Podman, image: &str) -> String {
@@ -77,8 +89,9 @@ fn tar_splits(store: &Store) -> Vec<String> {
     names.filter(|name| name.ends_with(".tar-split.gz")).collect()
 }
 
+/// What podman saves it makes as what it pushes.
 #[test]
-fn every_image_that_was_read_whole_is_pushed() {
+fn every_image_that_was_read_whole_is_saved() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
@@ -87,7 +100,7 @@ fn every_image_that_was_read_whole_is_pushed() {
     for fixture in all.filter(|name| *name != "odd-zc-podman43") {
         let name = format!("localhost/{}:1", fixture.to_lowercase());
         assert_eq!(add_full(&store, &name, &lab.layout(fixture))["pushable"], json!(true), "{fixture}");
-        push(&lab, &podman, &name);
+        save(&lab, &podman, &name);
         store.crfs("rm", &["--podman-root", podman.graph().to_str().unwrap(), &name]).ok();
     }
     let refused = store.crfs("add", &["--full", &lab.layout("odd-zc-podman43")]).refused();

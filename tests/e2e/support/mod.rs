@@ -1,6 +1,7 @@
 //! What the tests stand on: a place of their own, commands that cannot hang, mounts and registries that end with their test.
 
 pub(crate) mod command;
+pub(crate) mod compare;
 pub(crate) mod fixtures;
 pub(crate) mod lab;
 pub(crate) mod lies;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::net::TcpSocket;
 
-use super::command::{ends, run, send, start, until};
+use super::command::{ends, send, start, until};
 use super::lab::Lab;
 
 /// Who may pull from the registries with [`Access::Password`]: as `htpasswd -B` wrote it.
@@ -24,7 +25,6 @@ pub(crate) enum Access {
 
 /// A running docker-registry; killed when dropped.
 pub(crate) struct Registry {
-    access: Access,
     port: u16,
     /// Never listens: keeps the port from everybody else, the registry of another test above all, while the server is stopped.
     _held: TcpSocket,
@@ -50,7 +50,7 @@ impl Registry {
             dir.display()
         );
         fs::write(&config, text).unwrap();
-        let mut registry = Self { access, port, _held: held, config, server: None };
+        let mut registry = Self { port, _held: held, config, server: None };
         registry.start();
         registry
     }
@@ -96,7 +96,7 @@ impl Registry {
 
     /// The manifest that a tag names.
     #[track_caller]
-    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> serde_json::Value {
+    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> Value {
         let path = format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link");
         let digest = fs::read_to_string(self.config.with_file_name(path)).unwrap();
         serde_json::from_slice(&self.blob(&digest)).unwrap()
@@ -110,23 +110,71 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Pushes a fixture, byte for byte as it is, and gives its reference there.
+    /// Puts a fixture in, byte for byte as it is, and gives its reference there.
     #[track_caller]
     pub(crate) fn push(&self, lab: &Lab, fixture: &str) -> String {
         self.push_layout(&lab.fixtures().join(fixture), &fixture.to_lowercase())
     }
 
-    /// Pushes the image of a layout.
+    /// Puts in all named images of a layout, with what they refer to: into its storage, which it looks into at each request. Its clients would
+    /// rewrite or refuse some of the fixtures (indexes with attestations, Docker's types in a layout, manifests without annotations).
     #[track_caller]
     pub(crate) fn push_layout(&self, layout: &Path, name: &str) -> String {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/push.py");
-        let mut command = Command::new("python3");
-        command.arg(script).arg(layout).arg(self.host()).arg(name);
-        if self.access == Access::Password {
-            command.args([USER, PASSWORD]);
+        let storage = Storage { layout, root: self.config.with_file_name("data/docker/registry/v2"), name };
+        let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        for image in index["manifests"].as_array().unwrap() {
+            storage.put(image, image["annotations"]["org.opencontainers.image.ref.name"].as_str());
         }
-        run(&mut command).ok();
         format!("{}/{name}:latest", self.host())
+    }
+}
+
+/// One repository in the storage of docker-registry (distribution, registry/storage/paths.go).
+struct Storage<'a> {
+    layout: &'a Path,
+    root: PathBuf,
+    name: &'a str,
+}
+
+impl Storage<'_> {
+    /// A manifest or index, and all that it refers to.
+    fn put(&self, descriptor: &Value, tag: Option<&str>) {
+        let digest = self.blob(descriptor);
+        let document: Value = serde_json::from_slice(&fs::read(self.source(&digest)).unwrap()).unwrap();
+        let items = |key: &str| document[key].as_array().cloned().unwrap_or_default();
+        items("manifests").iter().for_each(|child| self.put(child, None));
+        for blob in items("layers").iter().chain(document.get("config")) {
+            let digest = self.blob(blob);
+            self.link(&format!("_layers/{}", digest.replace(':', "/")), &digest);
+        }
+        let hex = digest.replace(':', "/");
+        self.link(&format!("_manifests/revisions/{hex}"), &digest);
+        if let Some(tag) = tag {
+            self.link(&format!("_manifests/tags/{tag}/current"), &digest);
+            self.link(&format!("_manifests/tags/{tag}/index/{hex}"), &digest);
+        }
+    }
+
+    fn source(&self, digest: &str) -> PathBuf {
+        self.layout.join("blobs").join(digest.replace(':', "/"))
+    }
+
+    fn blob(&self, descriptor: &Value) -> String {
+        let digest = descriptor["digest"].as_str().unwrap();
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        let dir = self.root.join("blobs/sha256").join(&hex[..2]).join(hex);
+        // One that is there may be read by somebody now.
+        if !dir.join("data").exists() {
+            fs::create_dir_all(&dir).unwrap();
+            fs::copy(self.source(digest), dir.join("data")).unwrap();
+        }
+        digest.to_owned()
+    }
+
+    fn link(&self, place: &str, digest: &str) {
+        let dir = self.root.join("repositories").join(self.name).join(place);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("link"), digest).unwrap();
     }
 }
 
