@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use super::command::{HANG, send};
 static IDLE: Mutex<Vec<Comparer>> = Mutex::new(Vec::new());
 
 struct Comparer {
-    pid: u32,
+    process: Child,
     input: ChildStdin,
     output: Receiver<String>,
 }
@@ -28,7 +28,7 @@ impl Comparer {
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (sender, output) = channel();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { pid: process.id(), input: process.stdin.take().unwrap(), output }
+        Self { input: process.stdin.take().unwrap(), process, output }
     }
 
     /// The exit status of one run, and all that it printed.
@@ -37,7 +37,7 @@ impl Comparer {
         let arguments = serde_json::to_string(arguments).unwrap();
         writeln!(self.input, "{arguments}").unwrap();
         let Ok(answer) = self.output.recv_timeout(HANG) else {
-            send(self.pid, Signal::SIGKILL);
+            send(self.process.id(), Signal::SIGKILL);
             panic!("compare.py {arguments} hangs, or has ended");
         };
         serde_json::from_str(&answer).unwrap()
