@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::{help, values};
 use crate::blob::Digest;
@@ -37,6 +38,8 @@ pub(super) enum Command {
     Status(StatusArgs),
     Store(StoreArgs),
     Cache(CacheArgs),
+    Man(ManArgs),
+    Completions(CompletionsArgs),
     /// Serves a mount whose options come on standard input. `crfs mount` starts it.
     #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
     Serve,
@@ -251,6 +254,24 @@ pub(super) struct StatusArgs {
     /// Print one JSON array.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Write the manual pages
+///
+/// One for each command: crfs.1, crfs-mount.1 and so on.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::MAN)]
+pub(super) struct ManArgs {
+    /// The directory to write them into; it must exist.
+    pub(super) dir: PathBuf,
+}
+
+/// Print what completes the commands and options of crfs in a shell
+#[derive(Debug, Args)]
+#[command(after_long_help = help::COMPLETIONS)]
+pub(super) struct CompletionsArgs {
+    /// The shell that they are for.
+    pub(super) shell: Shell,
 }
 
 /// Let podman run images without pulling them: its additional image store

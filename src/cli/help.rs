@@ -316,6 +316,25 @@ to server.log (JSON lines) in --state.
     exit_help!()
 );
 
+pub(super) const MAN: &str = concat!(
+    "\
+Examples:
+  crfs man /usr/local/share/man/man1
+  mkdir /tmp/man && crfs man /tmp/man && man /tmp/man/crfs-mount.1
+",
+    exit_help!()
+);
+
+pub(super) const COMPLETIONS: &str = concat!(
+    "\
+Examples:
+  crfs completions bash > /etc/bash_completion.d/crfs
+  crfs completions zsh > /usr/local/share/zsh/site-functions/_crfs
+  crfs completions fish > ~/.config/fish/completions/crfs.fish
+",
+    exit_help!()
+);
+
 pub(super) const STORE_ADD: &str = concat!(
     "\
 Examples:

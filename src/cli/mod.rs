@@ -9,6 +9,7 @@ mod format;
 mod help;
 mod mount;
 mod options;
+mod pages;
 mod show;
 mod store;
 mod values;
@@ -108,6 +109,8 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Status(args) => show::status(&args, environment),
         Command::Store(args) => store::store(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),
+        Command::Man(args) => Ok(pages::man(&args.dir)?),
+        Command::Completions(args) => Ok(pages::completions(args.shell)?),
     }
 }
 
