@@ -18,6 +18,7 @@ use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, Staged};
 use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
 use crate::registry::{self, Body, Freshness, Sent};
+use crate::sys::expansion::{Allowance, Expands, Meter};
 use crate::sys::frames::WideWindow;
 use crate::threads::{self, Work};
 
@@ -63,6 +64,8 @@ pub struct Pass {
     pub progress: Arc<AtomicU64>,
     /// Whether it is known that what it holds cannot be had in parts.
     pub is_huge: bool,
+    /// What it may unpack to, together with the other layers of its image.
+    pub allowance: Allowance,
 }
 
 impl Pass {
@@ -71,8 +74,8 @@ impl Pass {
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
     pub(crate) async fn index(self, order: Option<TarSplitOrder>) -> Result<Passed, PassError> {
-        let is_huge = self.is_huge;
-        self.run(move |layer, parts, cache| Ok(index_blob(layer, parts, cache, is_huge, order)?)).await
+        let (is_huge, meter) = (self.is_huge, Meter::new(&self.allowance));
+        self.run(move |layer, parts, cache| Ok(index_blob(layer, (parts, meter), cache, is_huge, order)?)).await
     }
 
     /// Makes the tar-split of a layer.
@@ -80,9 +83,10 @@ impl Pass {
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or cannot be unpacked.
     pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
+        let meter = Meter::new(&self.allowance);
         self.run(move |layer, parts, _cache| {
             let work = |_format, events: Take<'_>| index::split(layer.digest, events, order);
-            Ok(read_blob(layer, parts, work)?.0)
+            Ok(read_blob(layer, (parts, meter), work)?.0)
         })
         .await
     }
@@ -100,7 +104,7 @@ impl Pass {
         self,
         work: impl FnOnce(&Descriptor, mpsc::Receiver<Bytes>, &Cache) -> Result<T, PassError> + Send + 'static,
     ) -> Result<T, PassError> {
-        let Self { layer, source, body, freshness, cache, progress, is_huge: _ } = self;
+        let Self { layer, source, body, freshness, cache, progress, .. } = self;
         let (sender, receiver) = mpsc::channel(PARTS);
         let size = layer.size;
         let worker = threads::run(Work::Incoming, move || work(&layer, receiver, &cache));
@@ -152,7 +156,7 @@ fn keep_blob(
 /// The blocking half of a pass.
 fn index_blob(
     layer: &Descriptor,
-    parts: mpsc::Receiver<Bytes>,
+    parts: (mpsc::Receiver<Bytes>, Meter),
     cache: &Cache,
     is_huge: bool,
     order: Option<TarSplitOrder>,
@@ -169,13 +173,13 @@ fn index_blob(
 /// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest. Gives the blob's last bytes, too.
 fn read_blob<T>(
     layer: &Descriptor,
-    parts: mpsc::Receiver<Bytes>,
+    (parts, meter): (mpsc::Receiver<Bytes>, Meter),
     work: impl FnOnce(Format, Take<'_>) -> Result<T, Failed>,
 ) -> Result<(T, Vec<u8>), index::Error> {
     let mut parts = Parts::new(parts);
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
-    let (unpacked, made) = unpack(format, parts, |events| work(format, events));
+    let (unpacked, made) = unpack(format, parts, meter, |events| work(format, events));
     // Its digest tells whether it is the blob that is wrong, or what came of it.
     let (unpacked, (got, tail)) = unpacked.map_err(|error| broken(layer, error))?;
     if got != layer.digest {
@@ -193,7 +197,11 @@ fn read_blob<T>(
 }
 
 fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
-    match source.get_ref().and_then(|error| error.downcast_ref()) {
+    let cause = source.get_ref();
+    if let Some(found) = cause.and_then(|error| error.downcast_ref::<Expands>()) {
+        return index::Error::Expands { layer: layer.digest, found: *found };
+    }
+    match cause.and_then(|error| error.downcast_ref()) {
         Some(WideWindow { window, limit }) => {
             index::Error::Window { layer: layer.digest, window: *window, limit: *limit }
         }

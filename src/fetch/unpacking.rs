@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::blob::Digest;
 use crate::index::{Event, Failed, Format, Unpacker};
+use crate::sys::expansion::Meter;
 
 /// Events that wait to be taken.
 const EVENTS: usize = 16;
@@ -30,27 +31,28 @@ pub(super) type Take<'a> = &'a mut dyn FnMut() -> io::Result<Option<Event>>;
 /// How unpacking ended; the digest of the whole blob, and its last bytes.
 type Unpacked = (io::Result<()>, (Digest, Vec<u8>));
 
-/// Unpacks a blob for `work`. An error: that was given up.
+/// Unpacks a blob for `work`, as far as `meter` lets it. An error: that was given up.
 pub(super) fn unpack<T>(
     format: Format,
     parts: Parts,
+    meter: Meter,
     work: impl FnOnce(Take<'_>) -> Result<T, Failed>,
 ) -> (io::Result<Unpacked>, Result<T, Failed>) {
     scope(|scope| {
         // Both go with this closure, also where `work` panics: nobody waits on for the other.
         let (events, received) = threads::sync_channel(EVENTS);
-        let (hand_over, handed_over) = threads::sync_channel::<Parts>(1);
+        let (hand_over, handed_over) = threads::sync_channel::<(Parts, Meter)>(1);
         let beside = move || {
-            let mut parts = handed_over.recv().ok()?;
-            let unpacked = all(format, &mut parts, &mut |event| send(&events, event));
+            let (mut parts, mut meter) = handed_over.recv().ok()?;
+            let unpacked = all(format, &mut parts, &mut meter, &mut |event| send(&events, event));
             drop(events);
             Some((unpacked, parts.end()))
         };
         let Ok(unpacking) = Builder::new().name("unpacking".to_owned()).spawn_scoped(scope, beside) else {
-            return in_between(format, parts, work);
+            return in_between(format, parts, meter, work);
         };
         // It waits for them.
-        let _taken = hand_over.send(parts);
+        let _taken = hand_over.send((parts, meter));
         let made = work(&mut taker(&received));
         // What is still coming is for nobody.
         drop(received);
@@ -63,12 +65,26 @@ fn send(events: &threads::SyncSender<Event>, event: Event) -> io::Result<()> {
     events.send(event).map_err(|_| io::ErrorKind::BrokenPipe.into())
 }
 
-fn all(format: Format, parts: &mut Parts, tell: &mut dyn FnMut(Event) -> io::Result<()>) -> io::Result<()> {
+fn all(
+    format: Format,
+    parts: &mut Parts,
+    meter: &mut Meter,
+    tell: &mut dyn FnMut(Event) -> io::Result<()>,
+) -> io::Result<()> {
     let mut unpacker = Unpacker::new(format)?;
     while let Some(part) = parts.next() {
-        unpacker.push(&part, tell)?;
+        meter.packed(part.len());
+        unpacker.push(&part, &mut |event| metered(meter, event).and_then(&mut *tell))?;
     }
     unpacker.finish(tell)
+}
+
+/// The same event, if it is not too much.
+fn metered(meter: &mut Meter, event: Event) -> io::Result<Event> {
+    if let Event::Bytes(bytes) = &event {
+        meter.unpacked(bytes.len())?;
+    }
+    Ok(event)
 }
 
 fn taker(events: &threads::Receiver<Event>) -> impl FnMut() -> io::Result<Option<Event>> {
@@ -87,13 +103,15 @@ fn taker(events: &threads::Receiver<Event>) -> impl FnMut() -> io::Result<Option
 fn in_between<T>(
     format: Format,
     parts: Parts,
+    meter: Meter,
     work: impl FnOnce(Take<'_>) -> Result<T, Failed>,
 ) -> (io::Result<Unpacked>, Result<T, Failed>) {
     let (unpacker, failed) = match Unpacker::new(format) {
         Ok(unpacker) => (Some(unpacker), None),
         Err(error) => (None, Some(error)),
     };
-    let mut slices = Slices { parts, part: Bytes::new(), unpacker, failed, events: VecDeque::new(), is_over: false };
+    let (part, events) = (Bytes::new(), VecDeque::new());
+    let mut slices = Slices { parts, part, meter, unpacker, failed, events, is_over: false };
     let made = work(&mut || slices.take());
     let Slices { parts, failed, .. } = slices;
     (Ok((failed.map_or(Ok(()), Err), parts.end())), made)
@@ -104,6 +122,7 @@ struct Slices {
     parts: Parts,
     /// What is left of the last of them.
     part: Bytes,
+    meter: Meter,
     /// `None`: at its end, or where that failed.
     unpacker: Option<Unpacker>,
     failed: Option<io::Error>,
@@ -130,19 +149,18 @@ impl Slices {
     }
 
     fn unpack_more(&mut self) -> io::Result<()> {
-        let events = &mut self.events;
+        let is_over = self.part.is_empty() && self.parts.next().map(|part| self.part = part).is_none();
+        let slice = self.part.split_to(SLICE.min(self.part.len()));
+        let (events, meter) = (&mut self.events, &mut self.meter);
+        meter.packed(slice.len());
         let mut tell = |event| {
-            events.push_back(event);
+            events.push_back(metered(meter, event)?);
             Ok(())
         };
-        if self.part.is_empty() {
-            match self.parts.next() {
-                Some(part) => self.part = part,
-                None => return self.unpacker.take().map_or(Ok(()), |unpacker| unpacker.finish(&mut tell)),
-            }
+        match &mut self.unpacker {
+            Some(unpacker) if !is_over => unpacker.push(&slice, &mut tell),
+            unpacker => unpacker.take().map_or(Ok(()), |unpacker| unpacker.finish(&mut tell)),
         }
-        let slice = self.part.split_to(SLICE.min(self.part.len()));
-        self.unpacker.as_mut().map_or(Ok(()), |unpacker| unpacker.push(&slice, &mut tell))
     }
 }
 
@@ -192,6 +210,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::sys::expansion::{Allowance, Expands};
 
     /// A blob, its parts as they come, and its tar.
     fn blob(format: Format) -> (Vec<u8>, Vec<u8>) {
@@ -216,6 +235,10 @@ mod tests {
         Parts::new(receiver)
     }
 
+    fn metered(blob: &[u8], allowance: u64) -> (Parts, Meter) {
+        (parts(blob), Meter::new(&Allowance::small(allowance)))
+    }
+
     /// What the tar is, and how many events told it, where the end was told.
     fn taken(events: Take<'_>) -> Result<(Vec<u8>, usize), Failed> {
         let (mut tar, mut count) = (Vec::new(), 0);
@@ -232,7 +255,9 @@ mod tests {
     fn the_same_comes_of_a_blob_with_a_thread_for_it_and_without() {
         for format in [Format::TarGzip, Format::TarZstd, Format::Tar] {
             let (blob, tar) = blob(format);
-            let (beside, in_between) = (unpack(format, parts(&blob), taken), in_between(format, parts(&blob), taken));
+            let ((parts, meter), (again, its_meter)) = (metered(&blob, 0), metered(&blob, 0));
+            let beside = unpack(format, parts, meter, taken);
+            let in_between = in_between(format, again, its_meter, taken);
             for (unpacked, made) in [&beside, &in_between] {
                 let (ended, (digest, tail)) = unpacked.as_ref().unwrap();
                 assert!(ended.is_ok() && *digest == Digest::of(&blob) && blob.ends_with(tail));
@@ -245,15 +270,57 @@ mod tests {
     fn without_a_thread_a_cut_blob_fails_as_it_does_with_one_and_who_gives_up_gets_its_digest() {
         let (blob, _) = blob(Format::TarGzip);
         let cut = &blob[..blob.len() / 2];
-        for (unpacked, made) in
-            [unpack(Format::TarGzip, parts(cut), taken), in_between(Format::TarGzip, parts(cut), taken)]
-        {
+        let ((parts, meter), (again, its_meter)) = (metered(cut, 0), metered(cut, 0));
+        let beside = unpack(Format::TarGzip, parts, meter, taken);
+        for (unpacked, made) in [beside, in_between(Format::TarGzip, again, its_meter, taken)] {
             let (ended, (digest, _)) = unpacked.unwrap();
             assert!(ended.is_err() && digest == Digest::of(cut));
             assert!(matches!(made, Err(Failed::Stream(error)) if error.kind() == io::ErrorKind::UnexpectedEof));
         }
         let give_up = |_: Take<'_>| Ok(());
-        let (unpacked, made) = in_between(Format::TarGzip, parts(&blob), give_up);
+        let (parts, meter) = metered(&blob, 0);
+        let (unpacked, made) = in_between(Format::TarGzip, parts, meter, give_up);
         assert!(made.is_ok() && unpacked.unwrap().1.0 == Digest::of(&blob));
+    }
+
+    #[test]
+    fn zeros_without_end_are_given_up_and_those_that_gzip_can_pack_are_not() {
+        let zeros = vec![0; 64 << 20];
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&zeros).unwrap();
+        let gzip = gzip.finish().unwrap();
+        assert!(gzip.len() < 70_000, "it is packed as well as can be");
+        let zstd = zstd::encode_all(&zeros[..], 1).unwrap();
+        // A thing that unpacks to nothing, again and again, is no way around it.
+        let empty = [zstd::encode_all(&b""[..], 1).unwrap(), b"\x50\x2a\x4d\x18\0\0\0\0".to_vec()].concat();
+        let padded = [empty.repeat(50), zstd.clone()].concat();
+        let count = |events: Take<'_>| {
+            let mut count = 0;
+            while let Some(event) = events().map_err(Failed::Stream)? {
+                count += if let Event::Bytes(bytes) = event { bytes.len() } else { 0 };
+            }
+            Ok(count)
+        };
+        for (format, blob, allowance, fits) in [
+            (Format::TarGzip, &gzip, 0, true),
+            (Format::TarZstd, &zstd, 64 << 20, true),
+            (Format::TarZstd, &zstd, 32 << 20, false),
+            (Format::TarZstd, &padded, 32 << 20, false),
+        ] {
+            let ((parts, meter), (again, its_meter)) = (metered(blob, allowance), metered(blob, allowance));
+            let beside = unpack(format, parts, meter, count);
+            for (unpacked, made) in [beside, in_between(format, again, its_meter, count)] {
+                let (ended, (digest, _)) = unpacked.unwrap();
+                assert!(digest == Digest::of(blob), "its digest is told in any case");
+                match fits {
+                    true => assert!(made.ok() == Some(zeros.len()) && ended.is_ok()),
+                    false => {
+                        let error = ended.unwrap_err();
+                        let found: &Expands = error.get_ref().unwrap().downcast_ref().unwrap();
+                        assert!(found.unpacked < 40 << 20 && made.is_err(), "{found:?}");
+                    }
+                }
+            }
+        }
     }
 }

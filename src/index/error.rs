@@ -2,6 +2,7 @@
 
 use super::{ZtocProblem, names};
 use crate::blob::{ByteRange, Digest, SourceError};
+use crate::sys::expansion::{Expands, WideTable};
 
 /// Why a layer has no index.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,11 @@ pub enum Error {
          compressed with a window of {1} MiB at most (`zstd --long=29`)", window >> 20, limit >> 20
     )]
     Window { layer: Digest, window: u64, limit: u64 },
+    #[error(
+        "layer {layer}: {found}, for all layers of an image together; push it again with its files of zeros as sparse ones (`tar --sparse`), or \
+         compressed by gzip"
+    )]
+    Expands { layer: Digest, found: Expands },
     #[error(
         "layer {layer}: unpacked it has the digest {got}, but the image's config names {named}; push the image again"
     )]
@@ -82,6 +88,8 @@ pub enum Problem {
     Position(ByteRange),
     #[error("a TOC of {len} bytes, more than the {limit} that crfs reads")]
     TocTooLarge { len: u64, limit: u64 },
+    #[error("a TOC of {0}")]
+    TocExpands(#[from] WideTable),
     #[error("the TOC is longer or shorter than the {said} bytes that the layer declares")]
     DecodedLength { said: u64 },
     #[error("the TOC is not stored as a tar entry stargz.index.json")]

@@ -7,7 +7,7 @@
 //! Each chunk that has no innerOffset starts a gzip member; several small files may share one. The TOC is the tar's last entry, in a
 //! member of its own; with an external TOC that entry is the whole of another blob.
 
-use std::io::{BufRead, Read};
+use std::io::Read;
 
 use flate2::bufread::GzDecoder;
 
@@ -15,25 +15,23 @@ use super::builder::Layer;
 use super::error::{Error, Problem, Rejected};
 use super::limits;
 use super::parse::{self, Payload};
+use super::source::Stored;
 use crate::blob::Digest;
+use crate::sys::expansion::check_table;
 
 /// The entry that has the TOC.
 pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 const TAR_BLOCK: usize = 512;
 
 /// Parses the TOC in a gzip member. `named`: the digest of its JSON by the manifest.
-pub(super) fn layer(
-    member: impl BufRead,
-    named: Option<Digest>,
-    payload: Payload,
-    blob: Digest,
-) -> Result<Layer, Error> {
-    let mut tar = GzDecoder::new(member);
+pub(super) fn layer(member: &Stored, named: Option<Digest>, payload: Payload, blob: Digest) -> Result<Layer, Error> {
+    let mut tar = GzDecoder::new(member.reader());
     let len = json_len(&mut tar).map_err(|problem| match (named, problem) {
         // Whether it is that of the manifest cannot be told.
         (Some(_), Problem::NotTheTocEntry) => Error::TocDamaged { layer: blob },
         (_, problem) => Rejected::from(problem).at(blob),
     })?;
+    check_table(member.len(), len).map_err(|wide| Rejected::from(Problem::from(wide)).at(blob))?;
     parse::layer(tar.take(len), len, named, payload, blob)
 }
 

@@ -33,6 +33,9 @@ pub(crate) const SYMLINKS: usize = 40;
 /// Names that the targets of these may add to one path. It bounds the time that a path takes.
 pub(crate) const SYMLINK_NAMES: usize = 16 << 10;
 
+/// The same of all paths of a layer: each of [`ENTRIES`] may lead through a symlink or two, as below `lib -> usr/lib`.
+pub(crate) const WALKED_NAMES: u64 = 64 << 20;
+
 /// Bytes of a TOC as the registry stores it. It is held in memory while it is parsed; an eStargz entry takes 90 to 130 bytes,
 /// so this is good for four million of them.
 pub(crate) const TOC_COMPRESSED: u64 = 512 << 20;
@@ -69,6 +72,9 @@ pub(crate) const TAR_GLOBALS: usize = 64 << 10;
 
 /// Xattrs that a tar's global headers give to all entries: each gets them, so that they cost time for every entry.
 pub(crate) const TAR_GLOBAL_XATTRS: usize = 64;
+
+/// Bytes that a tar's global headers give to all entries together. A time that all have takes some 20 for each.
+pub(crate) const TAR_GLOBALS_GIVEN: u64 = 4 << 30;
 
 /// Stored parts of a sparse file in a tar: 16 bytes each in memory.
 pub(crate) const SPARSE_PARTS: usize = 1 << 20;

@@ -113,7 +113,7 @@ impl Opening<'_> {
         })?;
         let stored = self.blob.toc(range)?;
         let payload = Payload { codec: Codec::Gzip, end: toc };
-        let parsed = estargz::layer(stored.reader(), named, payload, self.layer.digest)?;
+        let parsed = estargz::layer(&stored, named, payload, self.layer.digest)?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 
@@ -130,7 +130,7 @@ impl Opening<'_> {
         let toc = external(self.layer).map_err(|source| Error::ExternalToc { layer: self.layer.digest, source })?;
         let stored = Stored([toc, Bytes::new()]);
         let payload = Payload { codec: Codec::Gzip, end: self.layer.size - Footer::External.len() };
-        let parsed = estargz::layer(stored.reader(), named, payload, self.layer.digest)?;
+        let parsed = estargz::layer(&stored, named, payload, self.layer.digest)?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 

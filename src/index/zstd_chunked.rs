@@ -15,6 +15,7 @@ use super::parse::{self, Payload};
 use super::source::Stored;
 use super::stored::Codec;
 use crate::blob::Digest;
+use crate::sys::expansion::check_table;
 
 /// Bytes before the payload of a skippable frame (RFC 8878, 3.1.2).
 const SKIPPABLE_HEADER: u64 = 8;
@@ -37,6 +38,7 @@ pub(super) fn layer(
         let problem = Problem::TocTooLarge { len: position.decoded, limit: limits::TOC_DECODED };
         return Err(Rejected::from(problem).at(blob));
     }
+    check_table(toc.len(), position.decoded).map_err(|wide| Rejected::from(Problem::from(wide)).at(blob))?;
     let json = zstd::stream::read::Decoder::with_buffer(toc.reader());
     let json = json.map_err(|error| Rejected::from(Problem::Json(serde::de::Error::custom(error))).at(blob))?;
     let payload = Payload { codec: Codec::Zstd, end: position.stored.start.saturating_sub(SKIPPABLE_HEADER) };

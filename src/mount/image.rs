@@ -31,6 +31,7 @@ use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Damaged, Entries, StoredIndex, Summary};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
+use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work};
 
 /// A person who waits wants to hear soon that a registry is down; one that is being restarted is back within this time.
@@ -128,6 +129,7 @@ impl Engine {
                 whole_layer_below: options.whole_layer_below,
                 insecure_unverified_toc: options.insecure_unverified_toc,
             },
+            allowance: Allowance::default(),
             tar_splits,
             runtime: Handle::current(),
         };

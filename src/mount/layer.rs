@@ -18,6 +18,7 @@ use crate::index::{
     Trust,
 };
 use crate::registry::{self, Body, Client, Freshness, ImageRef};
+use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work, wait};
 
 /// Of a layer whose manifest names a TOC, and that has an index of its own.
@@ -92,6 +93,8 @@ pub(super) struct Opener {
     pub(super) cache: Cache,
     pub(super) engine: fetch::Engine,
     pub(super) options: index::Options,
+    /// What the layers may unpack to, all together.
+    pub(super) allowance: Allowance,
     /// Where tar-splits of layers that are read whole are written, if they are wanted.
     pub(super) tar_splits: Option<PathBuf>,
     /// Runs what the client does meanwhile.
@@ -381,6 +384,7 @@ impl Opener {
             cache: self.cache.clone(),
             progress,
             is_huge: false,
+            allowance: self.allowance.clone(),
         }
     }
 
@@ -459,7 +463,7 @@ impl Opener {
 
     /// Makes the index of a layer again that was read whole. It is the same, since it follows from the blob.
     fn index_again(&self, layer: &registry::Layer, has_toc: bool) -> Result<Bytes, Error> {
-        let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
+        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.clone()));
         if has_toc {
             return Ok(index::open_whole(&descriptor(layer), &*wait(&self.runtime, pass.hold())??)?.encoded);
         }
@@ -468,14 +472,19 @@ impl Opener {
 
     /// The same where the blob comes whole.
     fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
-        let pass = self.pass_over(layer, fetch::Source::Blob(layer.blob.clone()), Freshness::Any, Arc::default());
+        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.clone()));
         let held = wait(&self.runtime, Pass { body: Some(body), ..pass }.hold())??;
         if let Some(opened) = self.open_held_toc(&descriptor(layer), &*held)? {
             return Ok(opened.encoded);
         }
         let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(held) };
+        Ok(wait(&self.runtime, self.pass_again(layer, source).index(None))??.made.encoded)
+    }
+
+    /// Over a layer that was read before, which the others have left enough for.
+    fn pass_again(&self, layer: &registry::Layer, source: fetch::Source) -> Pass {
         let pass = self.pass_over(layer, source, Freshness::Any, Arc::default());
-        Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
+        Pass { allowance: Allowance::default(), ..pass }
     }
 
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.

@@ -3,18 +3,22 @@
 //! An archive that is compressed can be read in order only, so all of it is unpacked when it is opened: into a file without a name that
 //! takes room of the cache, for as long as an image of it is in use, and once for all images of a process.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 
 use super::Error;
-use crate::blob::{ByteRange, ByteSource, Documents, FileSource, Packing};
+use crate::blob::{ByteRange, ByteSource, Documents, FileSource, Packing, SourceError};
+use crate::sys::expansion::{Allowance, Expands, Meter};
 use crate::sys::frames::{Frames, LARGEST_WINDOW, Unpacked, WideWindow};
 use crate::sys::outside;
 
@@ -52,12 +56,19 @@ impl Unpacking {
 }
 
 /// A file that tells how far it is read.
-struct Counted<'a>(File, &'a Unpacking);
+struct Counted<'a> {
+    file: File,
+    read: Rc<Cell<usize>>,
+    progress: &'a Unpacking,
+    moved: Arc<AtomicU64>,
+}
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read(buffer)?;
-        self.1.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        let read = self.file.read(buffer)?;
+        self.read.set(self.read.get().saturating_add(read));
+        self.progress.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.moved.fetch_add(1, Ordering::Relaxed);
         Ok(read)
     }
 }
@@ -67,9 +78,40 @@ type InUse = Arc<Mutex<Option<(Version, Weak<dyn ByteSource>)>>>;
 
 /// The compressed archives that are in use. Clones share them.
 #[derive(Clone, Default)]
-pub struct Archives(Arc<Mutex<HashMap<PathBuf, InUse>>>);
+pub struct Archives {
+    in_use: Arc<Mutex<HashMap<PathBuf, InUse>>>,
+    moved: Arc<AtomicU64>,
+}
+
+/// An archive that tells when something of it was read.
+struct Told {
+    file: Arc<dyn ByteSource>,
+    moved: Arc<AtomicU64>,
+}
+
+impl ByteSource for Told {
+    fn size(&self) -> u64 {
+        self.file.size()
+    }
+
+    fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+        let read = self.file.read_at(range)?;
+        self.moved.fetch_add(1, Ordering::Relaxed);
+        Ok(read)
+    }
+}
 
 impl Archives {
+    /// How often something of an archive was read: who waits for another to unpack one sees that move, too.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// The archive that is opened, which tells of itself.
+    pub(super) fn told(&self, file: Arc<dyn ByteSource>) -> Arc<dyn ByteSource> {
+        Arc::new(Told { file, moved: Arc::clone(&self.moved) })
+    }
+
     /// An archive, unpacked where it is compressed. Blocking.
     pub(super) fn open(
         &self,
@@ -85,7 +127,8 @@ impl Archives {
         let head = head.map_err(|source| error(io::Error::other(source)))?;
         let Some(packing) = Packing::of(&head) else { return Ok(Arc::new(plain)) };
         let version = Version::of(&metadata);
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default().clone();
+        let known =
+            self.in_use.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default().clone();
         // Who wants the same archive meanwhile waits for it.
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = known.as_ref().filter(|(before, _)| *before == version);
@@ -93,7 +136,9 @@ impl Archives {
             return Ok(kept);
         }
         unpacking.of.fetch_add(plain.size(), Ordering::Relaxed);
-        let unpacked = unpack(path, packing, Counted(plain.into_file(), unpacking), documents)?;
+        let moved = Arc::clone(&self.moved);
+        let counted = Counted { file: plain.into_file(), read: Rc::default(), progress: unpacking, moved };
+        let unpacked = unpack(path, packing, counted, (documents, &Allowance::default()))?;
         *known = Some((version, Arc::downgrade(&unpacked)));
         Ok(unpacked)
     }
@@ -103,9 +148,10 @@ fn unpack(
     path: &Path,
     packing: Packing,
     file: Counted<'_>,
-    documents: &dyn Documents,
+    (documents, allowance): (&dyn Documents, &Allowance),
 ) -> Result<Arc<dyn ByteSource>, Error> {
     let path = path.to_owned();
+    let (mut meter, packed, moved) = (Meter::new(allowance), Rc::clone(&file.read), Arc::clone(&file.moved));
     let mut reader: Box<dyn Read> = match packing {
         Packing::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PART, file))),
         Packing::Zstd => {
@@ -124,6 +170,10 @@ fn unpack(
         if part.is_empty() {
             return Ok(scratch.finish());
         }
+        // Whoever waits sees that it goes on, also while much comes of little.
+        moved.fetch_add(1, Ordering::Relaxed);
+        meter.packed(packed.take());
+        meter.unpacked(read).map_err(|source| broken(&path, source))?;
         scratch.append(part).map_err(|source| no_room(unpacked, source))?;
         unpacked += read as u64;
     }
@@ -131,7 +181,11 @@ fn unpack(
 
 fn broken(path: &Path, source: io::Error) -> Error {
     let path = path.to_owned();
-    match source.get_ref().and_then(|error| error.downcast_ref()) {
+    let cause = source.get_ref();
+    if let Some(found) = cause.and_then(|error| error.downcast_ref::<Expands>()) {
+        return Error::Expands { path, found: *found };
+    }
+    match cause.and_then(|error| error.downcast_ref()) {
         Some(WideWindow { window, limit }) => Error::Window { path, window: *window, limit: *limit },
         None => Error::File { path, what: "cannot be unpacked", source },
     }
@@ -141,7 +195,6 @@ fn broken(path: &Path, source: io::Error) -> Error {
 mod tests {
     use std::io::Write as _;
 
-    use bytes::Bytes;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -228,6 +281,24 @@ mod tests {
         }
         assert_eq!(opened(&data, 0).unwrap(), (data.into(), (0, 0)), "what is not compressed takes no room");
         assert_eq!(opened(b"", 0).unwrap(), (Bytes::new(), (0, 0)));
+    }
+
+    #[test]
+    fn zeros_without_end_are_given_up_by_name() {
+        let room = Room { limit: usize::MAX, ..Room::default() };
+        let unpacked = |packed: &[u8], allowance| {
+            let (file, progress) = (file(packed), Unpacking::default());
+            let packing = Packing::of(packed).unwrap();
+            let (read, moved) = (Rc::default(), Arc::default());
+            let counted = Counted { file: file.reopen().unwrap(), read, progress: &progress, moved };
+            unpack(file.path(), packing, counted, (&room, &Allowance::small(allowance)))
+        };
+        let zeros = vec![0; 32 << 20];
+        assert!(unpacked(&gzip(&zeros), 0).is_ok(), "gzip cannot do that");
+        assert!(unpacked(&zstd(&zeros), 32 << 20).is_ok());
+        let error = unpacked(&zstd(&zeros), 16 << 20).err().unwrap();
+        assert!(matches!(error, Error::Expands { .. }), "{error}");
+        assert!(error.to_string().contains("unpack it first"), "{error}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::artifact::Artifact;
 use super::credentials::Login;
 use super::left_out::LeftOut;
 use crate::blob::Digest;
+use crate::sys::expansion::Expands;
 
 /// A URL without user, password, query and fragment, fit to be shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -124,6 +125,11 @@ pub enum Error {
          (`zstd -d --long=31`)", window >> 20, limit >> 20, path = path.display()
     )]
     Window { path: PathBuf, window: u64, limit: u64 },
+    #[error(
+        "{path} is compressed, and {found}; unpack it first (`gzip -dk`, `zstd -d`), if it is what you want",
+        path = path.display()
+    )]
+    Expands { path: PathBuf, found: Expands },
     #[error("{path} is not {what}", path = path.display())]
     NotALayout { path: PathBuf, what: String },
     #[error("{path} holds no blob {digest}", path = path.display())]

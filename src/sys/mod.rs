@@ -1,6 +1,8 @@
 //! The only unsafe code of crfs: descriptors that are bare numbers, system calls that no library has, zlib, and zstd within a bounded memory. And what keeps crfs's files apart
-//! from other people's (own.rs, trusted.rs, outside.rs), and its commands from waiting for ever (limit.rs).
+//! from other people's (own.rs, trusted.rs, outside.rs), and its commands from waiting (limit.rs) and from unpacking
+//! (expansion.rs) for ever.
 
+pub(crate) mod expansion;
 pub(crate) mod frames;
 pub(crate) mod inflate;
 pub(crate) mod limit;

@@ -17,6 +17,8 @@ pub(super) fn entries(
     xattrs: XattrSets,
 ) -> Result<Entries, Rejected> {
     let (resolved, below) = resolve(&mut paths, &nodes, links)?;
+    // A hard link's target that could not be followed for that was taken for one below.
+    paths.check_walked()?;
     let (dentries, names) = paths.into_parts();
     let by_dir = ByDirectory::sort(&dentries, &names);
     let used = used(&dentries, &nodes, &names);

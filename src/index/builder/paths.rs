@@ -1,5 +1,6 @@
 //! Paths by name while a layer is built: which entry stands under which name of which directory.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
 use crate::index::entries::Span;
@@ -45,6 +46,8 @@ pub(super) struct Paths {
     by_hash: ByHash<u32>,
     hasher: RandomState,
     recent: Option<(Vec<u8>, u32)>,
+    /// Names that symlinks have added to paths so far.
+    walked: Cell<u64>,
 }
 
 impl Paths {
@@ -53,7 +56,15 @@ impl Paths {
     pub(super) fn new() -> Self {
         let root = Dentry { parent: DETACHED, name: 0, name_len: 0, slot: Slot::Node(0) };
         let (names, once, by_hash) = (Vec::new(), Once::default(), ByHash::default());
-        Self { dentries: vec![root], names, once, by_hash, hasher: RandomState::new(), recent: None }
+        Self {
+            dentries: vec![root],
+            names,
+            once,
+            by_hash,
+            hasher: RandomState::new(),
+            recent: None,
+            walked: Cell::new(0),
+        }
     }
 
     pub(super) fn dentry(&self, number: u32) -> Option<&Dentry> {
@@ -86,6 +97,18 @@ impl Paths {
         recent.clear();
         recent.extend_from_slice(path);
         self.recent = Some((recent, dir));
+    }
+
+    /// A symlink adds so many names to a path.
+    pub(super) fn walk(&self, names: usize) {
+        self.walked.set(self.walked.get().saturating_add(names as u64));
+    }
+
+    /// Whether paths have led through so many names by way of symlinks that the layer is not read any further.
+    pub(super) fn check_walked(&self) -> Result<(), Problem> {
+        let limit = limits::WALKED_NAMES;
+        let what = "names, by way of symlinks, on the paths of one layer";
+        if self.walked.get() > limit { Err(Problem::TooMany { what, limit: limit as usize }) } else { Ok(()) }
     }
 
     /// Adds a name that the directory does not have.

@@ -38,7 +38,10 @@ impl<'a> Unpacked<'a> {
             if symlinks > limits::SYMLINKS {
                 return Err(Problem::TooManySymlinks { limit: limits::SYMLINKS });
             }
-            added = added.saturating_add(target.split(is_slash).count());
+            let names = target.split(is_slash).count();
+            self.paths.walk(names);
+            self.paths.check_walked()?;
+            added = added.saturating_add(names);
             if added > limits::SYMLINK_NAMES {
                 return Err(Problem::LongWay { limit: limits::SYMLINK_NAMES });
             }

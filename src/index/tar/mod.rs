@@ -297,6 +297,7 @@ impl<R: BufRead> Reader<R> {
         let (header, entry) = (Header(&self.block), &mut self.entry);
         header.name_into(&mut entry.name)?;
         override_text(&mut entry.name, text(&self.next.long_name));
+        self.globals.give()?;
         let records = Records::of(&self.globals, &self.next.local, &mut entry.xattrs)?;
         override_text(&mut entry.name, records.get(Key::Path).unwrap_or_default());
         override_text(&mut entry.name, records.get(Key::SparseName).unwrap_or_default());

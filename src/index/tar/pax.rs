@@ -75,6 +75,9 @@ type Fields<T> = [Option<T>; COUNT];
 pub(super) struct Globals {
     fields: Fields<Vec<u8>>,
     xattrs: Vec<Xattr>,
+    /// Bytes of both, and of what entries were given of them.
+    len: usize,
+    given: u64,
 }
 
 impl Globals {
@@ -89,16 +92,23 @@ impl Globals {
         }
         let fields = records.fields.map(|field| field.map(<[u8]>::to_vec));
         let lengths = fields.iter().flatten().map(Vec::len);
-        if lengths.chain(xattrs.iter().map(|(name, value)| name.len() + value.len())).sum::<usize>()
-            > limits::TAR_GLOBALS
-        {
+        let len = lengths.chain(xattrs.iter().map(|(name, value)| name.len() + value.len())).sum::<usize>();
+        if len > limits::TAR_GLOBALS {
             return Err(Problem::TooMany { what: "bytes of global pax records", limit: limits::TAR_GLOBALS });
         }
         if xattrs.len() > limits::TAR_GLOBAL_XATTRS {
             return Err(Problem::TooMany { what: "global xattrs", limit: limits::TAR_GLOBAL_XATTRS });
         }
-        *self = Self { fields, xattrs };
+        *self = Self { fields, xattrs, len, given: self.given };
         Ok(())
+    }
+
+    /// An entry is given what they say.
+    pub(super) fn give(&mut self) -> Result<(), Problem> {
+        self.given = self.given.saturating_add(self.len as u64);
+        let limit = limits::TAR_GLOBALS_GIVEN;
+        let what = "bytes that global pax records give to all entries";
+        if self.given > limit { Err(Problem::TooMany { what, limit: limit as usize }) } else { Ok(()) }
     }
 }
 

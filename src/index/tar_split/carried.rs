@@ -17,6 +17,7 @@ use super::{NoTarSplit, TarSplit};
 use crate::blob::{ByteRange, Digest};
 use crate::index::footer::{self, TocPosition};
 use crate::index::{Descriptor, Entries, annotations, limits, names};
+use crate::sys::expansion::table_limit;
 
 /// Bytes of the longest footer, its frame's header included.
 const FOOTER: u64 = 72;
@@ -86,7 +87,7 @@ pub(crate) fn convert(stored: &[u8], decoded: u64, entries: &Entries, file: File
 
 /// The same for a layer that has whatever is named.
 fn rewrite(stored: &[u8], decoded: u64, file: File) -> Result<TarSplit, NoTarSplit> {
-    limit(decoded, limits::TAR_SPLIT_DECODED)?;
+    limit(decoded, limits::TAR_SPLIT_DECODED.min(table_limit(stored.len() as u64)))?;
     let text = zstd::stream::read::Decoder::with_buffer(stored).map_err(NoTarSplit::Undecodable)?;
     // What is longer is seen to be.
     let mut text = BufReader::new(text.take(decoded.saturating_add(1)));

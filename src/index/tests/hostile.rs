@@ -343,6 +343,38 @@ fn a_toc_that_says_it_is_huge_is_refused_before_it_is_read() {
     assert!(matches!(problem(open_blob(&described(&blob, &annotations), blob)), Problem::TocTooLarge { .. }));
 }
 
+#[test]
+fn a_toc_that_expands_as_none_does_is_refused_before_it_is_read() {
+    let json = format!("{{\"entries\":[]}}{}", " ".repeat(80 << 20));
+    let len = json.len() as u64;
+    for ((blob, annotations), expands) in
+        [(estargz(json.as_bytes(), len), false), (zstd_chunked(json.as_bytes(), len), true)]
+    {
+        // What gzip makes of them is no sign of anything; so many spaces are refused all the same.
+        let problem = problem(open_blob(&described(&blob, &annotations), blob));
+        assert_eq!(matches!(problem, Problem::TocExpands(_)), expands, "{problem}");
+    }
+}
+
+#[test]
+fn all_paths_of_a_layer_together_lead_through_so_many_names_and_no_more() {
+    let winding = format!("{}real", "./".repeat(2000));
+    let mut all = vec![
+        r#"{"name":"real","type":"dir"}"#.to_owned(),
+        format!(r#"{{"name":"l","type":"symlink","linkName":"{winding}"}}"#),
+    ];
+    // A directory that was asked for just now is not looked for again.
+    let (fine, too_many) = ((64 << 20) / 2001, (64 << 20) / 2001 + 1);
+    all.extend(
+        (0..too_many)
+            .flat_map(|at| [format!("l/{at}"), format!("{at}")])
+            .map(|name| format!(r#"{{"name":"{name}","type":"fifo"}}"#)),
+    );
+    assert!(open_json(Made::ZstdChunked, entries(&all[..2 + 2 * fine].join(",")).as_bytes()).is_ok());
+    let refused = refusal(Made::ZstdChunked, &entries(&all.join(",")));
+    assert!(refused.contains("67108864 names"), "{refused}");
+}
+
 fn problem(opened: Result<Opened, Error>) -> Problem {
     match opened.err().unwrap() {
         Error::Toc { problem, .. } => problem,

@@ -94,6 +94,23 @@ fn what_holds_for_all_entries_is_bounded() {
 }
 
 #[test]
+fn what_global_headers_give_to_all_entries_has_an_end() {
+    let value = vec![b'v'; 60_000];
+    let entry = Head::new(b'0', b"a").done();
+    let tar = [pax(b'g', &[("SCHILY.xattr.user.a", &value)]), entry.repeat(72_000)].concat();
+    let mut reader = Reader::new(&tar[..]);
+    let mut count = 0_u64;
+    let error = loop {
+        match reader.next() {
+            Ok(entry) => count += u64::from(entry.is_some()),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.contains("4294967296 bytes that global pax records"), "{error}");
+    assert_eq!(count, (4 << 30) / 60_006, "of its name and its value");
+}
+
+#[test]
 fn records_that_are_no_records_are_refused_where_they_are() {
     let x = Head::new(b'x', b"x").with(b"6 a=b\n9 short\n");
     let tar = [Head::new(b'0', b"a").done(), x, Head::new(b'0', b"b").done()];
