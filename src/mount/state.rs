@@ -9,28 +9,32 @@
 //!     state.id                    the id: this directory is crfs's
 //! ```
 //!
-//! Only such directories are ever removed, and only while there is nothing else in them (sys/own.rs): the directory above them may be somebody's.
+//! Only such directories are ever removed, and only while there is nothing else in them (sys/own.rs): the directory above them may be somebody's. One is
+//! made as `.new-<id>` and gets its own name once it says whose it is: whatever kills its maker, what is left is known to be crfs's.
 //!
 //! The server holds an flock(2) on its directory. Whoever gets that lock knows that the server is gone, however it ended.
 //! Directories are made and cleaned up under a lock on their parent, so that none is taken for dead while it is being made.
 
 use std::cmp::Ordering;
-use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use rustix::fs::{RenameFlags, renameat, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::control::{self, Activity, Left};
 use super::mounts::{self, Device};
-use super::{Error, control, holders, wire};
+use super::{Error, holders, wire};
 use crate::blob::Digest;
-use crate::sys::own::{Entry, EntryKind, OwnDir};
+use crate::sys::own::{Entry, EntryKind, OwnDir, regular};
 use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
@@ -43,6 +47,9 @@ const MARK: &str = "state.id";
 
 /// Letters and digits of an id.
 const ID_LENGTH: usize = 8;
+
+/// Before the id of a directory that does not say yet whose it is.
+const NEW: &str = ".new-";
 
 /// Bytes of the longest record: a path has 4 KiB.
 const LONGEST_RECORD: u64 = 64 << 10;
@@ -136,12 +143,17 @@ impl OwnState {
         let _parent = base.lock(patience)?;
         base.remove_stale();
         let mut new = tempfile::Builder::new();
-        new.prefix("").rand_bytes(ID_LENGTH).permissions(Permissions::from_mode(0o700));
+        new.prefix(NEW).rand_bytes(ID_LENGTH).permissions(Permissions::from_mode(0o700));
         // Whoever drops a `TempDir` removes all that is in it, whosever it is.
         let dir = new.tempdir_in(path)?.keep();
         let lock = lock(&OwnDir::open(&dir)?, FlockArg::LockExclusiveNonblock)?;
-        let state = Self { dir, lock, stays: false };
-        fs::write(state.dir.join(MARK), state.id())?;
+        let mut state = Self { dir, lock, stays: false };
+        let name = state.id();
+        let id = name.strip_prefix(NEW).unwrap_or(&name);
+        fs::write(state.dir.join(MARK), id)?;
+        let own = path.join(id);
+        base.rename(&name, id)?;
+        state.dir = own;
         Ok(state)
     }
 
@@ -179,51 +191,92 @@ impl OwnState {
 impl Drop for OwnState {
     fn drop(&mut self) {
         if !self.stays {
-            remove(&self.dir);
+            remove(&self.dir, &self.lock);
         }
     }
 }
 
-/// The state directory of some mount, as another process finds it.
+/// Which record it is: another one may have come to its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Written {
+    device: u64,
+    inode: u64,
+    /// An inode's number is given to the next file at once.
+    changed: (i64, i64),
+}
+
+impl Written {
+    fn of(found: &Metadata) -> Self {
+        Self { device: found.dev(), inode: found.ino(), changed: (found.ctime(), found.ctime_nsec()) }
+    }
+}
+
+/// The state directory of some mount, as another process finds it. Nothing of it is held open: there may be more of them than descriptors.
+#[derive(Clone)]
 pub(crate) struct FoundState {
-    path: PathBuf,
-    dir: OwnDir,
+    base: PathBuf,
+    name: OsString,
+    written: Written,
     pub(crate) record: Record,
 }
 
 impl FoundState {
     /// `None` where it is not (yet) one.
     fn open(base: &Base, name: &OsStr) -> Option<Self> {
-        let dir = base.dir.enter(name).ok()?;
-        let record = read_record(&dir)?;
-        Some(Self { path: base.path.join(name), dir, record })
+        let (written, record) = read_record(&base.dir.enter(name).ok()?)?;
+        Some(Self { base: base.path.clone(), name: name.to_owned(), written, record })
+    }
+
+    /// The directory, while it is still that of this mount.
+    fn opened(&self) -> io::Result<OwnDir> {
+        let dir = Base::existing(&self.base)?.dir.enter(&self.name)?;
+        if self.is_in(&dir) { Ok(dir) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn is_in(&self, dir: &OwnDir) -> bool {
+        read_record(dir).is_some_and(|(written, _)| written == self.written)
     }
 
     fn by_start(a: &Self, b: &Self) -> Ordering {
         (a.record.started, &a.record.id).cmp(&(b.record.started, &b.record.id))
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
-        short_path(self.dir.as_fd()).join(SOCKET)
+    /// Asks its server how it is.
+    pub(crate) fn ask(&self) -> io::Result<Activity> {
+        let dir = self.opened()?;
+        control::ask(&short_path(dir.as_fd()).join(SOCKET))
     }
 
-    pub(crate) fn leave_socket(&self) -> PathBuf {
-        short_path(self.dir.as_fd()).join(LEAVE)
+    /// Asks its server to unmount.
+    pub(crate) fn ask_to_leave(&self) -> io::Result<Left> {
+        let dir = self.opened()?;
+        control::ask_to_leave(&short_path(dir.as_fd()).join(LEAVE))
     }
 
     /// Whether the server still has its directory locked.
     pub(crate) fn is_served(&self) -> bool {
-        lock(&self.dir, FlockArg::LockSharedNonblock).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.opened().is_ok_and(|dir| is_locked(&dir))
     }
 
     /// The process that serves it.
     pub(crate) fn server(&self) -> Option<u32> {
-        self.is_served().then(|| control::server_of(&self.socket()).unwrap_or(self.record.pid))
+        let dir = self.opened().ok().filter(is_locked)?;
+        Some(control::server_of(&short_path(dir.as_fd()).join(SOCKET)).unwrap_or(self.record.pid))
     }
 
+    /// Removes it, if it is still that of this mount and nobody serves it.
     pub(crate) fn remove(&self) {
-        remove(&self.path);
+        let Ok(base) = Base::existing(&self.base) else { return };
+        let Ok(_parent) = base.lock(PATIENCE) else { return };
+        let is_its = base.dir.enter(&self.name).is_ok_and(|dir| self.is_in(&dir) && !is_locked(&dir));
+        if is_its {
+            base.remove(&self.name);
+        }
     }
+}
+
+fn is_locked(dir: &OwnDir) -> bool {
+    lock(dir, FlockArg::LockSharedNonblock).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// All mounts of this user, in all `bases`, in the order of their start. Those that are gone altogether are cleaned up.
@@ -231,13 +284,24 @@ impl FoundState {
 /// # Errors
 /// Where one of `bases` does not answer.
 pub(crate) fn found_in(bases: &[PathBuf]) -> Result<Vec<FoundState>, Error> {
-    let mut found = Vec::new();
+    match found_where_answered(bases) {
+        (_, Some(error)) => Err(error),
+        (found, None) => Ok(found),
+    }
+}
+
+/// The same of those of `bases` that answer, and why one does not.
+pub(crate) fn found_where_answered(bases: &[PathBuf]) -> (Vec<FoundState>, Option<Error>) {
+    let (mut found, mut silent) = (Vec::new(), None);
     for base in bases {
         let bases = [base.clone()];
-        found.extend(mounts::answered(base, move || Ok(find_all(&bases)))?);
+        match mounts::answered(base, move || Ok(find_all(&bases))) {
+            Ok(some) => found.extend(some),
+            Err(error) => silent = silent.or(Some(error)),
+        }
     }
     found.sort_by(FoundState::by_start);
-    Ok(found)
+    (found, silent)
 }
 
 fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
@@ -296,13 +360,25 @@ impl Base {
     }
 
     /// Names in it that may be those of state directories.
-    fn ids(&self) -> Vec<std::ffi::OsString> {
-        let is_id = |name: &OsStr| name.len() == ID_LENGTH && name.as_bytes().iter().all(u8::is_ascii_alphanumeric);
+    fn ids(&self) -> Vec<OsString> {
+        self.directories(is_id)
+    }
+
+    fn directories(&self, is_one: impl Fn(&OsStr) -> bool) -> Vec<OsString> {
         let entries = self.dir.list().unwrap_or_default().into_iter();
-        entries
-            .filter(|entry| entry.kind == EntryKind::Directory && is_id(&entry.name))
-            .map(|entry| entry.name)
-            .collect()
+        let found = entries.filter(|entry| entry.kind == EntryKind::Directory && is_one(&entry.name));
+        found.map(|entry| entry.name).collect()
+    }
+
+    /// Gives a directory in it another name, which nothing has.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        match renameat_with(&self.dir, from, &self.dir, to, RenameFlags::NOREPLACE) {
+            // Not every filesystem can do it so. An empty directory would be replaced.
+            Err(Errno::INVAL | Errno::NOSYS) if self.dir.at(Path::new(to), OFlag::O_PATH).is_err() => {
+                Ok(renameat(&self.dir, from, &self.dir, to)?)
+            }
+            renamed => Ok(renamed?),
+        }
     }
 
     /// Removes the directories whose servers are gone and whose mounts are, too. It is locked.
@@ -312,19 +388,26 @@ impl Base {
             let Ok(dir) = self.dir.enter(&name) else { continue };
             // Shared, as everybody asks, so that two who ask do not take each other for the server.
             let Ok(_lock) = lock(&dir, FlockArg::LockSharedNonblock) else { continue };
-            if !read_record(&dir).is_some_and(|record| record.is_mounted(&table)) {
+            if !read_record(&dir).is_some_and(|(_, record)| record.is_mounted(&table)) {
                 self.remove(&name);
             }
+        }
+        // Whoever makes one has the lock.
+        for name in self.directories(is_new) {
+            self.remove_known(&name, |entry| entry.kind == EntryKind::File && entry.name == MARK);
         }
     }
 
     /// Removes a state directory, if it is one.
     fn remove(&self, name: &OsStr) {
         let is_one = self.dir.enter(name).is_ok_and(|dir| is_state(&dir, name));
-        if !is_one {
-            return;
+        if is_one {
+            self.remove_known(name, is_of_state);
         }
-        match self.dir.remove_with(name, is_of_state) {
+    }
+
+    fn remove_known(&self, name: &OsStr, known: impl Fn(&Entry) -> bool) {
+        match self.dir.remove_with(name, known) {
             Ok(()) => {
                 tracing::debug!(path = %self.path.join(name).display(), "removed the state of a server that is gone")
             }
@@ -335,10 +418,18 @@ impl Base {
     }
 }
 
+fn is_id(name: &OsStr) -> bool {
+    name.len() == ID_LENGTH && name.as_bytes().iter().all(u8::is_ascii_alphanumeric)
+}
+
+fn is_new(name: &OsStr) -> bool {
+    name.as_bytes().strip_prefix(NEW.as_bytes()).is_some_and(|id| is_id(OsStr::from_bytes(id)))
+}
+
 /// Whether a directory says of itself that it is a mount's. Before 0.2, only the record did.
 fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
     let marked = dir.read(MARK, ID_LENGTH as u64).is_ok_and(|id| id == name.as_bytes());
-    marked || read_record(dir).is_some_and(|record| *record.id == *name)
+    marked || read_record(dir).is_some_and(|(_, record)| *record.id == *name)
 }
 
 /// Whether it is a file that crfs puts into a state directory.
@@ -350,15 +441,27 @@ fn is_of_state(entry: &Entry) -> bool {
     }
 }
 
-fn read_record(dir: &OwnDir) -> Option<Record> {
-    serde_json::from_slice(&dir.read(RECORD, LONGEST_RECORD).ok()?).ok()
+fn read_record(dir: &OwnDir) -> Option<(Written, Record)> {
+    let file = regular(dir.at(Path::new(RECORD), OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?).ok()?;
+    let written = Written::of(&file.metadata().ok()?);
+    let mut text = Vec::new();
+    // One that is longer ends in the middle, which is none.
+    file.take(LONGEST_RECORD).read_to_end(&mut text).ok()?;
+    Some((written, serde_json::from_slice(&text).ok()?))
 }
 
-/// Removes the state directory at a path, if it is one.
-fn remove(path: &Path) {
-    if let Some((base, name)) = path.parent().zip(path.file_name()) {
-        if let Ok(base) = Base::existing(base) {
-            base.remove(name);
+/// Removes the state directory at a path, if it is the one that is open.
+fn remove(path: &Path, open: &File) {
+    let Some((base, name)) = path.parent().zip(path.file_name()) else { return };
+    let Ok(base) = Base::existing(base) else { return };
+    let is_it = |dir: OwnDir| {
+        let (found, open) = (dir.metadata().ok()?, open.metadata().ok()?);
+        Some((found.dev(), found.ino()) == (open.dev(), open.ino()))
+    };
+    if base.dir.enter(name).ok().and_then(is_it) == Some(true) {
+        match is_new(name) {
+            true => base.remove_known(name, |entry| entry.kind == EntryKind::File && entry.name == MARK),
+            false => base.remove(name),
         }
     }
 }
@@ -374,203 +477,4 @@ pub(crate) fn short_path(dir: BorrowedFd<'_>) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(state: &OwnState) -> Record {
-        Record {
-            id: state.id(),
-            pid: 1,
-            image: "docker.io/library/x".into(),
-            digest: Digest::of(b""),
-            frontend: "fuse".into(),
-            dir: "/mnt".into(),
-            device: Device { major: 0, minor: u32::MAX },
-            user: Some(0),
-            namespace: None,
-            started: 1,
-        }
-    }
-
-    #[test]
-    fn where_state_is_kept() {
-        let run = Path::new("/run/user/7");
-        assert_eq!(state_dirs(7, Some(run)), ["/run/user/7/crfs", "/tmp/crfs-7"].map(PathBuf::from));
-        assert_eq!(state_dirs(7, None), ["/run/user/7/crfs", "/tmp/crfs-7"].map(PathBuf::from));
-        assert_eq!(state_dirs(7, Some(Path::new("here"))), state_dirs(7, None));
-        assert_eq!(state_dirs(0, None), ["/run/crfs", "/tmp/crfs-0"].map(PathBuf::from));
-        assert_eq!(state_dirs(0, Some(run)), ["/run/crfs", "/run/user/7/crfs", "/tmp/crfs-0"].map(PathBuf::from));
-    }
-
-    #[test]
-    fn a_directory_that_others_may_enter_is_not_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let (open, good) = (dir.path().join("open"), dir.path().join("good"));
-        fs::create_dir(&open).unwrap();
-        fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
-        std::os::unix::fs::symlink(&open, dir.path().join("link")).unwrap();
-        let error = OwnState::create(std::slice::from_ref(&open)).err().unwrap().to_string();
-        assert!(error.contains("0700"), "{error}");
-        assert!(OwnState::create(&[dir.path().join("link")]).is_err());
-        let state = OwnState::create(&[open, good.clone()]).unwrap();
-        assert_eq!(fs::metadata(&good).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(fs::metadata(good.join(state.id())).unwrap().mode() & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_served_state_is_found_and_goes_with_its_server() {
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs")];
-        let state = OwnState::create(&bases).unwrap();
-        assert!(find_all(&bases).is_empty(), "not before it is written");
-        let record = record(&state);
-        state.write(&record).unwrap();
-        let found = find_all(&bases);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].record, record);
-        assert!(found[0].is_served());
-        drop(state);
-        assert!(!found[0].is_served());
-        assert!(find_all(&bases).is_empty());
-    }
-
-    #[test]
-    fn a_state_goes_with_all_that_a_server_puts_into_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs")];
-        let state = OwnState::create(&bases).unwrap();
-        state.write(&record(&state)).unwrap();
-        let _sockets = [state.socket(), state.leave_socket()].map(|path| control::bind(&path).unwrap());
-        for log in [LOG, OLD_LOG] {
-            fs::write(state.dir.join(log), "{}\n").unwrap();
-        }
-        let path = state.dir.clone();
-        drop(state);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_a_dead_server_left_is_removed_once_its_mount_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs")];
-        let dead = OwnState::create(&bases).unwrap();
-        dead.write(&record(&dead)).unwrap();
-        let path = bases[0].join(dead.id());
-        dead.leave();
-        assert!(path.exists());
-        let _other = OwnState::create(&bases).unwrap();
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_is_not_of_crfs_stays_whatever_it_looks_like() {
-        use std::os::unix::fs::symlink;
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs")];
-        drop(OwnState::create(&bases).unwrap());
-        let path = |name: &str| bases[0].join(name);
-        let files = [
-            "overlay/upper/work",
-            "Projects/server.log",
-            "Projekte/mount.json",
-            "abcd1234/state.id",
-            "abcd1235/state.id",
-            "abcd1235/mine",
-            "abcd1236/mount.json",
-        ];
-        for file in files {
-            fs::create_dir_all(path(file).parent().unwrap()).unwrap();
-            fs::write(path(file), "mine").unwrap();
-        }
-        // It says that it is one, but there is more in it.
-        fs::write(path("abcd1235/state.id"), "abcd1235").unwrap();
-        // The state of another directory, copied.
-        let state = OwnState::create(&bases).unwrap();
-        state.write(&record(&state)).unwrap();
-        fs::copy(path(&state.id()).join(RECORD), path("abcd1236/mount.json")).unwrap();
-        fs::create_dir(path("empty000")).unwrap();
-        symlink("overlay", path("link0000")).unwrap();
-        nix::unistd::mkfifo(&path("Projects/mount.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for _ in 0..2 {
-            assert_eq!(find_all(&bases).iter().filter(|found| found.is_served()).count(), 1);
-            let _next = OwnState::create(&bases).unwrap();
-        }
-        drop(state);
-        for kept in files.iter().chain(&["empty000", "link0000"]) {
-            assert!(path(kept).exists(), "{kept}");
-        }
-        assert_eq!(fs::read_dir(&bases[0]).unwrap().count(), 8, "and nothing of crfs's is left");
-    }
-
-    #[test]
-    fn nothing_goes_through_a_mount() {
-        use nix::mount::{MntFlags, MsFlags, mount, umount2};
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs")];
-        // As a server leaves it; its name is on another directory by now.
-        let dead = OwnState::create(&bases).unwrap();
-        let (id, theirs) = (dead.id(), dir.path().join("theirs"));
-        dead.leave();
-        fs::create_dir(&theirs).unwrap();
-        fs::write(theirs.join(MARK), &id).unwrap();
-        let (point, none) = (bases[0].join(&id), None::<&str>);
-        if mount(Some(&theirs), &point, none, MsFlags::MS_BIND, none).is_err() {
-            return;
-        }
-        assert!(find_all(&bases).is_empty());
-        umount2(&point, MntFlags::MNT_DETACH).unwrap();
-        assert!(theirs.join(MARK).exists());
-        assert!(find_all(&bases).is_empty() && !point.exists(), "without the mount it is crfs's");
-    }
-
-    #[test]
-    fn a_directory_that_is_locked_is_waited_for_with_an_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let bases = [dir.path().join("crfs"), dir.path().join("other")];
-        let first = OwnState::create(&bases).unwrap();
-        let _held = lock(&OwnDir::open(&bases[0]).unwrap(), FlockArg::LockExclusive).unwrap();
-        let error = OwnState::create_within(Duration::ZERO, &bases[..1]).err().unwrap().to_string();
-        assert!(error.contains("locked") && error.contains("crfs"), "{error}");
-        let second = OwnState::create_within(Duration::ZERO, &bases).unwrap();
-        assert!(bases[0].join(first.id()).exists() && bases[1].join(second.id()).exists());
-    }
-
-    #[test]
-    fn a_place_that_somebody_else_has_prepared_is_not_used() {
-        use std::os::unix::fs::{lchown, symlink};
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
-        let (theirs, link) = (dir.path().join("private"), dir.path().join("crfs-7"));
-        fs::create_dir(&theirs).unwrap();
-        fs::set_permissions(&theirs, Permissions::from_mode(0o700)).unwrap();
-        symlink(&theirs, &link).unwrap();
-        if lchown(&link, Some(4242), None).is_err() {
-            return;
-        }
-        let error = OwnState::create(&[link.join("crfs")]).err().unwrap().to_string();
-        assert!(error.contains("user 4242"), "{error}");
-        assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_dead_mount_that_is_still_in_the_table_is_told_from_one_that_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = OwnState::create(&[dir.path().join("crfs")]).unwrap();
-        let record = record(&state);
-        let mut mount = mounts::Mount {
-            id: 7,
-            parent: 1,
-            device: record.device,
-            point: "/mnt".into(),
-            kind: mounts::TYPE.into(),
-            source: record.source().into(),
-            options: "ro,user_id=0,group_id=0".into(),
-        };
-        assert!(record.describes(&mount));
-        mount.options = "ro,user_id=7,group_id=0".into();
-        assert!(!record.describes(&mount), "the number was given to another user's mount of the same image");
-        assert!(Record { user: None, ..record.clone() }.describes(&mount), "an older server's");
-        mount.source = "other".into();
-        assert!(!Record { user: None, ..record }.describes(&mount), "the number was given to another mount");
-    }
-}
+mod tests;

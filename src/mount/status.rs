@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Error;
-use super::control::{self, Activity};
+use super::control::Activity;
 use super::holders::{self, Holder};
 use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
@@ -84,7 +84,7 @@ pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewh
 }
 
 fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
-    let (state, activity) = match (found.is_served(), control::ask(&found.socket())) {
+    let (state, activity) = match (found.is_served(), found.ask()) {
         (true, Ok(activity)) => (State::Serving, activity),
         (true, Err(_)) => (State::Silent, Activity::default()),
         (false, _) => (State::Dead, Activity::default()),

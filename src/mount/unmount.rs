@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::Error;
 use super::fusedev::{self, Detach};
 use super::holders::{self, Holder, named};
 use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
 use super::status::{Elsewhere, elsewhere};
-use super::{Error, control};
 use crate::registry::list;
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
@@ -39,11 +39,20 @@ pub enum Outcome {
 pub fn unmount(target: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> {
     let asked = target.to_owned();
     let here = mounts::answered(target, move || find(&asked));
-    let all = state::found_in(state_dirs);
     match here {
-        // Whose state cannot be read, can be unmounted all the same.
-        Ok(mount) => unmount_here(&mount, &all.unwrap_or_default()),
-        Err(none) => unmount_elsewhere(target, &all?, none),
+        // Its state is looked for afterwards: whatever is wrong with that, the mount can be ended.
+        Ok(mount) => unmount_here(&mount, || {
+            let (all, _silent) = state::found_where_answered(state_dirs);
+            all.into_iter().find(|state| state.record.describes(&mount))
+        }),
+        Err(none) => {
+            let (all, silent) = state::found_where_answered(state_dirs);
+            // What is meant may be known where there was no answer.
+            unmount_elsewhere(target, &all, none).map_err(|none| match none {
+                Error::NotMounted { .. } | Error::Directory { .. } => silent.unwrap_or(none),
+                other => other,
+            })
+        }
     }
 }
 
@@ -75,10 +84,19 @@ pub type Unmounted = (PathBuf, Result<Outcome, Error>);
 /// # Errors
 /// Where the directory of all mounts does not answer.
 pub fn unmount_all(state_dirs: &[PathBuf]) -> Result<Vec<Unmounted>, Error> {
-    let all = state::found_in(state_dirs)?;
+    let (all, silent) = state::found_where_answered(state_dirs);
     let unmount = |state: &FoundState| (state.record.dir.clone(), unmount_known(state, &all, Whose::OursAlone));
     // The last one first: it may stand on one before it.
-    Ok(all.iter().rev().map(unmount).collect())
+    let mut unmounted: Vec<_> = all.iter().rev().map(unmount).collect();
+    match silent {
+        // What is known elsewhere is unmounted all the same.
+        Some(Error::Unanswered { path, seconds }) => {
+            unmounted.push((path.clone(), Err(Error::Unanswered { path, seconds })));
+            Ok(unmounted)
+        }
+        Some(error) => Err(error),
+        None => Ok(unmounted),
+    }
 }
 
 /// Which mounts in other mount namespaces are meant.
@@ -96,7 +114,7 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
     let dir = || record.dir.clone();
     let top = mounts::at(&record.dir).map_err(|source| Error::Directory { dir: dir(), source })?;
     match (top, elsewhere(state, all)) {
-        (Some(top), _) if record.describes(&top) => unmount_here(&top, all),
+        (Some(top), _) if record.describes(&top) => unmount_here(&top, || Some(state.clone())),
         (Some(top), None) => Err(Error::Covered { dir: dir(), kind: top.kind.to_string_lossy().into_owned() }),
         (_, Some(Elsewhere { namespace: Some(namespace), holders })) => match whose {
             Whose::OursAlone if !holders.is_empty() => {
@@ -113,7 +131,7 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
 fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let dir = || state.record.dir.clone();
     let was_served = state.is_served();
-    match control::ask_to_leave(&state.leave_socket()) {
+    match state.ask_to_leave() {
         Ok(Err(why)) => Err(Error::StaysElsewhere { dir: dir(), why }),
         // A server that has nothing left to serve may be gone before it has answered.
         _ if was_served && within(LEAVING, || !state.is_served()) => Ok(Outcome::Gone),
@@ -125,20 +143,29 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     }
 }
 
-fn unmount_here(mount: &Mount, all: &[FoundState]) -> Result<Outcome, Error> {
-    let state = all.iter().find(|state| state.record.describes(mount));
-    let was_served = state.is_some_and(FoundState::is_served);
+/// `find`: what is known of it, which is asked when it is unmounted.
+fn unmount_here(mount: &Mount, find: impl FnOnce() -> Option<FoundState>) -> Result<Outcome, Error> {
     let asked = mount.clone();
     fusedev::unmount(&mount.point, Detach::IfIdle, move |now| *now == asked)?;
-    let served = || state.is_some_and(FoundState::is_served);
-    if mount.device.exists() && !within(DOUBT, || !mount.device.exists() || (was_served && !served())) {
+    let state = find();
+    let served = || state.as_ref().is_some_and(FoundState::is_served);
+    let is_served = served();
+    let is_gone = || !mount.device.exists() || (is_served && !served());
+    let is_gone = within(DOUBT, is_gone) || (state.is_none() && is_given_again(mount));
+    if !is_gone {
         return Ok(Outcome::StillInUse(holders::of(|other| other.is_of(mount), &mount.point, &[])));
     }
     within(LEAVING, || !served());
-    if let Some(dead) = state.filter(|_| !was_served) {
+    if let Some(dead) = state.filter(|_| !is_served) {
         dead.remove();
     }
     Ok(Outcome::Gone)
+}
+
+/// Whether another mount has the number of one that is gone.
+fn is_given_again(mount: &Mount) -> bool {
+    let is_other = |other: &Mount| other.device == mount.device && !other.is_of(mount);
+    !holders::of(is_other, &mount.point, &[]).is_empty()
 }
 
 /// The crfs mount that `dir` leads to. The mount itself is asked nothing, so that a dead one is found, too.
