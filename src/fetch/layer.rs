@@ -269,13 +269,21 @@ impl Layer {
         let read = self.read_or_fetch(range, reading).await;
         match &read {
             Ok(bytes) => self.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed),
-            Err(error) => {
-                self.warn(error);
-                *self.counters.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-                self.counters.errors.fetch_add(1, Ordering::Relaxed)
-            }
+            Err(error) => self.note_error(error),
         };
         read
+    }
+
+    /// A reader was given an error. How many there were before.
+    fn note_error(&self, error: &Error) -> u64 {
+        self.warn(error);
+        *self.counters.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        self.counters.errors.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A reader was told that the cache's disk has not answered in time.
+    pub(super) fn gave_up(&self) {
+        self.note_error(&Error::CacheStopped { layer: self.digest, waited: self.reader_deadline() });
     }
 
     /// Not more often than [`WARN_EVERY`]: one cause fails many reads.

@@ -47,7 +47,7 @@ use tokio::runtime::Handle;
 
 use self::attr::{file_attr, no_entry};
 use self::overdue::Overdue;
-use self::read::{Buffers, Read};
+use self::read::{Buffers, Late, Read};
 use super::errno::Refused;
 use super::forest::{Forest, NAME_MAX, Named, Node, Stat};
 use super::sparse::Seek;
@@ -105,14 +105,14 @@ pub struct Frontend {
     /// Where reads run that have to wait.
     runtime: Handle,
     buffers: Arc<Buffers>,
-    overdue: Arc<Overdue<ReplyData>>,
+    overdue: Arc<Overdue<Late>>,
     options: Options,
 }
 
 impl Frontend {
     #[must_use]
     pub fn new(forest: Arc<Forest>, runtime: Handle, options: Options) -> Self {
-        let overdue = Arc::<Overdue<ReplyData>>::default();
+        let overdue = Arc::<Overdue<Late>>::default();
         let watched = Arc::clone(&overdue);
         runtime.spawn(async move { watched.watch(give_up).await });
         Self { forest, runtime, buffers: Arc::default(), overdue, options }
@@ -160,9 +160,9 @@ fn errno(refused: &Refused) -> Errno {
 }
 
 /// The cache's disk has not answered in time.
-fn give_up(replies: Vec<ReplyData>) {
-    tracing::warn!(reads = replies.len(), "the cache's disk does not answer; reads have failed");
-    replies.into_iter().for_each(|reply| reply.error(Errno::EIO));
+fn give_up(late: Vec<Late>) {
+    tracing::warn!(reads = late.len(), "the cache's disk does not answer; reads have failed");
+    late.into_iter().for_each(Late::give_up);
 }
 
 fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {

@@ -44,11 +44,18 @@ pub trait Contents: Send + Sync {
     fn patience(&self) -> Duration {
         Duration::MAX
     }
+
+    /// A read has waited for local disk for longer than that, and its reader was told so.
+    fn gave_up(&self, _layer: usize) {}
 }
 
 impl Contents for Around {
     fn patience(&self) -> Duration {
         self.patience()
+    }
+
+    fn gave_up(&self, layer: usize) {
+        Around::gave_up(self, layer);
     }
 
     fn layers(&self) -> usize {
@@ -172,6 +179,13 @@ impl View {
 
     pub(super) fn patience(&self) -> Duration {
         self.contents.patience()
+    }
+
+    /// A read of a file has waited for local disk for longer than it may.
+    pub(super) fn gave_up(&self, ino: Ino) {
+        if let Some(extent) = self.tree.extent(ino) {
+            self.contents.gave_up(extent.layer);
+        }
     }
 
     /// What a path names. Symlinks are followed inside the image: an absolute target starts at its root, and `..` of the root is the root.

@@ -127,6 +127,10 @@ impl Contents for LayerContents {
         self.alone.patience()
     }
 
+    fn gave_up(&self, _layer: usize) {
+        self.alone.gave_up(0);
+    }
+
     fn layers(&self) -> usize {
         1
     }

@@ -140,6 +140,13 @@ impl Around {
         self.layers.first().map_or(Duration::MAX, |layer| layer.reader_deadline())
     }
 
+    /// A read has waited for local disk for longer than that.
+    pub fn gave_up(&self, layer: usize) {
+        if let Some(layer) = self.layers.get(layer) {
+            layer.gave_up();
+        }
+    }
+
     /// Reads a range of a layer file, which is a part of `file`.
     ///
     /// # Errors

@@ -11,7 +11,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuser::ReplyData;
+use fuser::{Errno, ReplyData};
 use tokio::runtime::Handle;
 
 use super::errno;
@@ -33,25 +33,36 @@ pub(super) struct Read {
     pub(super) reply: ReplyData,
 }
 
+/// The reply to a READ that local disk may keep from being given.
+pub(super) struct Late {
+    view: Arc<View>,
+    ino: Ino,
+    reply: ReplyData,
+}
+
+impl Late {
+    /// The disk has not answered in time.
+    pub(super) fn give_up(self) {
+        self.view.gave_up(self.ino);
+        self.reply.error(Errno::EIO);
+    }
+}
+
 impl Read {
     /// Answers it, here and now if that needs no waiting.
-    pub(super) fn answer(
-        self,
-        runtime: &Handle,
-        view: &Arc<View>,
-        buffers: &Arc<Buffers>,
-        overdue: &Overdue<ReplyData>,
-    ) {
+    pub(super) fn answer(self, runtime: &Handle, view: &Arc<View>, buffers: &Arc<Buffers>, overdue: &Overdue<Late>) {
         let _in_runtime = runtime.enter();
         let Some(Self { ino, offset, size, reply }) = self.answer_from_memory(view, buffers) else { return };
-        let held = overdue.hold(reply, view.patience());
+        let held = overdue.hold(Late { view: Arc::clone(view), ino, reply }, view.patience());
         let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
         let _answered = threads::run(Work::Local, move || {
             let mut buffer = buffers.take();
             let cached = view.read_cached(ino, offset, size.into(), &mut buffer, Disk::MayWait);
             match (cached, held.take()) {
-                (Some(bytes), Some(reply)) => reply.data(bytes),
-                (None, Some(reply)) => drop(tasks.spawn(Self { ino, offset, size, reply }.by_fetching(view))),
+                (Some(bytes), Some(Late { reply, .. })) => reply.data(bytes),
+                (None, Some(Late { reply, .. })) => {
+                    drop(tasks.spawn(Self { ino, offset, size, reply }.by_fetching(view)))
+                }
                 // It has taken too long.
                 (_, None) => {}
             }

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 
 use nix::sys::stat::{major, minor};
 use nix::unistd::Whence;
@@ -180,6 +181,7 @@ fn a_disk_that_stops_costs_the_reads_that_wait_for_it_and_nothing_else() {
     let error = fs::read(mounted.path("f")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
     assert_eq!(fs::read_dir(mounted.path("")).unwrap().count(), 1);
+    assert!(disk.gave_up.load(Ordering::SeqCst) > 0, "who asks for the status sees it");
     // The thread that waited has nobody to answer any more.
     disk.answer();
     assert_eq!(fs::read(mounted.path("f")).unwrap(), ramp(0, 5));

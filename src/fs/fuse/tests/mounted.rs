@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -159,6 +160,8 @@ pub(super) struct SlowDisk {
     changed: Condvar,
     /// How long a read may wait that is not answered at once.
     patience: Option<Duration>,
+    /// Reads that have waited for longer.
+    pub(super) gave_up: AtomicUsize,
 }
 
 impl SlowDisk {
@@ -202,6 +205,10 @@ impl Contents for SlowDisk {
         let (_state, timeout) = self.changed.wait_timeout_while(state, LIMIT, |state| !state.1).unwrap();
         buffer.copy_from_slice(&ramp(range.start, buffer.len()));
         !timeout.timed_out()
+    }
+
+    fn gave_up(&self, _layer: usize) {
+        self.gave_up.fetch_add(1, Ordering::SeqCst);
     }
 
     fn patience(&self) -> Duration {
