@@ -4,9 +4,13 @@
 //! It has the store's lock as its standard output, and so do server and guard together: the next server starts when both have ended. Its
 //! standard input says what to take away, and ends with the server.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,22 +32,107 @@ struct Guarded {
     device: Device,
 }
 
-/// A guard, for as long as this lives; it outlives this by the time that it needs.
+/// How long a guard that has died is not replaced, and at most after several have.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A guard, for as long as this lives; it outlives this by the time that it needs. One that dies is replaced.
 pub(super) struct Guard {
-    _input: Child,
+    input: Arc<Input>,
+}
+
+/// What tells a guard to do what it is for, by its end.
+#[derive(Default)]
+struct Input(Mutex<Told>);
+
+#[derive(Default)]
+enum Told {
+    /// There is none just now.
+    #[default]
+    Nobody,
+    Waiting {
+        _input: ChildStdin,
+    },
+    /// The server is gone.
+    Over,
+}
+
+impl Input {
+    /// `false`: there is to be no guard any more, and the one that was given this has heard of it.
+    fn set(&self, told: Told) -> bool {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = matches!(*now, Told::Over);
+        if !is_over {
+            *now = told;
+        }
+        !is_over
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.input.set(Told::Over);
+    }
 }
 
 impl Guard {
     pub(super) fn start(paths: &Paths, device: Device, lock: &Lock) -> io::Result<Self> {
+        let line = serde_json::to_vec(&Guarded { root: paths.root.clone(), device })?;
+        let start = Start { line, lock: lock.file()? };
+        let input = Arc::<Input>::default();
+        let first = start.guard(&input)?;
+        let kept = Arc::clone(&input);
+        threads::spawn("guard-watch", move || start.keep(&kept, first))?;
+        Ok(Self { input })
+    }
+}
+
+/// What is needed to start a guard.
+struct Start {
+    line: Vec<u8>,
+    lock: File,
+}
+
+impl Start {
+    /// Starts one that waits for the end of its input.
+    fn guard(&self, input: &Input) -> io::Result<Child> {
         sys::close_inherited_on_exec();
-        let mut line = serde_json::to_vec(&Guarded { root: paths.root.clone(), device })?;
-        line.push(b'\n');
         let mut command = Command::new("/proc/self/exe");
         std::os::unix::process::CommandExt::arg0(&mut command, "crfs");
-        command.arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET").stdin(Stdio::piped()).stdout(lock.share()?);
+        command.arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET").stdin(Stdio::piped()).stdout(self.lock.try_clone()?);
         let mut child = command.stderr(Stdio::null()).spawn().map_err(threads::explained)?;
-        child.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)?;
-        Ok(Self { _input: child })
+        // Where waiting for it would close it.
+        let mut told = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        // One that has died already is waited for all the same.
+        let _heard = told.write_all(&self.line).and_then(|()| told.write_all(b"\n"));
+        // Where the server is gone by now, it hears of that.
+        input.set(Told::Waiting { _input: told });
+        Ok(child)
+    }
+
+    /// Waits for guards, so that nothing is left of those that die, and starts others. Comes back when there is to be none any more.
+    fn keep(&self, input: &Input, first: Child) {
+        let (mut guard, mut pause) = (Some(first), FIRST_PAUSE);
+        loop {
+            let since = Instant::now();
+            let ended = guard.take().map(|mut guard| guard.wait());
+            if !input.set(Told::Nobody) {
+                return;
+            }
+            if let Some(ended) = ended {
+                let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                tracing::warn!(ended, "the guard of this server has died; another one is started");
+            }
+            if since.elapsed() > LAST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            thread::sleep(pause);
+            pause = pause.saturating_mul(2).min(LAST_PAUSE);
+            match self.guard(input) {
+                Ok(next) => guard = Some(next),
+                Err(error) => tracing::warn!(%error, "nobody would clear up after this server; it is tried again"),
+            }
+        }
     }
 }
 
@@ -65,7 +154,8 @@ pub fn guard() -> Result<(), Error> {
     input.read_to_end(&mut Vec::new()).map_err(failed)?;
     let paths = Paths::new(&guarded.root, None);
     share::take_clones_away(&paths, Detach::Lazily);
-    let is_its = move |mount: &mounts::Mount| mount.is_ours() && mount.device == guarded.device;
+    // The kernel may have given the number to an image since that somebody has mounted there.
+    let is_its = move |mount: &mounts::Mount| mount.is_stores() && mount.device == guarded.device;
     match mounts::at(&paths.mount()).map_err(failed)?.filter(is_its) {
         Some(mount) => Ok(fusedev::unmount(&mount.point, Detach::Lazily, is_its)?),
         None => Ok(()),

@@ -5,7 +5,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,8 +69,8 @@ impl Lock {
     }
 
     /// For another process, which has it then, too.
-    pub(super) fn share(&self) -> io::Result<Stdio> {
-        self.held.try_clone().map(Stdio::from)
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.held.try_clone()
     }
 }
 
