@@ -118,6 +118,19 @@ impl Cache {
         Self::of_size(path, 1 << 40)
     }
 
+    /// Its directory, where there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.store.as_ref().map(|store| store.dir.path())
+    }
+
+    /// Comes back once its disk has answered.
+    pub(crate) fn ask_disk(&self) {
+        if let Some(store) = &self.store {
+            store.dir.ask_disk();
+        }
+    }
+
     /// How much of its room is taken; `None`: there is no cache, or others hold that up.
     #[must_use]
     pub fn room(&self) -> Option<Taken> {

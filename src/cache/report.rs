@@ -1,6 +1,7 @@
 //! What `crfs cache` does: says what is there, removes it, verifies it. All while mounts are in use.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::{LAYOUT, Limits, Store, open_index, space, store};
 use crate::blob::Digest;
 use crate::index::{CheckKind, Identity, LayerKey, StoredIndex};
 use crate::sys::limit;
+use crate::sys::own::OwnDir;
 
 /// A layer that is being stored into is waited for as long as this.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -82,6 +84,14 @@ pub struct Wrong {
     pub what: String,
 }
 
+/// What comes of a cache, which takes as long as it is large, while its disk answers; `None` where there is no cache yet.
+fn with<T: Send + 'static>(path: &Path, work: impl FnOnce(Dir) -> T + Send + 'static) -> io::Result<Option<T>> {
+    let Some(dir) = existing(path)? else { return Ok(None) };
+    let asked = OwnDir::from(OwnedFd::from(dir.file()?));
+    let done = limit::while_answered(super::PATIENCE, move || asked.ask_disk(), move || work(dir));
+    done.ok_or_else(|| limit::silence(super::PATIENCE)).map(Some)
+}
+
 /// The directory; `None` where there is no cache yet.
 fn existing(path: &Path) -> io::Result<Option<Dir>> {
     let asked = path.to_owned();
@@ -102,23 +112,25 @@ fn existing(path: &Path) -> io::Result<Option<Dir>> {
 /// # Errors
 /// Where the directory cannot be used.
 pub fn show(path: &Path, size: Option<u64>) -> io::Result<Usage> {
-    let mut usage = Usage {
-        dir: path.to_owned(),
-        total: 0,
-        limits: Limits { limit: size.unwrap_or(0), floor: 0 },
-        documents: 0,
-        layers: Vec::new(),
-    };
-    let Some(dir) = existing(path)? else {
-        usage.limits = limits_of_missing(path, size).unwrap_or(usage.limits);
+    let shown = path.to_owned();
+    if let Some(usage) = with(path, move |dir| usage(shown, size, &dir))? {
         return Ok(usage);
-    };
-    usage.limits = store::limits(&dir, size);
-    usage.total = dir.allocated(Path::new(""));
-    usage.documents = [DOCUMENTS, NAMES].iter().map(|folder| dir.allocated(Path::new(folder))).sum();
-    usage.layers =
-        stored::layers(&dir).iter().filter_map(|(layer, key)| Some(layer_use(&dir, layer, (*key)?))).collect();
-    Ok(usage)
+    }
+    let (total, documents, layers) = (0, 0, Vec::new());
+    let asked = path.to_owned();
+    let limits = limit::answered(super::PATIENCE, move || Ok(limits_of_missing(&asked, size)))?;
+    let limits = limits.unwrap_or(Limits { limit: size.unwrap_or(0), floor: 0 });
+    Ok(Usage { dir: path.to_owned(), total, limits, documents, layers })
+}
+
+fn usage(path: PathBuf, size: Option<u64>, dir: &Dir) -> Usage {
+    Usage {
+        dir: path,
+        total: dir.allocated(Path::new("")),
+        limits: store::limits(dir, size),
+        documents: [DOCUMENTS, NAMES].iter().map(|folder| dir.allocated(Path::new(folder))).sum(),
+        layers: stored::layers(dir).iter().filter_map(|(layer, key)| Some(layer_use(dir, layer, (*key)?))).collect(),
+    }
 }
 
 /// Of the filesystem that a directory would be on.
@@ -148,7 +160,11 @@ fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
 /// # Errors
 /// Where the directory cannot be used.
 pub fn clear(path: &Path, contents_only: bool) -> io::Result<Cleared> {
-    let Some(dir) = existing(path)? else { return Ok(Cleared { freed: 0, total: 0, in_use: 0, held_up: 0 }) };
+    let cleared = with(path, move |dir| clear_all(dir, contents_only))?;
+    Ok(cleared.unwrap_or(Cleared { freed: 0, total: 0, in_use: 0, held_up: 0 }))
+}
+
+fn clear_all(dir: Dir, contents_only: bool) -> Cleared {
     let limits = store::limits(&dir, None);
     let store = Store::open(dir, limits);
     let dir = &store.dir;
@@ -164,7 +180,7 @@ pub fn clear(path: &Path, contents_only: bool) -> io::Result<Cleared> {
     }
     store.recount();
     let total = dir.allocated(Path::new(""));
-    Ok(Cleared { freed: before.saturating_sub(total), total, in_use, held_up })
+    Cleared { freed: before.saturating_sub(total), total, in_use, held_up }
 }
 
 /// `false`: another has it locked, who is waited for once.
@@ -178,28 +194,31 @@ fn evict_all(dir: &Dir, layer: &Path) -> bool {
 /// # Errors
 /// Where the directory cannot be used.
 pub fn verify(path: &Path) -> io::Result<Verification> {
+    Ok(with(path, |dir| verified(&dir))?.unwrap_or_default())
+}
+
+fn verified(dir: &Dir) -> Verification {
     let mut found = Verification::default();
-    let Some(dir) = existing(path)? else { return Ok(found) };
     if let Some(what) = dir.open(Path::new(SPACE)).ok().and_then(|file| space::damage(&file)) {
-        found.tell(&dir, Path::new(SPACE), what);
+        found.tell(dir, Path::new(SPACE), what);
     }
     for folder in [DOCUMENTS, NAMES] {
         for entry in dir.list(Path::new(folder)).into_iter().filter(|entry| !is_temporary(&entry.name)) {
-            let sound = entry.name.to_str().map_or(Some(false), |name| documents::is_sound(&dir, folder, name));
+            let sound = entry.name.to_str().map_or(Some(false), |name| documents::is_sound(dir, folder, name));
             let Some(sound) = sound else { continue };
             found.documents += 1;
             if !sound {
-                found.tell(&dir, &Path::new(folder).join(entry.name), "it is not what its name says");
+                found.tell(dir, &Path::new(folder).join(entry.name), "it is not what its name says");
             }
         }
     }
-    for (layer, key) in stored::layers(&dir) {
+    for (layer, key) in stored::layers(dir) {
         match key {
-            Some(key) => found.layer(&dir, &layer, &key),
-            None => found.tell(&dir, &layer, "it is no layer's directory"),
+            Some(key) => found.layer(dir, &layer, &key),
+            None => found.tell(dir, &layer, "it is no layer's directory"),
         }
     }
-    Ok(found)
+    found
 }
 
 impl Verification {

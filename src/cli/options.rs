@@ -16,7 +16,7 @@ use crate::store::Paths;
 use crate::sys::{limit, trusted};
 
 /// How long a filesystem may take to say that a file is there.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why what was typed has no meaning.
 #[derive(Debug, thiserror::Error)]
@@ -110,14 +110,15 @@ pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result
         Some(root) => rooted(root)?,
         None => rooted(&environment.store_dir())?,
     };
-    // Before symlinks on the way are followed for good.
-    match trusted::existing(&root) {
-        Err(source) if source.kind() == ErrorKind::PermissionDenied => {
-            return Err(UsageError::Place { path: root, source });
+    let (asked, state) = (root.clone(), place.state.as_deref().map(rooted).transpose()?);
+    let find = move || {
+        // Before symlinks on the way are followed for good.
+        match trusted::existing(&asked) {
+            Err(source) if source.kind() == ErrorKind::PermissionDenied => Err(source),
+            _ => Ok(Paths::new(&asked, state)),
         }
-        _ => {}
-    }
-    Ok(Paths::new(&root, place.state.as_deref().map(rooted).transpose()?))
+    };
+    limit::answered(PATIENCE, find).map_err(|source| UsageError::Place { path: root, source })
 }
 
 pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Result<PathBuf, UsageError> {
@@ -127,7 +128,8 @@ pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Resu
 /// One of podman's own stores that is not there would be taken for one that uses nothing.
 pub(super) fn podman_root(path: &Path) -> Result<PathBuf, UsageError> {
     let missing = |source| UsageError::Path { path: path.to_owned(), source };
-    path.join("overlay-layers").metadata().map_err(missing)?;
+    let layers = path.join("overlay-layers");
+    limit::answered(PATIENCE, move || layers.metadata()).map_err(missing)?;
     rooted(path)
 }
 

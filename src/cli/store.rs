@@ -1,8 +1,9 @@
 //! `crfs store`: podman's additional image store.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::args::{
     CachePlaceArgs, StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
@@ -11,13 +12,14 @@ use super::args::{
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
+use super::options::PATIENCE;
 use super::{Failure, complain, json, options, print};
 use crate::mount::options::LogOptions;
 use crate::mount::{self as engine};
 use crate::store::commands::{self, Listing};
 use crate::store::places::{self, Person};
 use crate::store::{ServeOptions, serve as run};
-use crate::sys::outside;
+use crate::sys::{limit, outside};
 
 /// Digits of an id, as podman shows it.
 const ID: usize = 12;
@@ -163,7 +165,7 @@ fn storage_conf(environment: &Environment) -> PathBuf {
 fn podman_roots(environment: &Environment) -> Result<Vec<PathBuf>, Failure> {
     let uid = environment.uid;
     let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    Ok(places::of_person(&Person {
+    Ok(places::of_person(Person {
         uid,
         name: user.map_or_else(String::new, |user| user.name),
         home: environment.home.clone().unwrap_or_else(|| "/".into()),
@@ -179,13 +181,35 @@ fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failu
 
 /// What `podman --version` says.
 fn podman_version() -> String {
-    let output = Command::new("podman").arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "no podman was found".to_owned())
+    match version_of("podman", PATIENCE) {
+        Ok(Some(text)) if !text.is_empty() => text,
+        Ok(None) => format!("podman --version has not ended for {} s", PATIENCE.as_secs()),
+        _ => "no podman was found".to_owned(),
+    }
+}
+
+/// What a program says of its version; `None`: it did not come to an end.
+fn version_of(program: &str, patience: Duration) -> io::Result<Option<String>> {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    if limit::wait_for(&mut child, patience)?.is_none() {
+        return Ok(None);
+    }
+    // It has ended: what a pipe holds is all there is, unless it has left a process behind.
+    let output = child.stdout.take();
+    let read = move || {
+        let mut text = String::new();
+        output.map_or(Ok(0), |output| output.take(LONGEST_VERSION).read_to_string(&mut text)).map(|_| text)
+    };
+    Ok(limit::within(patience, read).transpose()?.map(|text| text.trim().to_owned()))
 }
 
 /// Bytes of a storage.conf.
 const LONGEST_CONF: u64 = 1 << 20;
+
+/// Bytes of a line that says a version.
+const LONGEST_VERSION: u64 = 4096;
 
 /// What has to be put where, as comments, and below them the lines themselves.
 fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
@@ -196,11 +220,16 @@ fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
         _ => "",
     };
     let whole = format!("[storage]\ndriver = \"overlay\"\n{places}\n[storage.options]\n{list}");
-    let there = outside::read(conf, LONGEST_CONF).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let asked = conf.to_owned();
+    let there = limit::answered(PATIENCE, move || outside::read(&asked, LONGEST_CONF));
+    let there = there.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let unreadable = there.as_ref().err().map_or_else(String::new, |error| {
+        format!("cannot be read here ({error}); without it, this would be all of it")
+    });
     // The file is TOML, in which nothing may stand twice.
     let (advice, lines) = match &there {
         Err(error) if error.kind() == io::ErrorKind::NotFound => ("is not there yet: this is all of it", whole),
-        Err(_) => ("cannot be read here; without it, this would be all of it", whole),
+        Err(_) => (unreadable.as_str(), whole),
         Ok(text) if text.trim().is_empty() => ("is empty: this is all of it", whole),
         Ok(text) if has_key(text, "additionalimagestores") => {
             ("has additionalimagestores already: put this behind the [ that follows it", format!("{root},\n"))
@@ -266,6 +295,21 @@ mod tests {
         let (comment, put) = lines("[storage]\ndriver = \"overlay\"\n#[storage.options]\n[storage.options.overlay]\n");
         assert!(comment.contains("at its end") && put == format!("[storage.options]\n{list}"), "{comment} {put}");
         assert!(lines("\n").1.starts_with("[storage]\n"));
+    }
+
+    #[test]
+    fn a_podman_that_does_not_end_is_not_waited_for() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let script = |text: &str| {
+            let path = dir.path().join("podman");
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+            path.display().to_string()
+        };
+        assert_eq!(version_of(&script("echo podman version 9"), PATIENCE).unwrap().unwrap(), "podman version 9");
+        assert_eq!(version_of(&script("exec sleep 600"), Duration::ZERO).unwrap(), None);
+        assert!(version_of("/nowhere/podman", PATIENCE).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
+use tokio::task::JoinSet;
 
 use super::config::{Config, Unusable};
 use super::control::{Activity, Figures};
@@ -21,6 +22,7 @@ use super::event::{Event, Report};
 use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, check_diff_id};
 use super::options::{ImageOptions, LayerChoice, MountOptions};
 use super::server::Served;
+use super::silence::{unless_silent, until_silent};
 use super::{Error, lowers};
 use crate::blob::Digest;
 use crate::cache::Cache;
@@ -149,13 +151,21 @@ impl Engine {
     /// # Errors
     /// Where it names no image that can be had.
     pub async fn resolve(&self, report: &Report) -> Result<registry::Image, Error> {
-        let Opener { client, image, .. } = &*self.opener;
-        let mut resolving = pin!(client.resolve(image));
+        let client = &self.opener.client;
+        // Not on this task: documents are read from the cache, whose disk may stop.
+        let (asking, image) = (client.clone(), self.opener.image.clone());
+        let mut resolving = JoinSet::new();
+        resolving.spawn(async move { asking.resolve(&image).await });
+        let mut silent = pin!(until_silent(self.cache()));
         let mut ticks = tokio::time::interval(TICK);
         let mut told = 0;
         loop {
             tokio::select! {
-                resolved = &mut resolving => return Ok(resolved?),
+                Some(resolved) = resolving.join_next() => {
+                    let lost = |source| Error::Runtime { source: std::io::Error::other(source) };
+                    return Ok(resolved.map_err(lost)??);
+                }
+                error = &mut silent => return Err(error),
                 _ = ticks.tick() => {
                     let (bytes, of) = client.unpacked();
                     if bytes > std::mem::replace(&mut told, bytes) {
@@ -207,6 +217,7 @@ impl Engine {
             async move { (number, engine.open_layer(&image, layer, number, &reading).await) }
         };
         let mut opening: FuturesUnordered<_> = wanted.into_iter().map(open).collect();
+        let mut silent = pin!(until_silent(self.cache()));
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
         // Progress that nobody hears is none.
@@ -217,6 +228,14 @@ impl Engine {
                     let opened = results.values().filter_map(|result| result.as_ref().ok());
                     let fetched = opened.map(|layer: &OpenLayer| layer.layer.blob.traffic().bytes).fold(0, u64::saturating_add);
                     let _heard = report(&Event::Opened { layers: results.len(), of, fetched });
+                }
+                error = &mut silent => {
+                    // The lowest tells why.
+                    let lost = |_| Error::Read(fetch::Error::Interrupted);
+                    let missing = numbers.iter().filter(|number| !results.contains_key(number)).copied().collect::<Vec<_>>();
+                    let errors = std::iter::once(error).chain((0..).map(lost));
+                    results.extend(missing.into_iter().zip(errors.map(Err)));
+                    break;
                 }
                 _ = ticks.tick() => reading.tell(report),
             }
@@ -240,11 +259,12 @@ impl Engine {
     pub(super) async fn look_at_each(
         self: &Arc<Self>,
         image: &registry::Image,
-    ) -> (BTreeMap<usize, Result<Looked, Error>>, BTreeMap<usize, usize>) {
+    ) -> Result<(BTreeMap<usize, Result<Looked, Error>>, BTreeMap<usize, usize>), Error> {
         let look = |(number, layer)| async move { (number, self.clone().look(image, layer).await) };
         let (once, again) = told_apart(image.layers.iter().cloned().enumerate().collect());
         let looking: FuturesUnordered<_> = once.into_iter().map(look).collect();
-        (looking.collect().await, again.into_iter().map(|(number, _, first)| (number, first)).collect())
+        let looked = unless_silent(self.cache(), looking.collect()).await?;
+        Ok((looked, again.into_iter().map(|(number, _, first)| (number, first)).collect()))
     }
 
     pub(super) async fn look(

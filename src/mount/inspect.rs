@@ -113,7 +113,7 @@ pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Er
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
         let image = engine.resolve(report).await?;
-        let (looked, again) = engine.look_at_each(&image).await;
+        let (looked, again) = engine.look_at_each(&image).await?;
         let soci = engine.soci(&image).await?;
         let inspect = |(number, looked)| Some((number, layer_inspection(image.layers.get(number)?, soci, looked)));
         let mut layers: BTreeMap<usize, _> = looked.into_iter().filter_map(inspect).collect();

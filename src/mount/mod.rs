@@ -32,6 +32,7 @@ pub mod options;
 pub mod server;
 pub(crate) mod session;
 pub(crate) mod signals;
+mod silence;
 pub(crate) mod state;
 pub mod status;
 pub(crate) mod tar_splits;

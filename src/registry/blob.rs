@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
@@ -11,8 +12,10 @@ use super::link::Capacity;
 use super::manifest::LayerDescriptor;
 use super::ranged::{RangedBody, RemoteBlob};
 use super::remote::{Counters, Repository};
+use super::silent::silence;
 use super::{Error, Freshness};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::sys::limit;
 use crate::threads::{self, Work};
 
 /// What is read from a file at a time.
@@ -50,9 +53,15 @@ enum Place {
 struct LocalBlob {
     file: FileBlob,
     counters: Counters,
+    /// How long its filesystem may take for a read.
+    patience: Duration,
 }
 
 impl LocalBlob {
+    fn silence(&self) -> Error {
+        silence(&self.file.path, format!("has not answered for {} s", self.patience.as_secs()))
+    }
+
     fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
         let bytes = self.file.read(range)?;
         self.counters.bytes.fetch_add(range.len(), Ordering::Relaxed);
@@ -69,8 +78,8 @@ impl Blob {
         Self { digest: layer.digest, place: Place::Remote(Arc::new(remote), runtime) }
     }
 
-    pub(super) fn local(file: FileBlob, digest: Digest) -> Self {
-        Self { digest, place: Place::Local(Arc::new(LocalBlob { file, counters: Counters::default() })) }
+    pub(super) fn local(file: FileBlob, digest: Digest, patience: Duration) -> Self {
+        Self { digest, place: Place::Local(Arc::new(LocalBlob { file, counters: Counters::default(), patience })) }
     }
 
     #[must_use]
@@ -164,7 +173,10 @@ impl Blob {
                 let blob = self.clone();
                 threads::wait(handle, async move { blob.collect(range, freshness).await })??
             }
-            Place::Local(local) => local.read(range)?,
+            Place::Local(local) => {
+                let reader = Arc::clone(local);
+                limit::within(local.patience, move || reader.read(range)).unwrap_or_else(|| Err(local.silence()))?
+            }
         })
     }
 }
@@ -284,11 +296,14 @@ impl Body {
                 let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(FILE_PART)) };
                 rest.start = part.end;
                 let reader = blob.clone();
-                let read = threads::run(Work::Outside, move || reader.read(part)).await;
-                let read = read.unwrap_or_else(|source| {
-                    let path = blob.file.path.clone();
-                    Err(Error::File { path, what: "cannot be read", source: std::io::Error::other(source) })
-                });
+                let reading = threads::run(Work::Outside, move || reader.read(part));
+                let read = match tokio::time::timeout(blob.patience, reading).await {
+                    Ok(read) => read.unwrap_or_else(|source| {
+                        let path = blob.file.path.clone();
+                        Err(Error::File { path, what: "cannot be read", source: std::io::Error::other(source) })
+                    }),
+                    Err(_late) => Err(blob.silence()),
+                };
                 if read.is_err() {
                     rest.start = rest.end;
                 }

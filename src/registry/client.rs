@@ -28,7 +28,7 @@ const PATIENCE_WITH_MEMORY: Duration = Duration::from_secs(5);
 /// Talks to registries. Cheap to clone; needs a tokio runtime, whose handle it takes at creation for the blocking reads.
 #[derive(Clone)]
 pub struct Client {
-    options: Options,
+    pub(super) options: Options,
     pub(super) documents: Arc<dyn Documents>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) resolve_deadline: Duration,
@@ -145,7 +145,7 @@ impl Client {
     async fn archive(&self, file: &Path) -> Result<Layout, Error> {
         self.find_file(file).await?;
         let (path, unpack) = (file.to_owned(), self.unpack(file));
-        Ok(Layout::Archive(Arc::new(blocking(move || Archive::open(&path, unpack()?)).await?)))
+        Ok(Layout::Archive(Arc::new(self.follow_disk(file, move || Archive::open(&path, unpack()?)).await?)))
     }
 
     /// An image of a docker archive: its manifest, and where its blobs are.
@@ -158,7 +158,8 @@ impl Client {
         self.find_file(file).await?;
         let (path, unpack) = (file.to_owned(), self.unpack(file));
         let (image, name) = (image.name(), name.clone());
-        let opened = blocking(move || docker_archive::open(&path, unpack()?, &image, name.as_deref())).await?;
+        let open = move || docker_archive::open(&path, unpack()?, &image, name.as_deref());
+        let opened = self.follow_disk(file, open).await?;
         Ok((opened.0, Layout::Archive(Arc::new(opened.1))))
     }
 
@@ -166,11 +167,15 @@ impl Client {
     fn unpack(&self, file: &Path) -> impl FnOnce() -> Result<Arc<dyn ByteSource>, Error> + Send + use<> {
         let (path, archives) = (file.to_owned(), self.archives.clone());
         let (documents, unpacking) = (Arc::clone(&self.documents), Arc::clone(&self.unpacking));
-        move || archives.open(&path, &*documents, &unpacking)
+        move || Ok(archives.told(archives.open(&path, &*documents, &unpacking)?))
     }
 
     async fn shared(&self) -> Result<Arc<Shared>, Error> {
-        let make = async || Shared::new(self.options.clone(), self.hosts.clone()).map(Arc::new);
+        // It reads certificates, from disks that may not answer.
+        let make = async || {
+            let (options, hosts) = (self.options.clone(), self.hosts.clone());
+            blocking(move || Shared::new(options, hosts).map(Arc::new)).await
+        };
         Ok(self.shared.get_or_try_init(make).await?.clone())
     }
 
@@ -304,10 +309,11 @@ impl Client {
             }
             Source::Local(layout) => {
                 let reader = layout.clone();
+                let patience = self.options.io_deadline;
                 let opened = self.ask_disk(layout.path(), move || {
                     let open = |layer: LayerDescriptor| {
                         let file = reader.blob(&layer.digest, Some(layer.size))?;
-                        Ok(Layer::new(Blob::local(file, layer.digest), layer))
+                        Ok(Layer::new(Blob::local(file, layer.digest, patience), layer))
                     };
                     let config = config.and_then(|config| open(config).ok());
                     Ok((layers.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?, config))
@@ -328,6 +334,15 @@ impl Client {
             outside::open_file(&path).and_then(|mut file| file.read(&mut [0])).map(drop).map_err(failed)
         };
         self.ask_disk(file, read).await
+    }
+
+    /// What takes as long as an archive is large: it is waited for while anything of it is read.
+    async fn follow_disk<T: Send + 'static>(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.hosts.disks.follow(path, self.resolve_deadline, || self.archives.moved(), work).await
     }
 
     /// As much of a layout as takes no time where its filesystem answers.

@@ -33,6 +33,17 @@ impl Disks {
         limit: Duration,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.follow(path, limit, || 0, work).await
+    }
+
+    /// The same of what may take long: `limit` is how long nothing may have moved. `moved` tells how much has.
+    pub(super) async fn follow<T: Send + 'static>(
+        &self,
+        path: &Path,
+        limit: Duration,
+        moved: impl Fn() -> u64,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         if self.silent().iter().any(|silent| silent.path == path) {
             return Err(silence(path, "still does not answer".to_owned()));
         }
@@ -53,13 +64,19 @@ impl Disks {
                 format!("was not asked for {} s: the threads for that wait for others", limit.as_secs()),
             ));
         }
-        match tokio::time::timeout(limit, asked).await {
-            Ok(done) => done,
-            Err(_) => {
-                self.silent().push(Silent { path: path.to_owned(), token: waits });
-                Err(silence(path, format!("has not answered for {} s", limit.as_secs())))
+        tokio::pin!(asked);
+        let mut before = moved();
+        loop {
+            if let Ok(done) = tokio::time::timeout(limit, &mut asked).await {
+                return done;
+            }
+            match std::mem::replace(&mut before, moved()) {
+                last if last != before => {}
+                _ => break,
             }
         }
+        self.silent().push(Silent { path: path.to_owned(), token: waits });
+        Err(silence(path, format!("has not answered for {} s", limit.as_secs())))
     }
 
     /// Those whose threads still wait.
@@ -70,7 +87,7 @@ impl Disks {
     }
 }
 
-fn silence(path: &Path, what: String) -> Error {
+pub(super) fn silence(path: &Path, what: String) -> Error {
     let source = io::Error::new(io::ErrorKind::TimedOut, format!("its filesystem {what}"));
     Error::File { path: path.to_owned(), what: "cannot be read", source }
 }
@@ -90,9 +107,29 @@ pub(super) fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_moves_is_waited_for_and_what_does_not_move_any_more_is_not() {
+        let disks = Disks::default();
+        let moved = AtomicU64::new(0);
+        let (answer, is_answered) = mpsc::channel::<()>();
+        let answer = Mutex::new(Some(answer));
+        // Something moves each time that it is looked; at last it is done.
+        let moves = || {
+            let count = moved.fetch_add(1, Ordering::SeqCst);
+            if count == 5 {
+                answer.lock().unwrap().take();
+            }
+            count
+        };
+        let wait = move || Ok(is_answered.recv().is_err());
+        assert!(disks.follow(Path::new("/slow"), Duration::from_millis(1), moves, wait).await.unwrap());
+        assert!(moved.load(Ordering::SeqCst) >= 5);
+    }
 
     #[tokio::test]
     async fn a_filesystem_that_does_not_answer_has_one_thread_and_no_more() {

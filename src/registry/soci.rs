@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::blob::Blob;
 use super::client::{Client, Source};
 use super::manifest::{Content, LayerDescriptor, Manifest, parse, place};
-use super::silent::blocking;
 use super::{Error, Image, ImageRef, Layer};
 use crate::blob::Digest;
 
@@ -173,15 +172,16 @@ impl Lookup<'_> {
                 Ok(ztocs.into_iter().map(|(layer, ztoc)| (layer, blob(ztoc))).collect())
             }
             Source::Local(layout) => {
-                let layout = layout.clone();
+                let (layout, patience) = (layout.clone(), self.client.options.io_deadline);
+                let path = layout.path().to_owned();
                 let open =
                     move |(layer, ztoc): (Digest, LayerDescriptor)| match layout.blob(&ztoc.digest, Some(ztoc.size)) {
-                        Ok(file) => Some(Ok((layer, Layer::new(Blob::local(file, ztoc.digest), ztoc)))),
+                        Ok(file) => Some(Ok((layer, Layer::new(Blob::local(file, ztoc.digest, patience), ztoc)))),
                         // A layout may be a copy of a part.
                         Err(error) if is_missing(&error) => None,
                         Err(error) => Some(Err(error)),
                     };
-                blocking(move || ztocs.into_iter().filter_map(open).collect()).await
+                self.client.ask_disk(&path, move || ztocs.into_iter().filter_map(open).collect()).await
             }
         }
     }

@@ -34,7 +34,17 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn read(dir: &Path) -> Result<Self, Error> {
+    /// Those of a directory.
+    ///
+    /// # Errors
+    /// Where one cannot be read, or the directory's filesystem does not answer.
+    pub(super) fn of(dir: &Path) -> Result<Self, Error> {
+        let asked = dir.to_owned();
+        limit::within(PATIENCE, move || Self::read(&asked))
+            .unwrap_or_else(|| Err(unreadable(dir, limit::silence(PATIENCE))))
+    }
+
+    fn read(dir: &Path) -> Result<Self, Error> {
         let entries = std::fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
         let entries = entries.map_err(|source| unreadable(dir, source))?;
         let mut paths: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
@@ -95,7 +105,7 @@ pub(super) fn config(verify: bool, certificates: &Certificates) -> Result<Client
     }
 }
 
-/// How long the system's certificates may take to be read.
+/// How long the system's certificates may take to be read, and those of `--cert-dir`.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SILENT: &str = "the system's certificates cannot be read: what they are in (see SSL_CERT_FILE and SSL_CERT_DIR) is no file, or its filesystem does \
                       not answer";

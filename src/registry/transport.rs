@@ -62,7 +62,7 @@ impl Transport {
             tls: OnceLock::new(),
             proxies: Proxies::from_environment(),
             verify: options.tls_verify != Some(false),
-            certificates: options.cert_dir.as_deref().map(Certificates::read).transpose()?.unwrap_or_default(),
+            certificates: options.cert_dir.as_deref().map(Certificates::of).transpose()?.unwrap_or_default(),
             connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
             resolver,
         })

@@ -79,7 +79,12 @@ fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listi
     let mut on_event = |event: &Event| drop(report(event));
     match changer(paths)? {
         Changer::Server(server) => control::ask(server, &request, paths.log(), &mut on_event),
-        Changer::Here(lock) => here(paths, request, *lock, report),
+        Changer::Here(lock) => {
+            let (asked, own, report) = (paths.clone(), paths.clone(), Arc::clone(report));
+            let done =
+                limit::while_answered(DISK, move || asked.ask_disk(), move || here(&own, request, *lock, &report));
+            done.unwrap_or_else(|| Err(Error::File { path: paths.root.clone(), source: limit::silence(DISK) }))
+        }
     }
 }
 
@@ -87,7 +92,7 @@ fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listi
 const DISK: Duration = Duration::from_secs(ANSWER.as_secs() + 10);
 
 /// Does what may wait for the filesystem of a store.
-fn answered<T: Send + 'static>(
+pub(super) fn answered<T: Send + 'static>(
     paths: &Paths,
     ask: impl FnOnce(&Paths) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -99,11 +104,12 @@ fn answered<T: Send + 'static>(
 fn changer(paths: &Paths) -> Result<Changer, Error> {
     let start = Instant::now();
     loop {
-        if let Some(server) = connect(paths)? {
-            return Ok(Changer::Server(server));
-        }
-        if let Some(lock) = Lock::take(paths)? {
-            return Ok(Changer::Here(Box::new(lock)));
+        let found = answered(paths, |paths| match connect(paths)? {
+            Some(server) => Ok(Some(Changer::Server(server))),
+            None => Ok(Lock::take(paths)?.map(|lock| Changer::Here(Box::new(lock)))),
+        })?;
+        if let Some(changer) = found {
+            return Ok(changer);
         }
         if start.elapsed() >= PATIENCE {
             return Err(Error::Taken { root: paths.root.clone() });

@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::libc;
 
 use super::Error;
@@ -110,8 +109,9 @@ impl Paths {
 
     /// Comes back once the store's disk has answered something that would write, whatever it answers. Nothing is left behind.
     pub(super) fn ask_disk(&self) {
-        let unnamed = OFlag::O_RDWR | OFlag::O_TMPFILE;
-        let _answer = OwnDir::open(&self.state).and_then(|state| state.at(Path::new("."), unnamed));
+        if let Ok(state) = OwnDir::open(&self.state) {
+            state.ask_disk();
+        }
     }
 
     /// A podman has its own lists by the same names, which crfs would replace. Whatever was a store of crfs's has its lock.

@@ -5,16 +5,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Error;
 use super::idmap::Account;
-use crate::sys::outside;
+use crate::sys::{limit, outside};
 
 /// Those of the machine.
 const OF_MACHINE: [&str; 2] = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
 
 /// Bytes of a storage.conf.
 const LONGEST: u64 = 1 << 20;
+
+/// How long a filesystem may take that a storage.conf is on.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whose podman it is.
 #[derive(Debug, Clone)]
@@ -32,17 +36,30 @@ pub struct Person {
 ///
 /// # Errors
 /// Where a storage.conf cannot be read.
-pub fn of_person(person: &Person) -> Result<Vec<PathBuf>, Error> {
-    let own = text(&person.conf, outside::read(&person.conf, LONGEST))?;
-    Ok(places(person, &own, &of_machine()?))
+pub fn of_person(person: Person) -> Result<Vec<PathBuf>, Error> {
+    answered(&person.conf.clone(), move || {
+        let own = text(&person.conf, outside::read(&person.conf, LONGEST))?;
+        Ok(places(&person, &own, &of_machine()?))
+    })
+}
+
+/// Does what may wait for the filesystem that a storage.conf is on.
+fn answered<T: Send + 'static>(
+    conf: &Path,
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let silent = || Err(Error::File { path: conf.to_owned(), source: limit::silence(PATIENCE) });
+    limit::within(PATIENCE, read).unwrap_or_else(silent)
 }
 
 /// Where that of another user of the machine may be, as far as it does not depend on their environment.
 pub(super) fn of_account(account: &Account) -> Result<Vec<PathBuf>, Error> {
     let Account { name, uid, home, .. } = account.clone();
     let (data, conf) = (home.join(".local/share"), home.join(".config/containers/storage.conf"));
-    let own = text(&conf, read_theirs(&conf, uid))?;
-    Ok(places(&Person { uid, name, home, data, conf }, &own, &of_machine()?))
+    answered(&conf.clone(), move || {
+        let own = text(&conf, read_theirs(&conf, uid))?;
+        Ok(places(&Person { uid, name, home, data, conf }, &own, &of_machine()?))
+    })
 }
 
 fn of_machine() -> Result<String, Error> {

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -15,6 +16,7 @@ use super::lockfile::{self, Held};
 use super::records::{Image, Records};
 use super::{Error, share};
 use crate::blob::Digest;
+use crate::sys::limit;
 
 /// The parts of podman's own stores that tell, each with its list or lists.
 const PARTS: [(&str, &str, &[&str]); 3] = [
@@ -64,24 +66,43 @@ impl Users {
 
     /// Those of the stores at `roots`; one that is not there has none. Waits for nobody: what is locked is an error.
     pub(super) fn read(roots: &[PathBuf]) -> Result<Self, Error> {
-        let mut locks = Vec::new();
-        for (root, (part, lock, _)) in roots.iter().flat_map(|root| PARTS.iter().map(move |part| (root, part))) {
-            let path = root.join(part).join(lock);
-            match lockfile::open_below(root, part, lock).and_then(Held::of_reader) {
-                Ok(Some(held)) => locks.push(held),
-                Ok(None) => return Err(Error::PodmanLock { path, seconds: 0 }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::File { path, source }),
-            }
-        }
-        let own = roots.iter().map(|root| Own::read(root)).collect::<Result<_, _>>()?;
-        Ok(Self { own, _locks: locks })
+        let locks = roots.iter().map(|root| answered(root, locks)).collect::<Result<Vec<_>, _>>()?;
+        let own = roots.iter().map(|root| answered(root, Own::read)).collect::<Result<_, _>>()?;
+        Ok(Self { own, _locks: locks.into_iter().flatten().collect() })
     }
 
     /// Who uses that image, or one of the layers that would go with it.
     pub(super) fn of(&self, image: &Digest, layers: &[Digest]) -> Option<String> {
         self.own.iter().find_map(|own| own.user(&image.hex(), layers))
     }
+}
+
+/// How long the filesystem of a podman's store may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Does what may wait for the filesystem of a store at `root`.
+fn answered<T: Send + 'static>(
+    root: &Path,
+    ask: impl FnOnce(&Path) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let asked = root.to_owned();
+    let silent = || Err(Error::File { path: root.to_owned(), source: limit::silence(PATIENCE) });
+    limit::within(PATIENCE, move || ask(&asked)).unwrap_or_else(silent)
+}
+
+/// The locks of a podman's store, as far as they are there.
+fn locks(root: &Path) -> Result<Vec<Held>, Error> {
+    let mut locks = Vec::new();
+    for (part, lock, _) in PARTS {
+        let path = root.join(part).join(lock);
+        match lockfile::open_below(root, part, lock).and_then(Held::of_reader) {
+            Ok(Some(held)) => locks.push(held),
+            Ok(None) => return Err(Error::PodmanLock { path, seconds: 0 }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::File { path, source }),
+        }
+    }
+    Ok(locks)
 }
 
 impl Own {

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::commands::answered;
 use super::guard::Guard;
 use super::open::{Lock, Store};
 use super::paths::Paths;
@@ -88,7 +89,7 @@ pub struct Ready {
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     sys::keep_heap_small();
     signals::block_meaningless();
-    options.paths.create()?;
+    answered(&options.paths, Paths::create)?;
     let lock = lock(&options.paths, PATIENCE)?;
     let failed = |source| Error::from(mount::Error::Runtime { source });
     let _log = log::start_server(&options.log, RotatingLog::open(&options.paths.log()).ok()).map_err(failed)?;
@@ -105,9 +106,14 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
 fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
     let start = Instant::now();
     loop {
-        match Lock::take(paths)? {
+        let (taken, is_served) = answered(paths, |paths| {
+            let taken = Lock::take(paths)?;
+            let is_served = taken.is_none() && is_answered(paths);
+            Ok((taken, is_served))
+        })?;
+        match taken {
             Some(lock) => return Ok(lock),
-            None if is_answered(paths) => return Err(Error::Served { root: paths.root.clone() }),
+            None if is_served => return Err(Error::Served { root: paths.root.clone() }),
             None if start.elapsed() < patience => std::thread::sleep(GLANCE),
             // A command that takes long, or a server with another state.
             None => return Err(Error::Taken { root: paths.root.clone() }),
@@ -132,7 +138,8 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
     let wants = Some(wants).filter(|_| options.guesses);
-    let store = Arc::new(Store::new(options.paths.clone(), cache, wants, lock)?);
+    let new = move |paths: &Paths| Store::new(paths.clone(), cache, wants, lock);
+    let store = Arc::new(answered(&options.paths, new)?);
     spawn(&store, |store| async move { store.join_layers(wanted).await });
     begin(&store, options).await?;
 

@@ -30,12 +30,58 @@ pub(crate) fn answered<T: Send + 'static>(
     limit: Duration,
     ask: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    within(limit, ask).unwrap_or_else(|| {
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("its filesystem has not answered for {} s", limit.as_secs()),
-        ))
-    })
+    within(limit, ask).unwrap_or_else(|| Err(silence(limit)))
+}
+
+/// How often a filesystem is asked that something works on.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+/// Does something on a thread of its own, however long that takes, as long as the filesystem answers that it works on: `ask` asks it, and comes back when
+/// it has. `None`: it has not answered for `limit`; the work goes on, and what comes of it is dropped.
+pub(crate) fn while_answered<T: Send + 'static>(
+    limit: Duration,
+    ask: impl Fn() + Send + Sync + 'static,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    while_answered_every(SIGN_OF_LIFE, limit, ask, work)
+}
+
+fn while_answered_every<T: Send + 'static>(
+    pause: Duration,
+    limit: Duration,
+    ask: impl Fn() + Send + Sync + 'static,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, is_done) = mpsc::channel();
+    let work = Arc::new(Mutex::new(Some(work)));
+    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let shared = Arc::clone(&work);
+    let on_thread = move || drop(take(&shared).map(|work| done.send(work())));
+    let Ok(thread) = thread::Builder::new().name("works".to_owned()).spawn(on_thread) else {
+        // Without a thread it is done all the same: mostly nothing has to be waited for.
+        return take(&work).map(|work| work());
+    };
+    let ask = Arc::new(ask);
+    loop {
+        match is_done.recv_timeout(pause) {
+            Ok(done) => return Some(done),
+            // A panic goes on here.
+            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => return None,
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        let asked = Arc::clone(&ask);
+        if within(limit, move || asked()).is_none() {
+            return is_done.try_recv().ok();
+        }
+    }
+}
+
+/// The error of a filesystem that has not answered for so long.
+pub(crate) fn silence(limit: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("its filesystem has not answered for {} s", limit.as_secs()))
 }
 
 /// Waits for a process no longer than `limit`; one that has not ended then is killed. `None`: it had to be.
@@ -72,6 +118,31 @@ mod tests {
         assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
         let (_never, is_told) = mpsc::channel::<()>();
         assert_eq!(within(Duration::from_millis(1), move || is_told.recv().is_ok()), None);
+    }
+
+    #[test]
+    fn what_takes_long_is_waited_for_while_its_filesystem_answers() {
+        let (answer, is_answered) = mpsc::channel::<()>();
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let answer = Mutex::new(Some(answer));
+        // It is done when it was asked for the third time.
+        let ask = move || {
+            if counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 2 {
+                answer.lock().unwrap().take();
+            }
+        };
+        let work = move || is_answered.recv().is_err();
+        let moment = Duration::from_millis(1);
+        assert_eq!(while_answered_every(moment, Duration::from_secs(60), ask, work), Some(true));
+        assert!(asked.load(std::sync::atomic::Ordering::SeqCst) >= 3);
+        let (_never, is_told) = mpsc::channel::<()>();
+        let (_silent, is_asked) = mpsc::channel::<()>();
+        let is_asked = Mutex::new(is_asked);
+        let ask = move || {
+            let _asked = is_asked.lock().unwrap().recv();
+        };
+        assert_eq!(while_answered_every(moment, moment, ask, move || is_told.recv().is_ok()), None);
     }
 
     #[test]

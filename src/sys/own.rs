@@ -15,6 +15,7 @@ use nix::dir::Dir as Entries;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 /// Owner only.
@@ -102,6 +103,13 @@ impl OwnDir {
 
     pub(crate) fn metadata(&self) -> io::Result<Metadata> {
         File::from(self.fd.try_clone()?).metadata()
+    }
+
+    /// Comes back once its disk has answered: something that would write, and something that a server of files is asked in any case. Whatever it answers,
+    /// nothing is left behind.
+    pub(crate) fn ask_disk(&self) {
+        let _answer = self.at(Path::new("."), OFlag::O_RDWR | OFlag::O_TMPFILE);
+        let _answer = fstatfs(&self.fd);
     }
 
     /// All of a regular file of at most `limit` bytes.

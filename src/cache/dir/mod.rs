@@ -90,6 +90,11 @@ impl Dir {
         fstatfs(&self.own).is_ok_and(|found| !REMOTE.contains(&found.filesystem_type()))
     }
 
+    /// Comes back once its disk has answered.
+    pub(super) fn ask_disk(&self) {
+        self.own.ask_disk();
+    }
+
     /// The directory itself.
     pub(super) fn file(&self) -> io::Result<File> {
         Ok(self.own.as_fd().try_clone_to_owned()?.into())
