@@ -31,6 +31,7 @@ mod plain;
 mod readers;
 mod refusals;
 mod soci;
+mod stopped;
 mod store;
 mod store_life;
 mod store_push;

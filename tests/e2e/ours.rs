@@ -20,7 +20,7 @@ const IMAGE: &str = "late-zc-new";
 
 /// Runs a script in a mount namespace of its own, where `places` are empty and are root's alone or, with that mode, everybody's.
 #[track_caller]
-fn apart(lab: &Lab, places: &[(&str, &str)], script: &str) -> Finished {
+pub(crate) fn apart(lab: &Lab, places: &[(&str, &str)], script: &str) -> Finished {
     let mounts =
         places.iter().map(|(place, mode)| format!("mkdir -p {place}; mount -t tmpfs -o mode={mode} t {place}; "));
     let script = format!("set -e; {}{script}", mounts.collect::<String>());

@@ -1,0 +1,189 @@
+//! Filesystems that do not answer: whatever a command is told to read there, it ends, and names it. The filesystem is a mount of crfs's own whose server
+//! is stopped.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::ours::apart;
+use crate::support::command::{Finished, send};
+use crate::support::lab::CRFS;
+use crate::support::mount::until_gone;
+use crate::support::podman::Store;
+use crate::support::{Lab, Mount, run, until};
+
+const IMAGE: &str = "late-zc-new";
+
+/// A mount whose server is stopped for as long as this lives.
+struct Stopped {
+    mount: Mount,
+    pid: u32,
+}
+
+impl Stopped {
+    fn new(lab: &Lab) -> Self {
+        let mount = lab.mount(&lab.layout(IMAGE), &[]);
+        let pid = mount.pid();
+        let stopped = Self { mount, pid };
+        send(pid, Signal::SIGSTOP);
+        // A thread goes on until one of them has heard of it.
+        let is_stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+        };
+        let tasks = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        until("the stop of all of its threads", || tasks().all(is_stopped).then_some(()));
+        stopped
+    }
+
+    /// A path in it that nobody has asked for.
+    fn path(&self, name: &str) -> PathBuf {
+        self.mount.path(name)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        send(self.pid, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn whatever_a_command_reads_where_nobody_answers_it_ends_and_names_it() {
+    let Some(lab) = Lab::new() else { return };
+    let stopped = Stopped::new(&lab);
+    let cache = lab.fresh("cache");
+    let at = |name: &str| stopped.path(name).display().to_string();
+    let https = "127.0.0.1:1/a:1";
+    let ls = |more: &[&str]| {
+        let mut command = Command::new(CRFS);
+        command.args(["ls", "--cache-dir"]).arg(&cache).args(more);
+        command
+    };
+    let crfs = |words: &[&str]| {
+        let mut command = Command::new(CRFS);
+        command.args(words);
+        command
+    };
+    let mut certificates = ls(&["--tls-verify", https, "/"]);
+    certificates.env("SSL_CERT_FILE", at("ca.pem")).env("SSL_CERT_DIR", at("certs.d"));
+    let mut configured = crfs(&["store", "serve", "--root"]);
+    configured.arg(lab.path("served")).args(["--cache-dir"]).arg(&cache);
+    configured.env("CONTAINERS_STORAGE_CONF", at("storage.conf"));
+    let commands = vec![
+        (ls(&["--tls-verify", "--cert-dir", &at("certs"), https, "/"]), "certs"),
+        (certificates, "SSL_CERT_FILE"),
+        (ls(&[&format!("oci:{}", at("layout")), "/"]), "layout"),
+        (ls(&[&format!("oci-archive:{}", at("a.tar")), "/"]), "a.tar"),
+        (ls(&[&format!("docker-archive:{}", at("b.tar")), "/"]), "b.tar"),
+        (crfs(&["cache", "show", "--cache-dir", &at("shown")]), "shown"),
+        (crfs(&["cache", "clear", "--cache-dir", &at("cleared")]), "cleared"),
+        (crfs(&["cache", "verify", "--cache-dir", &at("verified")]), "verified"),
+        (crfs(&["store", "ls", "--root", &at("listed")]), "listed"),
+        (crfs(&["store", "add", "--root", &at("added"), &lab.layout(IMAGE)]), "added"),
+        (configured, "storage.conf"),
+    ];
+    std::thread::scope(|scope| {
+        for (mut command, named) in commands {
+            scope.spawn(move || {
+                let finished = run(&mut command);
+                assert!(!finished.good() && finished.stderr.contains(named), "{finished}");
+            });
+        }
+        let mut config = crfs(&["store", "config"]);
+        config.env("CONTAINERS_STORAGE_CONF", at("podman.conf"));
+        scope.spawn(move || {
+            let told = run(&mut config).ok();
+            assert!(told.contains("podman.conf cannot be read here (its filesystem has not answered"), "{told}");
+        });
+    });
+}
+
+#[test]
+fn a_mount_is_ended_whatever_is_wrong_with_the_directories_of_states() {
+    let Some(lab) = Lab::new() else { return };
+    let stopped = Stopped::new(&lab);
+    let ends = |words: &[&str], mount: &Mount| -> Finished {
+        let mut command = Command::new(CRFS);
+        command.arg("umount").args(words).env("XDG_RUNTIME_DIR", stopped.path("run"));
+        let finished = run(&mut command);
+        assert!(!mount.is_mounted(), "{finished}");
+        finished
+    };
+    let mount = lab.mount(&lab.layout(IMAGE), &[]);
+    let pid = mount.pid();
+    ends(&[mount.dir().to_str().unwrap()], &mount).ok();
+    until_gone(pid);
+    let mount = lab.mount(&lab.layout(IMAGE), &[]);
+    let id = mount.status().unwrap()["id"].as_str().unwrap().to_owned();
+    ends(&[&id], &mount).ok();
+}
+
+#[test]
+fn all_mounts_are_ended_that_are_known_where_something_answers() {
+    let Some(lab) = Lab::new() else { return };
+    let stopped = Stopped::new(&lab);
+    let script = format!(
+        r#"
+        mkdir "$LAB/a" "$LAB/b"
+        for at in a b; do "$CRFS" mount --cache-dir "$LAB/cache" "$IMAGE" "$LAB/$at"; done
+        XDG_RUNTIME_DIR={} "$CRFS" umount --all && echo all good
+        grep -c "$LAB/[ab] " /proc/self/mountinfo || echo gone
+        "#,
+        stopped.path("run").display()
+    );
+    let told = apart(&lab, &[("/run/crfs", "0700")], &script);
+    assert!(told.stderr.contains("has not answered"), "{told}");
+    assert!(told.ok().ends_with("0\ngone\n"));
+}
+
+#[test]
+fn mounts_are_listed_with_fewer_descriptors_than_there_are_mounts() {
+    let Some(lab) = Lab::new() else { return };
+    let script = r#"
+        mkdir "$LAB/mnt"
+        "$CRFS" mount --cache-dir "$LAB/cache" "$IMAGE" "$LAB/mnt" > /dev/null
+        cd /run/crfs
+        one=$(ls)
+        for number in $(seq 100 299); do
+            mkdir -m 0700 mount$number
+            cp $one/mount.json mount$number
+            printf mount$number > mount$number/state.id
+        done
+        (ulimit -n 32; "$CRFS" status --json) | grep -o '"state":"dead"' | wc -l
+        (ulimit -n 32; "$CRFS" umount "$LAB/mnt")
+        "$CRFS" status > /dev/null
+        ls | wc -l
+    "#;
+    let told = apart(&lab, &[("/run/crfs", "0700")], script).ok();
+    assert_eq!(told, "200\n0\n");
+}
+
+/// Processes that another has started, and that have not ended.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let all = children.collect::<Vec<_>>().join(" ");
+    let is_alive = |child: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    };
+    all.split_whitespace().map(|child| child.parse().unwrap()).filter(is_alive).collect()
+}
+
+#[test]
+fn a_guard_that_dies_is_replaced_and_nothing_of_it_is_left() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::new(&lab) else { return };
+    let pid = store.pid();
+    let first = children(pid)[0];
+    send(first, Signal::SIGKILL);
+    until("the end of the first guard", || (!PathBuf::from(format!("/proc/{first}")).exists()).then_some(()));
+    let second = until("another guard", || children(pid).first().copied());
+    assert_ne!(first, second);
+    store.end(Signal::SIGKILL);
+    until_gone(second);
+    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(store.path("overlay").to_str().unwrap()));
+}
