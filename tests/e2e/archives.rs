@@ -7,6 +7,7 @@ use std::process::Command;
 use crfs::blob::Digest;
 use serde_json::{Value, json};
 
+use crate::fixtures::{docker_archive, fixtures};
 use crate::support::podman::Store;
 use crate::support::{Lab, run};
 
@@ -16,7 +17,8 @@ const ARCHIVES: [&str; 2] = ["oci-archive", "docker-archive"];
 fn compressed(lab: &Lab, transport: &str, program: &[&str]) -> PathBuf {
     let (name, options) = program.split_first().unwrap();
     let packed = lab.path(format!("{transport}.{name}.tar"));
-    let archive = fs::File::open(lab.fixtures().join(format!("sink.{transport}.tar"))).unwrap();
+    let oci = fixtures().join("sink.oci-archive.tar");
+    let archive = fs::File::open(if transport == "docker-archive" { docker_archive() } else { &oci }).unwrap();
     let mut command = Command::new(name);
     command.args(options).stdin(archive).stdout(fs::File::create(&packed).unwrap());
     assert!(command.status().unwrap().success(), "{command:?}");
@@ -47,10 +49,10 @@ fn an_archive_that_is_too_large_for_the_cache_is_refused_and_leaves_nothing_ther
     let Some(lab) = Lab::new() else { return };
     let packed = compressed(&lab, "docker-archive", &["gzip", "-c"]);
     let (image, cache) = (format!("docker-archive:{}", packed.display()), lab.fresh("cache"));
-    let refused = lab.try_mount(&image, &cache, &["--cache-size", "4MiB"]).err().expect("it was mounted").refused();
+    let refused = lab.try_mount(&image, &cache, &["--cache-size", "2MiB"]).err().expect("it was mounted").refused();
     assert!(refused.contains(packed.to_str().unwrap()) && refused.contains("--cache-size"), "{refused}");
     let cache = cache.to_str().unwrap();
-    let show = lab.crfs(&["cache", "show", "--json", "--cache-dir", cache, "--cache-size", "4MiB"]).ok();
+    let show = lab.crfs(&["cache", "show", "--json", "--cache-dir", cache, "--cache-size", "2MiB"]).ok();
     let show: Value = serde_json::from_str(&show).unwrap();
     assert!(show["total"].as_u64().unwrap() < 1 << 20, "{show}");
     lab.assert_equal(lab.mount_with(&image, Path::new(cache), &["--cache-size", "64MiB"]).dir(), "sink", &[]);

@@ -1,5 +1,6 @@
 //! Every fixture, from every source, looks exactly like its expected listing.
 
+use crate::fixtures::{docker_archive, fixtures};
 use crate::support::fixtures::tree;
 use crate::support::registry::{Access, PASSWORD, USER};
 use crate::support::{Fixture, LAZY, Lab, Mount, PLAIN, Registry, run};
@@ -147,7 +148,7 @@ fn a_toc_that_nothing_else_vouches_for() {
 #[test]
 fn a_docker_archive_is_mounted() {
     let Some(lab) = Lab::new() else { return };
-    let archive = lab.fixtures().join("sink.docker-archive.tar");
+    let archive = docker_archive();
     let cache = lab.fresh("cache");
     for name in ["", ":fixtures.invalid/sink:latest", ""] {
         let mount = lab.mount_with(&format!("docker-archive:{}{name}", archive.display()), &cache, &[]);
@@ -226,11 +227,11 @@ fn what_skopeo_pushed_is_mounted() {
 #[test]
 fn an_oci_archive_is_mounted() {
     let Some(lab) = Lab::new() else { return };
-    let plain = format!("oci-archive:{}", lab.fixtures().join("sink.oci-archive.tar").display());
+    let plain = format!("oci-archive:{}", fixtures().join("sink.oci-archive.tar").display());
     lab.assert_equal(lab.mount(&plain, &[]).dir(), "sink", &[]);
     let archive = lab.path("image.tar");
     // skopeo 1.9 would decompress and compress again what it copies into an archive: GNU tar does not.
-    run(Command::new("tar").arg("-C").arg(lab.fixtures().join("late-zc-new")).arg("-cf").arg(&archive).arg(".")).ok();
+    run(Command::new("tar").arg("-C").arg(lab.dir_of("late-zc-new")).arg("-cf").arg(&archive).arg(".")).ok();
     for tag in ["", ":latest"] {
         for whole in WHOLE {
             let mount = lab.mount(&format!("oci-archive:{}{tag}", archive.display()), whole);

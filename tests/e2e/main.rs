@@ -1,7 +1,7 @@
 //! The released binary against the real world: mounts, a real registry, overlayfs, ordinary users, and images that others' writers made.
 //!
-//! Needs root, /dev/fuse, the packages that scripts/test installs, and the fixtures beside the repository (or at $CRFS_FIXTURES).
-//! What is missing is said, and the test skipped; with CI=true it fails instead. Only without the fixtures may CI skip.
+//! Needs root, /dev/fuse and the packages that scripts/test installs.
+//! What is missing is said, and the test skipped; with CI=true it fails instead.
 //!
 //! Nothing here asserts a duration or sleeps to be in time: what must happen is waited for, for at most [`support::command::HANG`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -11,6 +11,8 @@ mod cache;
 mod causes;
 mod commands;
 mod faults;
+#[path = "../it/fixtures.rs"]
+mod fixtures;
 mod formats;
 mod idmap;
 #[path = "../it/image.rs"]

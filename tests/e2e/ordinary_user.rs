@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use crate::fixtures::fixtures;
 use crate::support::lab::CRFS;
 use crate::support::{Lab, run};
 
@@ -18,10 +19,10 @@ fn an_ordinary_user_mounts_reads_overlays_and_unmounts() {
     let steps = lab.path("ordinary-user.sh");
     fs::copy(format!("{SUPPORT}/ordinary-user.sh"), &steps).unwrap();
     let image = lab.path("image");
-    run(Command::new("cp").arg("-rL").arg(lab.fixtures().join("big-zc-new")).arg(&image)).ok();
+    run(Command::new("cp").arg("-rL").arg(lab.dir_of("big-zc-new")).arg(&image)).ok();
     run(Command::new("chmod").args(["-R", "a+rX"]).arg(&image)).ok();
     let expected = lab.path("expected.jsonl");
-    fs::copy(lab.fixtures().join("big.expected.jsonl"), &expected).unwrap();
+    fs::copy(fixtures().join("big.expected.jsonl"), &expected).unwrap();
     fs::set_permissions(&expected, fs::Permissions::from_mode(0o644)).unwrap();
 
     let home = lab.fresh("home");

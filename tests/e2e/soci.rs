@@ -144,7 +144,7 @@ fn an_index_of_version_1_is_for_those_who_ask_for_it() {
 
 /// The digest of the SOCI index in a layout, which has no name there.
 fn soci_index(lab: &Lab, fixture: &str) -> String {
-    let dir = lab.fixtures().join(fixture);
+    let dir = lab.dir_of(fixture);
     let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
     let digest = |entry: &Value| entry["digest"].as_str().unwrap().to_owned();
     let index = json(&dir.join("index.json"));
@@ -156,15 +156,15 @@ fn soci_index(lab: &Lab, fixture: &str) -> String {
 }
 
 /// As `lab.layout`.
-fn docker_archive(lab: &Lab, name: &str) -> String {
-    format!("docker-archive:{}{name}", lab.fixtures().join("sink.docker-archive.tar").display())
+fn docker_archive(name: &str) -> String {
+    format!("docker-archive:{}{name}", crate::fixtures::docker_archive().display())
 }
 
 #[test]
 fn a_docker_archive_is_one_image_however_it_is_named() {
     let Some(lab) = Lab::new() else { return };
     let cache = lab.fresh("cache");
-    let images = [":@0", "", ":fixtures.invalid/sink:latest"].map(|name| docker_archive(&lab, name));
+    let images = [":@0", "", ":fixtures.invalid/sink:latest"].map(docker_archive);
     assert_eq!(indexes(&lab, &images[0], &cache, &LAZILY[..2]), ["none"; 4]);
     equals(&lab, &images[0], &cache, "sink", &LAZILY);
     for image in &images {
@@ -178,7 +178,7 @@ fn a_docker_archive_is_one_image_however_it_is_named() {
 fn a_name_that_a_docker_archive_does_not_have_is_refused_with_those_it_has() {
     let Some(lab) = Lab::new() else { return };
     for name in [":fixtures.invalid/sink:v2", ":another", ":@1"] {
-        let refused = lab.try_mount(&docker_archive(&lab, name), &lab.fresh("cache"), &[]);
+        let refused = lab.try_mount(&docker_archive(name), &lab.fresh("cache"), &[]);
         let message = refused.err().expect("mounted what is not there").refused();
         assert!(message.contains("fixtures.invalid/sink:latest"), "{name}: {message}");
     }

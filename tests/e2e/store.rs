@@ -11,7 +11,7 @@ use crate::image;
 use crate::support::lab::skip;
 use crate::support::podman::{Podman, Store};
 use crate::support::registry::Access;
-use crate::support::{LAZY, Lab, PLAIN, Proxy, Registry, fixtures, run};
+use crate::support::{LAZY, Lab, PLAIN, Proxy, Registry, busy, fixtures, run};
 
 const BUSY: &str = "localhost/busy:1";
 
@@ -21,18 +21,19 @@ fn podman_runs_what_it_never_pulled() {
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     assert_eq!(podman.image(BUSY), None);
-    let id = store.add(BUSY, &lab.layout("busy-estargz"));
+    let id = store.add(BUSY, &lab.layout("busy"));
     assert_eq!(podman.image(BUSY), Some(format!("{BUSY} {} true", &id[..12])));
 
     let script =
         "cat /proc/self/mounts | grep -c '^overlay / '; echo written > /bin/new; cat /bin/new; ls /bin | wc -l";
-    assert_eq!(podman.run(&[], BUSY, script).ok(), "1\nwritten\n270\n");
-    assert_eq!(podman.run(&[], BUSY, "ls /bin | wc -l").ok(), "269\n", "what one wrote is no other's");
-    let shown: Value = serde_json::from_str(&podman.podman(&["inspect", BUSY]).ok()).unwrap();
+    assert_eq!(podman.run(&[], BUSY, script).ok(), format!("1\nwritten\n{}\n", busy::FILES + 1));
     assert_eq!(
-        (&shown[0]["Id"], &shown[0]["RootFS"]["Layers"][0]),
-        (&json!(id), &json!(diff_ids(&lab, "busy-estargz")[0]))
+        podman.run(&[], BUSY, "ls /bin | wc -l").ok(),
+        format!("{}\n", busy::FILES),
+        "what one wrote is no other's"
     );
+    let shown: Value = serde_json::from_str(&podman.podman(&["inspect", BUSY]).ok()).unwrap();
+    assert_eq!((&shown[0]["Id"], &shown[0]["RootFS"]["Layers"][0]), (&json!(id), &json!(diff_ids(&lab, "busy")[0])));
 
     podman.start("one", BUSY);
     assert_eq!(podman.podman(&["exec", "one", "/bin/busybox", "echo", "in it"]).ok(), "in it\n");
@@ -52,7 +53,7 @@ fn podman_builds_from_it() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     let dir = lab.fresh("build");
     let file = format!("FROM {BUSY}\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo built > /built\"]\n");
     fs::write(dir.join("Containerfile"), file).unwrap();
@@ -60,7 +61,10 @@ fn podman_builds_from_it() {
     let limits = ["--network=none", "--ulimit=nofile=20000:20000", "--ulimit=nproc=1000:1000"];
     let built = podman.podman(&[&["build", "-q", "-t", "localhost/built:1"][..], &limits, &[dir]].concat());
     built.ok();
-    assert_eq!(podman.run(&[], "localhost/built:1", "cat /built; ls /bin | wc -l").ok(), "built\n269\n");
+    assert_eq!(
+        podman.run(&[], "localhost/built:1", "cat /built; ls /bin | wc -l").ok(),
+        format!("built\n{}\n", busy::FILES)
+    );
 }
 
 /// trusted.* xattrs of images are not shown by a store: its layers may be below overlays of users, who could not copy them up.
@@ -111,8 +115,8 @@ fn layers_of_the_store_are_not_pulled() {
     let podman = Podman::new(&lab, &store);
     let registry = Registry::new(&lab, Access::Open);
     let proxy = Proxy::new(registry.port());
-    let image = proxy.through(&registry.push_layout(&derived(&lab, "busy-estargz", 2), "derived"));
-    let base = &lab.layers("busy-estargz")[0].0;
+    let image = proxy.through(&registry.push_layout(&derived(&lab, "busy", 2), "derived"));
+    let base = &lab.layers("busy")[0].0;
     // Gives how often the base was asked for.
     let pull = || {
         let before = proxy.blob(base).len();
@@ -122,11 +126,11 @@ fn layers_of_the_store_are_not_pulled() {
         podman.podman(&["rmi", &image]).ok();
         proxy.blob(base).len() - before
     };
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     assert_ne!(pull(), 0, "podman cannot know yet that it has it");
     assert_eq!(pull(), 0, "podman has seen the blob");
     podman.forget_blobs();
-    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy-estargz")]).ok();
+    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy")]).ok();
     assert_eq!(pull(), 0, "the store says whose blob it is");
 }
 
@@ -140,7 +144,7 @@ fn a_hundred_layers_and_ten_containers_at_once() {
     symlink(store.root(), &root).unwrap();
     assert!(root.as_os_str().len() <= "/var/lib/crfs/store".len());
     let podman = Podman::at(&lab, &root);
-    store.add("localhost/hundred:1", &layout(&derived(&lab, "busy-estargz", 99)));
+    store.add("localhost/hundred:1", &layout(&derived(&lab, "busy", 99)));
     let script = "cat /file-1 /file-99; ls / | grep -c file-; md5sum /bin/busybox | cut -c1-4";
     let containers: Vec<_> = (0..10)
         .map(|_| {
@@ -158,9 +162,9 @@ fn images_share_layers_and_have_several_names() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
-    let one = store.add("localhost/one:1", &layout(&derived(&lab, "busy-estargz", 1)));
-    store.add("localhost/one:2", &layout(&derived(&lab, "busy-estargz", 1)));
+    store.add(BUSY, &lab.layout("busy"));
+    let one = store.add("localhost/one:1", &layout(&derived(&lab, "busy", 1)));
+    store.add("localhost/one:2", &layout(&derived(&lab, "busy", 1)));
     let layers: Vec<Value> = read_json(&store.path("overlay-layers/layers.json"));
     assert_eq!(layers.len(), 2, "{layers:?}");
     let of_one = store.list().into_iter().find(|image| image["id"] == json!(one)).unwrap();
@@ -227,7 +231,7 @@ fn containers_in_user_namespaces_see_the_right_owners() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let mut podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     // Whom the automatic namespaces belong to; only these commands see it.
     let ids = lab.path("subids");
     fs::write(&ids, "containers:200000:1000000\n").unwrap();
@@ -262,15 +266,18 @@ fn fuse_overlayfs_may_mount_the_layers() {
         let mounted = podman.mount("localhost/sink:1");
         lab.assert_equal(&mounted.dir, "sink", &["--overlay"]);
     }
-    store.add(BUSY, &lab.layout("busy-estargz"));
-    assert_eq!(podman.run(&[], BUSY, "echo x > /bin/new; rm /bin/zcat; ls /bin | wc -l").ok(), "269\n");
+    store.add(BUSY, &lab.layout("busy"));
+    assert_eq!(
+        podman.run(&[], BUSY, "echo x > /bin/new; rm /bin/zcat; ls /bin | wc -l").ok(),
+        format!("{}\n", busy::FILES)
+    );
 }
 
 #[test]
 fn what_podman_reads_is_for_everybody_and_outside_of_the_mount() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
-    let id = store.add(BUSY, &lab.layout("busy-estargz"));
+    let id = store.add(BUSY, &lab.layout("busy"));
     let device = |name: &str| fs::metadata(store.path(name)).unwrap().dev();
     let files = [
         "overlay-images/images.json",
@@ -311,7 +318,7 @@ fn manifest_of(layout: &Path) -> Value {
 }
 
 fn diff_ids(lab: &Lab, fixture: &str) -> Vec<Value> {
-    let layout = lab.fixtures().join(fixture);
+    let layout = lab.dir_of(fixture);
     let config: Value = serde_json::from_slice(&blob(&layout, &manifest_of(&layout)["config"]["digest"])).unwrap();
     config["rootfs"]["diff_ids"].as_array().unwrap().clone()
 }
@@ -324,7 +331,7 @@ pub(crate) fn derived(lab: &Lab, fixture: &str, layers: usize) -> PathBuf {
 /// The same with those layers below, where `below`.
 pub(crate) fn with_layers(lab: &Lab, fixture: &str, layers: usize, below: bool) -> PathBuf {
     let dir = lab.fresh("layout");
-    let base = lab.fixtures().join(fixture);
+    let base = lab.dir_of(fixture);
     run(Command::new("cp").arg("-rL").arg(base.join("blobs")).arg(&dir)).ok();
     let write = |bytes: &[u8]| {
         let digest = crfs::blob::Digest::of(bytes);

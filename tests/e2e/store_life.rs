@@ -23,10 +23,10 @@ fn a_killed_server_breaks_only_what_reads_its_layers() {
     let Some(lab) = Lab::new() else { return };
     let Some(mut store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     podman.start("user", BUSY);
     podman.podman(&["commit", "-q", "user", "localhost/committed:1"]).ok();
-    store.add("localhost/reader:1", &layout(&derived(&lab, "busy-estargz", 1)));
+    store.add("localhost/reader:1", &layout(&derived(&lab, "busy", 1)));
     let reader = LateReader::start(&lab, &podman, "localhost/reader:1", "/file-1");
     let links = link_names(&store);
     store.end(Signal::SIGKILL);
@@ -116,7 +116,7 @@ fn images_survive_a_restart_and_a_dead_registry() {
     let Some(mut store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     let mut registry = Registry::new(&lab, Access::Open);
-    store.add(BUSY, &registry.push(&lab, "busy-estargz"));
+    store.add(BUSY, &registry.push(&lab, "busy"));
     let gone = derived(&lab, "big-estargz", 1);
     store.add("localhost/gone:1", &layout(&gone));
     assert_eq!(podman.run(&[], BUSY, "echo cached").ok(), "cached\n");
@@ -139,9 +139,9 @@ fn a_layer_below_one_that_is_damaged_is_served() {
     let Some(lab) = Lab::new() else { return };
     let Some(mut store) = Store::unserved(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    let both = derived(&lab, "busy-estargz", 1);
+    let both = derived(&lab, "busy", 1);
     store.add("localhost/both:1", &layout(&both));
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     store.forget_cache();
     let top = both.join("blobs/sha256").join(crfs::blob::Digest::of(&file_layer(1)).hex());
     let bytes = fs::read(&top).unwrap();
@@ -168,7 +168,7 @@ fn a_registry_that_hangs_keeps_no_other_image_closed() {
     let Some(mut store) = Store::unserved(&lab) else { return };
     let registry = Registry::new(&lab, Access::Open);
     store.add("localhost/hangs:1", &registry.push(&lab, "late-zc-new"));
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     let layers: Vec<serde_json::Value> = read_json(&store.path("overlay-layers/layers.json"));
     let root = |layer: &serde_json::Value| store.path("overlay").join(layer["id"].as_str().unwrap()).join("diff");
     let (hangs, other) = (root(&layers[0]), root(layers.last().unwrap()));
@@ -185,7 +185,7 @@ fn a_registry_that_hangs_keeps_no_other_image_closed() {
 fn commands_work_without_a_server() {
     let Some(lab) = Lab::new() else { return };
     let Some(mut store) = Store::unserved(&lab) else { return };
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     store.add("localhost/other:1", &lab.layout("late-zc-new"));
     let podman = Podman::new(&lab, &store);
     assert!(podman.image(BUSY).is_some() && podman.image("localhost/other:1").is_some());
@@ -205,18 +205,18 @@ fn an_image_that_podman_has_tagged_or_pulled_stays() {
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     let registry = Registry::new(&lab, Access::Open);
-    let image = registry.push(&lab, "busy-estargz");
+    let image = registry.push(&lab, "busy");
     let pull = || podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
     let graph = podman.graph();
     let remove = || store.crfs("rm", &["--podman-root", graph.to_str().unwrap(), BUSY]);
     // With layers of its own it needs nothing of the store.
     pull();
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     remove().ok();
     assert_eq!(podman.run(&[], &image, "echo own").ok(), "own\n");
     podman.podman(&["rmi", &image]).ok();
 
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     podman.podman(&["tag", BUSY, "localhost/mine:1"]).ok();
     let refused = remove().refused();
     assert!(refused.contains("the image localhost/mine:1") && refused.contains("podman rmi"), "{refused}");
@@ -236,8 +236,8 @@ fn what_podman_needs_of_a_removed_image_is_served_after_a_restart() {
     let Some(mut store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     let registry = Registry::new(&lab, Access::Open);
-    let image = registry.push_layout(&derived(&lab, "busy-estargz", 1), "derived");
-    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy-estargz")]).ok();
+    let image = registry.push_layout(&derived(&lab, "busy", 1), "derived");
+    store.crfs("add", &["--full", "--name", BUSY, &lab.layout("busy")]).ok();
     podman.podman(&["images"]).ok();
     store.crfs("rm", &["--podman-root", podman.graph().to_str().unwrap(), BUSY]).ok();
     podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
@@ -258,8 +258,8 @@ fn images_come_and_go_while_podman_runs() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
-    let changing = layout(&derived(&lab, "busy-estargz", 3));
+    store.add(BUSY, &lab.layout("busy"));
+    let changing = layout(&derived(&lab, "busy", 3));
     let done = AtomicBool::new(false);
     let runs = std::thread::scope(|scope| {
         let running = scope.spawn(|| {
@@ -293,7 +293,7 @@ fn a_signal_ends_an_idle_server_and_two_a_busy_one() {
     assert!(!mounted(&store));
 
     store.serve();
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     let podman = Podman::new(&lab, &store);
     podman.start("user", BUSY);
     send(store.pid(), Signal::SIGTERM);
@@ -315,7 +315,7 @@ fn the_service_manager_is_told_and_the_state_is_where_it_is_told() {
     let mut message = [0; 100];
     let len = manager.recv(&mut message).unwrap();
     assert_eq!(String::from_utf8_lossy(&message[..len]), format!("MAINPID={}\nREADY=1\n", store.pid()));
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     assert!(state.join("store.json").exists() && !store.path("crfs").exists());
     store.end(Signal::SIGTERM);
     assert_eq!(store.list().len(), 1);
@@ -362,7 +362,7 @@ fn a_server_starts_although_the_lists_are_being_read() {
     let Some(lab) = Lab::new() else { return };
     let Some(mut store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    store.add(BUSY, &lab.layout("busy-estargz"));
+    store.add(BUSY, &lab.layout("busy"));
     store.end(Signal::SIGKILL);
     let images = store.path("overlay-images/images.json");
     fs::remove_file(&images).unwrap();

@@ -96,7 +96,7 @@ fn every_image_that_was_read_whole_is_saved() {
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
     let all = LAZY.iter().map(|fixture| fixture.name).chain(PLAIN.iter().copied());
-    // Its config names another diffID than its first layer has (fixtures/README.md).
+    // Its config names another diffID than its first layer has (tests/fixtures/README.md).
     for fixture in all.filter(|name| *name != "odd-zc-podman43") {
         let name = format!("localhost/{}:1", fixture.to_lowercase());
         assert_eq!(add_full(&store, &name, &lab.layout(fixture))["pushable"], json!(true), "{fixture}");
@@ -112,7 +112,7 @@ fn what_is_built_on_it_is_pushed_from_every_format() {
     let Some(lab) = Lab::new() else { return };
     let Some(store) = Store::new(&lab) else { return };
     let podman = Podman::new(&lab, &store);
-    for fixture in ["sink-estargz", "sink-stargz", "sink-zc-podman43", "sink-tar", "sink-gz", "sink-zst", "sink-docker"]
+    for fixture in ["sink-estargz", "sink-stargz", "sink-zc-podman43", "late-tar", "sink-gz", "sink-zst", "sink-docker"]
     {
         let name = format!("localhost/{}:1", fixture.to_lowercase());
         add_full(&store, &name, &lab.layout(fixture));
@@ -228,9 +228,9 @@ fn tar_splits_are_shared_and_go_with_their_layers() {
     let Some(lab) = Lab::new() else { return };
     // By a server: it has a cache of its own. The machine's may have indexed the plain layers before.
     let Some(mut store) = Store::new(&lab) else { return };
-    add_full(&store, "localhost/busy:1", &lab.layout("busy-estargz"));
+    add_full(&store, "localhost/busy:1", &lab.layout("busy"));
     assert_eq!(tar_splits(&store).len(), 1);
-    let two = layout(&derived(&lab, "busy-estargz", 2));
+    let two = layout(&derived(&lab, "busy", 2));
     let text = store.crfs("add", &["--json", "--name=localhost/two:1", &two]).ok();
     let pushable = &serde_json::from_str::<Value>(&text).unwrap()[0]["pushable"];
     assert_eq!(*pushable, json!(true), "its other layers are plain");

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::lab::{CRFS, skip};
 use crate::support::podman::Store;
-use crate::support::{Lab, run};
+use crate::support::{Lab, busy, run};
 
 fn rootless(how: &str) {
     let Some(lab) = Lab::new() else { return };
@@ -21,13 +21,21 @@ fn rootless(how: &str) {
     // The repository may lie where others cannot go.
     let (crfs, image, more, dir) = (lab.path("crfs"), lab.path("image"), lab.path("more"), lab.fresh("user"));
     fs::copy(CRFS, &crfs).unwrap();
-    for (fixture, copy) in [("busy-estargz", &image), ("late-zc-new", &more)] {
-        run(Command::new("cp").arg("-rL").arg(lab.fixtures().join(fixture)).arg(copy)).ok();
+    for (fixture, copy) in [("busy", &image), ("late-zc-new", &more)] {
+        run(Command::new("cp").arg("-rL").arg(lab.dir_of(fixture)).arg(copy)).ok();
         run(Command::new("chmod").args(["-R", "a+rX"]).arg(copy)).ok();
     }
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/rootless-store.sh");
-    run(Command::new("sh").arg(script).arg(how).arg(&dir).arg(&crfs).arg(&image).arg(&more)).ok();
+    run(Command::new("sh")
+        .arg(script)
+        .arg(how)
+        .arg(&dir)
+        .arg(&crfs)
+        .arg(&image)
+        .arg(&more)
+        .arg(busy::FILES.to_string()))
+    .ok();
 }
 
 /// By kernel overlayfs and by fuse-overlayfs.

@@ -178,7 +178,7 @@ fn standard_error_that_nobody_reads_stops_nothing() {
 
 #[test]
 fn certificates_that_never_come_are_named() {
-    let Some(lab) = Lab::without_fixtures() else { return };
+    let Some(lab) = Lab::new() else { return };
     let fifo = lab.path("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let mut command = Command::new(CRFS);

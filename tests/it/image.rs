@@ -194,11 +194,11 @@ pub(crate) fn plain(blob: Vec<u8>) -> Layer {
     Layer { blob, media_type, annotations: BTreeMap::new() }
 }
 
-fn toc_tar(toc: &[u8]) -> Vec<u8> {
+pub(crate) fn toc_tar(toc: &[u8]) -> Vec<u8> {
     tar(&[File { name: "stargz.index.json", content: toc.to_vec() }])
 }
 
-fn estargz_footer(toc_offset: u64) -> Vec<u8> {
+pub(crate) fn estargz_footer(toc_offset: u64) -> Vec<u8> {
     let mut footer = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0];
     footer.extend(format!("{toc_offset:016x}STARGZ").bytes());
     footer.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);

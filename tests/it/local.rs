@@ -1,23 +1,11 @@
 //! Images on disk give the same as a registry: a manifest and byte sources. Against images of other people's writers.
 
-use std::path::PathBuf;
-
 use crfs::blob::Digest;
 use crfs::registry::{Error, Image, Options};
 
+use crate::fixtures::{docker_archive, fixtures};
 use crate::registry::Registry;
 use crate::support::{client, options, range, read, resolve};
-
-/// The fixtures, or a word about why this test sees nothing.
-pub(crate) fn fixtures() -> Option<PathBuf> {
-    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures"));
-    let dir = std::env::var_os("CRFS_FIXTURES").map_or(beside, PathBuf::from);
-    let found = dir.join("README.md").exists();
-    if !found {
-        eprintln!("skipped: there are no fixtures in {}; set CRFS_FIXTURES", dir.display());
-    }
-    found.then_some(dir)
-}
 
 async fn layers_are_right(image: &Image) {
     for layer in &image.layers {
@@ -31,7 +19,7 @@ async fn layers_are_right(image: &Image) {
 
 #[tokio::test]
 async fn every_layout_gives_its_layers() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let mut seen = 0;
     for entry in std::fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
@@ -47,7 +35,7 @@ async fn every_layout_gives_its_layers() {
 
 #[tokio::test]
 async fn a_registry_gives_the_same_images_as_their_layouts() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let registry = Registry::start().await;
     for name in ["sink-index", "sink-docker", "sink-soci2", "sink-estargz-ext", "late-zc-new"] {
         registry.push_layout(name, &dir.join(name));
@@ -64,29 +52,34 @@ async fn a_registry_gives_the_same_images_as_their_layouts() {
 
 #[tokio::test]
 async fn an_archive_gives_the_same_image_as_its_layout() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let archive = format!("oci-archive:{}", dir.join("sink.oci-archive.tar").display());
     let image = resolve(&client(options()), &archive).await.unwrap();
     assert_eq!(image.layers.len(), 4);
     layers_are_right(&image).await;
-    let docker = format!("oci-archive:{}", dir.join("sink.docker-archive.tar").display());
+    let docker = format!("oci-archive:{}", docker_archive().display());
     let error = resolve(&client(options()), &docker).await.err().unwrap();
     assert!(matches!(error, Error::NotALayout { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn a_docker_archive_gives_the_layers_of_its_tar_layout() {
-    let Some(dir) = fixtures() else { return };
-    let archive = format!("docker-archive:{}", dir.join("sink.docker-archive.tar").display());
-    let plain = resolve(&client(options()), &format!("oci:{}", dir.join("sink-tar").display())).await.unwrap();
+async fn a_docker_archive_gives_the_tars_that_its_config_names() {
+    let dir = fixtures();
+    let archive = format!("docker-archive:{}", docker_archive().display());
+    let packed = resolve(&client(options()), &format!("oci:{}", dir.join("sink-gz").display())).await.unwrap();
+    let packed = packed.config.unwrap();
+    let config = read(&packed.blob, range(0, packed.size)).await.unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let diff_ids = config["rootfs"]["diff_ids"].as_array().unwrap();
     for name in ["", ":fixtures.invalid/sink", ":fixtures.invalid/sink:latest", ":@0"] {
         let image = resolve(&client(options()), &format!("{archive}{name}")).await.unwrap();
         assert_eq!((&image.name, image.layers.len()), (&archive, 4));
-        for (layer, plain) in image.layers.iter().zip(&plain.layers) {
-            assert_eq!((layer.digest, &layer.media_type), (plain.digest, &plain.media_type));
+        for (layer, diff_id) in image.layers.iter().zip(diff_ids) {
+            assert_eq!(layer.digest.to_string(), diff_id.as_str().unwrap());
+            assert!(layer.media_type.ends_with("layer.v1.tar"), "{}", layer.media_type);
         }
         layers_are_right(&image).await;
-        assert_eq!(image.config.unwrap().digest, plain.config.as_ref().unwrap().digest);
+        assert_eq!(image.config.unwrap().digest, packed.digest);
     }
     let error = resolve(&client(options()), &format!("{archive}:sink")).await.err().unwrap();
     assert!(error.is_not_found() && error.to_string().contains("fixtures.invalid/sink:latest"), "{error}");
@@ -97,7 +90,7 @@ async fn a_docker_archive_gives_the_layers_of_its_tar_layout() {
 
 #[tokio::test]
 async fn platforms_tags_and_siblings_are_found_in_a_layout() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let index = format!("oci:{}", dir.join("sink-index").display());
     let amd64 = resolve(&client(options()), &index).await.unwrap();
     assert_eq!(amd64.layers.len(), 4);

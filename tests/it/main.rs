@@ -7,6 +7,7 @@ mod contents;
 mod crowds;
 mod ending;
 mod faults;
+mod fixtures;
 mod hostile;
 mod image;
 mod local;

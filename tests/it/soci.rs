@@ -6,7 +6,7 @@ use std::time::Duration;
 use crfs::blob::Digest;
 use crfs::registry::{Client, Error, Image, ImageRef, Options, Soci, SociChoice, SociSource};
 
-use crate::local::fixtures;
+use crate::fixtures::{docker_archive, fixtures};
 use crate::registry::{Fault, Lie, OCI_INDEX, OCI_MANIFEST, On, Registry};
 use crate::support::{Memory, client, options, range, read, resolve, within};
 
@@ -35,7 +35,7 @@ async fn found(reference: &str, choice: SociChoice) -> Soci {
 
 #[tokio::test]
 async fn the_manifest_names_a_version_2_index() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     let registry = Registry::start().await;
     for (name, layers) in [("sink-soci2", 4), ("twice-soci2-multi", 1), ("odd-soci2-tar", 2)] {
         registry.push_layout(name, &dir.join(name));
@@ -49,7 +49,7 @@ async fn the_manifest_names_a_version_2_index() {
 
 #[tokio::test]
 async fn a_version_1_index_refers_to_its_image_and_is_found_only_when_asked_for() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     for name in ["sink-soci1", "big-soci1"] {
         let registry = Registry::start().await;
         registry.push_layout(name, &dir.join(name));
@@ -74,7 +74,7 @@ async fn a_version_1_index_refers_to_its_image_and_is_found_only_when_asked_for(
 
 #[tokio::test]
 async fn an_index_is_found_in_archives_too() {
-    let Some(dir) = fixtures() else { return };
+    let dir = fixtures();
     for (name, choice) in [("twice-soci2-tar", SociChoice::Annotated), ("big-soci1", SociChoice::Referring)] {
         let archive = tempfile::NamedTempFile::new().unwrap();
         let mut tar = std::process::Command::new("tar");
@@ -82,7 +82,7 @@ async fn an_index_is_found_in_archives_too() {
         assert!(tar.status().unwrap().success());
         assert_eq!(found(&format!("oci-archive:{}", archive.path().display()), choice).await.layers.len(), 1);
     }
-    let docker = format!("docker-archive:{}", dir.join("sink.docker-archive.tar").display());
+    let docker = format!("docker-archive:{}", docker_archive().display());
     let (_, nothing) = look(&client(options()), &docker, SociChoice::Referring).await;
     assert!(nothing.unwrap().is_none());
     let (_, error) = look(&client(options()), &docker, SociChoice::Digest(Digest::of(b""))).await;

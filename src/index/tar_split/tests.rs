@@ -336,13 +336,15 @@ fn what_a_blob_carries_has_limits() {
 /// Every plain layer of other people's writers.
 #[test]
 fn tars_of_other_writers_come_back() {
-    let Some(fixtures) = crate::index::tests::fixtures_dir() else { return };
+    let fixtures = crate::index::tests::fixtures_dir();
     let mut named = BTreeMap::new();
-    for image in ["sink-tar", "twice-tar", "late-tar", "odd-tar", "raw-tar", "gnu-tar"] {
+    for image in ["sink-gz", "twice-gz", "late-gz", "odd-gz", "raw-gz", "gnu-gz"] {
         for blob in std::fs::read_dir(fixtures.join(image).join("blobs/sha256")).unwrap() {
             let bytes = std::fs::read(blob.unwrap().path()).unwrap();
             if !bytes.starts_with(b"{") {
-                *named.entry(image).or_insert(0) += check(&bytes).unwrap();
+                let mut tar = Vec::new();
+                flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut tar).unwrap();
+                *named.entry(image).or_insert(0) += check(&tar).unwrap();
             }
         }
     }

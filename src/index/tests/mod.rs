@@ -15,15 +15,11 @@ use bytes::Bytes;
 use super::{Descriptor, Error, Found, Opened, Options, StoredIndex};
 use crate::blob::{ByteRange, ByteSource, SourceError};
 
-/// Where other writers' images are. Says so where they are not.
-pub(super) fn fixtures_dir() -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let dir = std::env::var_os("CRFS_FIXTURES").map_or(default, PathBuf::from);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    eprintln!("skipped: no fixtures at {} (set CRFS_FIXTURES)", dir.display());
-    None
+/// Where other writers' images are.
+pub(super) fn fixtures_dir() -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    assert!(dir.is_dir(), "there is no {}: a crate package has no fixtures, a clone has", dir.display());
+    dir
 }
 
 /// Reads a blob and remembers which ranges were asked for.

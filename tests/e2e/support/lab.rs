@@ -10,36 +10,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
+use super::busy;
 use super::command::{Finished, run};
 use super::mount::Mount;
+use crate::fixtures::fixtures;
 
 pub(crate) const CRFS: &str = env!("CARGO_BIN_EXE_crfs");
 
 /// One test's own directory. Everything in it is gone when the test ends.
 pub(crate) struct Lab {
     dir: TempDir,
-    fixtures: PathBuf,
     made: AtomicUsize,
 }
 
 impl Lab {
     /// `None`, said on stderr, where this machine cannot run the test.
     pub(crate) fn new() -> Option<Self> {
-        let fixtures = std::env::var_os("CRFS_FIXTURES")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
-        let Ok(fixtures) = fixtures.canonicalize() else {
-            say_skipped(&format!("there are no fixtures at {} (CRFS_FIXTURES says where else)", fixtures.display()));
-            return None;
-        };
-        Self::with(fixtures)
-    }
-
-    /// The same for a test that needs no fixtures.
-    pub(crate) fn without_fixtures() -> Option<Self> {
-        Self::with(PathBuf::new())
-    }
-
-    fn with(fixtures: PathBuf) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             return skip("only root can mount, and compare owners and trusted xattrs");
         }
@@ -48,15 +34,16 @@ impl Lab {
         }
         let dir = tempfile::Builder::new().prefix("crfs-e2e-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Some(Self { dir, fixtures, made: AtomicUsize::new(0) })
+        Some(Self { dir, made: AtomicUsize::new(0) })
     }
 
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub(crate) fn fixtures(&self) -> &Path {
-        &self.fixtures
+    /// The layout of a fixture, or of the image to run programs in, which is made here.
+    pub(crate) fn dir_of(&self, image: &str) -> PathBuf {
+        if image == busy::NAME { busy::layout() } else { fixtures().join(image) }
     }
 
     /// A new empty directory.
@@ -93,24 +80,12 @@ impl Lab {
         if finished.good() { Ok(Mount::new(dir, finished.stdout)) } else { Err(finished) }
     }
 
-    /// How a tree differs from its expected listing (`big.expected.jsonl`), by fixtures/compare.py; `Ok` where it does not.
+    /// How a tree differs from its expected listing (`big.expected.jsonl`), by tests/fixtures/compare.py; `Ok` where it does not.
     #[track_caller]
     pub(crate) fn differences(&self, dir: &Path, tree: &str, flags: &[&str]) -> Result<(), String> {
-        let expected = self.listing(tree);
-        let script = self.fixtures.join("compare.py");
+        let expected = fixtures().join(format!("{tree}.expected.jsonl"));
+        let script = fixtures().join("compare.py");
         super::compare::differences(&script, dir, &expected, flags)
-    }
-
-    /// The listing of a tree. That of `raw` gives a file the time of its first header; what counts is the last, which a hard link has.
-    fn listing(&self, tree: &str) -> PathBuf {
-        let listing = self.fixtures.join(format!("{tree}.expected.jsonl"));
-        if tree != "raw" {
-            return listing;
-        }
-        let text = std::fs::read_to_string(&listing).unwrap();
-        let corrected = self.fresh("listing").join("raw.jsonl");
-        std::fs::write(&corrected, text.replace("1600007214.000000000", "1600025249.000000000")).unwrap();
-        corrected
     }
 
     #[track_caller]

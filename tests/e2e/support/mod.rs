@@ -1,5 +1,6 @@
 //! What the tests stand on: a place of their own, commands that cannot hang, mounts and registries that end with their test.
 
+pub(crate) mod busy;
 pub(crate) mod command;
 pub(crate) mod compare;
 pub(crate) mod fixtures;

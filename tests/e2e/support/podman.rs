@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::busy;
 use super::command::{Finished, ends, run, send};
 use super::lab::{CRFS, Lab, skip};
 
@@ -41,7 +42,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A store that is served. `None`, said on stderr, where there is no podman.
+    /// A store that is served. `None`, said on stderr, where there is no podman, or nothing to run in it.
     #[track_caller]
     pub(crate) fn new(lab: &Lab) -> Option<Self> {
         let mut store = Self::unserved(lab)?;
@@ -56,6 +57,7 @@ impl Store {
                 return skip(&format!("there is no {program}: install the package {program}"));
             }
         }
+        busy::is_there()?;
         let (root, cache) = (lab.path("store"), lab.fresh("cache"));
         Some(Self { root, cache, state: None, manager: None, server: None })
     }

@@ -113,7 +113,7 @@ impl Registry {
     /// Puts a fixture in, byte for byte as it is, and gives its reference there.
     #[track_caller]
     pub(crate) fn push(&self, lab: &Lab, fixture: &str) -> String {
-        self.push_layout(&lab.fixtures().join(fixture), &fixture.to_lowercase())
+        self.push_layout(&lab.dir_of(fixture), &fixture.to_lowercase())
     }
 
     /// Puts in all named images of a layout, with what they refer to: into its storage, which it looks into at each request. Its clients would

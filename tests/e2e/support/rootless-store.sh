@@ -2,7 +2,9 @@
 # podman of the ordinary user nobody and a store, in a mount namespace of its own where /dev/fuse, /etc/subuid and /etc/subgid are what distributions make
 # them:
 #
-#     rootless-store.sh own|shared DIR CRFS IMAGE MORE     DIR is for scratch; the user may read IMAGE and MORE, layouts, and run CRFS
+#     rootless-store.sh own|shared DIR CRFS IMAGE MORE FILES
+#
+# DIR is for scratch; the user may read IMAGE and MORE, layouts, and run CRFS. FILES are in the image's /bin.
 #
 # own: the user's own server, in podman unshare. shared: root's server, which gives the user the store.
 set -eu
@@ -10,7 +12,7 @@ if [ "${1:-}" != --inside ]; then
   exec unshare --mount --propagation private sh "$0" --inside "$@"
 fi
 shift
-how=$1 scratch=$2 crfs=$3 image=$4 more=$5
+how=$1 scratch=$2 crfs=$3 image=$4 more=$5 files=$6
 # A home lies below directories that are root's alone. In a user namespace root is an unknown user, and what such a user has put into /tmp is not used.
 dir=/mnt
 mount --bind "$scratch" "$dir"
@@ -84,7 +86,7 @@ fi
 
 run_podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}' | grep -x 'localhost/busy:1 true'
 script='stat -c %u:%g /bin/busybox; echo x > /bin/new; chown 5:6 /bin/busybox; stat -c %u:%g /bin/busybox /bin/new; rm /bin/zcat; ls /bin | wc -l'
-expected='0:0 5:6 0:0 269'
+expected="0:0 5:6 0:0 $files"
 # $1: options of podman, $2: of podman run
 run() {
   # shellcheck disable=SC2086 # None, or several.

@@ -1,10 +1,11 @@
-//! Plain layers with all that a tar can say of an entry.
+//! Layers with all that a tar can say of an entry.
 
 use std::ops::Deref;
 
-use crate::image::{Layer, config, manifest_with, plain};
+use crate::image::{Layer, config, estargz_footer, gzip, manifest_with, plain, toc_tar};
 use crate::lying::OCI_MANIFEST;
 use crfs::blob::Digest;
+use serde_json::{Value, json};
 
 use super::lies::Liar;
 
@@ -36,6 +37,10 @@ impl Entry {
 
     pub(crate) fn symlink(name: &'static str, target: &'static str) -> Self {
         Self { target, ..Self::new(name, b'2', 0o777) }
+    }
+
+    pub(crate) fn hard_link(name: &'static str, target: &'static str) -> Self {
+        Self { target, ..Self::new(name, b'1', 0o644) }
     }
 
     pub(crate) fn fifo(name: &'static str) -> Self {
@@ -93,6 +98,71 @@ pub(crate) fn tar(entries: &[Entry]) -> Vec<u8> {
     entries.iter().for_each(|entry| entry.put(&mut tar));
     tar.resize(tar.len() + 1024, 0);
     tar
+}
+
+/// A blob of gzip members, and what they decode to.
+#[derive(Default)]
+struct Members {
+    blob: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+impl Members {
+    /// Ends a member; gives where it begins.
+    fn add(&mut self, bytes: &[u8]) -> usize {
+        let start = self.blob.len();
+        self.blob.extend(gzip(bytes));
+        self.decoded.extend(bytes);
+        start
+    }
+}
+
+/// The layer as eStargz, whose members together are a whole tar, and its diffID. Its entries may be directories, files and hard links, without
+/// extended headers.
+pub(crate) fn estargz(entries: &[Entry], chunk: usize) -> (Layer, Digest) {
+    let (mut members, mut toc, mut headers) = (Members::default(), Vec::new(), Vec::new());
+    for entry in entries {
+        let mut line =
+            json!({"name": entry.name, "modtime": "2023-11-14T22:13:20Z", "mode": entry.mode, "gid": entry.gid});
+        let mut bytes = Vec::new();
+        entry.put(&mut bytes);
+        headers.extend(&bytes[..512]);
+        match entry.kind {
+            b'5' => line["type"] = json!("dir"),
+            b'1' => (line["type"], line["linkName"]) = (json!("hardlink"), json!(entry.target)),
+            _ => {
+                members.add(&std::mem::take(&mut headers));
+                toc.extend(chunks(&mut members, line, &entry.content, chunk));
+                headers.extend(&bytes[512 + entry.content.len()..]);
+                continue;
+            }
+        }
+        toc.push(line);
+    }
+    members.add(&headers);
+    let toc = json!({"version": 1, "entries": toc}).to_string().into_bytes();
+    let offset = members.add(&toc_tar(&toc));
+    members.blob.extend(estargz_footer(offset as u64));
+    let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let annotations = [("containerd.io/snapshot/stargz/toc.digest".to_owned(), Digest::of(&toc).to_string())].into();
+    (Layer { blob: members.blob, media_type, annotations }, Digest::of(&members.decoded))
+}
+
+/// Adds a file's contents; gives the lines of its entry and of its further chunks.
+fn chunks(members: &mut Members, mut line: Value, content: &[u8], chunk: usize) -> Vec<Value> {
+    (line["type"], line["size"], line["digest"]) =
+        (json!("reg"), json!(content.len()), json!(Digest::of(content).to_string()));
+    let name = line["name"].clone();
+    let mut lines = vec![line];
+    for (number, part) in content.chunks(chunk).enumerate() {
+        if number > 0 {
+            lines.push(json!({"name": name, "type": "chunk", "chunkOffset": number * chunk}));
+        }
+        let line = lines.last_mut().unwrap();
+        (line["offset"], line["chunkSize"]) = (json!(members.add(part)), json!(part.len()));
+        line["chunkDigest"] = json!(Digest::of(part).to_string());
+    }
+    lines
 }
 
 /// Pushes an image of such layers, the lowest first, and gives its reference.

@@ -112,7 +112,7 @@ fn layer_file(index: &StoredIndex, layer: &Bytes) -> Vec<u8> {
 
 #[test]
 fn every_ztoc_gives_the_index_that_its_layer_gives() {
-    let Some(dir) = fixtures_dir() else { return };
+    let dir = fixtures_dir();
     let (mut seen, mut units) = (0, 0);
     for (name, bytes, layer) in ztocs(&dir) {
         let (of, named) = (descriptor(Digest::of(&layer), layer.len() as u64), Digest::of(&bytes));
@@ -139,7 +139,7 @@ fn every_ztoc_gives_the_index_that_its_layer_gives() {
         assert!(open_ztoc(&of, named, &flipped).is_err());
     }
     eprintln!("{seen} zTOCs, {units} units");
-    assert!(seen >= 13 && units >= 40, "{seen} zTOCs, {units} units");
+    assert!(seen >= 13 && units >= 36, "{seen} zTOCs, {units} units");
 }
 
 fn opened(made: &Made<'_>) -> Result<StoredIndex, String> {
