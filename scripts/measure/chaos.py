@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import trees
 from disks import Disk
@@ -147,6 +148,28 @@ class Containers(threading.Thread):
             self.lab.history.violation(f"a container failed after {end - start:.1f} s: {said[-600:]}")
 
 
+class Pulse(threading.Thread):
+    """Asks the registry by a proxy that no fault is of, all the time. Where it is slow, the machine is, and proxies and registry with it."""
+
+    SLOW = 0.5
+
+    def __init__(self, lab):
+        super().__init__(daemon=True)
+        self.lab, self.url = lab, f"http://127.0.0.1:{lab.ports[-1]}/v2/"
+        self.seconds = 0.0
+
+    def run(self):
+        while True:
+            start = time.monotonic()
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url) as answer:
+                answer.read()
+            end = time.monotonic()
+            if end - start > self.SLOW:
+                self.seconds += end - start
+                self.lab.history.busy(start, end)
+            time.sleep(0.2)
+
+
 class Lab:
     CACHE = "48M"
 
@@ -173,9 +196,11 @@ class Lab:
             run(sys.executable, "-B", HERE / "push.py", place / "layout" / name, f"127.0.0.1:{self.registry}", name)
 
     def proxies(self):
-        command = [sys.executable, "-B", HERE / "network.py", self.registry, len(MOUNTS) + 1]
+        command = [sys.executable, "-B", HERE / "network.py", self.registry, len(MOUNTS) + 2]
         self.lies = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.ports = [int(self.lies.stdout.readline()) for _ in range(len(MOUNTS) + 1)]
+        self.ports = [int(self.lies.stdout.readline()) for _ in range(len(MOUNTS) + 2)]
+        self.pulse = Pulse(self)
+        self.pulse.start()
 
     def network(self, number, fault):
         self.lies.stdin.write(f"{number} {fault}\n")
@@ -332,7 +357,9 @@ class Lab:
         head = ["", "right", "MiB", "wrong", "errors, explained", "not", "stuck", "longest s", "kills", "deaths", "RSS MiB", "cgroup MiB"]
         report.table(f"seed {self.seed}: what readers saw", head, rows)
         counts = self.history.counts()
+        counts.pop("busy", None)
         report.note("faults: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) + f"; read-only refused by the kernel: {self.refused}")
+        report.note(f"a healthy proxy took more than {self.pulse.SLOW} s to answer for {self.pulse.seconds:.0f} s in all: the machine had too much to do")
         for text in self.history.violations:
             print(f"VIOLATION at {text}")
         if self.history.violations:

@@ -8,7 +8,7 @@ from network import DEAD, HARD, LYING
 # The longest pause between two tries of a request: so long a fault may be over before the read that it struck fails (registry/patience.rs).
 PAUSE = 5.0
 # What takes readers their time, and gives no right to an error by itself.
-DELAYING = [*DEAD, *HARD, "stop", "freeze", "memory"]
+DELAYING = [*DEAD, *HARD, "stop", "freeze", "memory", "busy"]
 GONE = ["ENOTCONN", "ECONNABORTED", "ENOENT", "ENODEV", "EIO"]
 
 
@@ -32,6 +32,10 @@ class History:
         self.records.append(record)
         self.say(f"{kind} of {target or 'all'} begins{note and ': ' + note}")
         return record
+
+    def busy(self, start, end):
+        """The machine had so much else to do that a healthy proxy, too, did not answer from then to then."""
+        self.records.append({"kind": "busy", "target": None, "start": start, "end": end})
 
     def end(self, record, note=""):
         record["end"] = time.monotonic()
@@ -60,7 +64,7 @@ class History:
         if self.overlap(LYING, target, start - 1, end):
             return "flip"
         # What moves nothing for the deadline, together. A stopped server's clock goes on.
-        dead = self.overlap([*DEAD, "stop", "freeze"], target, end - self.deadline - PAUSE, end)
+        dead = self.overlap([*DEAD, "stop", "freeze", "busy"], target, end - self.deadline - PAUSE, end)
         return "network" if dead >= self.deadline - PAUSE else None
 
     def is_stuck(self, target, start, end, slack):

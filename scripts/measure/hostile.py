@@ -132,16 +132,22 @@ def toc_entries(pick, is_huge):
 
 def fitted(pick, most, make):
     """`make(n)` gives a layer of n entries and its decoded size; the layer with as many as were rolled, or as fit."""
-    probe = make(2)[1] // 2 + 1
-    count = max(1, min(ENTRIES, log_uniform(pick, max(1, most // probe // 2), max(2, most * 2 // probe))))
+    each = make(2)[1] // 2 + 1
+    count = max(1, min(ENTRIES, log_uniform(pick, max(1, most // each // 2), max(2, most * 2 // each))))
+    # What is large is made once or twice: a few entries tell what one more takes.
+    few, some = (size_of(make(min(count, number))[0]) for number in (50, 150))
+    if count > 150 and some > few:
+        count = max(1, min(count, 50 + (LARGEST - few) * 95 // (some - few)))
     for _ in range(8):
         layer, _ = make(count)
-        size = max(len(layer.blob), len(layer.ztoc))
-        if size <= LARGEST:
+        if size_of(layer) <= LARGEST:
             return layer, count
-        count = max(1, min(count - 1, count * LARGEST // size * 9 // 10))
-    layer, _ = make(1)
-    return layer, 1
+        count = max(1, min(count - 1, count * LARGEST // size_of(layer) * 9 // 10))
+    return make(1)[0], 1
+
+
+def size_of(layer):
+    return max(len(layer.blob), len(layer.ztoc))
 
 
 def toc(pick, is_chunked):
@@ -281,7 +287,7 @@ def one_layer(pick):
     while True:
         made = pick.choices(kinds, [3, 4, 4, 1])[0]()
         # One entry may be too much already.
-        if max(len(made.layer.blob), len(made.layer.ztoc)) <= LARGEST:
+        if size_of(made.layer) <= LARGEST:
             return made
 
 
