@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod blob;
+pub mod budget;
 pub mod cache;
 pub mod cli;
 pub mod fetch;

@@ -136,6 +136,10 @@ pub(super) struct AccessArgs {
     /// files; nothing of it enters the shared cache.
     #[arg(long)]
     pub(super) insecure_unverified_toc: bool,
+    /// The most memory that the image may take beside some 100 bytes for each of its entries (200 more while they are read): what its layers have of
+    /// long names, links and xattrs, and what they unpack to. An image that would take more is refused, with the name of the layer.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "256MiB")]
+    pub(super) memory_limit: u64,
     /// Use a SOCI index (v1) that refers to the image where its manifest names none. Whoever may push to the repository can add
     /// one, and what it says of a layer is shown.
     #[arg(long, conflicts_with = "soci_index")]

@@ -96,6 +96,7 @@ pub(super) fn source(
         io_deadline: access.io_deadline,
         whole_layer_below: access.whole_layer_below,
         insecure_unverified_toc: access.insecure_unverified_toc,
+        memory_limit: access.memory_limit,
         soci: match access.soci_index {
             Some(digest) => Some(SociChoice::Digest(digest)),
             None if access.soci_v1 => Some(SociChoice::Referring),

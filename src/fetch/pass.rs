@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use super::source::Stream;
 use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
-use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::blob::{ByteRange, ByteSource};
+use crate::budget::{Budget, Charge, Exceeded};
 use crate::cache::{Cache, Staged};
 use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
 use crate::registry::{self, Body, Freshness, Sent};
@@ -66,6 +67,8 @@ pub struct Pass {
     pub is_huge: bool,
     /// What it may unpack to, together with the other layers of its image.
     pub allowance: Allowance,
+    /// Within which it is indexed.
+    pub memory: Budget,
 }
 
 impl Pass {
@@ -74,8 +77,12 @@ impl Pass {
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or is of no format that crfs can index.
     pub(crate) async fn index(self, order: Option<TarSplitOrder>) -> Result<Passed, PassError> {
-        let (is_huge, meter) = (self.is_huge, Meter::new(&self.allowance));
-        self.run(move |layer, parts, cache| Ok(index_blob(layer, (parts, meter), cache, is_huge, order)?)).await
+        let (is_huge, memory, meter) = (self.is_huge, self.memory.clone(), Meter::new(&self.allowance));
+        self.run(move |layer, parts, cache| {
+            let charge = memory.charge(layer.size);
+            Ok(index_blob(layer, (parts, meter), (cache, is_huge), order, charge)?)
+        })
+        .await
     }
 
     /// Makes the tar-split of a layer.
@@ -83,9 +90,10 @@ impl Pass {
     /// # Errors
     /// Where the blob cannot be had, does not have its digest, or cannot be unpacked.
     pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
-        let meter = Meter::new(&self.allowance);
+        let (memory, meter) = (self.memory.clone(), Meter::new(&self.allowance));
         self.run(move |layer, parts, _cache| {
-            let work = |_format, events: Take<'_>| index::split(layer.digest, events, order);
+            let charge = memory.charge(0).beside_windows(layer.size);
+            let work = |_format, events: Take<'_>| index::split(layer.digest, events, order, charge);
             Ok(read_blob(layer, (parts, meter), work)?.0)
         })
         .await
@@ -157,14 +165,14 @@ fn keep_blob(
 fn index_blob(
     layer: &Descriptor,
     parts: (mpsc::Receiver<Bytes>, Meter),
-    cache: &Cache,
-    is_huge: bool,
+    (cache, is_huge): (&Cache, bool),
     order: Option<TarSplitOrder>,
+    charge: Charge,
 ) -> Result<Passed, index::Error> {
     let ((made, staged), tail) = read_blob(layer, parts, |format, events| {
         // A zstd blob is often one frame.
         let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
-        make(layer.digest, format, events, staged, order)
+        make(layer, format, events, staged, order, charge)
     })?;
     let has_toc = index::Footer::find(&tail).is_some_and(|footer| footer != index::Footer::External);
     Ok(Passed { made, staged, has_toc })
@@ -201,6 +209,10 @@ fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
     if let Some(found) = cause.and_then(|error| error.downcast_ref::<Expands>()) {
         return index::Error::Expands { layer: layer.digest, found: *found };
     }
+    if let Some(exceeded) = cause.and_then(|error| error.downcast_ref::<Exceeded>()) {
+        let (layer, what) = (layer.digest, "what is to be kept of how it is compressed, and of where its files are");
+        return index::Error::Memory { layer, what, source: *exceeded };
+    }
     match cause.and_then(|error| error.downcast_ref()) {
         Some(WideWindow { window, limit }) => {
             index::Error::Window { layer: layer.digest, window: *window, limit: *limit }
@@ -210,19 +222,20 @@ fn broken(layer: &Descriptor, source: io::Error) -> index::Error {
 }
 
 fn make(
-    blob: Digest,
+    layer: &Descriptor,
     format: Format,
     events: Take<'_>,
     mut staged: Option<Staged>,
     order: Option<TarSplitOrder>,
+    charge: Charge,
 ) -> Result<(Made, Option<Staged>), Failed> {
     let mut has_room = true;
     let mut keep = |at: u64, bytes: &[u8]| {
         if has_room && !staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
-            tracing::debug!(layer = %blob, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
+            tracing::debug!(layer = %layer.digest, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
             has_room = false;
         }
     };
-    let made = index::make(blob, format, events, &mut keep, order)?;
+    let made = index::make(layer.digest, format, events, &mut keep, order, (charge, layer.size))?;
     Ok((made, staged))
 }

@@ -10,6 +10,7 @@ use super::overlay::LayerEntries;
 use super::tree::Ino;
 use super::view::Contents;
 use crate::blob::ByteRange;
+use crate::budget::Budget;
 use crate::fetch;
 use crate::index::{Child, Kind, Meta, NodeId, Time};
 
@@ -199,6 +200,10 @@ impl FakeLayer {
 }
 
 impl LayerEntries for FakeLayer {
+    fn budget(&self) -> Budget {
+        Budget::UNLIMITED
+    }
+
     fn len(&self) -> usize {
         self.nodes.len()
     }

@@ -33,6 +33,7 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 use self::below::{Below, NotAFile};
 use super::possible::{BadAcl, is_possible};
 use super::tree::{Builder, Error, Ino, NewNode, OpaqueXattr, Tree};
+use crate::budget::Budget;
 use crate::index::{Child, Entries, Kind, Meta, NodeId, Time};
 
 /// A directory that a layer uses and no layer has an entry for.
@@ -42,6 +43,8 @@ const WHITEOUT: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime: Time { secs: 0, na
 /// What the merge asks of a layer; [`Entries`], and in tests a simpler one.
 pub(super) trait LayerEntries {
     fn len(&self) -> usize;
+    /// What it is charged to.
+    fn budget(&self) -> Budget;
     fn kind(&self, node: NodeId) -> Kind<'_>;
     fn meta(&self, node: NodeId) -> Meta;
     /// Sorted by the bytes of the names.
@@ -52,6 +55,10 @@ pub(super) trait LayerEntries {
 impl LayerEntries for Entries {
     fn len(&self) -> usize {
         Entries::len(self)
+    }
+
+    fn budget(&self) -> Budget {
+        Entries::budget(self).clone()
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {
@@ -131,7 +138,8 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     let mut merge = Merge {
         alone: opaque,
         made_up: made_up_root,
-        tree: Builder::new(),
+        // The tree is the image's that has the layers.
+        tree: Builder::new(layers.first().map(|layer| layer.entries.budget().build(u64::MAX)).unwrap_or_default()),
         inos: layers.iter().map(|_| Vec::new()).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
@@ -143,7 +151,7 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     while let Some(dir) = merge.queue.pop_front() {
         merge.fill(dir)?;
     }
-    Ok(merge.tree.finish())
+    merge.tree.finish()
 }
 
 fn numbered<'a, L: 'a>(layers: impl IntoIterator<Item = &'a L>) -> Vec<Numbered<'a, L>> {

@@ -25,6 +25,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::acl;
+use crate::budget::{Budget, Charge, Exceeded};
 use crate::index::once::Once;
 use crate::index::{Meta, Time};
 
@@ -131,6 +132,8 @@ pub enum Error {
     LinkOutOfLayer { entry: String, target: String },
     #[error("{entry:?}: its {xattr} is no ACL that Linux takes: {what}; build the image again without it")]
     BadAcl { entry: String, xattr: &'static str, what: &'static str },
+    #[error("the names, links and xattrs of all layers together: {0}")]
+    Memory(Exceeded),
     #[error("the image has too many {what} for one tree (the limit is {limit})")]
     TooLarge { what: &'static str, limit: u64 },
 }
@@ -198,9 +201,16 @@ pub struct Tree {
     unnamed: u64,
     /// The sum of the sizes of all files, hard links counted once.
     file_bytes: u64,
+    /// For all of it.
+    charge: Charge,
 }
 
 impl Tree {
+    /// What it is charged to.
+    pub(super) const fn budget(&self) -> &Budget {
+        self.charge.budget()
+    }
+
     #[must_use]
     pub fn root(&self) -> Ino {
         Ino::ROOT
@@ -305,6 +315,13 @@ impl Tree {
         (users, self.inodes.iter().map(|inode| inode.gid).collect())
     }
 
+    /// Bytes that its vectors take.
+    fn bytes(&self) -> u64 {
+        let Self { inodes, dentries, names, bytes, xattrs, .. } = self;
+        let records = inodes.len() * size_of::<Inode>() + dentries.len() * size_of::<Dentry>();
+        (records + names.len() + bytes.len() + xattrs.len() * size_of::<Xattr>()) as u64
+    }
+
     fn inode(&self, ino: Ino) -> Option<&Inode> {
         self.inodes.get(ino.position())
     }
@@ -345,6 +362,13 @@ pub(super) enum NewNode<'a> {
     Fifo,
 }
 
+/// What an entry of an honest image takes in a tree, and while that is built.
+const HONEST: u64 = 100;
+const HONEST_BUILT: u64 = HONEST + 2 * Once::EACH;
+
+/// Bytes that one more of each may take.
+const EACH: usize = 256;
+
 /// Fills a tree directory by directory, breadth first: the root with [`Builder::dir`], then for each directory in the order of their numbers
 /// [`Builder::open`] and its entries, sorted.
 pub(super) struct Builder {
@@ -359,9 +383,16 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub(super) fn new() -> Self {
-        let (tree, names, bytes) = (Tree::default(), Once::default(), Once::default());
+    pub(super) fn new(charge: Charge) -> Self {
+        let (tree, names, bytes) = (Tree { charge, ..Tree::default() }, Once::default(), Once::default());
         Self { tree, open: Ino::ROOT, names, bytes, name: Vec::new() }
+    }
+
+    /// Sees to it that there is room for what there is, and for so many bytes more.
+    fn cover(&mut self, more: usize) -> Result<(), Error> {
+        let held = self.tree.bytes() + self.names.bytes() + self.bytes.bytes() + (more + EACH) as u64;
+        let honest = self.tree.dentries.len() as u64 * HONEST_BUILT;
+        self.tree.charge.cover(held, honest).map_err(Error::Memory)
     }
 
     /// Turns to a directory: what is linked from now on is in it.
@@ -415,6 +446,7 @@ impl Builder {
         self.name.clear();
         self.name.push(u8::try_from(name.len()).map_err(|_| Error::TooLarge { what: "bytes in a name", limit: 255 })?);
         self.name.extend_from_slice(name);
+        self.cover(self.name.len())?;
         let name = self.names.place(&mut self.tree.names, &self.name).ok_or_else(|| too_large("bytes of names"))?;
         self.tree.dentries.push(Dentry { name, ino });
         let is_dir = self.tree.parent(ino).is_some();
@@ -440,16 +472,21 @@ impl Builder {
         String::from_utf8_lossy(&path).into_owned()
     }
 
-    pub(super) fn finish(mut self) -> Tree {
+    pub(super) fn finish(mut self) -> Result<Tree, Error> {
         self.tree.inodes.shrink_to_fit();
         self.tree.dentries.shrink_to_fit();
         self.tree.names.shrink_to_fit();
         self.tree.bytes.shrink_to_fit();
         self.tree.xattrs.shrink_to_fit();
-        self.tree
+        // Before others build: these are as large as what stays.
+        (self.names, self.bytes) = (Once::default(), Once::default());
+        let (held, honest) = (self.tree.bytes(), self.tree.dentries.len() as u64 * HONEST);
+        self.tree.charge.settle(held, honest).map_err(Error::Memory)?;
+        Ok(self.tree)
     }
 
     fn inode(&mut self, node: Node, meta: Meta, nlink: u32) -> Result<Ino, Error> {
+        self.cover(0)?;
         let Meta { mode, uid, gid, mtime } = meta;
         self.tree.inodes.push(Inode { node, mtime_secs: mtime.secs, mtime_nanos: mtime.nanos, uid, gid, nlink, mode });
         self.last()
@@ -462,6 +499,7 @@ impl Builder {
     }
 
     fn span(&mut self, bytes: &[u8]) -> Result<Span, Error> {
+        self.cover(bytes.len())?;
         let place = self.bytes.place(&mut self.tree.bytes, bytes).zip(u32::try_from(bytes.len()).ok());
         let (start, len) = place.ok_or_else(|| too_large("bytes of symlinks and xattrs"))?;
         Ok(Span { start, len })
@@ -477,107 +515,4 @@ fn too_large(what: &'static str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const META: Meta = Meta { mode: 0o644, uid: 1, gid: 2, mtime: Time { secs: -1, nanos: 750_000_000 } };
-
-    fn ino(number: u64) -> Ino {
-        Ino::new(number).unwrap()
-    }
-
-    fn tree() -> Tree {
-        let mut builder = Builder::new();
-        let root = builder.dir(META).unwrap();
-        builder.open(root).unwrap();
-        let a = builder.dir(META).unwrap();
-        builder.link(b"a", a).unwrap();
-        let b = builder.node(&NewNode::File { layer: 3, start: 4096, size: 10 }, META).unwrap();
-        builder.xattr(b"user.x", b"1").unwrap();
-        builder.link(b"b", b).unwrap();
-        builder.open(a).unwrap();
-        builder.link(b"again", b).unwrap();
-        let link = builder.node(&NewNode::Symlink(b"../b"), META).unwrap();
-        builder.link(b"link", link).unwrap();
-        builder.finish()
-    }
-
-    #[test]
-    fn directories_are_found_listed_and_counted() {
-        let tree = tree();
-        let root = tree.root();
-        let (a, b) = (tree.lookup(root, b"a").unwrap(), tree.lookup(root, b"b").unwrap());
-        assert_eq!((root.get(), a.get(), b.get()), (1, 2, 3));
-        assert_eq!(tree.lookup(a, b"again"), Some(b));
-        for missing in [&b""[..], b"0", b"again", b"bb", b"link"] {
-            assert_eq!(tree.lookup(root, missing), None);
-        }
-        assert_eq!(tree.lookup(b, b"a"), None);
-        assert_eq!(tree.children(a, 1).collect::<Vec<_>>(), [(&b"link"[..], ino(4))]);
-        assert_eq!(tree.children(a, 7).count(), 0);
-        assert_eq!((tree.parent(a), tree.parent(root), tree.parent(b)), (Some(root), Some(root), None));
-        let nlink = |ino| tree.attr(ino).unwrap().nlink;
-        assert_eq!((nlink(root), nlink(a), nlink(b)), (3, 2, 2));
-    }
-
-    #[test]
-    fn nodes_say_what_they_are() {
-        let tree = tree();
-        let (b, link) = (ino(3), ino(4));
-        assert_eq!(tree.extent(b), Some(Extent { layer: 3, start: 4096, len: 10 }));
-        assert_eq!((tree.extent(link), tree.readlink(b)), (None, None));
-        assert_eq!(tree.readlink(link), Some(&b"../b"[..]));
-        assert_eq!(tree.attr(link).unwrap().size, 4);
-        assert_eq!(tree.attr(b).unwrap().mtime, META.mtime);
-        assert_eq!(tree.xattrs(b).collect::<Vec<_>>(), [(&b"user.x"[..], &b"1"[..])]);
-        assert_eq!(tree.xattrs(link).count(), 0);
-        assert_eq!(tree.attr(ino(5)), None);
-        assert_eq!(tree.totals(), (4, 10));
-    }
-
-    /// The budget of docs/design.md is 100 bytes; the module's text says 64.
-    #[test]
-    fn an_entry_takes_64_bytes_and_a_new_name_its_length() {
-        let entries = 100_000;
-        let mut builder = Builder::new();
-        let root = builder.dir(META).unwrap();
-        builder.open(root).unwrap();
-        for entry in 0..entries {
-            let ino = builder.node(&NewNode::File { layer: 0, start: 0, size: 0 }, META).unwrap();
-            builder.link(format!("{entry:08}").as_bytes(), ino).unwrap();
-        }
-        let tree = builder.finish();
-        let held = tree.inodes.capacity() * size_of::<Inode>()
-            + tree.dentries.capacity() * size_of::<Dentry>()
-            + tree.names.capacity()
-            + tree.bytes.capacity()
-            + tree.xattrs.capacity() * size_of::<Xattr>();
-        assert_eq!(held - size_of::<Inode>(), entries * (64 + 9));
-        assert_eq!(size_of::<Xattr>(), 20);
-    }
-
-    #[test]
-    fn equal_names_targets_and_xattrs_are_kept_once() {
-        let mut builder = Builder::new();
-        let root = builder.dir(META).unwrap();
-        builder.open(root).unwrap();
-        let dirs: Vec<_> = (0..9).map(|_| builder.dir(META).unwrap()).collect();
-        for (number, dir) in dirs.iter().enumerate() {
-            builder.link(format!("{number}").as_bytes(), *dir).unwrap();
-        }
-        for dir in &dirs {
-            builder.open(*dir).unwrap();
-            let link = builder.node(&NewNode::Symlink(b"to"), META).unwrap();
-            builder.xattr(b"trusted.x", &[7; 60_000]).unwrap();
-            builder.link(b"same", link).unwrap();
-        }
-        let tree = builder.finish();
-        assert_eq!(tree.names.len(), 9 * 2 + 5);
-        assert_eq!(tree.bytes.len(), 2 + 9 + 60_000);
-        for dir in dirs {
-            let link = tree.lookup(dir, b"same").unwrap();
-            assert_eq!(tree.readlink(link), Some(&b"to"[..]));
-            assert_eq!(tree.xattrs(link).collect::<Vec<_>>(), [(&b"trusted.x"[..], &[7; 60_000][..])]);
-        }
-    }
-}
+mod tests;

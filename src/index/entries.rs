@@ -10,6 +10,7 @@
 //! So an entry costs 64 bytes and its name. Positions are 32 bits: [`limits`](super::limits) keep all of them below that.
 
 use super::xattrs::XattrSets;
+use crate::budget::{Budget, Charge};
 
 /// A node of one layer. Hard links of one file share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,25 +169,38 @@ impl ChildRecord {
 /// Invariants, kept by the builder and checked by the decoder: there is a root; every position is in bounds; the children of the
 /// directories, in the order of their ids, tile `children`; every directory but the root has one name, in a directory of a lower
 /// id; names are valid, sorted and different.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Entries {
     pub(super) nodes: Vec<Node>,
     pub(super) children: Vec<ChildRecord>,
     pub(super) names: Vec<u8>,
     pub(super) below: Vec<Span>,
     pub(super) xattrs: XattrSets,
+    pub(super) charge: Charge,
 }
 
 impl Default for Entries {
     /// An empty layer: a root that nothing says anything of.
     fn default() -> Self {
-        let (children, names, below) = (Vec::new(), Vec::new(), Vec::new());
-        Self { nodes: vec![Node::implied_dir()], children, names, below, xattrs: XattrSets::default() }
+        let (nodes, children, names, below) = (vec![Node::implied_dir()], Vec::new(), Vec::new(), Vec::new());
+        Self { nodes, children, names, below, xattrs: XattrSets::default(), charge: Charge::default() }
     }
 }
 
 impl Entries {
     pub const ROOT: NodeId = NodeId(0);
+
+    /// What they are charged to.
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        self.charge.budget()
+    }
+
+    /// Bytes of memory that they take.
+    #[must_use]
+    pub const fn memory(&self) -> u64 {
+        self.charge.bytes()
+    }
 
     /// Number of nodes; ids are 0..len.
     #[must_use]

@@ -1,7 +1,9 @@
 //! Why a layer has no index: facts as fields, and in the message what to do about it.
 
+use super::stored::Damaged;
 use super::{ZtocProblem, names};
 use crate::blob::{ByteRange, Digest, SourceError};
+use crate::budget::Exceeded;
 use crate::sys::expansion::{Expands, WideTable};
 
 /// Why a layer has no index.
@@ -47,6 +49,10 @@ pub enum Error {
     ExternalToc { layer: Digest, source: SourceError },
     #[error("layer {layer}: its index cannot be made")]
     Encode { layer: Digest, source: std::io::Error },
+    #[error("layer {layer}: {what}")]
+    Memory { layer: Digest, what: &'static str, source: Exceeded },
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
     #[error("layer {layer}: {}{problem}", near(.entry.as_deref()))]
     Toc {
         layer: Digest,
@@ -187,6 +193,9 @@ pub enum Problem {
     SparseMap(&'static str),
     #[error("it is named as a directory and has {size} bytes of contents")]
     DirectoryWithContents { size: u64 },
+
+    #[error("with it, {0}")]
+    Memory(#[from] Exceeded),
 
     #[error("the zTOC {0}")]
     Ztoc(#[from] ZtocProblem),

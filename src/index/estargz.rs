@@ -17,6 +17,7 @@ use super::limits;
 use super::parse::{self, Payload};
 use super::source::Stored;
 use crate::blob::Digest;
+use crate::budget::Charge;
 use crate::sys::expansion::check_table;
 
 /// The entry that has the TOC.
@@ -24,7 +25,12 @@ pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 const TAR_BLOCK: usize = 512;
 
 /// Parses the TOC in a gzip member. `named`: the digest of its JSON by the manifest.
-pub(super) fn layer(member: &Stored, named: Option<Digest>, payload: Payload, blob: Digest) -> Result<Layer, Error> {
+pub(super) fn layer(
+    member: &Stored,
+    named: Option<Digest>,
+    payload: Payload,
+    (blob, charge): (Digest, Charge),
+) -> Result<Layer, Error> {
     let mut tar = GzDecoder::new(member.reader());
     let len = json_len(&mut tar).map_err(|problem| match (named, problem) {
         // Whether it is that of the manifest cannot be told.
@@ -32,7 +38,7 @@ pub(super) fn layer(member: &Stored, named: Option<Digest>, payload: Payload, bl
         (_, problem) => Rejected::from(problem).at(blob),
     })?;
     check_table(member.len(), len).map_err(|wide| Rejected::from(Problem::from(wide)).at(blob))?;
-    parse::layer(tar.take(len), len, named, payload, blob)
+    parse::layer(tar.take(len), len, named, payload, (blob, charge))
 }
 
 /// Reads the header of the TOC's tar entry (POSIX ustar): the name at 0, the size in octal at 124, the type at 156.

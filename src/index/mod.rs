@@ -57,6 +57,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::budget::{Budget, Charge};
 
 /// What a layer index is known by: which blob it describes, and who says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,12 +130,14 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Blobs smaller than this many bytes are read whole, in one request.
     pub whole_layer_below: u64,
     /// Serve a layer although nothing vouches for its TOC.
     pub insecure_unverified_toc: bool,
+    /// Within which layers are indexed.
+    pub memory: Budget,
 }
 
 /// What a look at a layer finds.
@@ -158,6 +161,8 @@ pub struct Opened {
     pub encoded: Bytes,
     /// The whole blob, where it was read and its digest was right.
     pub blob: Option<Bytes>,
+    /// For these bytes.
+    pub charge: Charge,
 }
 
 /// Finds the TOC of an external-TOC eStargz layer: given the layer, the bytes of the layer blob of the `-esgztoc` image that names it.
@@ -196,8 +201,8 @@ pub fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Optio
 ///
 /// # Errors
 /// As [`open`](fn@open).
-pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
-    open::open_whole(layer, source)
+pub fn open_whole(layer: &Descriptor, source: &dyn ByteSource, memory: &Budget) -> Result<Opened, Error> {
+    open::open_whole(layer, source, memory)
 }
 
 /// Bytes of the largest zTOC that is read.
@@ -208,9 +213,9 @@ pub const MAX_ZTOC: u64 = soci::LARGEST;
 ///
 /// # Errors
 /// Where the bytes have another digest, or are no zTOC of this layer.
-pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes) -> Result<Opened, Error> {
+pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes, memory: &Budget) -> Result<Opened, Error> {
     match Digest::of(bytes) {
-        got if got == digest => soci::index(layer, digest, bytes),
+        got if got == digest => soci::index(layer, digest, bytes, memory),
         got => Err(Error::TocDigest { layer: layer.digest, named: digest, got }),
     }
 }

@@ -30,6 +30,14 @@ pub(crate) struct Once {
 }
 
 impl Once {
+    /// Bytes that this takes for a string, its table's free places included.
+    pub(crate) const EACH: u64 = 44;
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.places.len() as u64 * Self::EACH
+    }
+
     /// Where `bytes` start in the arena, which gets them if it does not have them. `None` where they would lie behind 4 GiB.
     pub(crate) fn place(&mut self, arena: &mut Vec<u8>, bytes: &[u8]) -> Option<u32> {
         let mut key = self.hasher.hash_one(bytes);

@@ -8,9 +8,10 @@ use super::error::{Error, Problem, Rejected};
 use super::footer::{Footer, TocPosition};
 use super::parse::Payload;
 use super::source::{Blob, Stored};
-use super::stored::{self, Codec};
+use super::stored::{self, Codec, Encoded};
 use super::{Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked};
-use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::budget::{Budget, Charge};
 
 /// How much of the blob is known to be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,19 +45,19 @@ pub(super) fn open(
     external: ExternalToc<'_>,
     options: &Options,
 ) -> Result<Found, Error> {
-    look(layer, source, external, Vouchers::new(layer, Named::of(layer)?, options))
+    look(layer, source, external, (Vouchers::new(layer, Named::of(layer)?, options), &options.memory))
 }
 
 /// The same where what the manifest names is not to be had: only the blob's own digest can vouch.
 pub(super) fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Options) -> Result<Found, Error> {
     // What does not fit is no reason to believe more.
     let vouchers = Vouchers { insecure: false, ..Vouchers::new(layer, Named::default(), options) };
-    look(layer, source, &nowhere, vouchers)
+    look(layer, source, &nowhere, (vouchers, &options.memory))
 }
 
-pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource) -> Result<Opened, Error> {
+pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource, memory: &Budget) -> Result<Opened, Error> {
     let vouchers = Vouchers { named: Named::default(), whole: Whole::Verified, insecure: false };
-    match look(layer, source, &nowhere, vouchers)? {
+    match look(layer, source, &nowhere, (vouchers, memory))? {
         Found::Indexed(opened) => Ok(opened),
         Found::Plain { .. } | Found::Unvouched(_) => Err(Error::NoToc { layer: layer.digest }),
     }
@@ -70,7 +71,7 @@ fn look(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
-    vouchers: Vouchers,
+    (vouchers, memory): (Vouchers, &Budget),
 ) -> Result<Found, Error> {
     let Vouchers { named, whole, insecure } = vouchers;
     if source.size() != layer.size {
@@ -81,25 +82,38 @@ fn look(
     // there the footer counts. (An index that the blob vouches for is used for every image with that blob.)
     let vouched = named.identity().is_some() || (insecure && whole == Whole::No);
     let position = named.position.filter(|_| vouched);
+    let mut of_blob = memory.charge(0);
+    if whole == Whole::Read {
+        let covered = of_blob.cover(layer.size, 0);
+        covered.map_err(|source| Error::Memory {
+            layer: layer.digest,
+            what: "all of it, since it is small",
+            source,
+        })?;
+    }
     let blob = match position {
         _ if whole == Whole::Read => Blob::whole(layer, source)?,
         Some(_) => Blob::nothing(layer, source),
         None => Blob::tail(layer, source, named.identity().is_some())?,
     };
-    let opening = Opening { layer, blob: &blob, vouchers };
-    match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
+    let opening = Opening { layer, blob: &blob, vouchers, memory };
+    let found = match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
         None => opening.plain(),
         Some(Footer::ZstdChunked(position)) => opening.zstd_chunked(position),
         Some(Footer::External) => opening.external(external),
         Some(footer @ Footer::Stargz { toc }) => opening.gzip(Format::Stargz, toc, footer.len()),
         Some(footer @ Footer::EStargz { toc }) => opening.gzip(Format::EStargz, toc, footer.len()),
-    }
+    };
+    // Whoever takes the blob charges for it.
+    drop(of_blob);
+    found
 }
 
 struct Opening<'a> {
     layer: &'a Descriptor,
     blob: &'a Blob<'a>,
     vouchers: Vouchers,
+    memory: &'a Budget,
 }
 
 impl Opening<'_> {
@@ -111,9 +125,10 @@ impl Opening<'_> {
             let at = ByteRange { start: end, end: toc };
             Rejected::from(Problem::Position(at)).at(self.layer.digest)
         })?;
-        let stored = self.blob.toc(range)?;
+        let (_turn, mut of_toc) = (self.memory.turn(range.len()), self.memory.charge(0));
+        let stored = self.blob.toc(range, &mut of_toc)?;
         let payload = Payload { codec: Codec::Gzip, end: toc };
-        let parsed = estargz::layer(&stored, named, payload, self.layer.digest)?;
+        let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 
@@ -128,18 +143,27 @@ impl Opening<'_> {
             None => return self.plain(),
         };
         let toc = external(self.layer).map_err(|source| Error::ExternalToc { layer: self.layer.digest, source })?;
+        let mut of_toc = self.memory.charge(0);
+        let covered = of_toc.cover(toc.len() as u64, 0);
+        covered.map_err(|source| Error::Memory { layer: self.layer.digest, what: "its table of contents", source })?;
         let stored = Stored([toc, Bytes::new()]);
         let payload = Payload { codec: Codec::Gzip, end: self.layer.size - Footer::External.len() };
-        let parsed = estargz::layer(&stored, named, payload, self.layer.digest)?;
+        let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
+    }
+
+    /// The layer's name, and what making its index of its TOC is charged to.
+    fn build(&self, toc: &Stored) -> (Digest, Charge) {
+        (self.layer.digest, self.memory.build(toc.len()))
     }
 
     fn zstd_chunked(&self, position: TocPosition) -> Result<Found, Error> {
         let Named { checksum, toc_digest, .. } = self.vouchers.named;
         let identity = self.vouchers.named.identity();
         let Some(trust) = self.trust(identity.is_some()) else { return Ok(Found::Unvouched(Format::ZstdChunked)) };
-        let stored = self.blob.toc(position.stored)?;
-        let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.layer.digest)?;
+        let (_turn, mut of_toc) = (self.memory.turn(position.stored.len()), self.memory.charge(0));
+        let stored = self.blob.toc(position.stored, &mut of_toc)?;
+        let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.build(&stored))?;
         self.finish(Format::ZstdChunked, trust, identity, &stored, parsed)
     }
 
@@ -187,8 +211,8 @@ impl Opening<'_> {
             Trust::Soci | Trust::Unverified => None,
         };
         let format = if parsed.is_empty { Format::Empty } else { format };
-        let encoded = stored::encode(self.layer.digest, identity, format, toc.len(), None, parsed)
-            .map_err(|source| Error::Encode { layer: self.layer.digest, source })?;
-        Ok(Found::Indexed(Opened { format, trust, identity, encoded, blob: self.known_whole() }))
+        let Encoded { bytes: encoded, charge } =
+            stored::encode(self.layer.digest, identity, format, toc.len(), None, parsed)?;
+        Ok(Found::Indexed(Opened { format, trust, identity, encoded, blob: self.known_whole(), charge }))
     }
 }

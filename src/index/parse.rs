@@ -9,6 +9,7 @@ use super::error::{Error, Problem, Rejected};
 use super::stored::Codec;
 use super::toc;
 use crate::blob::Digest;
+use crate::budget::Charge;
 
 /// Where the blob's payload ends, and what its units are.
 #[derive(Debug, Clone, Copy)]
@@ -23,10 +24,10 @@ pub(super) fn layer(
     len: u64,
     named: Option<Digest>,
     payload: Payload,
-    blob: Digest,
+    (blob, charge): (Digest, Charge),
 ) -> Result<Layer, Error> {
     let mut json = Hashing { inner: json, hasher: Sha256::new(), len: 0, limit: len };
-    let mut builder = Builder::new(payload.codec, payload.end);
+    let mut builder = Builder::new(payload.codec, payload.end).charged(charge);
     let parsed = toc::parse(&mut json, &mut |entry| builder.add(entry)).and_then(|()| builder.finish());
     if let Some(named) = named {
         // After an error the rest counts too: wrong bytes are told from a wrong TOC.

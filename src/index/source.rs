@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{Error, Problem, Rejected};
 use super::{Descriptor, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::budget::Charge;
 
 /// A blob of which a part was read.
 pub(super) struct Blob<'a> {
@@ -60,7 +61,7 @@ impl<'a> Blob<'a> {
     }
 
     /// A range that the blob says its TOC has; only what is missing of it is read.
-    pub(super) fn toc(&self, range: ByteRange) -> Result<Stored, Error> {
+    pub(super) fn toc(&self, range: ByteRange, charge: &mut Charge) -> Result<Stored, Error> {
         let refused = |problem: Problem| Rejected::from(problem).at(self.layer.digest);
         if range.is_empty() || range.end > self.layer.size {
             return Err(refused(Problem::Position(range)));
@@ -68,6 +69,8 @@ impl<'a> Blob<'a> {
         if range.len() > limits::TOC_COMPRESSED {
             return Err(refused(Problem::TocTooLarge { len: range.len(), limit: limits::TOC_COMPRESSED }));
         }
+        let covered = charge.cover(range.len(), 0);
+        covered.map_err(|source| Error::Memory { layer: self.layer.digest, what: "its table of contents", source })?;
         let known = range.intersection(&ByteRange { start: self.start, end: self.start + self.bytes.len() as u64 });
         if known.end < range.end || known.is_empty() {
             return Ok(Stored([fetch(self.layer, self.source, range)?, Bytes::new()]));
@@ -85,12 +88,23 @@ fn fetch(layer: &Descriptor, source: &dyn ByteSource, range: ByteRange) -> Resul
     if bytes.len() as u64 == range.len() { Ok(bytes) } else { Err(failed("fewer bytes than asked for".into())) }
 }
 
+/// Bytes that tell what a TOC is compressed with.
+const HEAD: u64 = 32;
+
 /// A TOC as it is stored, in up to two parts.
 pub(super) struct Stored(pub(super) [Bytes; 2]);
 
 impl Stored {
     pub(super) fn len(&self) -> u64 {
         self.0.iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// Its first bytes.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let mut head = Vec::new();
+        // Memory fails no read.
+        let _read = self.reader().take(HEAD).read_to_end(&mut head);
+        head
     }
 
     pub(super) fn digest(&self) -> Digest {

@@ -105,17 +105,36 @@ fn decode(set: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 /// An xattr's name and value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
+/// Bytes for a set besides its pairs: its end, and its place in the table of numbers.
+const EACH_SET: u64 = 4 + 72;
+
 /// Gathers the sets of a layer.
 #[derive(Debug, Default)]
 pub(super) struct XattrBuilder {
     sets: XattrSets,
     numbers: HashMap<Box<[Pair]>, u32>,
+    /// Pairs in the keys of `numbers`.
+    kept: usize,
     once: Once,
     /// Bytes of all sets when they are encoded.
     encoded: usize,
 }
 
 impl XattrBuilder {
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        let XattrSets { ends, pairs, texts } = &self.sets;
+        (texts.len() + (pairs.len() + self.kept) * size_of::<Pair>()) as u64
+            + ends.len() as u64 * EACH_SET
+            + self.once.bytes()
+    }
+
+    /// Bytes that the sets alone take.
+    pub(super) fn finished_bytes(&self) -> u64 {
+        let XattrSets { ends, pairs, texts } = &self.sets;
+        (texts.len() + pairs.len() * size_of::<Pair>() + ends.len() * size_of::<u32>()) as u64
+    }
+
     /// The number of the set that holds these xattrs, overlayfs's own left out. Of one name's values the last counts.
     ///
     /// # Errors
@@ -177,6 +196,7 @@ impl XattrBuilder {
             return Ok(*number);
         }
         let number = self.append(&pairs)?;
+        self.kept += pairs.len();
         self.numbers.insert(pairs.into_boxed_slice(), number);
         Ok(number)
     }

@@ -15,7 +15,9 @@ use super::parse::{self, Payload};
 use super::source::Stored;
 use super::stored::Codec;
 use crate::blob::Digest;
+use crate::budget::Charge;
 use crate::sys::expansion::check_table;
+use crate::sys::frames;
 
 /// Bytes before the payload of a skippable frame (RFC 8878, 3.1.2).
 const SKIPPABLE_HEADER: u64 = 8;
@@ -26,7 +28,7 @@ pub(super) fn layer(
     position: TocPosition,
     checksum: Option<Digest>,
     toc_digest: Option<Digest>,
-    blob: Digest,
+    (blob, charge): (Digest, Charge),
 ) -> Result<Layer, Error> {
     if let Some(named) = checksum {
         let got = toc.digest();
@@ -39,8 +41,12 @@ pub(super) fn layer(
         return Err(Rejected::from(problem).at(blob));
     }
     check_table(toc.len(), position.decoded).map_err(|wide| Rejected::from(Problem::from(wide)).at(blob))?;
+    let window = frames::window(&toc.head()).map_or(0, |window| window.min(position.decoded));
+    let mut of_window = charge.beside();
+    let covered = of_window.cover(window, 0);
+    covered.map_err(|source| Error::Memory { layer: blob, what: "the zstd window of its TOC", source })?;
     let json = zstd::stream::read::Decoder::with_buffer(toc.reader());
     let json = json.map_err(|error| Rejected::from(Problem::Json(serde::de::Error::custom(error))).at(blob))?;
     let payload = Payload { codec: Codec::Zstd, end: position.stored.start.saturating_sub(SKIPPABLE_HEADER) };
-    parse::layer(json.single_frame(), position.decoded, toc_digest, payload, blob)
+    parse::layer(json.single_frame(), position.decoded, toc_digest, payload, (blob, charge))
 }

@@ -90,6 +90,8 @@ pub enum Error {
     Damaged(#[from] crate::index::Damaged),
     #[error(transparent)]
     Tree(#[from] crate::fs::tree::Error),
+    #[error("layer {layer}, which has the most of them: the names, links and xattrs of all layers together")]
+    Memory { layer: Digest, source: crate::budget::Exceeded },
     #[error("the image has no layer {wanted}; it has {count}, the lowest is 0")]
     NoSuchLayer { wanted: String, count: usize },
     #[error(

@@ -25,13 +25,14 @@ use super::server::Served;
 use super::silence::{unless_silent, until_silent};
 use super::{Error, lowers};
 use crate::blob::Digest;
+use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::fetch::{self, Around, Files, Prefetch};
 use crate::fs::forest::Forest;
 use crate::fs::fuse::{Frontend, Options, Server};
-use crate::fs::tree::{OpaqueXattr, Tree};
+use crate::fs::tree::{self, OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
-use crate::index::{self, Damaged, Entries, StoredIndex, Summary};
+use crate::index::{self, Entries, StoredIndex, Summary};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
 use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work};
@@ -55,11 +56,18 @@ pub(crate) struct Common {
     hosts: Hosts,
     archives: Archives,
     fetch: fetch::Shared,
+    memory: Budget,
 }
 
 impl Common {
     pub(crate) fn new(cache: Cache, hosts: Hosts) -> Self {
-        Self { cache, hosts, archives: Archives::default(), fetch: fetch::Shared::default() }
+        Self {
+            cache,
+            hosts,
+            archives: Archives::default(),
+            fetch: fetch::Shared::default(),
+            memory: Budget::of_process(),
+        }
     }
 
     pub(crate) const fn cache(&self) -> &Cache {
@@ -113,7 +121,7 @@ impl Engine {
         resolve_within: Duration,
         tar_splits: Option<PathBuf>,
     ) -> Result<Self, Error> {
-        let Common { cache, hosts, archives, fetch: shared } = common;
+        let Common { cache, hosts, archives, fetch: shared, memory } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,
@@ -130,6 +138,7 @@ impl Engine {
             options: index::Options {
                 whole_layer_below: options.whole_layer_below,
                 insecure_unverified_toc: options.insecure_unverified_toc,
+                memory: memory.of_image(options.memory_limit),
             },
             allowance: Allowance::default(),
             tar_splits,
@@ -388,14 +397,27 @@ impl OpenImage {
         let contents: Vec<_> = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
         let entries = of_each(&contents, |index| index.entries().map(Arc::new))?;
         let tree = match (alone, entries.as_slice()) {
-            (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref())?,
-            (_, entries) => Tree::merged(entries.iter().map(AsRef::as_ref).collect())?,
+            (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref()),
+            (_, entries) => Tree::merged(entries.iter().map(AsRef::as_ref).collect()),
         };
+        let tree = tree.map_err(|error| self.named(error, &entries))?;
+        drop(entries);
         let tree = Arc::new(tree);
         let holes = of_each(&contents, StoredIndex::holes)?;
         let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
         let view = View::new(tree, Arc::clone(&around) as Arc<dyn Contents>).with_holes(holes);
         Ok((view, around))
+    }
+}
+
+impl OpenImage {
+    /// Names the layer that takes most, where all of them together take too much.
+    fn named(&self, error: tree::Error, entries: &[Arc<Entries>]) -> Error {
+        let largest = entries.iter().zip(&self.layers).max_by_key(|(entries, _)| entries.memory());
+        match (error, largest) {
+            (tree::Error::Memory(source), Some((_, layer))) => Error::Memory { layer: layer.layer.digest, source },
+            (error, _) => error.into(),
+        }
     }
 }
 
@@ -421,10 +443,10 @@ fn is_refused<T, E>(numbers: &[usize], results: &BTreeMap<usize, Result<T, E>>) 
 }
 
 /// What `of` gives of the index of each layer, asked once for one that the image has several times.
-pub(crate) fn of_each<T: Clone>(
+pub(crate) fn of_each<T: Clone, E>(
     layers: &[Arc<fetch::Layer>],
-    of: impl Fn(&StoredIndex) -> Result<T, Damaged>,
-) -> Result<Vec<T>, Damaged> {
+    of: impl Fn(&StoredIndex) -> Result<T, E>,
+) -> Result<Vec<T>, E> {
     let mut known = HashMap::new();
     let one = |layer: &Arc<fetch::Layer>| match known.entry(Arc::as_ptr(layer)) {
         Entry::Occupied(known) => Ok(T::clone(known.get())),

@@ -10,7 +10,9 @@ use tokio::runtime::Handle;
 
 use super::Error;
 use super::event::{Event, Report};
+use super::here::Here;
 use crate::blob::{ByteSource, Digest};
+use crate::budget::{Budget, Charge};
 use crate::cache::Cache;
 use crate::fetch::{self, Held, Pass, Passed, Reindex};
 use crate::index::{
@@ -146,7 +148,7 @@ pub(super) struct Pending {
     /// Why the TOC that the manifest names is not used.
     pub(super) misfit: Option<String>,
     /// All of it, where it was small and its digest was right.
-    blob: Option<Bytes>,
+    blob: Option<Arc<Here>>,
     /// All of it, where it has begun to come.
     body: Option<Body>,
     /// The digest of the unpacked layer, by the image's config.
@@ -182,8 +184,9 @@ impl Pending {
 
     fn source(&self) -> fetch::Source {
         match &self.blob {
-            Some(bytes) => {
-                fetch::Source::Held { blob: self.layer.blob.clone(), bytes: Held::new(Arc::new(bytes.clone())) }
+            Some(here) => {
+                let bytes = Held::new(Arc::clone(here) as Arc<dyn ByteSource>);
+                fetch::Source::Held { blob: self.layer.blob.clone(), bytes }
             }
             None => fetch::Source::Blob(self.layer.blob.clone()),
         }
@@ -207,6 +210,7 @@ impl Opener {
         // What the manifest names may not have fitted.
         let found = found.or_else(|| self.cached(&descriptor, named.map(|_| Identity::Own)?));
         if let Some((key, index)) = found {
+            let index = index.within(self.memory())?;
             let is_huge = index.has_huge_unit()?;
             let mut open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
             open.misfit = named.filter(|_| key.identity == Identity::Own).map(|_| OWN_INSTEAD.to_owned());
@@ -236,7 +240,7 @@ impl Opener {
         let named = index::named_identity(&descriptor);
         let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
         let (_, index) = found.or_else(|| self.cached(&descriptor, Identity::Own))?;
-        index.entries().ok()
+        index.within(self.memory()).ok()?.entries().ok()
     }
 
     /// The index that an earlier mount made. Where the manifest names no TOC digest, only one that the blob's digest vouched for will do.
@@ -260,7 +264,10 @@ impl Opener {
                 let open = self.opened(layer, descriptor, opened, (None, None))?;
                 return Ok(Looked::Open(OpenLayer { misfit, ..open }));
             }
-            Toc::Found(Found::Plain { blob }) => (Reason::Plain, blob, None),
+            Toc::Found(Found::Plain { blob }) => {
+                let here = blob.and_then(|blob| Here::new(blob, self.memory()).ok());
+                (Reason::Plain, here.map(Arc::new), None)
+            }
             Toc::Found(Found::Unvouched(format)) => (Reason::Unvouched(format), None, None),
             Toc::SentWhole(body) => (Reason::SentWhole, None, Some(body)),
         };
@@ -276,8 +283,10 @@ impl Opener {
         (held, ztoc): (Option<Arc<dyn ByteSource>>, Option<registry::Layer>),
     ) -> Result<OpenLayer, Error> {
         let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
-        let index = self.stored(descriptor, key.as_ref(), &opened.encoded)?;
-        let held = held.or_else(|| opened.blob.map(|bytes| Arc::new(bytes) as Arc<dyn ByteSource>));
+        let index = self.stored(descriptor, key.as_ref(), (opened.encoded, opened.charge))?;
+        // It is fetched again in parts, where there is no room for it.
+        let here = opened.blob.filter(|_| held.is_none()).and_then(|blob| Here::new(blob, self.memory()).ok());
+        let held = held.or_else(|| here.map(|here| Arc::new(here) as Arc<dyn ByteSource>));
         Ok(self.layer(layer, key, opened.trust, index, (held, ztoc)))
     }
 
@@ -385,6 +394,7 @@ impl Opener {
             progress,
             is_huge: false,
             allowance: self.allowance.clone(),
+            memory: self.memory().clone(),
         }
     }
 
@@ -406,7 +416,7 @@ impl Opener {
             // Before the index is kept, so that nobody uses the layer who has found that; and until the layer is open.
             let _adopted = staged.map(adopt).transpose()?;
             opener.cache.put_index(&key, &made.encoded);
-            let index = opener.stored(&descriptor(&layer), Some(&key), &made.encoded)?;
+            let index = opener.stored(&descriptor(&layer), Some(&key), (made.encoded, made.charge))?;
             let is_huge = index.has_huge_unit()?;
             let mut open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
             open.tar_split = made.split;
@@ -424,7 +434,7 @@ impl Opener {
         let (opener, digest) = (Arc::clone(self), layer.digest);
         let open = move || {
             let descriptor = descriptor(&layer);
-            let opened = index::open_whole(&descriptor, &*held)?;
+            let opened = index::open_whole(&descriptor, &*held, opener.memory())?;
             opener.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
             opener.opened(layer, &descriptor, opened, (Some(held), None))
         };
@@ -455,7 +465,12 @@ impl Opener {
                 Ok(Toc::SentWhole(body)) => opener.index_of_whole(&layer, body),
                 Err(error) => Err(error),
             };
-            made.map(|encoded| Arc::new(encoded) as Arc<dyn ByteSource>)
+            let here = |encoded| {
+                let no_room = |source| index::Error::Memory { layer: layer.digest, what: "its index", source };
+                Ok(Here::new(encoded, opener.memory()).map_err(no_room)?)
+            };
+            made.and_then(here)
+                .map(|here| Arc::new(here) as Arc<dyn ByteSource>)
                 .inspect_err(|error| tracing::warn!(error = error.chain(), "the index cannot be made again"))
                 .ok()
         })
@@ -465,7 +480,8 @@ impl Opener {
     fn index_again(&self, layer: &registry::Layer, has_toc: bool) -> Result<Bytes, Error> {
         let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.clone()));
         if has_toc {
-            return Ok(index::open_whole(&descriptor(layer), &*wait(&self.runtime, pass.hold())??)?.encoded);
+            let held = wait(&self.runtime, pass.hold())??;
+            return Ok(index::open_whole(&descriptor(layer), &*held, self.memory())?.encoded);
         }
         Ok(wait(&self.runtime, pass.index(None))??.made.encoded)
     }
@@ -487,16 +503,24 @@ impl Opener {
         Pass { allowance: Allowance::default(), ..pass }
     }
 
+    /// What the image's layers are charged to.
+    pub(super) const fn memory(&self) -> &Budget {
+        &self.options.memory
+    }
+
     /// The index as a file of the cache, so that its tables need no memory; in memory where nothing may or can be kept.
-    fn stored(&self, layer: &Descriptor, key: Option<&LayerKey>, encoded: &Bytes) -> Result<StoredIndex, Error> {
+    fn stored(
+        &self,
+        layer: &Descriptor,
+        key: Option<&LayerKey>,
+        (encoded, charge): (Bytes, Charge),
+    ) -> Result<StoredIndex, Error> {
         let kept = key.and_then(|key| StoredIndex::open(self.cache.index(key)?, &layer.digest, Some(key)).ok());
-        match kept {
-            Some(index) => Ok(index),
-            None => {
-                let source: Arc<dyn ByteSource> = Arc::new(encoded.clone());
-                Ok(StoredIndex::open(source, &layer.digest, key)?)
-            }
-        }
+        let index = match kept {
+            Some(index) => index,
+            None => StoredIndex::open(Arc::new(Here::charged(encoded, charge)), &layer.digest, key)?,
+        };
+        Ok(index.within(self.memory())?)
     }
 
     fn layer(

@@ -18,6 +18,7 @@ mod error;
 pub(crate) mod escape;
 mod event;
 pub(crate) mod fusedev;
+mod here;
 pub mod holders;
 pub mod image;
 pub mod indexes;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire;
 use crate::blob::Digest;
+use crate::budget::DEFAULT_LIMIT;
 pub use crate::fetch::Prefetch;
 use crate::fs::tree::OpaqueXattr;
 use crate::registry::{ImageRef, Platform, SociChoice};
@@ -36,8 +37,16 @@ pub struct ImageOptions {
     /// Blobs smaller than this many bytes are read whole, in one request.
     pub whole_layer_below: u64,
     pub insecure_unverified_toc: bool,
+    /// Bytes of memory that the image may take beyond what its entries are worth.
+    #[serde(default = "memory_limit")]
+    pub memory_limit: u64,
     /// Which SOCI index is used for layers without a table of contents; `None`: none.
     pub soci: Option<SociChoice>,
+}
+
+/// What an older crfs did not write down.
+const fn memory_limit() -> u64 {
+    DEFAULT_LIMIT
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +130,7 @@ mod tests {
             io_deadline: Duration::from_millis(1500),
             whole_layer_below: u64::MAX,
             insecure_unverified_toc: true,
+            memory_limit: u64::MAX,
             soci: Some(SociChoice::Digest(Digest::of(b""))),
         };
         let options = MountOptions {

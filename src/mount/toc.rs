@@ -23,10 +23,14 @@ impl Opener {
             return Err(Error::ZtocTooLarge { layer: layer.digest, size: ztoc.size, limit });
         }
         let all = ByteRange { start: 0, end: ztoc.size };
+        // It grows with the layer, as the layer's bytes do.
+        let mut charge = self.memory().charge(0).beside_windows(layer.size);
+        let covered = charge.cover(ztoc.size, u64::MAX);
+        covered.map_err(|source| index::Error::Memory { layer: layer.digest, what: "its zTOC", source })?;
         let open = |source: &dyn ByteSource| {
             let read = source.read_at(all);
             let bytes = read.map_err(|source| index::Error::Read { layer: ztoc.digest, range: all, source })?;
-            index::open_ztoc(layer, ztoc.digest, &bytes)
+            index::open_ztoc(layer, ztoc.digest, &bytes, self.memory())
         };
         let opened = match open(&ztoc.blob) {
             Err(error) if error.is_wrong_bytes() => open(&Parts::new(&ztoc.blob, Freshness::PastCaches))?,
@@ -81,7 +85,7 @@ impl Opener {
             Err(error) if !error.is_misfit() => return Err(error.into()),
             _ => {}
         }
-        match index::open_whole(layer, blob) {
+        match index::open_whole(layer, blob, self.memory()) {
             Ok(opened) => {
                 self.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
                 Ok(Some(opened))

@@ -288,6 +288,7 @@ pub(super) mod tests {
             io_deadline: Duration::from_secs(1),
             whole_layer_below: 0,
             insecure_unverified_toc: false,
+            memory_limit: u64::MAX,
             soci: None,
         }
     }

@@ -162,6 +162,11 @@ fn decoder() -> io::Result<raw::Decoder<'static>> {
     Ok(decoder)
 }
 
+/// Bytes that a decoder of the frame that starts so may keep. `None`: that does not tell.
+pub(crate) fn window(head: &[u8]) -> Option<u64> {
+    header(head).map(|header| header.window)
+}
+
 /// What a frame says of its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {

@@ -48,7 +48,7 @@ fn read_by(mut program: Command, path: PathBuf) -> Vec<u8> {
 }
 
 /// A number of /proc/PID/status, in KiB.
-fn memory(pid: u32, field: &str) -> u64 {
+pub(crate) fn memory(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()

@@ -7,9 +7,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod archives;
+mod budget;
 mod cache;
 mod causes;
 mod commands;
+#[path = "../it/evil.rs"]
+#[allow(dead_code)]
+mod evil;
 mod faults;
 #[path = "../it/fixtures.rs"]
 mod fixtures;

@@ -113,6 +113,7 @@ pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOpt
         io_deadline: Duration::from_secs(20),
         whole_layer_below: 0,
         insecure_unverified_toc: true,
+        memory_limit: crfs::budget::DEFAULT_LIMIT,
         soci: Some(SociChoice::Annotated),
     }
 }

@@ -3,9 +3,11 @@
 
 mod around;
 mod auth;
+mod budget;
 mod contents;
 mod crowds;
 mod ending;
+mod evil;
 mod faults;
 mod fixtures;
 mod hostile;

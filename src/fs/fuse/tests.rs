@@ -14,6 +14,7 @@ use nix::unistd::Whence;
 
 use self::mounted::{Counting, Mounted, Never, Panics, SlowDisk, mount_overlay, skipped};
 use super::*;
+use crate::budget::Charge;
 use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
 use crate::fs::overlay::merge;
 use crate::fs::tree::{Builder, Ino, NewNode, Tree};
@@ -210,14 +211,14 @@ fn a_large_directory_is_listed_whole() {
         return;
     }
     let names: Vec<String> = (0..100_000).map(|n| format!("{n:06}")).collect();
-    let mut builder = Builder::new();
+    let mut builder = Builder::new(Charge::default());
     let root = builder.dir(MADE_UP).unwrap();
     builder.open(root).unwrap();
     for name in &names {
         let ino = builder.node(&NewNode::Fifo, MADE_UP).unwrap();
         builder.link(name.as_bytes(), ino).unwrap();
     }
-    let mounted = Mounted::new(View::new(builder.finish(), Arc::new(Ramp::default())));
+    let mounted = Mounted::new(View::new(builder.finish().unwrap(), Arc::new(Ramp::default())));
     let listed: Vec<_> = fs::read_dir(mounted.path(""))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

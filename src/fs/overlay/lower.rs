@@ -1,6 +1,7 @@
 //! A single-layer tree as a layer again, for the layers above it.
 
 use super::LayerEntries;
+use crate::budget::Budget;
 use crate::fs::tree::{Attr, Ino, OpaqueXattr, Tree, Type};
 use crate::index::{Child, Kind, Meta, NodeId};
 
@@ -20,6 +21,10 @@ fn is_whiteout(attr: &Attr) -> bool {
 impl LayerEntries for Tree {
     fn len(&self) -> usize {
         usize::try_from(self.totals().0).unwrap_or(usize::MAX)
+    }
+
+    fn budget(&self) -> Budget {
+        Self::budget(self).clone()
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {

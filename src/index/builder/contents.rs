@@ -98,6 +98,11 @@ impl ContentsBuilder {
         Ok((block, start))
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tables.bytes()
+    }
+
     /// Bytes of the layer file so far.
     pub(crate) fn filled(&self) -> u64 {
         self.filled

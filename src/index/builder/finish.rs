@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::paths::{DETACHED, Dentry, Paths, Slot};
 use super::walk::Unpacked;
 use super::{LateLink, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT, hidden_by};
+use crate::budget::Charge;
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
 use crate::index::error::{Problem, Rejected};
 use crate::index::names;
@@ -15,8 +16,9 @@ pub(super) fn entries(
     nodes: Vec<Node>,
     links: &[LateLink],
     xattrs: XattrSets,
+    charge: &mut Charge,
 ) -> Result<Entries, Rejected> {
-    let (resolved, below) = resolve(&mut paths, &nodes, links)?;
+    let (resolved, below) = resolve(&mut paths, &nodes, links, charge)?;
     // A hard link's target that could not be followed for that was taken for one below.
     paths.check_walked()?;
     let (dentries, names) = paths.into_parts();
@@ -25,13 +27,19 @@ pub(super) fn entries(
     let layout =
         Layout { dentries: &dentries, by_dir: &by_dir, used: &used, resolved: &resolved, names: &names, old: &nodes };
     let (nodes, children) = layout.walk();
-    Ok(Entries { nodes, children, names, below, xattrs })
+    Ok(Entries { nodes, children, names, below, xattrs, charge: Charge::default() })
 }
 
 /// What each late link stands for, and the paths of those that only a lower layer can have.
-fn resolve(paths: &mut Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec<Target>, Vec<Span>), Rejected> {
+fn resolve(
+    paths: &mut Paths,
+    nodes: &[Node],
+    links: &[LateLink],
+    charge: &mut Charge,
+) -> Result<(Vec<Target>, Vec<Span>), Rejected> {
     let unpacked = Unpacked { paths, nodes };
-    let mut resolver = Resolver { unpacked, links, states: vec![State::New; links.len()], below: Vec::new() };
+    let (states, below) = (vec![State::New; links.len()], Vec::new());
+    let mut resolver = Resolver { unpacked, links, states, below, held: 0, charge };
     let mut chain = Vec::new();
     for start in 0..links.len() {
         let target = resolver.follow(start, &mut chain)?;
@@ -46,6 +54,9 @@ fn resolve(paths: &mut Paths, nodes: &[Node], links: &[LateLink]) -> Result<(Vec
     Ok((states.into_iter().filter_map(done).collect(), below))
 }
 
+/// Bytes of a path besides its own.
+const EACH_PATH: usize = 48;
+
 #[derive(Debug, Clone, Copy)]
 enum State {
     New,
@@ -58,6 +69,9 @@ struct Resolver<'a> {
     links: &'a [LateLink],
     states: Vec<State>,
     below: Vec<Vec<u8>>,
+    /// Bytes of these.
+    held: usize,
+    charge: &'a mut Charge,
 }
 
 impl Resolver<'_> {
@@ -80,7 +94,11 @@ impl Resolver<'_> {
             chain.push(at);
             let found = match self.unpacked.entry(link.target.of(&self.unpacked.paths.names)) {
                 Ok(found) => found,
-                Err(path) => {
+                Err(mut path) => {
+                    path.shrink_to_fit();
+                    self.held += path.len() + EACH_PATH;
+                    let covered = self.charge.cover(self.held as u64, 0);
+                    covered.map_err(|exceeded| self.refused(link, |_| exceeded.into()))?;
                     self.below.push(path);
                     return Ok(Target::Below((self.below.len() - 1) as u32));
                 }

@@ -22,6 +22,7 @@ use super::toc::{EntryType, TocEntry};
 use super::xattrs::XattrBuilder;
 use super::{acl, limits, names};
 use crate::blob::ByteRange;
+use crate::budget::{Charge, Exceeded};
 
 pub(super) use super::names::WHITEOUT;
 
@@ -44,6 +45,8 @@ pub(crate) struct Layer {
     pub(crate) prefetch: Option<ByteRange>,
     /// Whether the TOC has an entry at all, hidden ones included.
     pub(crate) is_empty: bool,
+    /// For all of it.
+    pub(crate) charge: Charge,
 }
 
 /// A hard link whose target had not come yet.
@@ -78,7 +81,11 @@ pub(crate) struct Builder {
     /// The cleaned name and link of the entry at hand, kept for their memory.
     path: Vec<u8>,
     link: Vec<u8>,
+    charge: Charge,
 }
+
+/// What a name of an honest layer takes while that is built: a node, a file's contents, and the name.
+const HONEST: u64 = size_of::<Node>() as u64 + Tables::EACH + Paths::HONEST;
 
 impl Builder {
     /// `payload_end`: where in the blob the contents end and the TOC or the footer starts.
@@ -96,7 +103,26 @@ impl Builder {
             is_empty: true,
             path: Vec::new(),
             link: Vec::new(),
+            charge: Charge::default(),
         }
+    }
+
+    /// The same within a budget.
+    pub(crate) fn charged(self, charge: Charge) -> Self {
+        Self { charge, ..self }
+    }
+
+    /// Sees to it that there is room for what there is, and for so many bytes more.
+    fn cover(&mut self, more: usize) -> Result<(), Exceeded> {
+        let fixed = self.nodes.len() * size_of::<Node>()
+            + self.links.len() * size_of::<LateLink>()
+            + self.chunks.len() * size_of::<Chunk>();
+        let held = (fixed + more) as u64 + self.paths.bytes() + self.xattrs.bytes() + self.contents.bytes();
+        self.charge.cover(held, self.honest())
+    }
+
+    fn honest(&self) -> u64 {
+        self.paths.distinct() * HONEST
     }
 
     /// Takes the next entry of the TOC.
@@ -118,6 +144,7 @@ impl Builder {
     }
 
     fn add_entry(&mut self, entry: &mut TocEntry) -> Result<(), Problem> {
+        self.cover(incoming(entry))?;
         let mut path = std::mem::take(&mut self.path);
         let added = names::clean_into(entry.raw_name(), &mut path).and_then(|()| match entry.kind {
             Some(EntryType::Chunk) => self.add_chunk(entry),
@@ -376,11 +403,22 @@ impl Builder {
     }
 
     fn finish_with(self, tables: Tables, layer_file_len: u64) -> Result<Layer, Rejected> {
-        let Self { paths, nodes, links, xattrs, prefetch, is_empty, .. } = self;
-        let entries = finish::entries(paths, nodes, &links, xattrs.finish())?;
-        Ok(Layer { entries, tables, layer_file_len, prefetch, is_empty })
+        let Self { paths, nodes, links, xattrs, prefetch, is_empty, charge, .. } = self;
+        // What the paths of links to lower layers take until they are kept once.
+        let mut paths_of_links = charge.beside();
+        let entries = finish::entries(paths, nodes, &links, xattrs.finish(), &mut paths_of_links)?;
+        Ok(Layer { entries, tables, layer_file_len, prefetch, is_empty, charge })
     }
 }
+
+/// Bytes that an entry may add: its names, xattrs and chunks, and the rest of what each has.
+fn incoming(entry: &TocEntry) -> usize {
+    let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + EACH_XATTR).sum::<usize>();
+    entry.name.len() + entry.link_name.len() + xattrs + EACH_ENTRY
+}
+
+const EACH_XATTR: usize = 128;
+const EACH_ENTRY: usize = 512;
 
 fn chunk(entry: &TocEntry) -> Chunk {
     Chunk {

@@ -28,6 +28,9 @@ pub(super) struct Dentry {
     pub(super) slot: Slot,
 }
 
+/// Bytes for an entry of a table of hashes and numbers, its free places included.
+const BY_HASH: u64 = 40;
+
 pub(super) const DETACHED: u32 = u32::MAX;
 
 impl Dentry {
@@ -65,6 +68,20 @@ impl Paths {
             recent: None,
             walked: Cell::new(0),
         }
+    }
+
+    /// Bytes for a name in a directory, the tables to find it by included; and what of that an entry of an honest layer needs, its name as well.
+    const EACH: u64 = size_of::<Dentry>() as u64 + BY_HASH;
+    pub(super) const HONEST: u64 = Self::EACH + Once::EACH + 24;
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.dentries.len() as u64 * Self::EACH + self.names.len() as u64 + self.once.bytes()
+    }
+
+    /// Names in directories, each counted once, however often another thing has come to stand there.
+    pub(super) fn distinct(&self) -> u64 {
+        self.by_hash.len() as u64
     }
 
     pub(super) fn dentry(&self, number: u32) -> Option<&Dentry> {

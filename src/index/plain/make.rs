@@ -7,10 +7,11 @@ use std::rc::Rc;
 use super::stream::{Events, Span, Spans, Stream};
 use super::unpack::Start;
 use crate::blob::{ByteRange, Digest};
+use crate::budget::Charge;
 use crate::index::builder::{Builder, Layer};
 use crate::index::entries::BLOCK;
 use crate::index::error::{Error, Problem, Rejected};
-use crate::index::stored::{self, Check, CheckKind, Codec, Piece, Tables, Unit};
+use crate::index::stored::{self, Check, CheckKind, Codec, Encoded, Piece, Tables, Unit};
 use crate::index::tar;
 use crate::index::tar_split::{NoTarSplit, Order, Recorder, Tape, TarSplit};
 use crate::index::toc::EntryType;
@@ -18,6 +19,9 @@ use crate::index::{Format, Identity, limits};
 
 /// Bytes of the layer file that one check covers: what a read of what is cached verifies at least, once.
 const CHECK: u64 = 128 << 10;
+
+/// Bytes that the tables may grow by for what is added at once.
+const EACH_PART: u64 = 1024;
 
 /// Takes the layer file piece by piece, in its order; what is between the pieces is zeros.
 pub(crate) type Keep<'a> = &'a mut dyn FnMut(u64, &[u8]);
@@ -30,6 +34,8 @@ pub struct Made {
     pub encoded: bytes::Bytes,
     /// `None`: it was not asked for.
     pub split: Option<Result<TarSplit, NoTarSplit>>,
+    /// For the encoded index.
+    pub charge: Charge,
 }
 
 /// What one pass over a layer has made that has an index already. It counts when the digests are those that were expected.
@@ -53,24 +59,25 @@ pub(crate) fn make(
     events: Events<'_>,
     keep: Keep<'_>,
     order: Option<Order>,
+    (charge, size): (Charge, u64),
 ) -> Result<Made, Failed> {
-    let stream = Stream::new(events);
-    let contents = Contents::new(stream.spans(), keep);
+    let stream = Stream::new(events, charge.beside_windows(size));
+    let contents = Contents::new(stream.spans(), keep, charge.beside_windows(size));
     let tape = Tape::new(order);
-    let mut maker = Maker { builder: Builder::new(Codec::Stored, 0), contents, tape: tape.clone() };
+    let mut maker = Maker { builder: Builder::new(Codec::Stored, 0).charged(charge), contents, tape: tape.clone() };
     let mut reader = tar::Reader::new(Recorder::new(stream, tape.clone()));
     maker.read(&mut reader).map_err(|failed| failed.at(blob))?;
     let diff_id = finish(reader).map_err(Failed::Stream)?;
     let (layer, format) = maker.finish(format).map_err(|rejected| Failed::Layer(rejected.at(blob)))?;
-    let encoded = stored::encode(blob, Some(Identity::Own), format, 0, Some(diff_id), layer)
-        .map_err(|source| Failed::Layer(Error::Encode { layer: blob, source }))?;
-    Ok(Made { diff_id, encoded, split: tape.finish() })
+    let encoded = stored::encode(blob, Some(Identity::Own), format, 0, Some(diff_id), layer);
+    let Encoded { bytes: encoded, charge } = encoded.map_err(Failed::Layer)?;
+    Ok(Made { diff_id, encoded, split: tape.finish(), charge })
 }
 
 /// Reads a tar stream to its end for its tar-split alone.
-pub(crate) fn split(blob: Digest, events: Events<'_>, order: Order) -> Result<Split, Failed> {
+pub(crate) fn split(blob: Digest, events: Events<'_>, order: Order, charge: Charge) -> Result<Split, Failed> {
     let tape = Tape::new(Some(order));
-    let mut reader = tar::Reader::new(Recorder::new(Stream::new(events), tape.clone()));
+    let mut reader = tar::Reader::new(Recorder::new(Stream::new(events, charge), tape.clone()));
     while reader.next().map_err(|error| Refused::from(error).at(blob))?.is_some() {
         let (entry, stored) = reader.current();
         tape.entry(entry, stored);
@@ -168,12 +175,13 @@ struct Contents<'a> {
     /// How far the file at hand is covered by checks.
     covered: u64,
     buffer: Vec<u8>,
+    charge: Charge,
 }
 
 impl<'a> Contents<'a> {
-    fn new(spans: Rc<RefCell<Spans>>, keep: Keep<'a>) -> Self {
+    fn new(spans: Rc<RefCell<Spans>>, keep: Keep<'a>, charge: Charge) -> Self {
         let (tables, first_pieces, buffer) = (Tables::default(), Vec::new(), Vec::with_capacity(CHECK as usize));
-        Self { spans, keep, tables, open: None, piece: None, first_pieces, covered: 0, buffer }
+        Self { spans, keep, tables, open: None, piece: None, first_pieces, covered: 0, buffer, charge }
     }
 
     /// A file starts, of which these parts are stored. Each of them and each hole has checks of its own.
@@ -192,6 +200,8 @@ impl<'a> Contents<'a> {
     /// Bytes of the layer file at `at`, which are at `stream` in the tar stream.
     fn add(&mut self, mut at: u64, stream: u64, mut bytes: &[u8]) -> io::Result<()> {
         let Some((unit, in_unit)) = self.unit(stream) else { return Err(io::ErrorKind::InvalidData.into()) };
+        let held = self.tables.bytes() + (self.first_pieces.len() * size_of::<(u32, u32)>()) as u64;
+        self.charge.cover(held + EACH_PART, u64::MAX).map_err(io::Error::other)?;
         self.hole(at);
         self.grow_piece(unit, in_unit, at, bytes.len() as u64)?;
         while !bytes.is_empty() {

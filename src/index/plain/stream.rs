@@ -8,6 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::unpack::{Event, Start};
 use crate::blob::Digest;
+use crate::budget::Charge;
+
+/// Bytes for a unit, but for its window: what is kept of it here, and in the tables.
+const EACH_SPAN: usize = 128;
 
 /// A unit as it is told of.
 #[derive(Debug)]
@@ -37,11 +41,20 @@ pub(super) struct Stream<'a> {
     part: Vec<u8>,
     at: usize,
     hash: Sha256,
+    /// For the units and their windows.
+    charge: Charge,
+    held: u64,
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(events: Events<'a>) -> Self {
-        Self { events, spans: Rc::default(), part: Vec::new(), at: 0, hash: Sha256::new() }
+    pub(super) fn new(events: Events<'a>, charge: Charge) -> Self {
+        let (spans, hash) = (Rc::default(), Sha256::new());
+        Self { events, spans, part: Vec::new(), at: 0, hash, charge, held: 0 }
+    }
+
+    fn cover(&mut self, more: usize) -> io::Result<()> {
+        self.held += more as u64;
+        self.charge.cover(self.held, u64::MAX).map_err(io::Error::other)
     }
 
     pub(super) fn spans(&self) -> Rc<RefCell<Spans>> {
@@ -61,6 +74,11 @@ impl BufRead for Stream<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at >= self.part.len() {
             let Some(event) = (self.events)()? else { return Ok(&[]) };
+            match &event {
+                Event::Unit { .. } => self.cover(EACH_SPAN)?,
+                Event::Window { packed, .. } => self.cover(packed.len())?,
+                Event::Bytes(_) | Event::End { .. } => {}
+            }
             let mut spans = self.spans.borrow_mut();
             match event {
                 Event::Bytes(bytes) => {

@@ -8,14 +8,17 @@ use super::ztoc_generated::ztoc::FileMetadata;
 use super::{ZtocProblem, size};
 use crate::index::Time;
 use crate::index::error::Problem;
-use crate::index::time;
 use crate::index::toc::{EntryType, TocEntry};
+use crate::index::{limits, time};
 
 /// The prefix of pax records that are xattrs.
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// The prefix of the records of sparse files in pax. A zTOC has their real size, and not where their parts are.
 const SPARSE: &[u8] = b"GNU.sparse.";
+
+/// Bytes for an xattr besides what it says.
+const EACH_XATTR: usize = 64;
 
 /// Sets what the zTOC says; `entry` is empty.
 pub(super) fn fill(entry: &mut TocEntry, metadata: &FileMetadata<'_>) -> Result<(), Problem> {
@@ -65,12 +68,18 @@ fn mtime(text: &str) -> Result<Time, Problem> {
 }
 
 fn add_xattrs(entry: &mut TocEntry, metadata: &FileMetadata<'_>) -> Result<(), Problem> {
+    // Records may share what they say, so that a small zTOC can say much.
+    let mut left = limits::ENTRY_JSON as usize;
     for record in metadata.xattrs().into_iter().flatten() {
         let (key, value) = (record.key().map_or(&[][..], |key| key.bytes()), record.value());
         if key.starts_with(SPARSE) {
             return Err(ZtocProblem::Sparse.into());
         }
         if let Some(name) = key.strip_prefix(XATTR) {
+            let len = name.len() + value.map_or(0, |value| value.bytes().len()) + EACH_XATTR;
+            left = left
+                .checked_sub(len)
+                .ok_or(Problem::TooMany { what: "bytes of xattrs", limit: limits::ENTRY_JSON as usize })?;
             entry.xattrs.push((name.to_vec(), value.map_or_else(Vec::new, |value| value.bytes().to_vec())));
         }
     }

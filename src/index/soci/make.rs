@@ -4,27 +4,31 @@ use bytes::Bytes;
 
 use super::{Compression, Ztoc};
 use crate::blob::{ByteRange, Digest};
+use crate::budget::{Budget, Charge};
 use crate::index::builder::Builder;
 use crate::index::error::{Error, Problem, Rejected};
 use crate::index::plain::window;
-use crate::index::stored::{self, Check, CheckKind, Codec, Piece, Tables, Unit};
+use crate::index::stored::{self, Check, CheckKind, Codec, Encoded, Piece, Tables, Unit};
 use crate::index::toc::EntryType;
 use crate::index::{Descriptor, Format, Identity, Opened, Trust, limits};
 
 /// Makes the index of a layer from its zTOC, whose digest is right.
-pub(crate) fn index(layer: &Descriptor, digest: Digest, bytes: &Bytes) -> Result<Opened, Error> {
-    let (parsed, format) = read(layer, bytes).map_err(|rejected| rejected.at(layer.digest))?;
+pub(crate) fn index(layer: &Descriptor, digest: Digest, bytes: &Bytes, memory: &Budget) -> Result<Opened, Error> {
+    let charge = memory.build(bytes.len() as u64);
+    let (parsed, format) = read(layer, bytes, charge).map_err(|rejected| rejected.at(layer.digest))?;
     let format = if parsed.is_empty { Format::Empty } else { format };
     let identity = Some(Identity::Ztoc(digest));
-    let encoded = stored::encode(layer.digest, identity, format, bytes.len() as u64, None, parsed)
-        .map_err(|source| Error::Encode { layer: layer.digest, source })?;
-    Ok(Opened { format, trust: Trust::Soci, identity, encoded, blob: None })
+    let Encoded { bytes: encoded, charge } =
+        stored::encode(layer.digest, identity, format, bytes.len() as u64, None, parsed)?;
+    Ok(Opened { format, trust: Trust::Soci, identity, encoded, blob: None, charge })
 }
 
-fn read(layer: &Descriptor, bytes: &Bytes) -> Result<(crate::index::builder::Layer, Format), Rejected> {
-    let ztoc = super::read(bytes, layer.size)?;
-    let mut builder = Builder::new(Codec::Stored, 0);
-    let mut spans = Spans { ztoc: &ztoc, tables: Tables::default(), at: 0, open: None };
+fn read(layer: &Descriptor, bytes: &Bytes, charge: Charge) -> Result<(crate::index::builder::Layer, Format), Rejected> {
+    // The windows grow with the layer, as the layer's bytes do.
+    let (mut of_spans, of_tables) = (charge.beside_windows(layer.size), charge.beside_windows(layer.size));
+    let ztoc = super::read(bytes, layer.size, &mut of_spans)?;
+    let mut builder = Builder::new(Codec::Stored, 0).charged(charge);
+    let mut spans = Spans { ztoc: &ztoc, tables: Tables::default(), at: 0, open: None, charge: of_tables };
     ztoc.entries(&mut |entry| {
         let (name, offset, size) = (entry.name.clone(), entry.offset, entry.size);
         let is_file = entry.kind == Some(EntryType::File) && size > 0;
@@ -38,6 +42,9 @@ fn read(layer: &Descriptor, bytes: &Bytes) -> Result<(crate::index::builder::Lay
     };
     Ok((builder.finish_placed(spans.tables)?, format))
 }
+
+/// Bytes of the tables that a span takes, but for its window and pieces.
+const EACH_SPAN: usize = 256;
 
 /// The span that pieces are of now.
 struct Open {
@@ -53,6 +60,7 @@ struct Spans<'a> {
     /// The span that the last contents were in.
     at: usize,
     open: Option<Open>,
+    charge: Charge,
 }
 
 impl Spans<'_> {
@@ -103,6 +111,8 @@ impl Spans<'_> {
     fn close(&mut self) -> Result<(), Problem> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let span = self.ztoc.spans.get(open.span).ok_or(Problem::NoOffset)?;
+        let next = span.window.as_ref().map_or(0, Bytes::len) + EACH_SPAN;
+        self.charge.cover(self.tables.bytes() + next as u64, u64::MAX)?;
         let codec = match self.ztoc.compression {
             Compression::Uncompressed => Codec::Stored,
             Compression::Gzip => {

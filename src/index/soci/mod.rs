@@ -49,9 +49,13 @@ use super::error::{Problem, Rejected};
 use super::limits;
 use super::toc::TocEntry;
 use crate::blob::{ByteRange, Digest};
+use crate::budget::Charge;
 
 /// Bytes of the largest zTOC that is read: 32 KiB for each span.
 pub(crate) const LARGEST: u64 = limits::TOC_COMPRESSED;
+
+/// Bytes for a span while a zTOC is read, but for its window, which stays where it is.
+const EACH_SPAN: usize = 256;
 
 /// The only version that there is.
 const VERSION: &str = "0.9";
@@ -94,11 +98,11 @@ pub(crate) struct Span {
 ///
 /// # Errors
 /// Where it is malformed, of another blob, or its spans are impossible.
-pub(crate) fn read(bytes: &Bytes, blob_size: u64) -> Result<Ztoc, Rejected> {
-    Ok(read_spans(bytes, blob_size)?)
+pub(crate) fn read(bytes: &Bytes, blob_size: u64, charge: &mut Charge) -> Result<Ztoc, Rejected> {
+    Ok(read_spans(bytes, blob_size, charge)?)
 }
 
-fn read_spans(bytes: &Bytes, blob_size: u64) -> Result<Ztoc, Problem> {
+fn read_spans(bytes: &Bytes, blob_size: u64, charge: &mut Charge) -> Result<Ztoc, Problem> {
     let ztoc = root(bytes)?;
     let info = ztoc.compression_info().ok_or(ZtocProblem::Missing("compression_info"))?;
     let compressed_size = size("compressed_archive_size", ztoc.compressed_archive_size())?;
@@ -106,6 +110,8 @@ fn read_spans(bytes: &Bytes, blob_size: u64) -> Result<Ztoc, Problem> {
     if compressed_size != blob_size {
         return Err(ZtocProblem::OtherBlob { said: compressed_size, is: blob_size }.into());
     }
+    let count = info.span_digests().map_or(0, |digests| digests.len());
+    charge.cover((count * EACH_SPAN) as u64, u64::MAX)?;
     let digests = digests(&info)?;
     let (compression, spans) = match info.compression_algorithm() {
         CompressionAlgorithm::Gzip => (Compression::Gzip, spans::of_gzip(&info, bytes, &digests, blob_size)?),
@@ -202,7 +208,7 @@ fn digests(info: &generated::CompressionInfo<'_>) -> Result<Vec<Digest>, ZtocPro
 /// Reads a whole zTOC for the fuzz target, which cannot see this module: its spans (in the blob, in the tar), and where each entry's contents are.
 #[cfg(fuzzing)]
 pub fn read_for_fuzzing(bytes: &Bytes, blob_size: u64) -> Option<(Vec<(ByteRange, u64)>, Vec<ByteRange>, u64)> {
-    let ztoc = read(bytes, blob_size).ok()?;
+    let ztoc = read(bytes, blob_size, &mut Charge::default()).ok()?;
     let mut places = Vec::new();
     let each = &mut |entry: &mut TocEntry| {
         places.push(ByteRange { start: entry.offset, end: entry.offset + entry.size });

@@ -4,6 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::tables::BLOCK;
+
 /// Blocks that one index keeps in memory: up to 2 MiB, the checks of 32,768 chunks.
 const KEPT: usize = 32;
 
@@ -12,6 +14,11 @@ const KEPT: usize = 32;
 pub(super) struct Blocks([Mutex<Option<(u64, Bytes)>>; KEPT]);
 
 impl Blocks {
+    /// Bytes that they come to at most.
+    pub(super) const fn most(&self) -> u64 {
+        (KEPT * BLOCK) as u64
+    }
+
     pub(super) fn new() -> Self {
         Self(std::array::from_fn(|_| Mutex::new(None)))
     }

@@ -6,13 +6,22 @@ use super::entries;
 use super::header::{self, Header, Section};
 use super::tables::{self, BLOCK, BLOCK_DIGEST, Check, Piece, Record, Tables, Unit, u64_at};
 use crate::blob::Digest;
+use crate::budget::{Charge, Exceeded};
 use crate::index::builder::Layer;
-use crate::index::{Format, Identity, Summary};
+use crate::index::{Error, Format, Identity, Summary};
+
+/// An index that was made just now.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) bytes: Bytes,
+    /// For the bytes.
+    pub(crate) charge: Charge,
+}
 
 /// Encodes the index of `blob`, of which `toc_len` bytes are the TOC, and whose tar stream has the digest `diff_id`, if that is known. The same input gives the same bytes.
 ///
 /// # Errors
-/// Where zstd has no memory.
+/// Where zstd has no memory, or the index takes more than there is.
 pub(crate) fn encode(
     blob: Digest,
     identity: Option<Identity>,
@@ -20,11 +29,14 @@ pub(crate) fn encode(
     toc_len: u64,
     diff_id: Option<Digest>,
     layer: Layer,
-) -> std::io::Result<Bytes> {
-    let Layer { entries, tables, layer_file_len, prefetch, .. } = layer;
+) -> Result<Encoded, Error> {
+    let failed = |source| Error::Encode { layer: blob, source };
+    let Layer { entries, tables, layer_file_len, prefetch, charge, .. } = layer;
+    let mut room = Room { charge: charge.beside(), honest: entries.names() as u64 * HONEST };
+    let no_room = |source| Error::Memory { layer: blob, what: "its index", source };
     let names = entries.names() as u64;
     let entries = {
-        let compressed = entries::encode(&entries)?;
+        let compressed = entries::encode(&entries, &mut room).map_err(failed)?;
         drop(entries);
         compressed
     };
@@ -38,7 +50,27 @@ pub(crate) fn encode(
         prefetch,
         diff_id,
     };
-    assemble(blob, identity, summary, &entries, tables)
+    room.cover(entries.len() + tables.bytes() as usize).map_err(no_room)?;
+    let bytes = assemble(blob, identity, summary, &entries, tables).map_err(failed)?;
+    let Room { charge: mut of_bytes, honest } = room;
+    of_bytes.settle(bytes.len() as u64, honest).map_err(no_room)?;
+    drop(charge);
+    Ok(Encoded { bytes, charge: of_bytes })
+}
+
+/// What an entry of an honest layer takes in an encoded index, of one file with one chunk, before it is packed.
+const HONEST: u64 = Tables::EACH + 64;
+
+/// What is taken for an index while it is written.
+pub(super) struct Room {
+    charge: Charge,
+    honest: u64,
+}
+
+impl Room {
+    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.charge.cover(bytes as u64, self.honest)
+    }
 }
 
 fn assemble(

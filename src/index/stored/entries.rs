@@ -12,9 +12,11 @@
 //! a and b: first child and number of children; block and size; start and length of the target; major and minor. All of it is one
 //! zstd frame. What is decoded is checked: nothing that reads [`Entries`] needs to distrust them.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
+use super::encode::Room;
 use super::tables::{u32_at, u64_at};
+use crate::budget::{Charge, Exceeded};
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
 use crate::index::limits;
 use crate::index::xattrs::{XattrBuilder, XattrSets};
@@ -29,9 +31,26 @@ const LEVEL: i32 = 1;
 const OPAQUE: u8 = 1;
 const IMPLIED: u8 = 2;
 
-pub(super) fn encode(entries: &Entries) -> std::io::Result<Vec<u8>> {
-    let mut out = zstd::stream::write::Encoder::new(Vec::new(), LEVEL)?;
-    let Entries { nodes, children, names, below, xattrs } = entries;
+/// What is written, within what there is room for.
+struct Bounded<'a> {
+    bytes: Vec<u8>,
+    room: &'a mut Room,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.room.cover(self.bytes.len() + bytes.len()).map_err(io::Error::other)?;
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn encode(entries: &Entries, room: &mut Room) -> io::Result<Vec<u8>> {
+    let mut out = zstd::stream::write::Encoder::new(Bounded { bytes: Vec::new(), room }, LEVEL)?;
+    let Entries { nodes, children, names, below, xattrs, .. } = entries;
     let lens = [nodes.len(), children.len(), names.len(), below.len(), xattrs.len()];
     let xattr_bytes = xattrs.encoded_ends().last().unwrap_or(0);
     for len in lens.into_iter().map(|len| len as u32).chain([xattr_bytes, 0, 0]) {
@@ -54,7 +73,7 @@ pub(super) fn encode(entries: &Entries) -> std::io::Result<Vec<u8>> {
     for set in xattrs.encoded() {
         out.write_all(&set)?;
     }
-    out.finish()
+    out.finish().map(|out| out.bytes)
 }
 
 fn node_bytes(node: &Node) -> [u8; NODE] {
@@ -128,20 +147,60 @@ fn child_of(bytes: &[u8; CHILD]) -> Option<ChildRecord> {
 /// What is wrong with bytes that [`encode`] did not make.
 const NOT_ENTRIES: &str = "its entries cannot be decoded";
 
-pub(super) fn decode(compressed: &[u8]) -> Result<Entries, &'static str> {
-    let mut json = zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| NOT_ENTRIES)?;
-    let entries = read(&mut json).ok_or(NOT_ENTRIES)?;
-    let ends = json.read(&mut [0]).is_ok_and(|more| more == 0);
-    if ends && is_sound(&entries) { Ok(entries) } else { Err("its entries are not a tree") }
+/// Why entries are not decoded.
+#[derive(Debug)]
+pub(super) enum Undecoded {
+    Damaged(&'static str),
+    Memory(Exceeded),
 }
 
-fn read(from: &mut impl Read) -> Option<Entries> {
+/// Decodes what comes of `compressed`.
+pub(super) fn decode(compressed: impl Read, charge: Charge) -> Result<Entries, Undecoded> {
+    let damaged = Undecoded::Damaged;
+    let mut json = zstd::stream::read::Decoder::new(compressed).map_err(|_| damaged(NOT_ENTRIES))?;
+    let mut held = Held { charge, bytes: 0, honest: 0, exceeded: None };
+    let Some(mut entries) = read(&mut json, &mut held) else {
+        return Err(held.exceeded.map_or(damaged(NOT_ENTRIES), Undecoded::Memory));
+    };
+    let ends = json.read(&mut [0]).is_ok_and(|more| more == 0);
+    if !(ends && is_sound(&entries)) {
+        return Err(damaged("its entries are not a tree"));
+    }
+    let Held { mut charge, bytes, honest, .. } = held;
+    charge.settle(bytes, honest).map_err(Undecoded::Memory)?;
+    entries.charge = charge;
+    Ok(entries)
+}
+
+/// What an entry of an honest layer takes: its name as well.
+const HONEST: u64 = (size_of::<Node>() + size_of::<ChildRecord>()) as u64 + 36;
+
+/// What is taken for entries while they are decoded.
+struct Held {
+    charge: Charge,
+    bytes: u64,
+    honest: u64,
+    exceeded: Option<Exceeded>,
+}
+
+impl Held {
+    /// `None`: there is not so much. `more` is there besides what stays.
+    fn cover(&mut self, more: u64) -> Option<()> {
+        let covered = self.charge.cover(self.bytes.checked_add(more)?, self.honest);
+        covered.map_err(|exceeded| self.exceeded = Some(exceeded)).ok()
+    }
+}
+
+fn read(from: &mut impl Read, held: &mut Held) -> Option<Entries> {
     let mut head = [0; HEAD];
     from.read_exact(&mut head).ok()?;
     let len = |at: usize, limit: usize| u32_at(&head, at * 4).map(|len| len as usize).filter(|len| *len <= limit);
     let (nodes, children) = (len(0, limits::ENTRIES + 1)?, len(1, limits::ENTRIES)?);
     let (names, below) = (len(2, limits::NAMES)?, len(3, limits::ENTRIES)?);
     let (sets, xattr_bytes) = (len(4, limits::ENTRIES)?, len(5, limits::XATTRS)?);
+    let fixed = nodes * size_of::<Node>() + children * size_of::<ChildRecord>() + below * size_of::<Span>();
+    (held.bytes, held.honest) = ((fixed + names) as u64, children as u64 * HONEST);
+    held.cover((sets * size_of::<u32>()) as u64)?;
     Some(Entries {
         nodes: records(from, nodes, node_of)?,
         children: records(from, children, child_of)?,
@@ -149,17 +208,21 @@ fn read(from: &mut impl Read) -> Option<Entries> {
         below: records(from, below, |bytes: &[u8; 8]| {
             Some(Span { start: u32_at(bytes, 0)?, len: u16::try_from(u32_at(bytes, 4)?).ok()? })
         })?,
-        xattrs: xattr_sets(from, sets, xattr_bytes)?,
+        xattrs: xattr_sets(from, sets, xattr_bytes, held)?,
+        charge: Charge::default(),
     })
 }
 
-fn xattr_sets(from: &mut impl Read, sets: usize, len: usize) -> Option<XattrSets> {
+fn xattr_sets(from: &mut impl Read, sets: usize, len: usize, held: &mut Held) -> Option<XattrSets> {
     let ends = records(from, sets, |bytes: &[u8; 4]| u32_at(bytes, 0))?;
     let (mut xattrs, mut start) = (XattrBuilder::default(), 0);
     for end in ends {
-        xattrs.add_encoded(&bytes(from, end.checked_sub(start)? as usize)?)?;
+        let set = end.checked_sub(start)?;
+        held.cover(xattrs.bytes() + (sets * size_of::<u32>()) as u64 + 3 * u64::from(set))?;
+        xattrs.add_encoded(&bytes(from, set as usize)?)?;
         start = end;
     }
+    held.bytes += xattrs.finished_bytes();
     (start as usize == len).then(|| xattrs.finish())
 }
 

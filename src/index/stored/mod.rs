@@ -17,21 +17,25 @@ mod entries;
 mod header;
 mod tables;
 
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 use self::blocks::Blocks;
-pub(crate) use self::encode::encode;
+pub(crate) use self::encode::{Encoded, encode};
+use self::entries::Undecoded;
 use self::header::{Header, Section};
 pub(crate) use self::tables::Tables;
 use self::tables::{BLOCK, BLOCK_DIGEST, Record};
 pub use self::tables::{Check, CheckKind, Codec, Of, Piece, Unit, Window};
 use super::entries::BLOCK as FILE_BLOCK;
 use super::plain::window;
-use super::{Entries, Holes, Identity, LayerKey, Summary, limits};
+use super::{Entries, Error, Holes, Identity, LayerKey, Summary, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
+use crate::budget::{Budget, Charge};
 
 /// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
 pub struct StoredIndex {
@@ -40,6 +44,8 @@ pub struct StoredIndex {
     /// The digest and the first key of each block of the tables, one after the other.
     digests: Bytes,
     blocks: Blocks,
+    /// For what is held of it; what is read of it is charged where this is.
+    charge: Charge,
 }
 
 /// The encoded index is not (or no longer) what was written: it is to be made again.
@@ -73,7 +79,22 @@ impl StoredIndex {
         if header.entries.range().end.checked_add(packed) != Some(source.size()) {
             return Err(damaged("it is longer or shorter than it says".to_owned()));
         }
-        Ok(Self { source: RwLock::new(source), header, digests, blocks: Blocks::new() })
+        let (blocks, charge) = (Blocks::new(), Charge::default());
+        Ok(Self { source: RwLock::new(source), header, digests, blocks, charge })
+    }
+
+    /// The same within a budget.
+    ///
+    /// # Errors
+    /// Where what is held of it is more than there is.
+    pub fn within(mut self, memory: &Budget) -> Result<Self, Error> {
+        let tables = (self.digests.len() / BLOCK_DIGEST * BLOCK) as u64;
+        // A byte says of each check whether it is present.
+        let honest = self.blocks.most().min(tables) + self.digests.len() as u64 + u64::from(self.header.summary.checks);
+        let (layer, what) = (self.header.blob, "what is held of its index and of the layer itself");
+        self.charge = memory.charge(u64::MAX);
+        self.charge.settle(honest + EACH_LAYER, honest).map_err(|source| Error::Memory { layer, what, source })?;
+        Ok(self)
     }
 
     #[must_use]
@@ -92,9 +113,9 @@ impl StoredIndex {
     /// # Errors
     /// Where any part is damaged.
     pub fn verify(&self) -> Result<(), Damaged> {
-        if Digest::of(&self.read(self.header.entries.range())?) != self.header.entries_digest {
-            return Err(self.damaged("its entries are damaged"));
-        }
+        let mut entries = self.entry_bytes();
+        io::copy(&mut entries, &mut io::sink()).map_err(|_| self.damaged("its entries cannot be read"))?;
+        self.check_entries(entries)?;
         (0..(self.digests.len() / BLOCK_DIGEST) as u64).try_for_each(|number| self.block(number).map(drop))
     }
 
@@ -112,17 +133,39 @@ impl StoredIndex {
     /// Decodes all entries.
     ///
     /// # Errors
-    /// Where they are damaged.
-    pub fn entries(&self) -> Result<Entries, Damaged> {
-        let bytes = self.read(self.header.entries.range())?;
-        if Digest::of(&bytes) != self.header.entries_digest {
-            return Err(self.damaged("its entries are damaged"));
-        }
-        let entries = entries::decode(&bytes).map_err(|what| self.damaged(what))?;
+    /// Where they are damaged, or take more memory than there is.
+    pub fn entries(&self) -> Result<Entries, Error> {
+        let mut bytes = self.entry_bytes();
+        let charge = self.charge.budget().build(self.header.entries.len);
+        let decoded = entries::decode(&mut bytes, charge);
+        // Wrong bytes are told from what they seem to say.
+        let rest = io::copy(&mut bytes, &mut io::sink());
+        rest.map_err(|_| self.damaged("its entries cannot be read"))?;
+        self.check_entries(bytes)?;
+        let layer = self.header.blob;
+        let entries = decoded.map_err(|undecoded| match undecoded {
+            Undecoded::Damaged(what) => self.damaged(what).into(),
+            Undecoded::Memory(source) => {
+                Error::Memory { layer, what: "its names, links and xattrs, as a mount holds them", source }
+            }
+        })?;
         if entries.names() as u64 != self.header.summary.entries {
-            return Err(self.damaged("its entries are not as many as it says"));
+            return Err(self.damaged("its entries are not as many as it says").into());
         }
         Ok(entries)
+    }
+
+    /// The bytes of the entries, a part at a time.
+    fn entry_bytes(&self) -> Parts<'_> {
+        Parts { index: self, range: self.header.entries.range(), part: Bytes::new(), hash: Sha256::new() }
+    }
+
+    /// Whether all of them that were read are right.
+    fn check_entries(&self, read: Parts<'_>) -> Result<(), Damaged> {
+        match Digest::from_bytes(read.hash.finalize().into()) {
+            got if got == self.header.entries_digest => Ok(()),
+            _ => Err(self.damaged("its entries are damaged")),
+        }
     }
 
     /// The checks that touch a range of the layer file.
@@ -331,6 +374,37 @@ impl StoredIndex {
 
     fn damaged(&self, what: impl Into<String>) -> Damaged {
         Damaged { blob: self.header.blob, what: what.into() }
+    }
+}
+
+/// Bytes that each layer takes that is open, whatever it holds.
+const EACH_LAYER: u64 = 16 << 10;
+
+/// A range of an index, read from one end to the other.
+struct Parts<'a> {
+    index: &'a StoredIndex,
+    /// What was not read yet.
+    range: ByteRange,
+    part: Bytes,
+    hash: Sha256,
+}
+
+impl Parts<'_> {
+    const LEN: u64 = 256 << 10;
+}
+
+impl Read for Parts<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.part.is_empty() && !self.range.is_empty() {
+            let ByteRange { start, end } = self.range;
+            let next = start.saturating_add(Self::LEN).min(end);
+            self.part = self.index.read(ByteRange { start, end: next }).map_err(io::Error::other)?;
+            self.hash.update(&self.part);
+            self.range.start = next;
+        }
+        let len = self.part.len().min(buffer.len());
+        buffer.get_mut(..len).into_iter().for_each(|to| to.copy_from_slice(&self.part.split_to(len)));
+        Ok(len)
     }
 }
 

@@ -261,6 +261,14 @@ impl Tables {
         (self.units.len() / Unit::LEN) as u32
     }
 
+    /// Bytes that they take.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.units.len() + self.pieces.len() + self.checks.len() + self.windows.len()) as u64
+    }
+
+    /// What a file of one chunk takes in them.
+    pub(crate) const EACH: u64 = (Unit::LEN + Piece::LEN + Check::LEN) as u64;
+
     pub(crate) fn pieces(&self) -> u32 {
         (self.pieces.len() / Piece::LEN) as u32
     }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::crc::Crc;
 use super::*;
 use crate::blob::Digest;
+use crate::budget::Charge;
 use crate::index::tar::tests::{GNU, Head, pax};
 use crate::index::{Event, Format, Identity, LayerKey, Made, Split, StoredIndex, Unpacker, limits, make, split};
 
@@ -59,8 +60,15 @@ fn made(tar: &[u8]) -> Option<(View, Result<TarSplit, NoTarSplit>)> {
         contents.resize(at as usize, 0);
         contents.extend_from_slice(bytes);
     };
-    let made = make(blob, Format::Tar, &mut || Ok(events.pop_front()), keep, Some(order(BTreeSet::new())));
-    let Made { encoded, split, diff_id } = made.ok()?;
+    let made = make(
+        blob,
+        Format::Tar,
+        &mut || Ok(events.pop_front()),
+        keep,
+        Some(order(BTreeSet::new())),
+        (Charge::default(), 0),
+    );
+    let Made { encoded, split, diff_id, .. } = made.ok()?;
     assert_eq!(diff_id, blob);
     let index = StoredIndex::open(Arc::new(encoded), &blob, Some(&LayerKey { blob, identity: Identity::Own })).unwrap();
     contents.resize(index.summary().layer_file_len as usize, 0);
@@ -70,7 +78,7 @@ fn made(tar: &[u8]) -> Option<(View, Result<TarSplit, NoTarSplit>)> {
 /// A pass for the tar-split alone.
 fn again(tar: &[u8], raw: BTreeSet<u64>) -> Result<TarSplit, NoTarSplit> {
     let mut events = events(tar, Format::Tar);
-    let made = split(Digest::of(tar), &mut || Ok(events.pop_front()), order(raw));
+    let made = split(Digest::of(tar), &mut || Ok(events.pop_front()), order(raw), Charge::default());
     let Split { diff_id, split } = made.ok().unwrap();
     assert_eq!(diff_id, Digest::of(tar));
     split

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, fixtures_dir, indexed, stored};
 use crate::blob::{ByteRange, Digest, SourceError};
+use crate::budget::Budget;
 use crate::index::{
     Check, CheckKind, Child, Codec, Descriptor, Entries, Error, Kind, NodeId, StoredIndex, Trust, Unit,
 };
@@ -225,7 +226,7 @@ fn what_nothing_vouches_for_is_known_as_such_with_one_read() {
             }
             assert_eq!(reads.len(), 1, "{name}");
             let held = blob(&image, &layer.digest);
-            let whole = open_whole(&layer, &held).unwrap();
+            let whole = open_whole(&layer, &held, &Budget::UNLIMITED).unwrap();
             assert_eq!((whole.trust, whole.identity), (Trust::Blob, Some(Identity::Own)));
         }
     }

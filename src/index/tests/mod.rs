@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::{Descriptor, Error, Found, Opened, Options, StoredIndex};
 use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::budget::Budget;
 
 /// Where other writers' images are.
 pub(super) fn fixtures_dir() -> PathBuf {
@@ -49,9 +50,11 @@ impl ByteSource for Counted {
     }
 }
 
-const NEVER_WHOLE: Options = Options { whole_layer_below: 0, insecure_unverified_toc: false };
-const INSECURE: Options = Options { whole_layer_below: 0, insecure_unverified_toc: true };
-const WHOLE: Options = Options { whole_layer_below: 1 << 40, insecure_unverified_toc: false };
+const NEVER_WHOLE: Options =
+    Options { whole_layer_below: 0, insecure_unverified_toc: false, memory: Budget::UNLIMITED };
+const INSECURE: Options = Options { whole_layer_below: 0, insecure_unverified_toc: true, memory: Budget::UNLIMITED };
+const WHOLE: Options =
+    Options { whole_layer_below: 1 << 40, insecure_unverified_toc: false, memory: Budget::UNLIMITED };
 
 fn no_external(_: &Descriptor) -> Result<Bytes, SourceError> {
     Err("no external TOC is expected".into())

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::layers::{Made, PAYLOAD, described, estargz, estargz_footer, gzip, layer, toc_tar, zstd_chunked};
 use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, indexed, no_external, stored};
 use crate::blob::{ByteRange, Digest};
+use crate::budget::Budget;
 use crate::index::{
     Descriptor, Error, Format, Found, Identity, Opened, Options, Trust, named_identity, open, open_unnamed, open_whole,
 };
@@ -81,7 +82,7 @@ fn a_toc_that_nothing_names_needs_the_whole_blob_or_the_users_word() {
         assert_eq!((insecure.trust, insecure.identity), (Trust::Unverified, None));
         let at_the_limit = Options { whole_layer_below: layer.size, ..NEVER_WHOLE };
         assert!(is_unvouched(&layer, &blob, &at_the_limit));
-        let verified = open_whole(&layer, &blob).unwrap();
+        let verified = open_whole(&layer, &blob, &Budget::UNLIMITED).unwrap();
         assert_eq!((verified.trust, verified.identity, verified.encoded), (whole.trust, whole.identity, whole.encoded));
     }
 }
@@ -209,7 +210,7 @@ fn what_does_not_fit_is_opened_as_if_nothing_were_named() {
         let Ok(Found::Indexed(opened)) = of(&layer, &blob, &WHOLE) else { panic!("{key}") };
         assert_eq!((opened.trust, opened.identity), (Trust::Blob, Some(Identity::Own)));
         assert_eq!(opened.encoded, honest.0.unwrap().encoded);
-        assert_eq!(open_whole(&layer, &blob).unwrap().encoded, opened.encoded);
+        assert_eq!(open_whole(&layer, &blob, &Budget::UNLIMITED).unwrap().encoded, opened.encoded);
         let long = longer(blob.to_vec());
         let layer = described(&long, &[(key, stale.clone())]);
         assert!(matches!(of(&layer, &long, &NEVER_WHOLE), Ok(Found::Unvouched(_))), "{key}");

@@ -9,6 +9,7 @@ use proptest::test_runner::RngSeed;
 use super::layers::{Made, layer};
 use super::{Counted, NEVER_WHOLE, indexed, no_external, stored};
 use crate::blob::Digest;
+use crate::budget::Charge;
 use crate::index::tar::tests::Head;
 use crate::index::{Child, Entries, Format, Identity, Kind, LayerKey, NodeId, StoredIndex, Unpacker, make, open};
 
@@ -315,7 +316,15 @@ fn from_tar(entries: &[Entry]) -> Option<Listing> {
     let mut unpacker = Unpacker::new(Format::Tar).unwrap();
     unpacker.push(&tar, tell).unwrap();
     unpacker.finish(tell).unwrap();
-    let made = make(blob, Format::Tar, &mut || Ok(events.pop_front()), &mut |_: u64, _: &[u8]| {}, None).ok()?;
+    let made = make(
+        blob,
+        Format::Tar,
+        &mut || Ok(events.pop_front()),
+        &mut |_: u64, _: &[u8]| {},
+        None,
+        (Charge::default(), 0),
+    )
+    .ok()?;
     let key = LayerKey { blob, identity: Identity::Own };
     Some(listed(&StoredIndex::open(Arc::new(made.encoded), &blob, Some(&key)).unwrap().entries().unwrap()))
 }

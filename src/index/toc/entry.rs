@@ -128,6 +128,11 @@ impl TocEntry {
     }
 
     fn add_xattr(&mut self, name: String, value: &Value<'_>) {
+        if self.xattrs.len() >= limits::XATTR_LIST {
+            let name = crate::index::names::shown(name.as_bytes());
+            self.fault.get_or_insert(Problem::Xattr { name, what: "the names of all take more than 65536 bytes" });
+            return;
+        }
         let decoded = match value {
             Value::Null => Ok(Vec::new()),
             Value::Text(text) => STANDARD.decode(text).map_err(|_| "its value is not base64"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::super::*;
+use crate::budget::Charge;
 use crate::index::tar;
 use crate::index::tests::fixtures_dir;
 use crate::index::toc::EntryType;
@@ -106,7 +107,7 @@ fn every_ztoc_describes_its_layer() {
     let dir = fixtures_dir();
     let (mut seen, mut entries, mut spans, mut plain, mut bits, mut empty) = (0, 0, 0, 0, 0, 0);
     for (_, bytes, layer) in ztocs(&dir) {
-        let ztoc = read(&bytes, layer.len() as u64).unwrap();
+        let ztoc = read(&bytes, layer.len() as u64, &mut Charge::default()).unwrap();
         let tar = decoded(ztoc.compression, &layer);
         spans_tile(&ztoc, &layer, &tar);
         entries += entries_are_those_of_the_tar(&ztoc, &tar);
@@ -115,7 +116,7 @@ fn every_ztoc_describes_its_layer() {
         plain += usize::from(ztoc.compression == Compression::Uncompressed);
         bits += ztoc.spans.iter().filter(|span| span.bits != 0).count();
         empty += usize::from(ztoc.spans.last().unwrap().decoded == ztoc.decoded_size);
-        let error = read(&bytes, layer.len() as u64 + 1).unwrap_err();
+        let error = read(&bytes, layer.len() as u64 + 1, &mut Charge::default()).unwrap_err();
         assert!(matches!(error.problem, Problem::Ztoc(ZtocProblem::OtherBlob { .. })));
     }
     eprintln!("{seen} zTOCs, {entries} entries, {spans} spans: {bits} with bits, {empty} empty, {plain} plain tars");

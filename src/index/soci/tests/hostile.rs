@@ -2,7 +2,11 @@
 
 use super::super::*;
 use super::made::{BLOB, FILE, Made, MadeEntry, digest, gzip, tar};
+use std::collections::BTreeMap;
+
+use crate::budget::{Budget, Charge};
 use crate::index::toc::EntryType;
+use crate::index::{Descriptor, open_ztoc};
 
 type Shown = (ByteRange, u64, u8, bool);
 
@@ -170,6 +174,35 @@ fn impossible_entries_are_refused_by_name() {
 }
 
 #[test]
+fn an_entry_says_no_more_than_one_of_a_tar_could() {
+    let value = vec![b'x'; 60_000];
+    let names: Vec<_> = (0..100).map(|number| format!("SCHILY.xattr.user.{number}").into_bytes()).collect();
+    let records: Vec<_> = names.iter().map(|name| (&name[..], &value[..])).collect();
+    let refusal = |records| Made { entries: vec![MadeEntry { records, ..FILE }], ..Made::default() }.refusal();
+    assert!(refusal(&records).contains("bytes of xattrs"), "{}", refusal(&records));
+}
+
+#[test]
+fn what_takes_more_memory_than_it_may_is_refused() {
+    let values: Vec<_> = (0..40).map(|number| vec![number; 60_000]).collect();
+    let records: Vec<_> = values.iter().map(|value| [(&b"SCHILY.xattr.user.x"[..], &value[..])]).collect();
+    let names: Vec<_> = (0..40).map(|number| format!("dir-{number}")).collect();
+    let entries = names.iter().zip(&records).map(|(name, records)| MadeEntry {
+        name: name.as_bytes(),
+        kind: "dir",
+        records,
+        ..FILE
+    });
+    let bytes = Made { entries: entries.collect(), ..Made::default() }.bytes();
+    let digest = Digest::of(b"blob");
+    let layer = Descriptor { digest, size: BLOB, media_type: String::new(), annotations: BTreeMap::new() };
+    let index = |limit| open_ztoc(&layer, Digest::of(&bytes), &bytes, &Budget::of_process().of_image(limit));
+    assert!(index(4 << 20).is_ok());
+    let text = index(1 << 20).err().unwrap().to_string();
+    assert!(text.contains(&digest.to_string()) && text.contains("--memory-limit"), "{text}");
+}
+
+#[test]
 fn times_that_cannot_be_written_are_left_out() {
     let made = Made { entries: vec![MadeEntry { mtime: "", ..FILE }], ..Made::default() };
     let each = &mut |entry: &mut TocEntry| {
@@ -183,7 +216,9 @@ fn times_that_cannot_be_written_are_left_out() {
 fn no_cut_or_changed_byte_is_more_than_an_error() {
     let bytes = Made { checkpoints: tar(2, 400, 1000), algorithm: 2, decoded: 1000, ..Made::default() };
     let bytes = Made { max_span_id: 2, digests: vec![digest(); 3], ..bytes }.bytes();
-    let look = |bytes: Bytes| read(&bytes, BLOB).and_then(|ztoc| ztoc.entries(&mut |_| Ok(()))).is_ok();
+    let look = |bytes: Bytes| {
+        read(&bytes, BLOB, &mut Charge::default()).and_then(|ztoc| ztoc.entries(&mut |_| Ok(()))).is_ok()
+    };
     assert!(look(bytes.clone()));
     let cut = (0..bytes.len()).filter(|len| look(bytes.slice(..*len))).count();
     assert!(cut < bytes.len() / 2, "{cut}");

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::super::*;
 use super::fixtures::ztocs;
 use super::made::{BLOB, FILE, Made, MadeEntry, digest, gzip, tar};
+use crate::budget::{Budget, Charge};
 use crate::index::error::Error;
-use crate::index::stored::Damaged;
 use crate::index::tests::fixtures_dir;
 use crate::index::{
     CheckKind, Child, Codec, Descriptor, Entries, Format, Identity, LayerKey, Opened, StoredIndex, Trust, Unit,
@@ -43,8 +43,9 @@ fn own(layer: &Bytes, format: Format) -> (StoredIndex, Vec<u8>) {
         file.resize(at as usize, 0);
         file.extend_from_slice(bytes);
     };
-    let made =
-        make(blob, format, &mut || Ok(events.pop_front()), keep, None).ok().expect("the layer cannot be indexed");
+    let made = make(blob, format, &mut || Ok(events.pop_front()), keep, None, (Charge::default(), 0))
+        .ok()
+        .expect("the layer cannot be indexed");
     let key = LayerKey { blob, identity: Identity::Own };
     let index = StoredIndex::open(Arc::new(made.encoded), &blob, Some(&key)).unwrap();
     file.resize(index.summary().layer_file_len as usize, 0);
@@ -116,7 +117,7 @@ fn every_ztoc_gives_the_index_that_its_layer_gives() {
     let (mut seen, mut units) = (0, 0);
     for (name, bytes, layer) in ztocs(&dir) {
         let (of, named) = (descriptor(Digest::of(&layer), layer.len() as u64), Digest::of(&bytes));
-        let opened = open_ztoc(&of, named, &bytes).unwrap();
+        let opened = open_ztoc(&of, named, &bytes, &Budget::UNLIMITED).unwrap();
         assert_eq!((opened.trust, opened.identity), (Trust::Soci, Some(Identity::Ztoc(named))), "{name}");
         let index = stored(of.digest, &opened);
         assert!(index.has_spans());
@@ -130,13 +131,13 @@ fn every_ztoc_gives_the_index_that_its_layer_gives() {
         seen += 1;
 
         let other = Digest::of(b"another");
-        let error = open_ztoc(&of, other, &bytes).err().expect("a wrong digest");
+        let error = open_ztoc(&of, other, &bytes, &Budget::UNLIMITED).err().expect("a wrong digest");
         assert!(matches!(error, Error::TocDigest { named, .. } if named == other), "{error}");
         let larger = descriptor(of.digest, of.size + 1);
-        assert!(open_ztoc(&larger, named, &bytes).is_err(), "{name}: of another blob");
+        assert!(open_ztoc(&larger, named, &bytes, &Budget::UNLIMITED).is_err(), "{name}: of another blob");
         let flipped: Bytes =
             bytes.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == bytes.len() / 2)).collect();
-        assert!(open_ztoc(&of, named, &flipped).is_err());
+        assert!(open_ztoc(&of, named, &flipped, &Budget::UNLIMITED).is_err());
     }
     eprintln!("{seen} zTOCs, {units} units");
     assert!(seen >= 13 && units >= 36, "{seen} zTOCs, {units} units");
@@ -144,7 +145,7 @@ fn every_ztoc_gives_the_index_that_its_layer_gives() {
 
 fn opened(made: &Made<'_>) -> Result<StoredIndex, String> {
     let (bytes, blob) = (made.bytes(), Digest::of(b"blob"));
-    let opened = open_ztoc(&descriptor(blob, BLOB), Digest::of(&bytes), &bytes);
+    let opened = open_ztoc(&descriptor(blob, BLOB), Digest::of(&bytes), &bytes, &Budget::UNLIMITED);
     opened.map(|opened| stored(blob, &opened)).map_err(|error| error.to_string())
 }
 
@@ -260,7 +261,7 @@ fn contents_outside_of_the_spans_or_of_each_other_are_refused() {
 }
 
 /// Whatever it was made of: every byte of every piece has one check, and every unit lies in the blob.
-fn is_sound(index: &StoredIndex) -> Result<(), Damaged> {
+fn is_sound(index: &StoredIndex) -> Result<(), Error> {
     let summary = *index.summary();
     let (mut end, mut blob) = (0, 0);
     for number in 0..summary.units {

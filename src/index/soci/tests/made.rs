@@ -7,6 +7,7 @@ use super::super::generated::{
     TarZinfoArgs, Ztoc as Root, ZtocArgs,
 };
 use super::super::*;
+use crate::budget::Charge;
 use crate::sys::inflate::WINDOW;
 
 pub(super) struct MadeEntry<'a> {
@@ -134,7 +135,7 @@ impl Made<'_> {
     }
 
     pub(super) fn read(&self) -> Result<Ztoc, Rejected> {
-        read(&self.bytes(), BLOB)
+        read(&self.bytes(), BLOB, &mut Charge::default())
     }
 
     /// What is said against it, or against its entries.

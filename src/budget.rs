@@ -1,0 +1,435 @@
+//! How much memory what is read of images may take: a budget for each image, and one for all of a process.
+//!
+//! Whoever builds something of an image's size charges for it before it takes the memory, and gives back when it is dropped. What an honest image
+//! needs in proportion to its entries is not counted against the image, but against the process. What passes a limit is an error of that image;
+//! nobody else hears of it.
+//!
+//! Memory that only building takes is lent to few at a time: [`PLACES`] build at once, and one alone what is large, so that images that fit one by
+//! one fit together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+
+use crate::sys;
+
+/// Bytes that an image may take beyond what is honest, unless its user says otherwise.
+pub const DEFAULT_LIMIT: u64 = 256 << 20;
+
+/// From so many bytes on one is built alone.
+const LARGE: u64 = 16 << 20;
+
+/// How many build at the same time: each takes up to some 10 MiB for the entry at hand. It is work for the CPU alone.
+const PLACES: usize = 8;
+
+/// What counts as honest at most, for each byte that a layer's table of contents, or the layer, takes where it is stored. An entry takes at least some
+/// ten there; one that takes next to nothing is not worth a place in memory.
+const WORTH: u64 = 64;
+
+/// 32 KiB of window for each MiB that is unpacked, packed as that is.
+const WINDOWS: u64 = 32;
+
+/// What is taken ahead at most, so that not every byte is asked for by itself.
+const AHEAD: u64 = 1 << 20;
+
+/// The memory of an image, or of all of them. What is cloned is the same budget.
+#[derive(Debug, Clone, Default)]
+pub struct Budget(Option<Arc<Account>>);
+
+#[derive(Debug)]
+struct Account {
+    used: AtomicU64,
+    limit: AtomicU64,
+    turn: Arc<Gate>,
+    /// That of all images, where this is one's.
+    all: Option<Arc<Account>>,
+}
+
+/// There is not so much left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    #[error(
+        "the image takes more than {} MiB of memory beside what its entries are worth; if it is to be trusted, give it more by --memory-limit", limit >> 20
+    )]
+    Image { limit: u64 },
+    #[error(
+        "all images of this process together take more than {} MiB of memory, which is a quarter of what there is, or twice an image's --memory-limit",
+        limit >> 20
+    )]
+    All { limit: u64 },
+}
+
+impl Budget {
+    /// For tests, and for what nobody else has made.
+    pub const UNLIMITED: Self = Self(None);
+
+    /// For all images of a process: a quarter of the memory that there is.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::new(memory().map_or(u64::MAX, |bytes| bytes / 4).max(2 * DEFAULT_LIMIT), None)
+    }
+
+    /// For one image among these. Two of its kind always have room.
+    #[must_use]
+    pub fn of_image(&self, limit: u64) -> Self {
+        if let Some(all) = &self.0 {
+            all.limit.fetch_max(limit.saturating_mul(2), Ordering::Relaxed);
+        }
+        Self::new(limit, self.0.clone())
+    }
+
+    fn new(limit: u64, all: Option<Arc<Account>>) -> Self {
+        let (used, limit, turn) = (AtomicU64::new(0), AtomicU64::new(limit), Gate::new(1));
+        Self(Some(Arc::new(Account { used, limit, turn, all })))
+    }
+
+    /// Bytes that are taken now.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.0.as_ref().map_or(0, |account| account.used.load(Ordering::Relaxed))
+    }
+
+    /// Waits for the image's turn where so many bytes are to be fetched and held while something is built of them: what is large comes one after
+    /// the other. No other image waits for it.
+    #[must_use]
+    pub fn turn(&self, bytes: u64) -> Option<Place> {
+        self.0.as_ref().filter(|_| bytes > LARGE).map(|account| account.turn.enter())
+    }
+
+    /// For what comes of so many stored bytes.
+    #[must_use]
+    pub fn charge(&self, stored: u64) -> Charge {
+        Charge::new(self, stored.saturating_mul(WORTH))
+    }
+
+    /// The same for what is built by this thread, without waiting for anything but memory and the CPU. Waits for a place.
+    #[must_use]
+    pub fn build(&self, stored: u64) -> Charge {
+        let place = self.0.as_ref().map(|_| BUILDING.enter());
+        let mut charge = self.charge(stored);
+        charge.place = place;
+        charge
+    }
+}
+
+impl Account {
+    fn take(&self, bytes: u64) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let taken = |used: u64| used.checked_add(bytes).filter(|used| *used <= limit);
+        bytes == 0 || self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+    }
+
+    fn give(&self, bytes: u64) {
+        let _used =
+            self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
+    }
+
+    /// `all`: bytes that are to be taken of the process's budget, of which `own` are the image's.
+    fn take_both(&self, all: u64, own: u64) -> Result<(), Exceeded> {
+        let limit = |account: &Self| account.limit.load(Ordering::Relaxed);
+        if !self.take(own) {
+            return Err(Exceeded::Image { limit: limit(self) });
+        }
+        match &self.all {
+            Some(process) if !process.take(all) => {
+                self.give(own);
+                Err(Exceeded::All { limit: limit(process) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn give_both(&self, all: u64, own: u64) {
+        self.give(own);
+        self.all.iter().for_each(|process| process.give(all));
+    }
+}
+
+/// Bytes that are taken of a budget, until this is dropped.
+#[derive(Debug, Default)]
+pub struct Charge {
+    budget: Budget,
+    /// All bytes, and those of them that the image's limit is for.
+    all: u64,
+    own: u64,
+    /// How much may be honest.
+    worth: u64,
+    place: Option<Place>,
+    alone: Option<Place>,
+}
+
+impl Charge {
+    fn new(budget: &Budget, worth: u64) -> Self {
+        Self { budget: budget.clone(), all: 0, own: 0, worth, place: None, alone: None }
+    }
+
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Bytes that are taken.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.all
+    }
+
+    /// Another one of the same budget, for something else that comes of the same bytes.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self::new(&self.budget, self.worth)
+    }
+
+    /// The same for what grows with a layer's bytes and not with its entries: the windows that unpacking starts from. A thirty-second of these bytes is
+    /// honest.
+    #[must_use]
+    pub fn beside_windows(&self, blob: u64) -> Self {
+        Self::new(&self.budget, blob / WINDOWS)
+    }
+
+    /// What of so many bytes the image's limit is for.
+    fn own(&self, bytes: u64, honest: u64) -> u64 {
+        bytes.saturating_sub(honest.min(self.worth))
+    }
+
+    /// Sees to it that `bytes` are taken, of which `honest` are what an honest image of as many entries would need.
+    ///
+    /// # Errors
+    /// Where there are not so many; what was taken before stays taken.
+    pub fn cover(&mut self, bytes: u64, honest: u64) -> Result<(), Exceeded> {
+        let own = self.own(bytes, honest);
+        if bytes <= self.all && own <= self.own {
+            return Ok(());
+        }
+        self.grow(bytes.max(self.all), own.max(self.own))
+    }
+
+    fn grow(&mut self, all: u64, own: u64) -> Result<(), Exceeded> {
+        let Some(account) = self.budget.0.clone() else { return Ok(()) };
+        if self.place.is_some() && self.alone.is_none() && all > LARGE {
+            self.alone = Some(ALONE.enter());
+        }
+        let (more, more_own) = (all - self.all, own - self.own);
+        let ahead = (all / 8).min(AHEAD);
+        let own_ahead = if more_own > 0 { ahead } else { 0 };
+        let taken = match account.take_both(more + ahead, more_own + own_ahead) {
+            Ok(()) => (ahead, own_ahead),
+            Err(_) => account.take_both(more, more_own).map(|()| (0, 0))?,
+        };
+        (self.all, self.own) = (all + taken.0, own + taken.1);
+        Ok(())
+    }
+
+    /// What was built is ready: takes no more than it needs from now on, and lets others build.
+    ///
+    /// # Errors
+    /// Where that is more than was taken, and there is not so much.
+    pub fn settle(&mut self, bytes: u64, honest: u64) -> Result<(), Exceeded> {
+        self.cover(bytes, honest)?;
+        let own = self.own(bytes, honest);
+        if let Some(account) = &self.budget.0 {
+            account.give_both(self.all.saturating_sub(bytes), self.own.saturating_sub(own));
+            (self.all, self.own) = (bytes, own);
+        }
+        self.leave();
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        if let Some(alone) = self.alone.take() {
+            // What was freed in small blocks would otherwise stay with the process.
+            sys::give_back_heap();
+            drop(alone);
+        }
+        self.place = None;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(account) = &self.budget.0 {
+            account.give_both(self.all, self.own);
+        }
+        self.leave();
+    }
+}
+
+/// What takes memory is what it is, whoever was charged for it.
+impl PartialEq for Charge {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Charge {}
+
+/// So many at a time.
+#[derive(Debug)]
+struct Gate {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+static BUILDING: LazyLock<Arc<Gate>> = LazyLock::new(|| Gate::new(PLACES));
+static ALONE: LazyLock<Arc<Gate>> = LazyLock::new(|| Gate::new(1));
+
+impl Gate {
+    fn new(places: usize) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(places), changed: Condvar::new() })
+    }
+
+    fn enter(self: &Arc<Self>) -> Place {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(free, |free| *free == 0);
+        let mut free = waited.unwrap_or_else(PoisonError::into_inner);
+        *free = free.saturating_sub(1);
+        drop(free);
+        Place(Arc::clone(self))
+    }
+}
+
+/// One of the places that there are, until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Gate>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.changed.notify_one();
+    }
+}
+
+/// Bytes of memory that this process may use: of the machine, and of its cgroups. `None` where nothing says.
+fn memory() -> Option<u64> {
+    let text = |path: &str| fs::read_to_string(path).ok();
+    let machine = text("/proc/meminfo").and_then(|text| total(&text));
+    let own = text("/proc/self/cgroup").unwrap_or_default();
+    limit_files(&own).filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).chain(machine).min()
+}
+
+/// The files that limit the memory of cgroups, by /proc/self/cgroup: of version 2 and of version 1 (cgroups(7)). Within a container its path may be one of
+/// the host.
+fn limit_files(own: &str) -> impl Iterator<Item = PathBuf> {
+    let of_line = |line: &str| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ if controllers.split(',').any(|controller| controller == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let dir = Path::new(root).join(path.trim_start_matches('/'));
+        let groups = dir.ancestors().take_while(|dir| dir.starts_with(root));
+        Some(groups.map(|group| group.join(file)).collect::<Vec<_>>())
+    };
+    own.lines().filter_map(of_line).flatten().collect::<Vec<_>>().into_iter()
+}
+
+/// `MemTotal` of /proc/meminfo.
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: u64 = u64::MAX;
+
+    #[test]
+    fn what_is_dropped_is_given_back() {
+        let all = Budget::new(1000, None);
+        let image = Budget::new(100, all.0.clone());
+        let mut one = image.charge(ANY);
+        one.cover(500, 450).unwrap();
+        let mut other = image.charge(ANY);
+        assert_eq!(other.cover(60, 0), Err(Exceeded::Image { limit: 100 }));
+        assert_eq!(other.cover(560, 550), Err(Exceeded::All { limit: 1000 }), "the entries of all count");
+        assert_eq!(image.used(), one.own, "what was refused is not kept");
+        drop(one);
+        assert_eq!((all.used(), image.used()), (0, 0));
+        other.cover(60, 0).unwrap();
+        other.settle(10, 0).unwrap();
+        assert_eq!((all.used(), image.used()), (10, 10));
+    }
+
+    #[test]
+    fn a_charge_takes_a_little_ahead_where_there_is_some() {
+        let image = Budget::new(1 << 30, None);
+        let mut charge = image.charge(ANY);
+        charge.cover(64 << 20, 0).unwrap();
+        assert_eq!(image.used(), (64 << 20) + AHEAD);
+        charge.cover((64 << 20) + AHEAD, 0).unwrap();
+        assert_eq!(image.used(), (64 << 20) + AHEAD, "it was taken before");
+        charge.cover(1 << 30, 0).unwrap();
+        assert_eq!(image.used(), 1 << 30, "to the last byte");
+        assert_eq!(charge.cover((1 << 30) + 1, 0), Err(Exceeded::Image { limit: 1 << 30 }));
+    }
+
+    #[test]
+    fn one_image_takes_nothing_from_another_ones_limit() {
+        let all = Budget::new(0, None);
+        let [one, other] = [all.of_image(100), all.of_image(100)];
+        let mut charge = one.charge(ANY);
+        charge.cover(100, 0).unwrap();
+        assert!(charge.cover(101, 0).is_err());
+        other.charge(ANY).cover(100, 0).unwrap();
+        assert!(all.of_image(1000).charge(ANY).cover(1000, 0).is_ok(), "the process's limit follows");
+    }
+
+    #[test]
+    fn what_hardly_anything_is_stored_of_is_not_honest() {
+        let image = Budget::new(100, None);
+        image.charge(10).cover(740, 640).unwrap();
+        assert!(image.charge(10).cover(741, 700).is_err());
+        assert!(image.charge(10).beside().cover(741, 700).is_err());
+    }
+
+    #[test]
+    fn no_limit_is_none() {
+        let mut charge = Budget::UNLIMITED.build(ANY);
+        charge.cover(u64::MAX, 0).unwrap();
+        charge.settle(0, 0).unwrap();
+    }
+
+    #[test]
+    fn what_is_large_is_built_alone() {
+        let image = Budget::new(u64::MAX, None);
+        let mut one = image.build(ANY);
+        one.cover(LARGE + 1, LARGE).unwrap();
+        let (told, tells) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let image = &image;
+            scope.spawn(move || {
+                let mut other = image.build(ANY);
+                other.cover(1, 0).unwrap();
+                told.send("small").unwrap();
+                other.cover(LARGE + 1, 0).unwrap();
+                told.send("large").unwrap();
+            });
+            assert_eq!(tells.recv(), Ok("small"));
+            // However long it is waited for.
+            assert!(tells.try_recv().is_err());
+            one.settle(LARGE + 1, 0).unwrap();
+            assert_eq!(tells.recv(), Ok("large"));
+        });
+    }
+
+    #[test]
+    fn the_kernels_files_are_read() {
+        assert_eq!(total("MemFree: 1 kB\nMemTotal:       24122 kB\n"), Some(24122 * 1024));
+        let files: Vec<_> = limit_files("4:cpu,memory:/a\n3:cpu:/x\n0::/b/c\n").collect();
+        let expected = [
+            "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/b/c/memory.max",
+            "/sys/fs/cgroup/b/memory.max",
+            "/sys/fs/cgroup/memory.max",
+        ];
+        assert_eq!(files, expected.map(PathBuf::from));
+        assert!(memory().is_some_and(|bytes| bytes > 1 << 26));
+    }
+}
