@@ -114,7 +114,7 @@ fn text(seen: Option<&Seen>, phase: Phase) -> String {
 /// Both tables, as they stand in the document.
 fn tables(rows: &[Row], seen: &BTreeMap<(usize, bool, usize), Seen>) -> String {
     let mut outcomes = String::from(
-        "| fault | | manifest | table of contents | one pass | cold read | prefetch | other layers |\n|---|---|---|---|---|---|---|---|\n",
+        "| fault | | manifest | table of contents | full read | cold read | prefetch | other layers |\n|---|---|---|---|---|---|---|---|\n",
     );
     let mut messages: Vec<(&str, Vec<&str>)> = Vec::new();
     for (number, row) in rows.iter().enumerate() {
