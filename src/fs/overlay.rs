@@ -376,11 +376,14 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
 
     fn dir(&mut self, name: &[u8], dir: Dir<'a, L>, lower: Lower<'a, B>) -> Result<Ino, Error> {
         let held = dir.attrs.map(|source| self.held(name, &source)).transpose()?;
-        let Held { meta, xattrs } = held.unwrap_or(Held { meta: self.made_up, xattrs: Vec::new() });
-        let ino = self.tree.dir(meta)?;
-        for (name, value) in xattrs {
-            self.tree.xattr(name, value)?;
-        }
+        let ino = match held {
+            Some(Held { meta, xattrs }) => {
+                let ino = self.tree.dir(meta)?;
+                xattrs.into_iter().try_for_each(|(name, value)| self.tree.xattr(name, value))?;
+                ino
+            }
+            None => self.tree.implied_dir(self.made_up)?,
+        };
         let is_opaque = matches!(lower, Lower::Hidden)
             || dir.joined.iter().any(|source| matches!(source.kind(), Kind::Dir { opaque: true, .. }));
         for xattr in self.alone.filter(|_| is_opaque).map(OpaqueXattr::names).unwrap_or_default() {

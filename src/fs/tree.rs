@@ -375,6 +375,8 @@ pub(super) struct Builder {
     tree: Tree,
     /// The directory that is being filled.
     open: Ino,
+    /// Directories that no layer has an entry for.
+    implied: u64,
     /// What is in `names` and in `bytes`.
     names: Once,
     bytes: Once,
@@ -385,14 +387,19 @@ pub(super) struct Builder {
 impl Builder {
     pub(super) fn new(charge: Charge) -> Self {
         let (tree, names, bytes) = (Tree { charge, ..Tree::default() }, Once::default(), Once::default());
-        Self { tree, open: Ino::ROOT, names, bytes, name: Vec::new() }
+        Self { tree, open: Ino::ROOT, implied: 0, names, bytes, name: Vec::new() }
     }
 
     /// Sees to it that there is room for what there is, and for so many bytes more.
     fn cover(&mut self, more: usize) -> Result<(), Error> {
         let held = self.tree.bytes() + self.names.bytes() + self.bytes.bytes() + (more + EACH) as u64;
-        let honest = self.tree.dentries.len() as u64 * HONEST_BUILT;
+        let honest = self.entries() * HONEST_BUILT;
         self.tree.charge.cover(held, honest).map_err(Error::Memory)
+    }
+
+    /// Names that a layer has an entry for. A long path implies many others, which are no honest image's.
+    fn entries(&self) -> u64 {
+        (self.tree.dentries.len() as u64).saturating_sub(self.implied)
     }
 
     /// Turns to a directory: what is linked from now on is in it.
@@ -409,6 +416,12 @@ impl Builder {
     pub(super) fn dir(&mut self, meta: Meta) -> Result<Ino, Error> {
         let node = Node::Dir { first: 0, len: 0, parent: self.open };
         self.inode(node, meta, 2)
+    }
+
+    /// The same of one that no layer has an entry for.
+    pub(super) fn implied_dir(&mut self, meta: Meta) -> Result<Ino, Error> {
+        self.implied += 1;
+        self.dir(meta)
     }
 
     pub(super) fn node(&mut self, node: &NewNode<'_>, meta: Meta) -> Result<Ino, Error> {
@@ -480,7 +493,7 @@ impl Builder {
         self.tree.xattrs.shrink_to_fit();
         // Before others build: these are as large as what stays.
         (self.names, self.bytes) = (Once::default(), Once::default());
-        let (held, honest) = (self.tree.bytes(), self.tree.dentries.len() as u64 * HONEST);
+        let (held, honest) = (self.tree.bytes(), self.entries() * HONEST);
         self.tree.charge.settle(held, honest).map_err(Error::Memory)?;
         Ok(self.tree)
     }

@@ -21,16 +21,24 @@ pub(crate) enum Evil {
     Links,
     /// A path of 15 directories that no other entry has, each with a name of 250 bytes.
     Paths,
+    /// A path of 2,000 directories that no other entry has, each with the same name.
+    Implied,
     /// A hard link to one and the same path of 4,000 bytes, which the layer does not have.
     Below,
 }
 
 impl Evil {
-    pub(crate) const ALL: [Self; 4] = [Self::Xattrs, Self::Links, Self::Paths, Self::Below];
+    pub(crate) const ALL: [Self; 5] = [Self::Xattrs, Self::Links, Self::Paths, Self::Implied, Self::Below];
 
     /// How many entries take `bytes`.
     pub(crate) fn entries(self, bytes: usize) -> usize {
-        bytes / if self == Self::Xattrs { 60_000 } else { 4_000 }
+        bytes
+            / match self {
+                Self::Xattrs => 60_000,
+                // 64 for each directory.
+                Self::Implied => 128_000,
+                Self::Links | Self::Paths | Self::Below => 4_000,
+            }
     }
 
     fn entry(self, number: usize) -> Entry {
@@ -50,6 +58,7 @@ impl Evil {
             }
             Self::Links => Entry { link: format!("{number:0>4000}"), ..of(b'2', "symlink", name) },
             Self::Below => Entry { link: vec!["b".repeat(250); 15].join("/"), ..of(b'1', "hardlink", name) },
+            Self::Implied => of(b'5', "dir", format!("{name}/{}d", "d/".repeat(1_998))),
             Self::Paths => {
                 let names = (0..15).map(|depth| format!("{:0>250}", number * 15 + depth));
                 of(b'5', "dir", names.collect::<Vec<_>>().join("/"))

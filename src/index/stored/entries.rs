@@ -200,9 +200,15 @@ fn read(from: &mut impl Read, held: &mut Held) -> Option<Entries> {
     let (sets, xattr_bytes) = (len(4, limits::ENTRIES)?, len(5, limits::XATTRS)?);
     let fixed = nodes * size_of::<Node>() + children * size_of::<ChildRecord>() + below * size_of::<Span>();
     (held.bytes, held.honest) = ((fixed + names) as u64, children as u64 * HONEST);
-    held.cover((sets * size_of::<u32>()) as u64)?;
+    let xattr_ends = (sets * size_of::<u32>()) as u64;
+    held.cover(xattr_ends)?;
+    let nodes = records(from, nodes, node_of)?;
+    // A long path implies many directories, which are no honest layer's.
+    let implied = nodes.iter().filter(|node| matches!(node.kind, NodeKind::Dir { implied: true, .. })).count();
+    held.honest = children.saturating_sub(implied) as u64 * HONEST;
+    held.cover(xattr_ends)?;
     Some(Entries {
-        nodes: records(from, nodes, node_of)?,
+        nodes,
         children: records(from, children, child_of)?,
         names: bytes(from, names)?,
         below: records(from, below, |bytes: &[u8; 8]| {
