@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::{Lab, run};
 
 /// Where each image is, and the listing of what is in it.
-const IMAGES: [(&str, &str); 14] = [
+const IMAGES: [(&str, &str); 16] = [
     ("oci:crane", "two"),
     ("oci:crane-index", "two"),
     ("docker-archive:crane.tar", "two"),
@@ -16,6 +16,8 @@ const IMAGES: [(&str, &str); 14] = [
     ("oci:regctl:stale-gzip", "stale-gzip"),
     ("oci:umoci:two", "two"),
     ("oci:umoci:repacked", "repacked"),
+    ("oci:ko", "ko"),
+    ("docker-archive:ko.tar", "ko"),
     ("oci:buildkit-gzip", "buildkit"),
     ("oci:buildkit-zstd", "buildkit"),
     ("oci:buildkit-estargz", "buildkit"),
