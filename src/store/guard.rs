@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,11 +78,19 @@ impl Drop for Guard {
 impl Guard {
     pub(super) fn start(paths: &Paths, device: Device, lock: &Lock) -> io::Result<Self> {
         let line = serde_json::to_vec(&Guarded { root: paths.root.clone(), device })?;
-        let start = Start { line, lock: lock.file()? };
+        let start = Arc::new(Start { line, lock: lock.file()? });
         let input = Arc::<Input>::default();
+        // The thread comes first: a guard whose input is dropped, since there can be no thread, would take the server for gone.
+        let (hand, handed) = mpsc::channel();
+        let (watching, kept) = (Arc::clone(&start), Arc::clone(&input));
+        threads::spawn("guard-watch", move || {
+            if let Ok(first) = handed.recv() {
+                watching.keep(&kept, first);
+            }
+        })?;
         let first = start.guard(&input)?;
-        let kept = Arc::clone(&input);
-        threads::spawn("guard-watch", move || start.keep(&kept, first))?;
+        // It waits for nothing else.
+        let _handed = hand.send(first);
         Ok(Self { input })
     }
 }
