@@ -1,6 +1,6 @@
 //! The bytes of one layer, wherever they are: streamed for the fetch engine, read at for the formats.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,9 +55,43 @@ struct LocalBlob {
     counters: Counters,
     /// How long its filesystem may take for a read.
     patience: Duration,
+    /// Reads that took longer, and whose threads have not come back.
+    stuck: AtomicUsize,
 }
 
+/// Threads that may wait for one file. Beyond that its reads fail at once: threads are for other files, too.
+const MOST_STUCK: usize = 8;
+
 impl LocalBlob {
+    /// Reads by a thread that may wait for as long as the filesystem wants, and waits no longer for it than it has patience.
+    async fn read_patiently(self: &Arc<Self>, part: ByteRange) -> Result<Bytes, Error> {
+        if self.stuck.load(Ordering::Relaxed) >= MOST_STUCK {
+            return Err(self.silence());
+        }
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (reader, was_over) = (Arc::clone(self), Arc::clone(&is_over));
+        let reading = threads::run(Work::Outside, move || {
+            let read = reader.read(part);
+            if was_over.swap(true, Ordering::AcqRel) {
+                reader.stuck.fetch_sub(1, Ordering::Relaxed);
+            }
+            read
+        });
+        match tokio::time::timeout(self.patience, reading).await {
+            Ok(read) => read.unwrap_or_else(|source| {
+                let (path, source) = (self.file.path.clone(), std::io::Error::other(source));
+                Err(Error::File { path, what: "cannot be read", source })
+            }),
+            Err(_late) => {
+                self.stuck.fetch_add(1, Ordering::Relaxed);
+                if is_over.swap(true, Ordering::AcqRel) {
+                    self.stuck.fetch_sub(1, Ordering::Relaxed);
+                }
+                Err(self.silence())
+            }
+        }
+    }
+
     fn silence(&self) -> Error {
         silence(&self.file.path, format!("has not answered for {} s", self.patience.as_secs()))
     }
@@ -79,7 +113,15 @@ impl Blob {
     }
 
     pub(super) fn local(file: FileBlob, digest: Digest, patience: Duration) -> Self {
-        Self { digest, place: Place::Local(Arc::new(LocalBlob { file, counters: Counters::default(), patience })) }
+        Self {
+            digest,
+            place: Place::Local(Arc::new(LocalBlob {
+                file,
+                counters: Counters::default(),
+                patience,
+                stuck: AtomicUsize::new(0),
+            })),
+        }
     }
 
     #[must_use]
@@ -295,15 +337,7 @@ impl Body {
             Kind::Local { blob, rest } => {
                 let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(FILE_PART)) };
                 rest.start = part.end;
-                let reader = blob.clone();
-                let reading = threads::run(Work::Outside, move || reader.read(part));
-                let read = match tokio::time::timeout(blob.patience, reading).await {
-                    Ok(read) => read.unwrap_or_else(|source| {
-                        let path = blob.file.path.clone();
-                        Err(Error::File { path, what: "cannot be read", source: std::io::Error::other(source) })
-                    }),
-                    Err(_late) => Err(blob.silence()),
-                };
+                let read = blob.read_patiently(part).await;
                 if read.is_err() {
                     rest.start = rest.end;
                 }
