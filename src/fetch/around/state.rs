@@ -363,13 +363,30 @@ impl State {
             return Ok(Some(next));
         }
         if is_over {
-            return Ok(None);
+            return self.next_in_order(around);
         }
         while let Some(dir) = self.dirs.0.front_mut() {
             if let Some((layer, units)) = around.near(dir, size)? {
                 return Ok(Some(Next { layer, units, counts: true, goes_on: false }));
             }
             self.dirs.0.pop_front();
+        }
+        Ok(self.everything(around)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
+    }
+
+    /// What lies behind the last read of who has read many files in the order of the blob, whatever was guessed wrong before: a slice ahead at most.
+    fn next_in_order(&mut self, around: &Around) -> Result<Option<Next>, Damaged> {
+        let (layer, unit, _) = self.last;
+        let Some(contents) = around.layers.get(layer).filter(|_| self.in_order >= FILES_IN_ORDER) else {
+            return Ok(None);
+        };
+        let ahead = if self.everything.0 == layer && self.everything.1.contains(&unit) {
+            plan::compressed(&contents.index, &(unit..self.everything.1.end))?
+        } else {
+            0
+        };
+        if ahead > plan::SLICE {
+            return Ok(None);
         }
         Ok(self.everything(around)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
     }
