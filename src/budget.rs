@@ -54,7 +54,8 @@ pub enum Exceeded {
     )]
     Image { limit: u64 },
     #[error(
-        "all images of this process together take more than {} MiB of memory, which is a quarter of what there is, or twice an image's --memory-limit",
+        "all images of this process together take more than {} MiB of memory, which is half of what there is, or twice an image's --memory-limit; use \
+         fewer at a time, or give it more memory",
         limit >> 20
     )]
     All { limit: u64 },
@@ -64,10 +65,10 @@ impl Budget {
     /// For tests, and for what nobody else has made.
     pub const UNLIMITED: Self = Self(None);
 
-    /// For all images of a process: a quarter of the memory that there is.
+    /// For all images of a process: half of the memory that there is.
     #[must_use]
     pub fn of_process() -> Self {
-        Self::new(memory().map_or(u64::MAX, |bytes| bytes / 4).max(2 * DEFAULT_LIMIT), None)
+        Self::new(memory().map_or(u64::MAX, |bytes| bytes / 2).max(2 * DEFAULT_LIMIT), None)
     }
 
     /// For one image among these. Two of its kind always have room.
@@ -103,11 +104,17 @@ impl Budget {
         Charge::new(self, stored.saturating_mul(WORTH))
     }
 
-    /// The same for what is built by this thread, without waiting for anything but memory and the CPU. Waits for a place.
+    /// The same for what is built by this thread, without waiting for anything but memory, the CPU and the cache's disk. Waits for a place.
     #[must_use]
     pub fn build(&self, stored: u64) -> Charge {
+        self.build_worth(stored.saturating_mul(WORTH))
+    }
+
+    /// The same for what comes of other things that are built: what they are worth together.
+    #[must_use]
+    pub fn build_worth(&self, worth: u64) -> Charge {
         let place = self.0.as_ref().map(|_| BUILDING.enter());
-        let mut charge = self.charge(stored);
+        let mut charge = Charge::new(self, worth);
         charge.place = place;
         charge
     }
@@ -162,6 +169,12 @@ pub struct Charge {
 impl Charge {
     fn new(budget: &Budget, worth: u64) -> Self {
         Self { budget: budget.clone(), all: 0, own: 0, worth, place: None, alone: None }
+    }
+
+    /// How much of what comes of the same bytes may be honest.
+    #[must_use]
+    pub const fn worth(&self) -> u64 {
+        self.worth
     }
 
     #[must_use]

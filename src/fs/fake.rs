@@ -200,8 +200,8 @@ impl FakeLayer {
 }
 
 impl LayerEntries for FakeLayer {
-    fn budget(&self) -> Budget {
-        Budget::UNLIMITED
+    fn charged_to(&self) -> (Budget, u64) {
+        (Budget::UNLIMITED, 0)
     }
 
     fn len(&self) -> usize {

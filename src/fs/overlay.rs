@@ -33,7 +33,7 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 use self::below::{Below, NotAFile};
 use super::possible::{BadAcl, is_possible};
 use super::tree::{Builder, Error, Ino, NewNode, OpaqueXattr, Tree};
-use crate::budget::Budget;
+use crate::budget::{Budget, Charge};
 use crate::index::{Child, Entries, Kind, Meta, NodeId, Time};
 
 /// A directory that a layer uses and no layer has an entry for.
@@ -43,8 +43,8 @@ const WHITEOUT: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime: Time { secs: 0, na
 /// What the merge asks of a layer; [`Entries`], and in tests a simpler one.
 pub(super) trait LayerEntries {
     fn len(&self) -> usize;
-    /// What it is charged to.
-    fn budget(&self) -> Budget;
+    /// What it is charged to, and how much of what comes of it may be honest.
+    fn charged_to(&self) -> (Budget, u64);
     fn kind(&self, node: NodeId) -> Kind<'_>;
     fn meta(&self, node: NodeId) -> Meta;
     /// Sorted by the bytes of the names.
@@ -57,8 +57,8 @@ impl LayerEntries for Entries {
         Entries::len(self)
     }
 
-    fn budget(&self) -> Budget {
-        Entries::budget(self).clone()
+    fn charged_to(&self) -> (Budget, u64) {
+        Entries::charged_to(self)
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {
@@ -138,8 +138,7 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     let mut merge = Merge {
         alone: opaque,
         made_up: made_up_root,
-        // The tree is the image's that has the layers.
-        tree: Builder::new(layers.first().map(|layer| layer.entries.budget().build(u64::MAX)).unwrap_or_default()),
+        tree: Builder::new(charge(&layers)),
         inos: layers.iter().map(|_| Vec::new()).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
@@ -152,6 +151,15 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
         merge.fill(dir)?;
     }
     merge.tree.finish()
+}
+
+/// For the tree of the image that has the layers. It is worth what they are, each once.
+fn charge<L: LayerEntries>(layers: &[Numbered<'_, L>]) -> Charge {
+    let mut seen = HashSet::new();
+    let once = layers.iter().filter(|layer| seen.insert(std::ptr::from_ref(layer.entries)));
+    let each = once.map(|layer| layer.entries.charged_to());
+    let all = each.reduce(|(budget, worth), (_, more)| (budget, worth.saturating_add(more)));
+    all.map(|(budget, worth)| budget.build_worth(worth)).unwrap_or_default()
 }
 
 fn numbered<'a, L: 'a>(layers: impl IntoIterator<Item = &'a L>) -> Vec<Numbered<'a, L>> {
@@ -286,6 +294,15 @@ struct Unfilled<'a, L, B> {
     hides: Vec<&'a [u8]>,
 }
 
+impl<L, B> Unfilled<'_, L, B> {
+    /// Bytes that it takes.
+    fn bytes(&self) -> usize {
+        let lower = if let Lower::Dirs(dirs) = &self.lower { dirs.capacity() * size_of::<Source<'_, B>>() } else { 0 };
+        let lists = self.sources.capacity() * size_of::<Source<'_, L>>() + self.hides.capacity() * size_of::<&[u8]>();
+        size_of::<Self>() + lists + lower
+    }
+}
+
 /// What the layers below a single-layer view have where one of its directories is.
 enum Lower<'a, B> {
     Unknown,
@@ -298,6 +315,7 @@ enum Lower<'a, B> {
 impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
     /// Merges the entries of one directory.
     fn fill(&mut self, dir: Unfilled<'a, L, B>) -> Result<(), Error> {
+        self.tree.let_go(dir.bytes());
         let Unfilled { ino, sources, lower, hides } = dir;
         self.tree.open(ino)?;
         let mut hides = hides.into_iter().peekable();
@@ -395,7 +413,9 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
             _ if is_opaque => (Lower::Dirs(Vec::new()), Vec::new()),
             lower => (lower, Vec::new()),
         };
-        self.queue.push_back(Unfilled { ino, sources: dir.joined, lower, hides });
+        let unfilled = Unfilled { ino, sources: dir.joined, lower, hides };
+        self.tree.hold(unfilled.bytes())?;
+        self.queue.push_back(unfilled);
         Ok(ino)
     }
 
@@ -412,6 +432,7 @@ impl<'a, L: LayerEntries, B: LayerEntries> Merge<'_, 'a, L, B> {
         }
         if let Some(inos) = self.inos.get_mut(layer) {
             if inos.is_empty() {
+                self.tree.hold(source.layer.entries.len() * size_of::<Option<Ino>>())?;
                 inos.resize(source.layer.entries.len(), None);
             }
             inos.get_mut(node).into_iter().for_each(|slot| *slot = Some(ino));

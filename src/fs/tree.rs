@@ -206,9 +206,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// What it is charged to.
-    pub(super) const fn budget(&self) -> &Budget {
-        self.charge.budget()
+    /// What it is charged to, and what it is worth.
+    pub(super) fn charged_to(&self) -> (Budget, u64) {
+        (self.charge.budget().clone(), self.charge.worth())
     }
 
     #[must_use]
@@ -377,6 +377,8 @@ pub(super) struct Builder {
     open: Ino,
     /// Directories that no layer has an entry for.
     implied: u64,
+    /// Bytes that whoever fills the tree holds for it.
+    besides: usize,
     /// What is in `names` and in `bytes`.
     names: Once,
     bytes: Once,
@@ -387,14 +389,26 @@ pub(super) struct Builder {
 impl Builder {
     pub(super) fn new(charge: Charge) -> Self {
         let (tree, names, bytes) = (Tree { charge, ..Tree::default() }, Once::default(), Once::default());
-        Self { tree, open: Ino::ROOT, implied: 0, names, bytes, name: Vec::new() }
+        Self { tree, open: Ino::ROOT, implied: 0, besides: 0, names, bytes, name: Vec::new() }
     }
 
     /// Sees to it that there is room for what there is, and for so many bytes more.
     fn cover(&mut self, more: usize) -> Result<(), Error> {
-        let held = self.tree.bytes() + self.names.bytes() + self.bytes.bytes() + (more + EACH) as u64;
+        let besides = self.besides.saturating_add(more + EACH) as u64;
+        let held = self.tree.bytes() + self.names.bytes() + self.bytes.bytes() + besides;
         let honest = self.entries() * HONEST_BUILT;
         self.tree.charge.cover(held, honest).map_err(Error::Memory)
+    }
+
+    /// Whoever fills the tree takes so many bytes besides it.
+    pub(super) fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        self.besides = self.besides.saturating_add(bytes);
+        self.cover(0)
+    }
+
+    /// And has given them back.
+    pub(super) const fn let_go(&mut self, bytes: usize) {
+        self.besides = self.besides.saturating_sub(bytes);
     }
 
     /// Names that a layer has an entry for. A long path implies many others, which are no honest image's.

@@ -190,10 +190,10 @@ impl Default for Entries {
 impl Entries {
     pub const ROOT: NodeId = NodeId(0);
 
-    /// What they are charged to.
+    /// What they are charged to, and how much of what comes of them may be honest.
     #[must_use]
-    pub const fn budget(&self) -> &Budget {
-        self.charge.budget()
+    pub fn charged_to(&self) -> (Budget, u64) {
+        (self.charge.budget().clone(), self.charge.worth())
     }
 
     /// Bytes of memory that they take.

@@ -53,6 +53,17 @@ async fn a_layer_that_takes_too_much_is_refused_by_name_in_every_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn entries_that_pack_to_nothing_are_worth_nothing_from_the_cache_either() {
+    let lab = Lab::empty().await;
+    let layer = evil::zstd_chunked(Evil::Repeated, Evil::Repeated.entries(TAKEN));
+    assert!(layer.blob.len() < 100_000, "{} bytes", layer.blob.len());
+    push(&lab, &[&layer]);
+    assert_refused(&lab, &layer, "from its TOC").await;
+    drop(open(&within(&lab, LARGE)).await.unwrap());
+    assert_refused(&lab, &layer, "from the cache").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_that_fit_one_by_one_and_not_together_are_refused() {
     let lab = Lab::empty().await;
     let layers: Vec<_> = (3..7).map(|share| evil::estargz(Evil::Xattrs, Evil::Xattrs.entries(TAKEN) / share)).collect();

@@ -23,6 +23,8 @@ pub(crate) enum Evil {
     Paths,
     /// A path of 2,000 directories that no other entry has, each with the same name.
     Implied,
+    /// Nothing: one of a thousand directories below a symlink that leads elsewhere after each thousand, so that their text repeats and packs to nothing.
+    Repeated,
     /// A hard link to one and the same path of 4,000 bytes, which the layer does not have.
     Below,
 }
@@ -37,6 +39,7 @@ impl Evil {
                 Self::Xattrs => 60_000,
                 // 64 for each directory.
                 Self::Implied => 128_000,
+                Self::Repeated => 64,
                 Self::Links | Self::Paths | Self::Below => 4_000,
             }
     }
@@ -58,6 +61,11 @@ impl Evil {
             }
             Self::Links => Entry { link: format!("{number:0>4000}"), ..of(b'2', "symlink", name) },
             Self::Below => Entry { link: vec!["b".repeat(250); 15].join("/"), ..of(b'1', "hardlink", name) },
+            Self::Repeated => match number % 1_000 {
+                0 => of(b'5', "dir", format!("d{}", number / 1_000)),
+                1 => Entry { link: format!("d{}", number / 1_000), ..of(b'2', "symlink", "c".to_owned()) },
+                below => of(b'5', "dir", format!("c/{below}")),
+            },
             Self::Implied => of(b'5', "dir", format!("{name}/{}d", "d/".repeat(1_998))),
             Self::Paths => {
                 let names = (0..15).map(|depth| format!("{:0>250}", number * 15 + depth));

@@ -23,8 +23,8 @@ impl LayerEntries for Tree {
         usize::try_from(self.totals().0).unwrap_or(usize::MAX)
     }
 
-    fn budget(&self) -> Budget {
-        Self::budget(self).clone()
+    fn charged_to(&self) -> (Budget, u64) {
+        Self::charged_to(self)
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {

@@ -136,7 +136,7 @@ impl StoredIndex {
     /// Where they are damaged, or take more memory than there is.
     pub fn entries(&self) -> Result<Entries, Error> {
         let mut bytes = self.entry_bytes();
-        let charge = self.charge.budget().build(self.header.entries.len);
+        let charge = self.charge.budget().build(self.stored()?);
         let decoded = entries::decode(&mut bytes, charge);
         // Wrong bytes are told from what they seem to say.
         let rest = io::copy(&mut bytes, &mut io::sink());
@@ -153,6 +153,16 @@ impl StoredIndex {
             return Err(self.damaged("its entries are not as many as it says").into());
         }
         Ok(entries)
+    }
+
+    /// Bytes in the registry of what the index was made of: of the TOC, or of the layer up to the end of its last file.
+    fn stored(&self) -> Result<u64, Damaged> {
+        let Summary { toc_len, units, .. } = self.header.summary;
+        match (toc_len, units.checked_sub(1)) {
+            (0, Some(last)) => Ok(self.unit(last)?.compressed.end),
+            (0, None) => Ok(self.header.entries.len),
+            (toc, _) => Ok(toc),
+        }
     }
 
     /// The bytes of the entries, a part at a time.
