@@ -51,7 +51,7 @@ pub(super) enum Reader {
     First { run: Run, wanted: Vec<Wanted>, duties: Duties },
     /// Somebody does already, and has these duties now, too.
     Another(Vec<Waiter>),
-    /// Nobody: it has no contents.
+    /// Nobody: there is nothing to bring.
     None,
 }
 
@@ -72,15 +72,19 @@ impl Layer {
     /// Hands duties to whoever reads the layer whole. Where nobody does whoever asks is to, and has the duty for all that nobody brings yet.
     pub(super) fn read_whole(&self, own: HashMap<u32, Duty>) -> Result<Reader, Damaged> {
         let mut reader = self.whole.lock();
+        let checks: Vec<u32> = own.keys().copied().collect();
         if let Some(duties) = reader.upgrade().map(Duties) {
-            let checks: Vec<u32> = own.keys().copied().collect();
             let waiters = checks.iter().filter_map(|check| self.flights.join(*check)).collect();
             duties.add(own.into_values());
             // What had come before it was waited for does not come again.
-            for check in checks.into_iter().filter(|check| self.is_there(*check)) {
-                duties.remove(check).into_iter().for_each(|duty| duty.land(Ok(Kept::LayerFile)));
-            }
+            self.land_what_is_there(&duties, &checks);
             return Ok(Reader::Another(waiters));
+        }
+        let duties = Duties::of(own.into_values());
+        // Another may have read it to its end since this one was told that it comes whole.
+        self.land_what_is_there(&duties, &checks);
+        if duties.lock().is_empty() {
+            return Ok(Reader::None);
         }
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(run) = plan::whole(&self.index)? else { return Ok(Reader::None) };
@@ -88,9 +92,15 @@ impl Layer {
         let wanted = plan::checks_in(&self.index, &run)?.into_iter().filter(|wanted| !self.is_there(wanted.check));
         let wanted: Vec<Wanted> = wanted.collect();
         let others = wanted.iter().filter_map(|wanted| self.flights.take(wanted.check).ok());
-        let duties = Duties::of(own.into_values().chain(others.map(|(duty, _)| duty)));
+        duties.add(others.map(|(duty, _)| duty));
         *reader = Arc::downgrade(&duties.0);
         Ok(Reader::First { run, wanted, duties })
+    }
+
+    fn land_what_is_there(&self, duties: &Duties, checks: &[u32]) {
+        for check in checks.iter().filter(|check| self.is_there(**check)) {
+            duties.remove(*check).into_iter().for_each(|duty| duty.land(Ok(Kept::LayerFile)));
+        }
     }
 
     fn is_there(&self, check: u32) -> bool {

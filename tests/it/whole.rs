@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crfs::blob::Digest;
+use tokio::sync::Semaphore;
 
 use crate::contents::{Lab, Writer, open, open_guessing};
 use crate::image::{File, config, estargz, gzip, manifest_with, noise, plain, stargz, tar, zstd_chunked};
@@ -102,6 +103,32 @@ async fn readers_at_once_of_a_layer_that_comes_whole_share_one_download() {
             assert_eq!(lab.sent().1 - before, len, "guesses: {guesses}");
             assert!(opened.image.layers[0].contents.is_kept().unwrap());
         }
+    }
+}
+
+/// Its host's answer may be long on its way.
+#[tokio::test]
+async fn what_comes_whole_to_one_who_is_late_is_not_read_again() {
+    for write in [estargz, zstd_chunked] {
+        let lab = lab(write, None).await;
+        let opened = Arc::new(lab.open().await);
+        let before = opened.image.layers[0].contents.stats().fetched;
+        let gate = Arc::new(Semaphore::new(0));
+        lab.registry.fault(Fault::times(1, On::Blobs, Lie::WholeBehind(Arc::clone(&gate))));
+        lab.registry.fault(Fault::always(On::Blobs, Lie::Whole));
+        let (requests, _) = lab.sent();
+        let late = tokio::spawn({
+            let opened = Arc::clone(&opened);
+            async move { opened.read("last", 0, u64::MAX).await.unwrap() }
+        });
+        until(|| lab.sent().0 > requests).await;
+        assert!(opened.read("many", 0, u64::MAX).await.unwrap() == lab.content("many"));
+        until(|| opened.image.layers[0].contents.is_kept().unwrap()).await;
+        gate.add_permits(1);
+        assert_eq!(within(late).await.unwrap(), lab.content("last"));
+        lab.assert_right(&opened).await;
+        let fetched = opened.image.layers[0].contents.stats().fetched - before;
+        assert!(fetched < 2 * lab.layer.blob.len() as u64, "{fetched}");
     }
 }
 

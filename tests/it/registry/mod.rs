@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use crfs::blob::Digest;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// Bytes that name their own offset: a ramp modulo a prime, so that a wrong offset shows.
@@ -62,6 +63,8 @@ pub(crate) enum Lie {
     Whole,
     /// The same, and after so many bytes the connection is closed, or nothing more comes.
     WholeUntil(usize, bool),
+    /// The whole body, once there is a permit.
+    WholeBehind(Arc<Semaphore>),
     /// This status to whoever asks for a range.
     RefusesRanges(u16),
     /// Another Content-Range, or none; the body is what was asked for.

@@ -69,6 +69,9 @@ async fn converse(state: &State, stream: TcpStream, connection: u64) -> io::Resu
         if matches!(fault, Some(Lie::Silence)) {
             return std::future::pending().await;
         }
+        if let Some(Lie::WholeBehind(gate)) = &fault {
+            gate.acquire().await.unwrap().forget();
+        }
         let mut answer = answer(state, &request);
         let end = corrupt(state, &request, &mut answer, fault);
         if !write_answer(state, stream.get_mut(), answer, end).await? {
@@ -268,7 +271,7 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
             let target = target.replace("{digest}", digest).replace("{sig}", &contents.last_signature.to_string());
             *answer = Answer::new(307, "").with("Location", target);
         }
-        Some(Lie::Whole) => whole(state, answer),
+        Some(Lie::Whole | Lie::WholeBehind(_)) => whole(state, answer),
         Some(Lie::WholeUntil(bytes, closes)) => {
             whole(state, answer);
             return keep(answer, bytes, if closes { End::Close } else { End::Stall });
