@@ -24,9 +24,11 @@ use sha2::{Digest as _, Sha256};
 use super::groups::Groups;
 use super::lock::{self, Kind};
 use super::presence::{self, Present};
+use super::space::PAGE;
 use super::space::PATIENCE_WITH_STOPPED;
-use super::store::{PAGE, Store};
+use super::store::Store;
 use super::stored;
+use super::sums::Sums;
 use super::verified::{Found, Verified};
 use crate::blob::{ByteRange, Digest};
 
@@ -105,7 +107,7 @@ impl LayerFile {
         // Its presence was taken away. Whoever has both open sees no generation but of the old one, so what it reads from must not be
         // evicted from by those who have a new one.
         if stored::has_data(&data, 0, groups.len()) && dir.lacks(&present) {
-            if stored::is_linked(&data) {
+            if presence::is_linked(&data) {
                 dir.remove(&path)?;
             }
             data = stored::open_in_use(|| open(&path))?;
@@ -389,28 +391,6 @@ fn keep_private(
     }
     taken.fetch_add(room, Ordering::Relaxed);
     write(data).map(|()| Some(ONLY))
-}
-
-/// The file `sums` of a layer: for each check the sha256 of its bytes as they were stored, one after the other. For layers whose index has
-/// digests of the blob alone, so that what is read back can be verified.
-pub(super) struct Sums(pub(super) File);
-
-impl Sums {
-    pub(super) const NAME: &str = "sums";
-
-    fn len(groups: &Groups) -> u64 {
-        u64::from(groups.checks()) * 32
-    }
-
-    pub(super) fn get(&self, check: u32) -> Option<Digest> {
-        let mut sum = [0; 32];
-        self.0.read_exact_at(&mut sum, u64::from(check) * 32).ok()?;
-        Some(Digest::from_bytes(sum))
-    }
-
-    fn set(&self, check: u32, sum: &Digest) -> io::Result<()> {
-        self.0.write_all_at(sum.as_bytes(), u64::from(check) * 32)
-    }
 }
 
 pub(super) fn hash(data: &File, range: ByteRange) -> io::Result<Digest> {

@@ -33,6 +33,7 @@ mod spool;
 mod staged;
 mod store;
 mod stored;
+mod sums;
 mod verified;
 
 #[cfg(test)]

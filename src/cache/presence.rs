@@ -17,13 +17,12 @@
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use super::groups::Groups;
 use super::lock::{self, Held};
 use super::sealed;
-use super::stored;
 use crate::blob::{ByteRange, Digest};
 
 const MAGIC: &[u8; 8] = b"crfs pr2";
@@ -110,7 +109,7 @@ impl Present {
 
     /// Whether it was not removed.
     pub(super) fn is_linked(&self) -> bool {
-        stored::is_linked(&self.file)
+        is_linked(&self.file)
     }
 
     /// The right to change what is there.
@@ -226,6 +225,11 @@ fn head(groups: &Groups) -> Vec<u8> {
     let (first, starts): (Vec<u8>, Vec<u8>) = (first.collect(), starts.collect());
     let digest = Digest::of(&[first.as_slice(), &starts].concat());
     [first.as_slice(), digest.as_bytes(), &starts].concat()
+}
+
+/// Whether a file was not removed.
+pub(super) fn is_linked(file: &File) -> bool {
+    file.metadata().is_ok_and(|found| found.nlink() > 0)
 }
 
 /// Makes the bytes of a range a hole; `false` where the filesystem knows no such thing.

@@ -31,7 +31,7 @@ const MAX_SLOTS: u64 = 4096;
 const TABLE: u64 = 0;
 const EVICTOR: u64 = 1;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// Longest waits for others: for the table, which nobody has for long unless it is stopped, and for one who evicts.
 const TABLE_PATIENCE: Duration = Duration::from_millis(100);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::store::{PAGE, Store};
+use super::space::PAGE;
+use super::store::Store;
 use crate::blob::{ByteRange, ByteSource, Scratch, SourceError, read_file};
 
 /// A file without a name. The room that it takes is counted until it is dropped.

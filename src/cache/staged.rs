@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::groups::Groups;
 use super::presence::{self, Present};
+use super::space::PAGE;
 use super::spool::Spool;
-use super::store::{PAGE, Store};
+use super::store::Store;
 use super::stored;
 
 /// One layer whose contents may never be read takes no more than half of the cache from all others.
@@ -121,6 +122,6 @@ impl Staged {
         present = open()?;
         let _held = present.lock(PATIENCE).ok_or(io::ErrorKind::WouldBlock)?;
         present.set_first(checks, store.clock())?;
-        Ok(present.is_linked() && stored::is_linked(self.spool.file()))
+        Ok(present.is_linked() && presence::is_linked(self.spool.file()))
     }
 }

@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::dir::Dir;
 use super::evict;
-use super::space::{Limits, Refused, Room, Space, Taken};
+use super::space::{Limits, PAGE, Refused, Room, Space, Taken};
 
 /// The file that tells how much room is taken.
 pub(super) const SPACE: &str = "space";
-
-/// What one block of the disk holds; what is stored is counted in these.
-pub(super) const PAGE: u64 = 4096;
 
 /// A name costs at most so much besides what is behind it: a directory's block.
 const NAME: u64 = PAGE;

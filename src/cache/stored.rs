@@ -12,10 +12,10 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::dir::Dir;
-use super::layer::Sums;
 use super::lock::{self, Kind};
-use super::presence::{Present, punch};
-use super::store::PAGE;
+use super::presence::{Present, is_linked, punch};
+use super::space::PAGE;
+use super::sums::Sums;
 use crate::blob::{ByteRange, Digest};
 use crate::index::{Identity, LayerKey};
 
@@ -226,10 +226,6 @@ pub(super) fn kept(dir: &Dir, layer: &Path, checks: u32) -> Option<File> {
     // Whoever stores or evicts has this lock.
     let _held = present.lock(Duration::ZERO).filter(|_| is_kept)?;
     (0..checks).all(|check| present.is_there(check)).then_some(data)
-}
-
-pub(super) fn is_linked(file: &File) -> bool {
-    file.metadata().is_ok_and(|found| found.nlink() > 0)
 }
 
 /// Whether a process uses the layer.

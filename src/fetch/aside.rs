@@ -8,11 +8,8 @@ use std::time::Duration;
 use moka::sync::Cache as Memory;
 use tokio::runtime::Handle;
 
-use super::assemble::Kept;
+use super::kept::{Kept, MEMORY};
 use crate::sys;
-
-/// Bytes that are kept in memory.
-pub(super) const MEMORY: u64 = 64 << 20;
 
 /// How long a check is kept that nobody reads: the kernel asks for the rest of a unit, and a program for the file behind the one that it reads, much
 /// sooner.

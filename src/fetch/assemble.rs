@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::kept::Kept;
 use crate::blob::{ByteRange, Digest};
 use crate::cache::{Cache, LayerFile, Spool};
 use crate::index::Of;
@@ -22,12 +22,6 @@ const MEMORY_WITHOUT_FILE: u64 = 128 << 20;
 const BLOCK: u64 = 4096;
 const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
-/// Files that are kept open for checks that the cache would not have.
-const FILES: u32 = 4;
-
-/// What a file counts for, so that [`FILES`] of them fill the memory there is for such checks.
-pub(super) const FILE_WEIGHT: u32 = (super::aside::MEMORY / FILES as u64) as u32;
-
 /// A check whose bytes are to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -37,46 +31,12 @@ pub(super) struct Wanted {
     pub(super) of: Of,
 }
 
-/// Where the verified bytes of a check are.
-#[derive(Clone)]
-pub(super) enum Kept {
-    /// Where another process may evict them.
-    LayerFile,
-    Memory(Bytes),
-    /// They are many.
-    File(Arc<Spool>),
-}
-
 /// A check that was found right.
 pub(super) struct Brought {
     /// For those who wait for it: nothing can take it from them before they have read it.
     pub(super) kept: Kept,
     /// Whether it is in the layer file as well.
     pub(super) is_stored: bool,
-}
-
-impl Kept {
-    /// Bytes of memory that it takes, or that it counts for.
-    pub(super) fn weight(&self) -> u32 {
-        match self {
-            Self::Memory(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-            Self::File(_) => FILE_WEIGHT,
-            Self::LayerFile => 1,
-        }
-    }
-
-    /// Reads from `offset` on in the check. `None`: they are in the layer file.
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Option<io::Result<()>> {
-        match self {
-            Self::LayerFile => None,
-            Self::File(file) => Some(file.read_exact_at(buffer, offset)),
-            Self::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX);
-                let part = bytes.get(start..).and_then(|rest| rest.get(..buffer.len()));
-                Some(part.map(|part| buffer.copy_from_slice(part)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
-            }
-        }
-    }
 }
 
 /// Takes the decoded bytes of a run of units in the order of the layer file and tells each check's outcome as soon as its last byte came.

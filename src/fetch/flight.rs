@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::Error;
-use super::assemble::Kept;
+use super::kept::Kept;
 
 type Outcome = Result<Kept, Error>;
 

@@ -12,8 +12,9 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePerm
 
 use super::around::Reading;
 use super::aside::Aside;
-use super::assemble::{Brought, Kept, Wanted};
+use super::assemble::{Brought, Wanted};
 use super::flight::{Flights, Waiter};
+use super::kept::Kept;
 use super::prefetch::{Gate, Waiting};
 use super::seams::Seams;
 use super::still::Still;

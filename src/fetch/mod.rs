@@ -14,6 +14,7 @@ mod decode;
 mod error;
 mod flight;
 mod job;
+mod kept;
 mod layer;
 mod pass;
 mod plan;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 
 use super::around::{Guess, Planned, Reading};
-use super::assemble::{Kept, Wanted};
+use super::assemble::Wanted;
 use super::flight::Waiter;
 use super::job::Job;
+use super::kept::Kept;
 use super::layer::Look;
 use super::plan::{self, Run};
 use super::seams::{Head, Lender};

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Layer;
-use super::assemble::{Kept, Wanted};
+use super::assemble::Wanted;
 use super::flight::{Duty, Waiter};
+use super::kept::Kept;
 use super::plan::{self, Run};
 use crate::cache::State;
 use crate::index::Damaged;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Error;
-use super::layout::FileBlob;
+use super::file_blob::FileBlob;
 use super::manifest::LARGEST_DOCUMENT;
 use super::tarfile::{Content, members};
 use crate::blob::{ByteRange, ByteSource, Digest};

@@ -18,9 +18,10 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use super::credentials::{self, Found, Identity, Login, Secret};
+use super::credentials::{self, Found, Login};
 use super::hosts::Hosts;
 use super::redirect::leads_to_link_local;
+use super::secret::{Identity, Secret};
 use super::silent::Disks;
 use super::throttle::{Throttle, status_error};
 use super::transport::{Connection, Transport};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
-use super::layout::FileBlob;
+use super::file_blob::FileBlob;
 use super::link::Capacity;
 use super::manifest::LayerDescriptor;
 use super::ranged::{RangedBody, RemoteBlob};

@@ -19,6 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::secret::{Identity, Secret};
 use super::silent::Disks;
 use super::waits::{Waiting, Waits};
 use super::{Error, helper};
@@ -32,27 +33,6 @@ const LARGEST_FILE: u64 = 4 << 20;
 
 /// How long its filesystem may take: a home may be on NFS.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-
-/// A text that never shows itself.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(String);
-
-impl Secret {
-    pub(super) const fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text itself, for the request that needs it and nothing else.
-    pub(super) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// Where credentials came from: all that is ever said of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,16 +48,6 @@ impl fmt::Display for Origin {
             Self::Helper { name, file } => write!(f, "docker-credential-{name} (named in {})", file.display()),
         }
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Identity {
-    Password {
-        user: String,
-        password: Secret,
-    },
-    /// An OAuth2 refresh token, which only a token server takes.
-    Token(Secret),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

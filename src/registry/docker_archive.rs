@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::Archive;
-use super::layout::FileBlob;
+use super::file_blob::FileBlob;
 use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
 use super::remote::Document;
 use super::tarfile::{Content, members};

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::credentials::{Identity, Secret};
+use super::secret::{Identity, Secret};
 
 /// A helper may ask its user for a key; beyond this it hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use moka::sync::Cache;
 use url::{Position, Url};
 
+use super::gate::Gate;
 use super::link::Link;
 use super::resolver::Resolver;
 use super::silent::Disks;
-use super::throttle::Gate;
 use super::waits::{Waiting, Waits};
 
 /// Hosts that are remembered. Of one that was forgotten all is measured anew.

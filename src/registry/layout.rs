@@ -12,9 +12,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::archive::Archive;
+use super::file_blob::FileBlob;
 use super::manifest::{Content, Descriptor, LARGEST_DOCUMENT, parse};
 use super::{Error, names};
-use crate::blob::{ByteRange, ByteSource, Digest, FileSource};
+use crate::blob::{ByteRange, Digest, FileSource};
 use crate::sys::outside;
 
 /// A layout, wherever it is.
@@ -22,28 +23,6 @@ use crate::sys::outside;
 pub(super) enum Layout {
     Directory(PathBuf),
     Archive(Arc<Archive>),
-}
-
-/// A run of bytes in a file: a blob of a directory or of an archive.
-pub(super) struct FileBlob {
-    pub(super) path: PathBuf,
-    file: Arc<dyn ByteSource>,
-    offset: u64,
-    pub(super) size: u64,
-}
-
-impl FileBlob {
-    pub(super) const fn new(path: PathBuf, file: Arc<dyn ByteSource>, place: ByteRange) -> Self {
-        Self { path, file, offset: place.start, size: place.len() }
-    }
-
-    /// Exactly the bytes of a range. Blocking.
-    pub(super) fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
-        let error = |source| Error::File { path: self.path.clone(), what: "cannot be read", source };
-        let start = self.offset.checked_add(range.start).and_then(|start| ByteRange::at(start, range.len()));
-        let place = start.ok_or_else(|| error(std::io::ErrorKind::InvalidInput.into()))?;
-        self.file.read_at(place).map_err(|source| error(std::io::Error::other(source)))
-    }
 }
 
 impl Layout {

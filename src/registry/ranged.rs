@@ -20,10 +20,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::errors::Retry;
+use super::gate::SPACING;
 use super::link::{Capacity, Link, Transfer};
 use super::patience::Patience;
-use super::remote::{Ask, Counters, Repository};
-use super::throttle::{SPACING, status_error};
+use super::remote::{Ask, Counters, Repository, Route};
+use super::throttle::status_error;
 use super::transport::Connection;
 use super::waits::Waiting;
 use super::{Error, Freshness, Redacted};
@@ -37,14 +38,6 @@ const NO_RANGES: [u16; 5] = [400, 403, 405, 416, 501];
 
 /// Of these, what may also mean that the way to the host has ended.
 const MAY_HAVE_ENDED: [u16; 2] = [400, 403];
-
-/// Where a blob's bytes were found.
-#[derive(Debug, Clone)]
-pub(super) struct Route {
-    id: u64,
-    /// The last redirect's target; `None` where the registry answers itself.
-    target: Option<Url>,
-}
 
 /// A remembered way elsewhere that a request goes: the registry's URL for the blob, and the route's number.
 type Taken = (Url, u64);

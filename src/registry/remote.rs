@@ -12,12 +12,12 @@ use url::Url;
 
 use super::auth::{Authority, Challenge, Scope, challenge, no_challenge, unauthorized};
 use super::credentials::Login;
+use super::gate::{Gate, SPACING};
 use super::hosts::Hosts;
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
-use super::ranged::Route;
 use super::redirect::{Trail, same_origin};
-use super::throttle::{Gate, SPACING, Throttle, status_error};
+use super::throttle::{Throttle, status_error};
 use super::transport::{Connection, Transport, is_loopback};
 use super::waits::Waiting;
 use super::{Error, Freshness, Options, Redacted};
@@ -31,6 +31,14 @@ const LONGEST_PROBE: Duration = Duration::from_secs(2);
 
 /// A registry may come to want a login.
 const GREETING_KEPT: Duration = Duration::from_secs(60);
+
+/// Where a blob's bytes were found.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub(super) id: u64,
+    /// The last redirect's target; `None` where the registry answers itself.
+    pub(super) target: Option<Url>,
+}
 
 /// What all repositories of one client share: connections, grants, and what is remembered of blobs.
 pub(super) struct Shared {

@@ -1,77 +1,20 @@
 //! Restraint towards a host that asked for it: after a 429 or 503 it gets at most two requests a second from all readers
 //! together, and none before its Retry-After, until it answers well again. The same goes for a host that refuses us for good.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::RETRY_AFTER;
-use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::Instant;
 use url::Url;
 
+use super::gate::{Gate, SPACING};
 use super::hosts::Hosts;
-use super::patience::{retry_after, vary};
+use super::patience::retry_after;
 use super::{Error, Redacted};
-
-/// Between requests to a host that asked for restraint: on average this and no less than two thirds of it.
-pub(super) const SPACING: Duration = Duration::from_millis(750);
 
 /// No Retry-After holds up others for longer.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
-
-/// The way to one host.
-#[derive(Debug, Default)]
-pub(super) struct Gate {
-    /// While the host asks for restraint: the earliest time of the next request.
-    next: Mutex<Option<Instant>>,
-    /// Whoever has it waits for that time; the others queue behind.
-    turn: AsyncMutex<()>,
-    has_answered: AtomicBool,
-}
-
-impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.next.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether its host asks for restraint just now.
-    pub(super) fn is_restrained(&self) -> bool {
-        self.lock().is_some()
-    }
-
-    /// Waits until the host may be asked.
-    pub(super) async fn admit(&self) {
-        if !self.is_restrained() {
-            return;
-        }
-        let _turn = self.turn.lock().await;
-        // Looked at again after each wait: meanwhile the host may have asked for more of it, or have been found well again.
-        while let Some(time) = self.pass() {
-            tokio::time::sleep_until(time).await;
-        }
-    }
-
-    /// Goes through, or says until when to wait.
-    fn pass(&self) -> Option<Instant> {
-        let mut next = self.lock();
-        let (time, now) = ((*next)?, Instant::now());
-        if time > now {
-            return Some(time);
-        }
-        *next = Some(now + vary(SPACING).max(SPACING * 2 / 3));
-        None
-    }
-
-    fn restrain(&self, hold: Duration) {
-        let mut next = self.lock();
-        *next = (*next).max(Some(Instant::now() + hold));
-    }
-
-    fn is_well(&self) {
-        *self.lock() = None;
-    }
-}
 
 pub(super) struct Throttle {
     longest_hold: Duration,
@@ -137,6 +80,8 @@ pub(super) fn status_error(url: &Url, response: &reqwest::Response) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     fn url(text: &str) -> Url {

@@ -5,12 +5,9 @@ use std::io;
 use std::path::Path;
 
 use super::Dir;
-use super::shape::kind_of;
+use super::shape::{kind_of, permanent};
 use crate::cache::lock::{self, Kind};
 use crate::sys::own::{Entry, EntryKind};
-
-/// What the name of a file that is being written has in it.
-const TEMPORARY: &str = ".tmp-";
 
 impl Dir {
     /// What is in a directory, in the order of the names' bytes; nothing where there is none.
@@ -49,29 +46,16 @@ impl Dir {
     }
 }
 
-/// What the name of a file that is being written has at its end: numbers that no two have.
-pub(super) fn temporary(process: u32, serial: u64, nanoseconds: u128) -> String {
-    format!("{TEMPORARY}{process}-{serial}-{nanoseconds}")
-}
-
 /// Whether it is the name of a file that is being written, or was when its writer was killed.
 pub(in crate::cache) fn is_temporary(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| permanent(name).1)
-}
-
-/// The name that a file gets once it is written, and whether it has none yet.
-pub(super) fn permanent(name: &str) -> (&str, bool) {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
-    match name.split_once(TEMPORARY) {
-        Some((name, numbers)) if numbers.split('-').count() == 3 && numbers.split('-').all(is_number) => (name, true),
-        _ => (name, false),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use super::super::shape;
     use super::super::tests::dir;
     use super::*;
 
@@ -106,7 +90,7 @@ mod tests {
         dir.sweep(Path::new(""));
         assert_eq!(dir.list(Path::new("")).len(), theirs.len() + 2);
         assert!(folders[1..].iter().all(|folder| dir.list(Path::new(folder)).len() == theirs.len()));
-        assert!(is_temporary(OsStr::new(&format!("x{}", temporary(1, 2, 3)))));
+        assert!(is_temporary(OsStr::new(&format!("x{}", shape::temporary(1, 2, 3)))));
     }
 
     #[test]

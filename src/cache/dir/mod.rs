@@ -257,7 +257,7 @@ fn temporary(path: &Path) -> PathBuf {
     // Processes in different containers may have the same number.
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(listing::temporary(std::process::id(), serial, now));
+    name.push(shape::temporary(std::process::id(), serial, now));
     path.with_file_name(name)
 }
 

@@ -5,13 +5,15 @@ use std::io;
 use std::path::Path;
 
 use super::Dir;
-use super::listing::permanent;
 use crate::blob::Digest;
 use crate::cache::documents::{DOCUMENTS, NAMES};
 use crate::cache::space;
 use crate::cache::store::SPACE;
 use crate::cache::stored::{LAYER_FILES, LAYERS, is_layer_dir};
 use crate::sys::own::EntryKind;
+
+/// What the name of a file that is being written has in it.
+const TEMPORARY: &str = ".tmp-";
 
 /// The name that says whose it is. An older crfs made none: its cache is known by all that is in it.
 const MARK: &str = "crfs-cache";
@@ -108,6 +110,20 @@ pub(super) fn kind_of(path: &Path) -> Option<EntryKind> {
     };
     // Directories are made by their names.
     (kind == EntryKind::File || !is_temporary).then_some(kind)
+}
+
+/// What the name of a file that is being written has at its end: numbers that no two have.
+pub(super) fn temporary(process: u32, serial: u64, nanoseconds: u128) -> String {
+    format!("{TEMPORARY}{process}-{serial}-{nanoseconds}")
+}
+
+/// The name that a file gets once it is written, and whether it has none yet.
+pub(super) fn permanent(name: &str) -> (&str, bool) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    match name.split_once(TEMPORARY) {
+        Some((name, numbers)) if numbers.split('-').count() == 3 && numbers.split('-').all(is_number) => (name, true),
+        _ => (name, false),
+    }
 }
 
 #[cfg(test)]

@@ -10,10 +10,12 @@
 //! POSIX.1-2017 (pax, "ustar Interchange Format") and the GNU tar 1.34 manual, "Basic Tar Format". GNU's map of a sparse file: 4 pairs
 //! of 12 bytes at 386, whether more follow at 482, the file's size at 483; a block of more has 21 pairs and says at 504 whether another follows.
 
-use super::stream::BLOCK;
 use crate::index::error::Problem;
 use crate::index::toc::EntryType;
 use crate::index::{Time, limits, names};
+
+/// Bytes of a block: headers are one, contents are padded to a multiple.
+pub(super) const BLOCK: usize = 512;
 
 pub(super) type Block = [u8; BLOCK];
 

@@ -27,9 +27,9 @@ pub(super) mod tests;
 
 use std::io::{self, BufRead};
 
-use self::header::{Block, Header, Purpose, text};
+use self::header::{BLOCK, Block, Header, Purpose, text};
 use self::pax::{Globals, Key, Records};
-use self::stream::{BLOCK, Stream, padding};
+use self::stream::{Stream, padding};
 use super::error::Problem;
 use super::toc::{EntryType, TocEntry};
 use super::{limits, names};

@@ -10,9 +10,10 @@
 use std::io::BufRead;
 
 use super::Fault;
+use super::header::BLOCK;
 use super::header::Header;
 use super::pax::{Key, Records, decimal};
-use super::stream::{BLOCK, Stream};
+use super::stream::Stream;
 use crate::blob::ByteRange;
 use crate::index::error::Problem;
 use crate::index::{limits, names};

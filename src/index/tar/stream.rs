@@ -3,12 +3,9 @@
 use std::io::{self, BufRead, ErrorKind};
 
 use super::Fault;
-use super::header::Block;
+use super::header::{BLOCK, Block};
 use crate::index::error::Problem;
 use crate::index::limits;
-
-/// Bytes of a block: headers are one, contents are padded to a multiple.
-pub(super) const BLOCK: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Stream<R> {
