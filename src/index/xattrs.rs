@@ -8,10 +8,11 @@
 //!
 //! Encoded, a set is its pairs one after the other: u8 name length, name, u32 value length, value.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read, Write};
 
 use super::error::Problem;
-use super::once::Once;
+use super::once::{ByHash, Once};
 use super::{limits, names};
 
 /// All sets, by number; number 0 is the empty one.
@@ -62,16 +63,17 @@ impl XattrSets {
         })
     }
 
-    /// Each encoded set.
-    pub(super) fn encoded(&self) -> impl Iterator<Item = Vec<u8>> {
-        (1..).take(self.ends.len()).map(|set| {
-            self.set(set).fold(Vec::new(), |mut bytes, (name, value)| {
-                bytes.push(name.len() as u8);
-                bytes.extend_from_slice(name);
-                bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
-                bytes.extend_from_slice(value);
-                bytes
-            })
+    /// Writes all encoded sets. Xattr by xattr: a set takes little where its values are alike, and much of it is written.
+    pub(super) fn write_encoded(&self, out: &mut impl Write) -> io::Result<()> {
+        (1..).take(self.ends.len()).try_for_each(|set| self.write_set(set, out))
+    }
+
+    fn write_set(&self, set: u32, out: &mut impl Write) -> io::Result<()> {
+        self.set(set).try_for_each(|(name, value)| {
+            out.write_all(&[name.len() as u8])?;
+            out.write_all(name)?;
+            out.write_all(&(value.len() as u32).to_le_bytes())?;
+            out.write_all(value)
         })
     }
 }
@@ -93,40 +95,31 @@ impl Pair {
     }
 }
 
-/// Name and value of the first pair of an encoded set, and the rest of it.
-fn decode(set: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (name_len, rest) = set.split_first()?;
-    let (name, rest) = rest.split_at_checked(usize::from(*name_len)).filter(|(name, _)| !name.is_empty())?;
-    let (value_len, rest) = rest.split_first_chunk::<4>()?;
-    let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value_len) as usize)?;
-    Some((name, value, rest))
-}
-
 /// An xattr's name and value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
 /// Bytes for a set besides its pairs: its end, and its place in the table of numbers.
-const EACH_SET: u64 = 4 + 72;
+const EACH_SET: u64 = 4 + ByHash::<u32>::EACH;
 
 /// Gathers the sets of a layer.
 #[derive(Debug, Default)]
 pub(super) struct XattrBuilder {
     sets: XattrSets,
-    numbers: HashMap<Box<[Pair]>, u32>,
-    /// Pairs in the keys of `numbers`.
-    kept: usize,
+    /// Sets by the hashes of their pairs. Where two hash alike, the next free number is taken; the hash is keyed, so nobody can make many do so.
+    numbers: ByHash<u32>,
+    hasher: RandomState,
     once: Once,
     /// Bytes of all sets when they are encoded.
     encoded: usize,
+    /// Xattrs of all entries, however often one has come.
+    given: usize,
 }
 
 impl XattrBuilder {
     /// Bytes that it takes.
     pub(super) fn bytes(&self) -> u64 {
         let XattrSets { ends, pairs, texts } = &self.sets;
-        (texts.len() + (pairs.len() + self.kept) * size_of::<Pair>()) as u64
-            + ends.len() as u64 * EACH_SET
-            + self.once.bytes()
+        (texts.len() + pairs.len() * size_of::<Pair>()) as u64 + ends.len() as u64 * EACH_SET + self.once.bytes()
     }
 
     /// Bytes that the sets alone take.
@@ -140,16 +133,7 @@ impl XattrBuilder {
     /// # Errors
     /// Where a name or a value is impossible on Linux, or there are too many.
     pub(super) fn add(&mut self, xattrs: &mut Vec<Xattr>) -> Result<u32, Problem> {
-        if xattrs.is_empty() {
-            return Ok(XattrSets::NONE);
-        }
-        xattrs.reverse();
-        xattrs.sort_by(|a, b| a.0.cmp(&b.0));
-        xattrs.dedup_by(|later, kept| later.0 == kept.0);
-        xattrs.retain(|(name, _)| !is_overlays_own(name));
-        check(xattrs)?;
-        let pairs = xattrs.iter().map(|(name, value)| self.pair(name, value)).collect::<Option<Vec<_>>>();
-        self.number(pairs.ok_or(TOO_MANY)?)
+        self.add_over(XattrSets::NONE, xattrs)
     }
 
     /// The number of a set with these xattrs added, in place of those of the same names.
@@ -160,9 +144,41 @@ impl XattrBuilder {
         if xattrs.is_empty() {
             return Ok(set);
         }
-        let kept = self.sets.set(set).map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<Vec<_>>();
-        xattrs.splice(0..0, kept);
-        self.add(xattrs)
+        let there = self.sets.pairs_of(set).len();
+        self.give(xattrs.len() + there)?;
+        xattrs.reverse();
+        xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+        xattrs.dedup_by(|later, kept| later.0 == kept.0);
+        xattrs.retain(|(name, _)| !is_overlays_own(name));
+        check(xattrs)?;
+        let pairs = xattrs.iter().map(|(name, value)| self.pair(name, value)).collect::<Option<Vec<_>>>();
+        let pairs = pairs.ok_or(TOO_MANY)?;
+        self.number(&if there == 0 { pairs } else { self.merged(set, pairs)? })
+    }
+
+    /// So many more xattrs have come, each of which takes time.
+    fn give(&mut self, xattrs: usize) -> Result<(), Problem> {
+        self.given = self.given.saturating_add(xattrs);
+        let limit = limits::XATTRS_GIVEN;
+        if self.given > limit { Err(Problem::TooMany { what: "xattrs of all entries", limit }) } else { Ok(()) }
+    }
+
+    /// The pairs of a set and these, sorted by name as both are; of one name these count.
+    fn merged(&self, set: u32, over: Vec<Pair>) -> Result<Vec<Pair>, Problem> {
+        let XattrSets { texts, .. } = &self.sets;
+        let mut kept = self.sets.pairs_of(set).iter().copied().peekable();
+        let mut all = Vec::with_capacity(kept.len() + over.len());
+        for pair in over {
+            while let Some(before) = kept.next_if(|kept| kept.name(texts) < pair.name(texts)) {
+                all.push(before);
+            }
+            let _replaced = kept.next_if(|kept| kept.name(texts) == pair.name(texts));
+            all.push(pair);
+        }
+        all.extend(kept);
+        let list = all.iter().map(|pair| usize::from(pair.name_len) + 1).sum::<usize>();
+        let last = all.last().map_or(&[][..], |pair| pair.name(texts));
+        if list > limits::XATTR_LIST { Err(long_list(last)) } else { Ok(all) }
     }
 
     /// What a set has by a name.
@@ -170,13 +186,24 @@ impl XattrBuilder {
         self.sets.set(set).find_map(|(found, value)| (found == name).then_some(value))
     }
 
-    /// Takes a set as it was encoded. `None` where it was not.
-    pub(super) fn add_encoded(&mut self, set: &[u8]) -> Option<()> {
-        let (mut pairs, mut rest) = (Vec::new(), set);
-        while !rest.is_empty() {
-            let (name, value);
-            (name, value, rest) = decode(rest)?;
-            pairs.push(self.pair(name, value)?);
+    /// Takes a set of so many bytes as it was encoded. `None` where it was not.
+    pub(super) fn add_encoded(&mut self, from: &mut impl Read, len: u64) -> Option<()> {
+        let (mut pairs, mut name, mut value, mut left) = (Vec::new(), Vec::new(), Vec::new(), len);
+        while left > 0 {
+            let (mut name_len, mut value_len) = ([0; 1], [0; 4]);
+            from.read_exact(&mut name_len).ok()?;
+            let name_len = usize::from(u8::from_le_bytes(name_len));
+            name.resize(name_len, 0);
+            from.read_exact(&mut name).ok()?;
+            from.read_exact(&mut value_len).ok()?;
+            let value_len = u32::from_le_bytes(value_len) as usize;
+            if name_len == 0 || value_len > limits::XATTR_VALUE {
+                return None;
+            }
+            value.resize(value_len, 0);
+            from.read_exact(&mut value).ok()?;
+            left = left.checked_sub((1 + name_len + 4 + value_len) as u64)?;
+            pairs.push(self.pair(&name, &value)?);
         }
         self.append(&pairs).ok().map(drop)
     }
@@ -188,16 +215,19 @@ impl XattrBuilder {
         Some(Pair { name: self.once.place(texts, name)?, name_len, value: self.once.place(texts, value)?, value_len })
     }
 
-    fn number(&mut self, pairs: Vec<Pair>) -> Result<u32, Problem> {
+    fn number(&mut self, pairs: &[Pair]) -> Result<u32, Problem> {
         if pairs.is_empty() {
             return Ok(XattrSets::NONE);
         }
-        if let Some(number) = self.numbers.get(pairs.as_slice()) {
-            return Ok(*number);
+        let mut key = self.hasher.hash_one(pairs);
+        while let Some(number) = self.numbers.get(key) {
+            if self.sets.pairs_of(number) == pairs {
+                return Ok(number);
+            }
+            key = key.wrapping_add(1);
         }
-        let number = self.append(&pairs)?;
-        self.kept += pairs.len();
-        self.numbers.insert(pairs.into_boxed_slice(), number);
+        let number = self.append(pairs)?;
+        self.numbers.insert(key, number);
         Ok(number)
     }
 
@@ -242,10 +272,14 @@ fn check(xattrs: &[Xattr]) -> Result<(), Problem> {
         }
         list += name.len() + 1;
         if list > limits::XATTR_LIST {
-            return Err(refused("the names of all take more than 65536 bytes"));
+            return Err(long_list(name));
         }
     }
     Ok(())
+}
+
+fn long_list(name: &[u8]) -> Problem {
+    Problem::Xattr { name: names::shown(name), what: "the names of all take more than 65536 bytes" }
 }
 
 #[cfg(test)]
@@ -284,22 +318,80 @@ mod tests {
     }
 
     #[test]
+    fn a_set_is_added_to_and_the_last_of_a_name_counts() {
+        let mut builder = XattrBuilder::default();
+        let one = builder.add(&mut list(&[("user.b", b"1"), ("user.d", b"1"), ("user.f", b"1")])).unwrap();
+        let over = builder.add_over(one, &mut list(&[("user.g", b"2"), ("user.d", b"2"), ("user.a", b"2")])).unwrap();
+        let own = builder.add_over(over, &mut list(&[("user.overlay.opaque", b"y")])).unwrap();
+        assert_eq!((own, builder.add_over(over, &mut Vec::new()).unwrap()), (over, over));
+        let long = "x".repeat(250);
+        let many = (0..262).map(|number| (format!("{long}{number:04}").into_bytes(), Vec::new())).collect::<Vec<_>>();
+        let (some, rest) = many.split_at(200);
+        let some = builder.add_over(over, &mut some.to_vec()).unwrap();
+        assert!(builder.add_over(some, &mut rest.to_vec()).is_err(), "what listxattr cannot list");
+        let sets = builder.finish();
+        let expected: [(&[u8], &[u8]); 5] =
+            [(b"user.a", b"2"), (b"user.b", b"1"), (b"user.d", b"2"), (b"user.f", b"1"), (b"user.g", b"2")];
+        assert_eq!(sets.set(over).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_set_whose_values_are_alike_is_encoded_and_decoded_piece_by_piece() {
+        let (mut builder, value, mut set) = (XattrBuilder::default(), vec![7; 60_000], XattrSets::NONE);
+        for link in 0..150 {
+            set = builder.add_over(set, &mut list(&[(&format!("user.{link:03}"), &value)])).unwrap();
+        }
+        assert!(builder.bytes() < 4 << 20, "{}", builder.bytes());
+        let mut sets = builder.finish();
+        // Only the last of them: each is as long as all before it.
+        let pairs = sets.pairs_of(set).to_vec();
+        (sets.ends, sets.pairs) = (vec![pairs.len() as u32], pairs);
+        /// What is written at once is no more than a value.
+        struct Pieces(usize);
+        impl Write for Pieces {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                assert!(bytes.len() <= 60_000);
+                self.0 += bytes.len();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut pieces = Pieces(0);
+        sets.write_encoded(&mut pieces).unwrap();
+        assert_eq!(Some(pieces.0 as u32), sets.encoded_ends().last());
+    }
+
+    #[test]
+    fn xattrs_that_only_take_time_have_an_end() {
+        let mut builder = XattrBuilder { given: limits::XATTRS_GIVEN - 1, ..XattrBuilder::default() };
+        assert!(builder.add(&mut list(&[("user.a", b"1")])).is_ok());
+        assert!(builder.add(&mut list(&[("user.a", b"1")])).is_err());
+    }
+
+    #[test]
     fn encoded_sets_come_back_and_others_do_not() {
         let mut builder = XattrBuilder::default();
         builder.add(&mut list(&[("user.b", b"2"), ("user.a", b"0")])).unwrap();
         builder.add(&mut list(&[("user.a", b"")])).unwrap();
         let sets = builder.finish();
-        let encoded: Vec<_> = sets.encoded().collect();
+        let encoded = [1, 2].map(|set| {
+            let mut bytes = Vec::new();
+            sets.write_set(set, &mut bytes).unwrap();
+            bytes
+        });
         let ends: Vec<_> = sets.encoded_ends().map(|end| end as usize).collect();
         assert_eq!(ends, [encoded[0].len(), encoded[0].len() + encoded[1].len()]);
+        let of = |builder: &mut XattrBuilder, set: &[u8]| builder.add_encoded(&mut &set[..], set.len() as u64);
         let mut again = XattrBuilder::default();
-        assert!(encoded.iter().all(|set| again.add_encoded(set).is_some()));
+        assert!(encoded.iter().all(|set| of(&mut again, set).is_some()));
         assert_eq!(again.finish(), sets);
         for cut in 1..encoded[0].len() {
             let is_pair = cut == encoded[1].len() + 1;
-            assert_eq!(XattrBuilder::default().add_encoded(&encoded[0][..cut]).is_some(), is_pair, "{cut}");
+            assert_eq!(of(&mut XattrBuilder::default(), &encoded[0][..cut]).is_some(), is_pair, "{cut}");
         }
-        assert_eq!(XattrBuilder::default().add_encoded(b"\0\0\0\0\0"), None, "no name");
+        assert_eq!(of(&mut XattrBuilder::default(), b"\0\0\0\0\0"), None, "no name");
     }
 
     #[test]

@@ -81,6 +81,16 @@ fn no_command_takes_more_than_its_limit() {
     assert!(peak < LIMIT + BASE, "six layers took {} MiB", peak >> 20);
 }
 
+/// So many directories that gathering them takes nearly all: then the layer is laid out.
+#[test]
+fn the_last_step_of_an_index_takes_no_more_than_those_before_it() {
+    let Some(lab) = Lab::new() else { return };
+    let (liar, cache) = (Liar::new(), lab.fresh("cache"));
+    let image = liar.push(&[&zstd_chunked(Evil::Implied, Evil::Implied.entries(140 << 20))]);
+    let (finished, peak) = measured(&["ls", "--cache-dir", cache.to_str().unwrap(), &image]);
+    assert!(peak > LIMIT * 3 / 4 && peak < LIMIT + BASE, "{} MiB: {finished}", peak >> 20);
+}
+
 #[test]
 fn a_store_refuses_such_an_image_and_serves_the_others() {
     let Some(lab) = Lab::new() else { return };

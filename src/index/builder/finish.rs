@@ -24,10 +24,21 @@ pub(super) fn entries(
     let (dentries, names) = paths.into_parts();
     let by_dir = ByDirectory::sort(&dentries, &names);
     let used = used(&dentries, &nodes, &names);
-    let layout =
-        Layout { dentries: &dentries, by_dir: &by_dir, used: &used, resolved: &resolved, names: &names, old: &nodes };
-    let (nodes, children) = layout.walk();
+    let layout = Layout { dentries: &dentries, by_dir: &by_dir, used: &used, resolved: &resolved, names: &names };
+    let (nodes, children) = layout.walk(nodes);
     Ok(Entries { nodes, children, names, below, xattrs, charge: Charge::default() })
+}
+
+/// Bytes that all of it takes at most: what there is, the order of the dentries, and what comes of them. The tables that find names by their hashes are
+/// gone by then.
+pub(super) fn bytes(nodes: usize, dentries: usize, links: usize, names: usize) -> u64 {
+    const EACH_NODE: usize = size_of::<Node>() + size_of::<u32>() + size_of::<(u32, u32)>();
+    const EACH_DENTRY: usize =
+        size_of::<Dentry>() + 2 * size_of::<u32>() + size_of::<bool>() + size_of::<ChildRecord>();
+    // Those that have no node may be whiteouts of one directory, which are listed once more.
+    let whiteouts = dentries.saturating_sub(nodes) * size_of::<ChildRecord>();
+    let of_links = links * (size_of::<LateLink>() + size_of::<State>() + size_of::<Target>());
+    (nodes * EACH_NODE + dentries * EACH_DENTRY + whiteouts + of_links + names) as u64
 }
 
 /// What each late link stands for, and the paths of those that only a lower layer can have.
@@ -187,52 +198,73 @@ struct Layout<'a> {
     used: &'a [bool],
     resolved: &'a [Target],
     names: &'a [u8],
-    old: &'a [Node],
 }
 
 /// A node that no name was met for yet.
 const UNSEEN: u32 = u32::MAX;
 
 struct Walk {
+    /// Where they were, until all have their numbers: a second list would be as large.
     nodes: Vec<Node>,
-    /// The dentry of each node that is a directory, in the order of the nodes.
-    dirs: Vec<(u32, u32)>,
-    /// The new number of each old node.
+    /// The nodes that were met, in their new order, each with a dentry that it has.
+    met: Vec<(u32, u32)>,
+    /// The new number of each node.
     numbers: Vec<u32>,
 }
 
+impl Walk {
+    fn dir_mut(&mut self, node: u32) -> Option<&mut NodeKind> {
+        let kind = self.nodes.get_mut(node as usize).map(|node| &mut node.kind);
+        kind.filter(|kind| matches!(kind, NodeKind::Dir { .. }))
+    }
+
+    /// Puts each node where its number says. The others are left out.
+    fn into_order(self) -> Vec<Node> {
+        let Self { mut nodes, met, mut numbers } = self;
+        for at in 0..nodes.len() {
+            // Each step puts one to where it stays.
+            while let Some(to) = numbers.get(at).map(|to| *to as usize).filter(|to| *to != at && *to < met.len()) {
+                nodes.swap(at, to);
+                numbers.swap(at, to);
+            }
+        }
+        nodes.truncate(met.len());
+        nodes.shrink_to_fit();
+        nodes
+    }
+}
+
 impl Layout<'_> {
-    fn walk(&self) -> (Vec<Node>, Vec<ChildRecord>) {
+    fn walk(&self, nodes: Vec<Node>) -> (Vec<Node>, Vec<ChildRecord>) {
         let mut children = Vec::with_capacity(self.by_dir.order.len());
-        let mut walk = Walk { nodes: Vec::new(), dirs: Vec::new(), numbers: vec![UNSEEN; self.old.len()] };
+        let numbers = vec![UNSEEN; nodes.len()];
+        let mut walk = Walk { nodes, met: Vec::new(), numbers };
         self.visit(&mut walk, Paths::ROOT, 0);
         let mut next = 0;
-        while let Some((node, dentry)) = walk.dirs.get(next).copied() {
+        while let Some((node, dentry)) = walk.met.get(next).copied() {
             next += 1;
+            if walk.dir_mut(node).is_none() {
+                continue;
+            }
             let start = children.len();
             let covered = self.covered(dentry);
             self.list(&mut walk, dentry, &covered, &mut children);
             self.settle(&mut walk, &mut children, start, &covered);
             let range = (start as u32, (children.len() - start) as u32);
-            if let Some(NodeKind::Dir { first, count, .. }) =
-                walk.nodes.get_mut(node as usize).map(|node| &mut node.kind)
-            {
+            if let Some(NodeKind::Dir { first, count, .. }) = walk.dir_mut(node) {
                 (*first, *count) = range;
             }
         }
-        (walk.nodes, children)
+        children.shrink_to_fit();
+        (walk.into_order(), children)
     }
 
-    /// The new number of an old node, given to it at its first name.
-    fn visit(&self, walk: &mut Walk, dentry: u32, old: u32) -> u32 {
-        let Some(number) = walk.numbers.get_mut(old as usize) else { return UNSEEN };
+    /// The new number of a node, given to it at its first name.
+    fn visit(&self, walk: &mut Walk, dentry: u32, node: u32) -> u32 {
+        let Some(number) = walk.numbers.get_mut(node as usize) else { return UNSEEN };
         if *number == UNSEEN {
-            *number = walk.nodes.len() as u32;
-            let node = self.old.get(old as usize).copied().unwrap_or_else(Node::implied_dir);
-            if let NodeKind::Dir { .. } = node.kind {
-                walk.dirs.push((*number, dentry));
-            }
-            walk.nodes.push(node);
+            *number = walk.met.len() as u32;
+            walk.met.push((node, dentry));
         }
         *number
     }
@@ -288,9 +320,8 @@ impl Layout<'_> {
             match self.find(beside, whiteout.name(self.names)) {
                 None => children.push(*whiteout),
                 Some(ChildRecord { target: Target::Node(node), .. }) => {
-                    if let Some(NodeKind::Dir { opaque, implied, .. }) =
-                        walk.nodes.get_mut(*node as usize).map(|node| &mut node.kind)
-                    {
+                    let node = walk.met.get(*node as usize).map_or(UNSEEN, |(node, _)| *node);
+                    if let Some(NodeKind::Dir { opaque, implied, .. }) = walk.dir_mut(node) {
                         // The directory below is gone with all that it was, its owner and mode included.
                         *opaque = true;
                         *implied = false;

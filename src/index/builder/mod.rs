@@ -121,6 +121,13 @@ impl Builder {
         self.charge.cover(held, self.honest())
     }
 
+    /// The same for the last step, while which there are other things than before.
+    fn cover_finish(&mut self) -> Result<(), Exceeded> {
+        let (dentries, names) = self.paths.lens();
+        let entries = finish::bytes(self.nodes.len(), dentries, self.links.len(), names);
+        self.charge.cover(entries + self.xattrs.bytes() + self.contents.bytes(), self.honest())
+    }
+
     fn honest(&self) -> u64 {
         self.paths.distinct() * HONEST
     }
@@ -391,13 +398,15 @@ impl Builder {
     /// Settles what could only be settled with all entries there.
     pub(crate) fn finish(mut self) -> Result<Layer, Rejected> {
         self.end_file()?;
+        self.cover_finish().map_err(Problem::from)?;
         let contents = std::mem::replace(&mut self.contents, ContentsBuilder::new(Codec::Stored, 0));
         let (tables, layer_file_len) = contents.finish()?;
         self.finish_with(tables, layer_file_len)
     }
 
     /// The same where the contents were placed, and others have made the tables.
-    pub(crate) fn finish_placed(self, tables: Tables) -> Result<Layer, Rejected> {
+    pub(crate) fn finish_placed(mut self, tables: Tables) -> Result<Layer, Rejected> {
+        self.cover_finish().map_err(Problem::from)?;
         let layer_file_len = self.contents.filled();
         self.finish_with(tables, layer_file_len)
     }

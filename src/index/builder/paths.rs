@@ -28,9 +28,6 @@ pub(super) struct Dentry {
     pub(super) slot: Slot,
 }
 
-/// Bytes for an entry of a table of hashes and numbers, its free places included.
-const BY_HASH: u64 = 40;
-
 pub(super) const DETACHED: u32 = u32::MAX;
 
 impl Dentry {
@@ -71,7 +68,7 @@ impl Paths {
     }
 
     /// Bytes for a name in a directory, the tables to find it by included; and what of that an entry of an honest layer needs, its name as well.
-    const EACH: u64 = size_of::<Dentry>() as u64 + BY_HASH;
+    const EACH: u64 = size_of::<Dentry>() as u64 + ByHash::<u32>::EACH;
     pub(super) const HONEST: u64 = Self::EACH + Once::EACH + 24;
 
     /// Bytes that it takes.
@@ -82,6 +79,11 @@ impl Paths {
     /// Names in directories, each counted once, however often another thing has come to stand there.
     pub(super) fn distinct(&self) -> u64 {
         self.by_hash.len() as u64
+    }
+
+    /// How many dentries there are, and bytes of names.
+    pub(super) fn lens(&self) -> (usize, usize) {
+        (self.dentries.len(), self.names.len())
     }
 
     pub(super) fn dentry(&self, number: u32) -> Option<&Dentry> {
@@ -96,7 +98,7 @@ impl Paths {
     fn probe(&self, dir: u32, name: &[u8]) -> (u64, Option<u32>) {
         let mut key = self.hasher.hash_one((dir, name));
         loop {
-            let Some(number) = self.by_hash.get(&key).copied() else { return (key, None) };
+            let Some(number) = self.by_hash.get(key) else { return (key, None) };
             match self.dentry(number) {
                 Some(dentry) if dentry.parent == dir && dentry.name(&self.names) == name => return (key, Some(number)),
                 _ => key = key.wrapping_add(1),

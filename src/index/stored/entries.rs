@@ -70,9 +70,7 @@ pub(super) fn encode(entries: &Entries, room: &mut Room) -> io::Result<Vec<u8>> 
     for end in xattrs.encoded_ends() {
         out.write_all(&end.to_le_bytes())?;
     }
-    for set in xattrs.encoded() {
-        out.write_all(&set)?;
-    }
+    xattrs.write_encoded(&mut out)?;
     out.finish().map(|out| out.bytes)
 }
 
@@ -224,8 +222,10 @@ fn xattr_sets(from: &mut impl Read, sets: usize, len: usize, held: &mut Held) ->
     let (mut xattrs, mut start) = (XattrBuilder::default(), 0);
     for end in ends {
         let set = end.checked_sub(start)?;
-        held.cover(xattrs.bytes() + (sets * size_of::<u32>()) as u64 + 3 * u64::from(set))?;
-        xattrs.add_encoded(&bytes(from, set as usize)?)?;
+        // A name takes a byte or more of the set, and its pair 24 here; a value is there twice.
+        let of_set = 32 * u64::from(set.min(limits::XATTR_LIST as u32)) + 2 * limits::XATTR_VALUE as u64;
+        held.cover(xattrs.bytes() + (sets * size_of::<u32>()) as u64 + of_set.min(32 * u64::from(set)))?;
+        xattrs.add_encoded(from, set.into())?;
         start = end;
     }
     held.bytes += xattrs.finished_bytes();
