@@ -80,6 +80,13 @@ impl Budget {
         Self::new(limit, self.0.clone())
     }
 
+    /// For another image, of the same limit.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let new = |account: &Arc<Account>| Self::new(account.limit.load(Ordering::Relaxed), account.all.clone());
+        self.0.as_ref().map_or(Self::UNLIMITED, new)
+    }
+
     fn new(limit: u64, all: Option<Arc<Account>>) -> Self {
         let (used, limit, turn) = (AtomicU64::new(0), AtomicU64::new(limit), Gate::new(1));
         Self(Some(Arc::new(Account { used, limit, turn, all })))

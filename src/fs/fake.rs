@@ -10,7 +10,6 @@ use super::overlay::LayerEntries;
 use super::tree::Ino;
 use super::view::Contents;
 use crate::blob::ByteRange;
-use crate::budget::Budget;
 use crate::fetch;
 use crate::index::{Child, Kind, Meta, NodeId, Time};
 
@@ -200,8 +199,8 @@ impl FakeLayer {
 }
 
 impl LayerEntries for FakeLayer {
-    fn charged_to(&self) -> (Budget, u64) {
-        (Budget::UNLIMITED, 0)
+    fn worth(&self) -> u64 {
+        0
     }
 
     fn len(&self) -> usize {
@@ -232,6 +231,10 @@ impl LayerEntries for FakeLayer {
             };
             (name.as_slice(), child)
         })
+    }
+
+    fn child(&self, dir: NodeId, name: &[u8]) -> Option<Child<'_>> {
+        self.children(dir).find_map(|(found, child)| (found == name).then_some(child))
     }
 
     fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {

@@ -33,7 +33,7 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 use self::below::{Below, NotAFile};
 use super::possible::{BadAcl, is_possible};
 use super::tree::{Builder, Error, Ino, NewNode, OpaqueXattr, Tree};
-use crate::budget::{Budget, Charge};
+use crate::budget::Budget;
 use crate::index::{Child, Entries, Kind, Meta, NodeId, Time};
 
 /// A directory that a layer uses and no layer has an entry for.
@@ -43,12 +43,13 @@ const WHITEOUT: Meta = Meta { mode: 0, uid: 0, gid: 0, mtime: Time { secs: 0, na
 /// What the merge asks of a layer; [`Entries`], and in tests a simpler one.
 pub(super) trait LayerEntries {
     fn len(&self) -> usize;
-    /// What it is charged to, and how much of what comes of it may be honest.
-    fn charged_to(&self) -> (Budget, u64);
+    /// How much of what comes of it may be honest.
+    fn worth(&self) -> u64;
     fn kind(&self, node: NodeId) -> Kind<'_>;
     fn meta(&self, node: NodeId) -> Meta;
     /// Sorted by the bytes of the names.
     fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], Child<'_>)>;
+    fn child(&self, dir: NodeId, name: &[u8]) -> Option<Child<'_>>;
     fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])>;
 }
 
@@ -57,8 +58,8 @@ impl LayerEntries for Entries {
         Entries::len(self)
     }
 
-    fn charged_to(&self) -> (Budget, u64) {
-        Entries::charged_to(self)
+    fn worth(&self) -> u64 {
+        Entries::worth(self)
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {
@@ -73,28 +74,37 @@ impl LayerEntries for Entries {
         Entries::children(self, dir)
     }
 
+    fn child(&self, dir: NodeId, name: &[u8]) -> Option<Child<'_>> {
+        Entries::child(self, dir, name)
+    }
+
     fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
         Entries::xattrs(self, node)
     }
 }
 
 impl Tree {
-    /// The layers merged, the lowest first.
+    /// The layers merged, the lowest first, within the budget of the image that they make.
     ///
     /// # Errors
-    /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree do not suffice.
-    pub fn merged(layers: Vec<&Entries>) -> Result<Self, Error> {
-        merge_over::<_, Entries>(layers, None, MADE_UP)
+    /// Where a hard link names nothing that a lower layer has, or a directory, and where the numbers of a tree or the memory do not suffice.
+    pub fn merged(layers: Vec<&Entries>, memory: &Budget) -> Result<Self, Error> {
+        merge_over::<_, Entries>(layers, None, MADE_UP, memory)
     }
 
     /// One layer alone, the way overlayfs wants a lower directory: whiteouts are character devices 0:0, opaque directories have an xattr
     /// (Linux, Documentation/filesystems/overlayfs.rst). Extents say layer 0. `lowers`: the layers below it, the lowest first, where they are known.
     ///
     /// # Errors
-    /// Where a hard link names a file of a lower layer, an ACL is none, and where the numbers of a tree do not suffice.
-    pub fn single(layer: &Entries, opaque: OpaqueXattr, lowers: Option<&[Entries]>) -> Result<Self, Error> {
+    /// Where a hard link names a file of a lower layer, an ACL is none, and where the numbers of a tree or the memory do not suffice.
+    pub fn single(
+        layer: &Entries,
+        opaque: OpaqueXattr,
+        lowers: Option<&[Entries]>,
+        memory: &Budget,
+    ) -> Result<Self, Error> {
         let lowers = lowers.filter(|_| layer.may_hide()).map(|lowers| lowers.iter().collect());
-        merge_over(vec![layer], Some(Alone { opaque, lowers }), MADE_UP)
+        merge_over(vec![layer], Some(Alone { opaque, lowers }), MADE_UP, memory)
     }
 
     /// The same above such trees, the lowest first. Where the layer has no entry for its own root, that has the attributes of the root below it:
@@ -102,11 +112,16 @@ impl Tree {
     ///
     /// # Errors
     /// As [`Tree::single`].
-    pub fn single_over(layer: &Entries, opaque: OpaqueXattr, lowers: Option<Vec<&Self>>) -> Result<Self, Error> {
+    pub fn single_over(
+        layer: &Entries,
+        opaque: OpaqueXattr,
+        lowers: Option<Vec<&Self>>,
+        memory: &Budget,
+    ) -> Result<Self, Error> {
         let below = lowers.as_ref().and_then(|lowers| lowers.last());
         let root = below.map_or(MADE_UP, |below| LayerEntries::meta(*below, Entries::ROOT));
         let lowers = lowers.filter(|_| layer.may_hide());
-        merge_over(vec![layer], Some(Alone { opaque, lowers }), root)
+        merge_over(vec![layer], Some(Alone { opaque, lowers }), root, memory)
     }
 }
 
@@ -120,7 +135,8 @@ struct Alone<'a, B> {
 /// All layers merged; with `alone`, the one layer as a lower directory above layers that are not known.
 #[cfg(test)]
 pub(super) fn merge<L: LayerEntries>(layers: &[L], alone: Option<OpaqueXattr>) -> Result<Tree, Error> {
-    merge_over::<L, L>(layers.iter().collect(), alone.map(|opaque| Alone { opaque, lowers: None }), MADE_UP)
+    let alone = alone.map(|opaque| Alone { opaque, lowers: None });
+    merge_over::<L, L>(layers.iter().collect(), alone, MADE_UP, &Budget::UNLIMITED)
 }
 
 /// The same, with a root of those attributes where no layer has an entry for it.
@@ -128,6 +144,7 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     layers: Vec<&L>,
     alone: Option<Alone<'_, B>>,
     made_up_root: Meta,
+    memory: &Budget,
 ) -> Result<Tree, Error> {
     if u16::try_from(layers.len()).is_err() {
         return Err(Error::TooLarge { what: "layers", limit: u64::from(u16::MAX) });
@@ -138,7 +155,7 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     let mut merge = Merge {
         alone: opaque,
         made_up: made_up_root,
-        tree: Builder::new(charge(&layers)),
+        tree: Builder::new(memory.build_worth(worth(&layers))),
         inos: layers.iter().map(|_| Vec::new()).collect(),
         queue: VecDeque::new(),
         below: Below::new(&layers),
@@ -153,13 +170,11 @@ fn merge_over<L: LayerEntries, B: LayerEntries>(
     merge.tree.finish()
 }
 
-/// For the tree of the image that has the layers. It is worth what they are, each once.
-fn charge<L: LayerEntries>(layers: &[Numbered<'_, L>]) -> Charge {
+/// What a tree of the layers is worth: what they are, each once.
+fn worth<L: LayerEntries>(layers: &[Numbered<'_, L>]) -> u64 {
     let mut seen = HashSet::new();
     let once = layers.iter().filter(|layer| seen.insert(std::ptr::from_ref(layer.entries)));
-    let each = once.map(|layer| layer.entries.charged_to());
-    let all = each.reduce(|(budget, worth), (_, more)| (budget, worth.saturating_add(more)));
-    all.map(|(budget, worth)| budget.build_worth(worth)).unwrap_or_default()
+    once.map(|layer| layer.entries.worth()).fold(0, u64::saturating_add)
 }
 
 fn numbered<'a, L: 'a>(layers: impl IntoIterator<Item = &'a L>) -> Vec<Numbered<'a, L>> {

@@ -25,7 +25,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::acl;
-use crate::budget::{Budget, Charge, Exceeded};
+use crate::budget::{Charge, Exceeded};
 use crate::index::once::Once;
 use crate::index::{Meta, Time};
 
@@ -206,9 +206,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// What it is charged to, and what it is worth.
-    pub(super) fn charged_to(&self) -> (Budget, u64) {
-        (self.charge.budget().clone(), self.charge.worth())
+    /// What the layers are worth that it was made of.
+    pub(super) fn worth(&self) -> u64 {
+        self.charge.worth()
     }
 
     #[must_use]

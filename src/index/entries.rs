@@ -190,10 +190,15 @@ impl Default for Entries {
 impl Entries {
     pub const ROOT: NodeId = NodeId(0);
 
-    /// What they are charged to, and how much of what comes of them may be honest.
+    /// What they are charged to.
+    pub(super) const fn budget(&self) -> &Budget {
+        self.charge.budget()
+    }
+
+    /// How much of what comes of them may be honest.
     #[must_use]
-    pub fn charged_to(&self) -> (Budget, u64) {
-        (self.charge.budget().clone(), self.charge.worth())
+    pub fn worth(&self) -> u64 {
+        self.charge.worth()
     }
 
     /// Bytes of memory that they take.
@@ -265,12 +270,23 @@ impl Entries {
 
     /// The children of a directory, sorted by the bytes of their names; empty for anything else.
     pub fn children(&self, dir: NodeId) -> impl ExactSizeIterator<Item = (&[u8], Child<'_>)> + Clone {
+        self.records(dir).iter().map(|record| (record.name(&self.names), self.target(record.target)))
+    }
+
+    /// What a directory has by a name.
+    #[must_use]
+    pub fn child(&self, dir: NodeId, name: &[u8]) -> Option<Child<'_>> {
+        let records = self.records(dir);
+        let at = records.binary_search_by(|record| record.name(&self.names).cmp(name)).ok()?;
+        records.get(at).map(|record| self.target(record.target))
+    }
+
+    fn records(&self, dir: NodeId) -> &[ChildRecord] {
         let range = match self.node(dir).map(|node| node.kind) {
             Some(NodeKind::Dir { first, count, .. }) => first as usize..first as usize + count as usize,
             _ => 0..0,
         };
-        let records = self.children.get(range).unwrap_or_default();
-        records.iter().map(|record| (record.name(&self.names), self.child(record.target)))
+        self.children.get(range).unwrap_or_default()
     }
 
     /// Name and value of each xattr (never one of overlayfs's own).
@@ -282,7 +298,7 @@ impl Entries {
         self.nodes.get(node.0 as usize)
     }
 
-    fn child(&self, target: Target) -> Child<'_> {
+    fn target(&self, target: Target) -> Child<'_> {
         match target {
             Target::Node(node) => Child::Node(NodeId(node)),
             Target::Whiteout => Child::Whiteout,

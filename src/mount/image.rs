@@ -102,6 +102,8 @@ pub(crate) enum Until {
 pub struct OpenImage {
     pub image: registry::Image,
     pub layers: Vec<OpenLayer>,
+    /// What the tree is charged to that they make.
+    pub memory: Budget,
 }
 
 impl Engine {
@@ -206,7 +208,7 @@ impl Engine {
         let opened = self.open_each(&image, wanted, Until::OneIsRefused, report).await;
         let layers = opened.into_values().collect::<Result<_, Error>>()?;
         let image = Arc::try_unwrap(image).unwrap_or_else(|image| (*image).clone());
-        Ok(OpenImage { image, layers })
+        Ok(OpenImage { image, layers, memory: self.opener.memory().clone() })
     }
 
     /// Opens some of an image's layers at once, each with its number: what came of each. One that the image has several times is opened once; where
@@ -397,8 +399,8 @@ impl OpenImage {
         let contents: Vec<_> = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
         let entries = of_each(&contents, |index| index.entries().map(Arc::new))?;
         let tree = match (alone, entries.as_slice()) {
-            (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref()),
-            (_, entries) => Tree::merged(entries.iter().map(AsRef::as_ref).collect()),
+            (Some(Alone { opaque, lowers }), [only]) => Tree::single(only, opaque, lowers.as_deref(), &self.memory),
+            (_, entries) => Tree::merged(entries.iter().map(AsRef::as_ref).collect(), &self.memory),
         };
         let tree = tree.map_err(|error| self.named(error, &entries))?;
         drop(entries);

@@ -235,12 +235,12 @@ impl Opener {
     }
 
     /// What a layer holds, where an earlier mount has its index in the cache.
-    pub(super) fn cached_entries(&self, layer: &registry::Layer) -> Option<Entries> {
+    pub(super) fn cached_entries(&self, layer: &registry::Layer) -> Result<Option<Entries>, index::Error> {
         let descriptor = descriptor(layer);
         let named = index::named_identity(&descriptor);
         let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
-        let (_, index) = found.or_else(|| self.cached(&descriptor, Identity::Own))?;
-        index.within(self.memory()).ok()?.entries().ok()
+        let found = found.or_else(|| self.cached(&descriptor, Identity::Own));
+        found.map(|(_, index)| index.within(self.memory())?.entries()).transpose()
     }
 
     /// The index that an earlier mount made. Where the manifest names no TOC digest, only one that the blob's digest vouched for will do.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
+use super::error::chain;
 use super::image::Engine;
 use super::layer::{Looked, OpenLayer, Reading};
 use crate::index::Entries;
@@ -21,8 +22,13 @@ pub(super) async fn of(
     layer: &OpenLayer,
     number: usize,
 ) -> Option<Vec<Entries>> {
-    if !layer.contents.index().entries().ok()?.may_hide() {
-        return None;
+    match layer.contents.index().entries() {
+        Ok(entries) if entries.may_hide() => {}
+        Ok(_) => return None,
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the layers below are not looked at");
+            return None;
+        }
     }
     let may_fetch = layer.layer.blob.traffic().bytes > 0;
     let lowers = image.layers.iter().take(number).cloned().enumerate();
@@ -44,7 +50,11 @@ async fn open(
     may_fetch: bool,
 ) -> Option<Entries> {
     if !may_fetch {
-        return threads::run(Work::Opening, move || engine.opener.cached_entries(&layer)).await.ok()?;
+        let cached = threads::run(Work::Opening, move || engine.opener.cached_entries(&layer)).await;
+        return cached.unwrap_or(Ok(None)).unwrap_or_else(|error| {
+            tracing::warn!(error = chain(&error), "a layer below cannot be looked at");
+            None
+        });
     }
     let open = match engine.clone().look(image, layer).await {
         Ok(Looked::Open(open)) => Ok(open),
@@ -57,7 +67,7 @@ async fn open(
     match open.and_then(|open| Ok(open.contents.index().entries()?)) {
         Ok(entries) => Some(entries),
         Err(error) => {
-            tracing::debug!(error = error.chain(), "a layer below cannot be looked at");
+            tracing::warn!(error = error.chain(), "a layer below cannot be looked at");
             None
         }
     }

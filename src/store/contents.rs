@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::blob::ByteRange;
+use crate::budget::Budget;
 use crate::fetch::{self, Around, Disk, Files};
 use crate::fs::tree::{Ino, Tree};
 use crate::fs::view::Contents;
@@ -66,7 +67,9 @@ pub(super) struct Part {
 pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), mount::Error> {
     let layers: Vec<_> = parts.iter().map(|part| Arc::clone(&part.contents.layer)).collect();
     let entries = of_each(&layers, |index| index.entries().map(Arc::new))?;
-    let tree = Tree::merged(entries.iter().map(AsRef::as_ref).collect())?;
+    // Other images have some of these layers: neither takes what the other may.
+    let memory = layers.last().map_or(Budget::UNLIMITED, |layer| layer.index().budget().another());
+    let tree = Tree::merged(entries.iter().map(AsRef::as_ref).collect(), &memory)?;
     let mut files: HashMap<usize, Vec<(u64, u32)>> = HashMap::new();
     for number in 1..=u32::try_from(tree.totals().0).unwrap_or(u32::MAX) {
         let extent = Ino::new(number.into()).and_then(|ino| tree.extent(ino)).filter(|extent| extent.len > 0);

@@ -56,7 +56,7 @@ pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<View>]>) -> Result
     let index = layer.contents.index();
     let (entries, holes) = (index.entries()?, index.holes()?);
     let lowers = lowers.map(|lowers| lowers.iter().map(|lower| lower.tree()).collect());
-    let tree = Tree::single_over(&entries, OpaqueXattr::Both, lowers)?;
+    let tree = Tree::single_over(&entries, OpaqueXattr::Both, lowers, index.budget())?;
     let (users, groups) = tree.owners();
     let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
     let (users, groups) = (users.into_iter().collect(), groups.into_iter().collect());

@@ -1,9 +1,7 @@
 //! What the layers below a layer have at a path: the target of a hard link that leaves its layer, or what a whiteout may hide.
 
-use std::collections::HashMap;
-
 use super::{LayerEntries, Merged, Numbered, Source, combine, root};
-use crate::index::{Child, Kind, MAX_SYMLINKS, NodeId};
+use crate::index::{Kind, MAX_SYMLINKS};
 
 /// Why a path cannot be linked to.
 pub(super) enum NotAFile {
@@ -11,23 +9,18 @@ pub(super) enum NotAFile {
     Directory,
 }
 
-/// A directory's children, sorted by the bytes of their names.
-type Listing<'a> = Vec<(&'a [u8], Child<'a>)>;
-
-/// Finds paths in the lower layers, merged by the rules. Nothing is kept unless one is looked for, which is rare.
+/// Finds paths in the lower layers, merged by the rules.
 pub(super) struct Below<'m, 'a, L> {
     layers: &'m [Numbered<'a, L>],
-    /// Of each directory that was on a path: its children, to be searched.
-    listings: HashMap<(u16, NodeId), Listing<'a>>,
 }
 
 impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
-    pub(super) fn new(layers: &'m [Numbered<'a, L>]) -> Self {
-        Self { layers, listings: HashMap::new() }
+    pub(super) const fn new(layers: &'m [Numbered<'a, L>]) -> Self {
+        Self { layers }
     }
 
     /// What the layers below `layer` have at `path`. Symlinks on it are followed, but for the last name.
-    pub(super) fn find(&mut self, layer: u16, path: &'a [u8]) -> Result<Source<'a, L>, NotAFile> {
+    pub(super) fn find(&self, layer: u16, path: &'a [u8]) -> Result<Source<'a, L>, NotAFile> {
         let (mut layer, mut path) = (layer, path);
         loop {
             match self.walk(layer, path) {
@@ -40,7 +33,7 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
         }
     }
 
-    fn walk(&mut self, layer: u16, path: &'a [u8]) -> Merged<'a, L> {
+    fn walk(&self, layer: u16, path: &'a [u8]) -> Merged<'a, L> {
         let layers = self.layers.get(..usize::from(layer)).unwrap_or_default();
         // The directories from the root down.
         let mut way = vec![root(layers)];
@@ -73,16 +66,9 @@ impl<'m, 'a, L: LayerEntries> Below<'m, 'a, L> {
     }
 
     /// What a name stands for in directories that are joined, the highest first.
-    pub(super) fn child_of(&mut self, dirs: &[Source<'a, L>], name: &[u8]) -> Merged<'a, L> {
-        combine(dirs.iter().filter_map(|source| Some((source.layer, self.child(source, name)?))))
-    }
-
-    fn child(&mut self, dir: &Source<'a, L>, name: &[u8]) -> Option<Child<'a>> {
-        let entries = dir.layer.entries;
-        let listing =
-            self.listings.entry((dir.layer.number, dir.node)).or_insert_with(|| entries.children(dir.node).collect());
-        let position = listing.binary_search_by(|(other, _)| (*other).cmp(name)).ok()?;
-        listing.get(position).map(|(_, child)| *child)
+    pub(super) fn child_of(&self, dirs: &[Source<'a, L>], name: &[u8]) -> Merged<'a, L> {
+        let child = |source: &Source<'a, L>| Some((source.layer, source.layer.entries.child(source.node, name)?));
+        combine(dirs.iter().filter_map(child))
     }
 }
 

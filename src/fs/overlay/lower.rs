@@ -1,7 +1,6 @@
 //! A single-layer tree as a layer again, for the layers above it.
 
 use super::LayerEntries;
-use crate::budget::Budget;
 use crate::fs::tree::{Attr, Ino, OpaqueXattr, Tree, Type};
 use crate::index::{Child, Kind, Meta, NodeId};
 
@@ -18,13 +17,17 @@ fn is_whiteout(attr: &Attr) -> bool {
     matches!(attr, Attr { kind: Type::Char, major: 0, minor: 0, .. })
 }
 
+fn child(tree: &Tree, ino: Ino) -> Option<Child<'_>> {
+    if is_whiteout(&tree.attr(ino)?) { Some(Child::Whiteout) } else { node(ino).map(Child::Node) }
+}
+
 impl LayerEntries for Tree {
     fn len(&self) -> usize {
         usize::try_from(self.totals().0).unwrap_or(usize::MAX)
     }
 
-    fn charged_to(&self) -> (Budget, u64) {
-        Self::charged_to(self)
+    fn worth(&self) -> u64 {
+        Self::worth(self)
     }
 
     fn kind(&self, node: NodeId) -> Kind<'_> {
@@ -51,10 +54,11 @@ impl LayerEntries for Tree {
 
     fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], Child<'_>)> {
         let children = ino(dir).into_iter().flat_map(|dir| Tree::children(self, dir, 0));
-        children.filter_map(|(name, ino)| match self.attr(ino)? {
-            attr if is_whiteout(&attr) => Some((name, Child::Whiteout)),
-            _ => Some((name, Child::Node(node(ino)?))),
-        })
+        children.filter_map(|(name, ino)| Some((name, child(self, ino)?)))
+    }
+
+    fn child(&self, dir: NodeId, name: &[u8]) -> Option<Child<'_>> {
+        child(self, self.lookup(ino(dir)?, name)?)
     }
 
     fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {

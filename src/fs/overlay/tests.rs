@@ -67,7 +67,7 @@ fn list(tree: &Tree) -> Listing {
 /// One layer alone, above others where they are known.
 fn alone(layer: &FakeLayer, lowers: Option<&[FakeLayer]>) -> Result<Tree, Error> {
     let lowers = lowers.map(|lowers| lowers.iter().collect());
-    merge_over(vec![layer], Some(Alone { opaque: OpaqueXattr::Both, lowers }), MADE_UP)
+    merge_over(vec![layer], Some(Alone { opaque: OpaqueXattr::Both, lowers }), MADE_UP, &Budget::UNLIMITED)
 }
 
 fn list_numbers(tree: &Tree) -> BTreeMap<Vec<u8>, Ino> {
@@ -253,7 +253,10 @@ fn an_opaque_root_has_a_whiteout_for_each_name_below() {
     assert_eq!(paths(&of(None)), "d d/f e e/g m");
     let trees: Vec<_> = layers(&lowers).iter().map(|layer| alone(layer, None).unwrap()).collect();
     let alone = Alone { opaque: OpaqueXattr::Both, lowers: Some(trees.iter().collect()) };
-    assert_eq!(paths(&list(&merge_over(vec![layer], Some(alone), MADE_UP).unwrap())), "a d d/f e e/g m s z");
+    assert_eq!(
+        paths(&list(&merge_over(vec![layer], Some(alone), MADE_UP, &Budget::UNLIMITED).unwrap())),
+        "a d d/f e e/g m s z"
+    );
 }
 
 #[test]
@@ -286,6 +289,7 @@ fn a_single_layer_leaves_out_whiteouts_that_hide_nothing() {
         vec![layer],
         Some(Alone { opaque: OpaqueXattr::Both, lowers: Some(trees.iter().collect()) }),
         MADE_UP,
+        &Budget::UNLIMITED,
     );
     // Layer 1 hides nothing as the lowest one, so that its whiteout is not there.
     assert_eq!(paths(&list(&of_trees.unwrap())), "d d/a d/b f gone gone/x m m/here m/none new new/q o o/deep");
@@ -342,4 +346,15 @@ fn depth_costs_no_stack() {
     let lower = Spec::default().with(&path, What::Dir);
     let upper = Spec::default().with(&format!("{path}/f"), file());
     assert_eq!(merge(&layers(&[lower, upper]), None).unwrap().totals(), (2002, 7));
+}
+
+#[test]
+fn a_tree_is_charged_to_the_image_that_it_is_of() {
+    let (image, layer) = (Budget::of_process().of_image(1 << 20), Entries::default());
+    let tree = Tree::merged(vec![&layer], &image).unwrap();
+    assert!(image.used() > 0);
+    drop(tree);
+    assert_eq!(image.used(), 0);
+    assert!(matches!(Tree::merged(vec![&layer], &image.another()), Ok(tree) if tree.totals().0 == 1));
+    assert!(matches!(Tree::merged(vec![&layer], &Budget::of_process().of_image(0)), Err(Error::Memory(_))));
 }

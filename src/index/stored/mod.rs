@@ -32,6 +32,7 @@ pub(crate) use self::tables::Tables;
 use self::tables::{BLOCK, BLOCK_DIGEST, Record};
 pub use self::tables::{Check, CheckKind, Codec, Of, Piece, Unit, Window};
 use super::entries::BLOCK as FILE_BLOCK;
+use super::holes::Gathered;
 use super::plain::window;
 use super::{Entries, Error, Holes, Identity, LayerKey, Summary, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
@@ -95,6 +96,12 @@ impl StoredIndex {
         self.charge = memory.charge(u64::MAX);
         self.charge.settle(honest + EACH_LAYER, honest).map_err(|source| Error::Memory { layer, what, source })?;
         Ok(self)
+    }
+
+    /// That of the image that has opened it.
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        self.charge.budget()
     }
 
     #[must_use]
@@ -248,22 +255,23 @@ impl StoredIndex {
     /// What no unit fills. Reads the whole table of pieces.
     ///
     /// # Errors
-    /// Where the table is damaged.
-    pub fn holes(&self) -> Result<Holes, Damaged> {
-        let (mut filled, mut gaps) = (0, Vec::new());
+    /// Where the table is damaged, or they take more memory than there is.
+    pub fn holes(&self) -> Result<Holes, Error> {
+        let (mut filled, mut holes) = (0, Gathered::new(self.charge.budget()));
+        let no_room = |source| Error::Memory { layer: self.header.blob, what: "where its files have holes", source };
         let Section { start, len } = self.header.pieces;
         for block in start / BLOCK as u64..(start + len).div_ceil(BLOCK as u64) {
             for piece in self.block(block)?.chunks_exact(Piece::LEN) {
                 let piece = Piece::get(piece).ok_or_else(|| self.damaged("a piece is none"))?;
                 if piece.range.start.saturating_sub(filled) >= FILE_BLOCK {
-                    gaps.push(ByteRange { start: filled, end: piece.range.start });
+                    holes.add(ByteRange { start: filled, end: piece.range.start }).map_err(no_room)?;
                 }
                 filled = piece.range.end;
             }
         }
         let end = self.header.summary.layer_file_len;
-        gaps.push(ByteRange { start: filled.min(end), end });
-        Ok(Holes::of(gaps))
+        holes.add(ByteRange { start: filled.min(end), end }).map_err(no_room)?;
+        holes.finish().map_err(no_room)
     }
 
     /// Whether all of the blob is fetched whatever is read of it, and that is more than a small layer's.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::index::builder::{Builder, Layer};
 use crate::index::toc;
-use crate::index::{Format, Identity};
+use crate::index::{Format, Identity, NodeId};
 
 const BLOB: &[u8] = b"some blob";
 
@@ -92,7 +92,13 @@ proptest! {
         let bytes = encoded(&entries, identity);
         prop_assert_eq!(&bytes, &encoded(&entries, identity));
         let index = open(bytes, identity).unwrap();
-        prop_assert_eq!(index.entries().unwrap(), built.entries);
+        prop_assert_eq!(&index.entries().unwrap(), &built.entries);
+        for dir in (0..built.entries.len() as u32).map(NodeId) {
+            for (name, child) in built.entries.children(dir) {
+                prop_assert_eq!(built.entries.child(dir, name), Some(child));
+            }
+            prop_assert_eq!(built.entries.child(dir, b"no such name"), None);
+        }
         prop_assert_eq!(index.summary().layer_file_len, built.layer_file_len);
         prop_assert_eq!(index.summary().toc_len, 77);
     }

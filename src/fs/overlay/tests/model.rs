@@ -224,7 +224,7 @@ proptest! {
         let order: Vec<_> = order.into_iter().map(|number| number % all.len()).collect();
         let copies: Vec<_> = order.iter().map(|number| FakeLayer::new(&specs[*number])).collect();
         let again = order.iter().map(|number| &all[*number]).collect();
-        let (copies, again) = (merge(&copies, None), merge_over::<_, FakeLayer>(again, None, MADE_UP));
+        let (copies, again) = (merge(&copies, None), merge_over::<_, FakeLayer>(again, None, MADE_UP, &Budget::UNLIMITED));
         match (copies, again) {
             (Ok(copies), Ok(again)) => {
                 prop_assert_eq!(list_numbers(&copies), list_numbers(&again));
