@@ -5,13 +5,17 @@
 //! nobody else hears of it.
 //!
 //! Memory that only building takes is lent to few at a time: [`PLACES`] build at once, and one alone what is large, so that images that fit one by
-//! one fit together.
+//! one fit together. Who waits for that waits for those that came before, and these for nothing but the CPU and the cache's disk.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod gate;
+mod memory;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
+use self::gate::Gate;
+pub use self::gate::Place;
+use self::memory::memory;
 use crate::sys;
 
 /// Bytes that an image may take beyond what is honest, unless its user says otherwise.
@@ -21,14 +25,23 @@ pub const DEFAULT_LIMIT: u64 = 256 << 20;
 const LARGE: u64 = 16 << 20;
 
 /// How many build at the same time: each takes up to some 10 MiB for the entry at hand. It is work for the CPU alone.
-const PLACES: usize = 8;
+const PLACES: u64 = 8;
 
 /// What counts as honest at most, for each byte that a layer's table of contents, or the layer, takes where it is stored. An entry takes at least some
 /// ten there; one that takes next to nothing is not worth a place in memory.
 const WORTH: u64 = 64;
 
+/// The part of an image's limit that its tables of contents take at most while they are fetched, but for one that is larger.
+const FETCHED: u64 = 4;
+
 /// 32 KiB of window for each MiB that is unpacked, packed as that is.
 const WINDOWS: u64 = 32;
+
+/// Bytes of a table of contents that stand for 64 of what grows with the layer's bytes: a digest is in it for each part, which nothing packs.
+const DIGESTS: u64 = 8;
+
+/// What a byte of a layer unpacks to: so much of it a decoder may look back to.
+const UNPACKED: u64 = 4;
 
 /// What is taken ahead at most, so that not every byte is asked for by itself.
 const AHEAD: u64 = 1 << 20;
@@ -41,9 +54,18 @@ pub struct Budget(Option<Arc<Account>>);
 struct Account {
     used: AtomicU64,
     limit: AtomicU64,
+    /// For what is fetched.
     turn: Arc<Gate>,
+    places: Arc<Places>,
     /// That of all images, where this is one's.
     all: Option<Arc<Account>>,
+}
+
+/// Who builds at the same time, of all images.
+#[derive(Debug)]
+struct Places {
+    building: Arc<Gate>,
+    alone: Arc<Gate>,
 }
 
 /// There is not so much left.
@@ -88,8 +110,11 @@ impl Budget {
     }
 
     fn new(limit: u64, all: Option<Arc<Account>>) -> Self {
-        let (used, limit, turn) = (AtomicU64::new(0), AtomicU64::new(limit), Gate::new(1));
-        Self(Some(Arc::new(Account { used, limit, turn, all })))
+        let new = || Arc::new(Places { building: Gate::new(PLACES), alone: Gate::new(1) });
+        let places = all.as_ref().map_or_else(new, |all| Arc::clone(&all.places));
+        let turn = Gate::new((limit / FETCHED).max(1));
+        let (used, limit) = (AtomicU64::new(0), AtomicU64::new(limit));
+        Self(Some(Arc::new(Account { used, limit, turn, places, all })))
     }
 
     /// Bytes that are taken now.
@@ -98,17 +123,23 @@ impl Budget {
         self.0.as_ref().map_or(0, |account| account.used.load(Ordering::Relaxed))
     }
 
-    /// Waits for the image's turn where so many bytes are to be fetched and held while something is built of them: what is large comes one after
-    /// the other. No other image waits for it.
+    /// Waits for the image's turn to fetch so many bytes and to hold them while something is built of them. A quarter of the limit is lent at a time, so
+    /// that layers that fit one by one do not depend on when each comes; what is larger comes alone. No other image waits for it.
     #[must_use]
     pub fn turn(&self, bytes: u64) -> Option<Place> {
-        self.0.as_ref().filter(|_| bytes > LARGE).map(|account| account.turn.enter())
+        self.0.as_ref().map(|account| account.turn.enter(bytes))
     }
 
     /// For what comes of so many stored bytes.
     #[must_use]
     pub fn charge(&self, stored: u64) -> Charge {
-        Charge::new(self, stored.saturating_mul(WORTH))
+        Charge::new(self, Worth::Known(stored.saturating_mul(WORTH)))
+    }
+
+    /// The same for what comes of a layer while that comes.
+    #[must_use]
+    pub fn charge_as_it_comes(&self, arrived: &Arrived) -> Charge {
+        Charge::new(self, Worth::Coming(arrived.clone(), WORTH, 1))
     }
 
     /// The same for what is built by this thread, without waiting for anything but memory, the CPU and the cache's disk. Waits for a place.
@@ -120,8 +151,8 @@ impl Budget {
     /// The same for what comes of other things that are built: what they are worth together.
     #[must_use]
     pub fn build_worth(&self, worth: u64) -> Charge {
-        let place = self.0.as_ref().map(|_| BUILDING.enter());
-        let mut charge = Charge::new(self, worth);
+        let place = self.0.as_ref().map(|account| account.places.building.enter(1));
+        let mut charge = Charge::new(self, Worth::Known(worth));
         charge.place = place;
         charge
     }
@@ -160,6 +191,39 @@ impl Account {
     }
 }
 
+/// Bytes of a layer that have come so far: what a manifest says of its size is only somebody's word. What is cloned counts the same.
+#[derive(Debug, Clone, Default)]
+pub struct Arrived(Arc<AtomicU64>);
+
+impl Arrived {
+    pub fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// How much of what comes of something may be honest.
+#[derive(Debug, Clone)]
+enum Worth {
+    Known(u64),
+    /// So much for so many bytes that have come.
+    Coming(Arrived, u64, u64),
+}
+
+impl Default for Worth {
+    fn default() -> Self {
+        Self::Known(0)
+    }
+}
+
+impl Worth {
+    fn now(&self) -> u64 {
+        match self {
+            Self::Known(bytes) => *bytes,
+            Self::Coming(arrived, much, each) => arrived.0.load(Ordering::Relaxed).saturating_mul(*much) / each,
+        }
+    }
+}
+
 /// Bytes that are taken of a budget, until this is dropped.
 #[derive(Debug, Default)]
 pub struct Charge {
@@ -167,21 +231,20 @@ pub struct Charge {
     /// All bytes, and those of them that the image's limit is for.
     all: u64,
     own: u64,
-    /// How much may be honest.
-    worth: u64,
+    worth: Worth,
     place: Option<Place>,
     alone: Option<Place>,
 }
 
 impl Charge {
-    fn new(budget: &Budget, worth: u64) -> Self {
+    fn new(budget: &Budget, worth: Worth) -> Self {
         Self { budget: budget.clone(), all: 0, own: 0, worth, place: None, alone: None }
     }
 
     /// How much of what comes of the same bytes may be honest.
     #[must_use]
-    pub const fn worth(&self) -> u64 {
-        self.worth
+    pub fn worth(&self) -> u64 {
+        self.worth.now()
     }
 
     #[must_use]
@@ -198,19 +261,39 @@ impl Charge {
     /// Another one of the same budget, for something else that comes of the same bytes.
     #[must_use]
     pub fn beside(&self) -> Self {
-        Self::new(&self.budget, self.worth)
+        Self::new(&self.budget, self.worth.clone())
     }
 
     /// The same for what grows with a layer's bytes and not with its entries: the windows that unpacking starts from. A thirty-second of these bytes is
-    /// honest.
+    /// honest, as far as they have come. Where they do not come, `blob` is what is said of them, and the table of contents is to show that it knows them.
     #[must_use]
     pub fn beside_windows(&self, blob: u64) -> Self {
-        Self::new(&self.budget, blob / WINDOWS)
+        let worth = match &self.worth {
+            Worth::Coming(arrived, ..) => Worth::Coming(arrived.clone(), 1, WINDOWS),
+            Worth::Known(_) => Worth::Known((blob / WINDOWS).min(self.worth_of_parts())),
+        };
+        Self::new(&self.budget, worth)
+    }
+
+    /// The same for what a decoder keeps of what it has unpacked.
+    #[must_use]
+    pub fn beside_decoder(&self) -> Self {
+        let worth = match &self.worth {
+            Worth::Coming(arrived, ..) => Worth::Coming(arrived.clone(), UNPACKED, 1),
+            Worth::Known(worth) => Worth::Known(worth / WORTH * UNPACKED),
+        };
+        Self::new(&self.budget, worth)
+    }
+
+    /// How much may be honest of what there is for each part of a layer that has a digest.
+    #[must_use]
+    pub fn worth_of_parts(&self) -> u64 {
+        self.worth.now() / WORTH * DIGESTS
     }
 
     /// What of so many bytes the image's limit is for.
     fn own(&self, bytes: u64, honest: u64) -> u64 {
-        bytes.saturating_sub(honest.min(self.worth))
+        bytes.saturating_sub(honest.min(self.worth.now()))
     }
 
     /// Sees to it that `bytes` are taken, of which `honest` are what an honest image of as many entries would need.
@@ -228,7 +311,7 @@ impl Charge {
     fn grow(&mut self, all: u64, own: u64) -> Result<(), Exceeded> {
         let Some(account) = self.budget.0.clone() else { return Ok(()) };
         if self.place.is_some() && self.alone.is_none() && all > LARGE {
-            self.alone = Some(ALONE.enter());
+            self.alone = Some(account.places.alone.enter(1));
         }
         let (more, more_own) = (all - self.all, own - self.own);
         let ahead = (all / 8).min(AHEAD);
@@ -284,77 +367,9 @@ impl PartialEq for Charge {
 
 impl Eq for Charge {}
 
-/// So many at a time.
-#[derive(Debug)]
-struct Gate {
-    free: Mutex<usize>,
-    changed: Condvar,
-}
-
-static BUILDING: LazyLock<Arc<Gate>> = LazyLock::new(|| Gate::new(PLACES));
-static ALONE: LazyLock<Arc<Gate>> = LazyLock::new(|| Gate::new(1));
-
-impl Gate {
-    fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new(places), changed: Condvar::new() })
-    }
-
-    fn enter(self: &Arc<Self>) -> Place {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_while(free, |free| *free == 0);
-        let mut free = waited.unwrap_or_else(PoisonError::into_inner);
-        *free = free.saturating_sub(1);
-        drop(free);
-        Place(Arc::clone(self))
-    }
-}
-
-/// One of the places that there are, until it is dropped.
-#[derive(Debug)]
-pub struct Place(Arc<Gate>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.changed.notify_one();
-    }
-}
-
-/// Bytes of memory that this process may use: of the machine, and of its cgroups. `None` where nothing says.
-fn memory() -> Option<u64> {
-    let text = |path: &str| fs::read_to_string(path).ok();
-    let machine = text("/proc/meminfo").and_then(|text| total(&text));
-    let own = text("/proc/self/cgroup").unwrap_or_default();
-    limit_files(&own).filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).chain(machine).min()
-}
-
-/// The files that limit the memory of cgroups, by /proc/self/cgroup: of version 2 and of version 1 (cgroups(7)). Within a container its path may be one of
-/// the host.
-fn limit_files(own: &str) -> impl Iterator<Item = PathBuf> {
-    let of_line = |line: &str| {
-        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            _ if controllers.split(',').any(|controller| controller == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
-            _ => return None,
-        };
-        let dir = Path::new(root).join(path.trim_start_matches('/'));
-        let groups = dir.ancestors().take_while(|dir| dir.starts_with(root));
-        Some(groups.map(|group| group.join(file)).collect::<Vec<_>>())
-    };
-    own.lines().filter_map(of_line).flatten().collect::<Vec<_>>().into_iter()
-}
-
-/// `MemTotal` of /proc/meminfo.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::gate::tests::until_waiting;
     use super::*;
 
     const ANY: u64 = u64::MAX;
@@ -409,6 +424,29 @@ mod tests {
     }
 
     #[test]
+    fn what_has_not_come_is_not_honest() {
+        let (image, arrived) = (Budget::new(0, None), Arrived::default());
+        let mut charge = image.charge_as_it_comes(&arrived);
+        let [mut windows, mut decoder] = [charge.beside_windows(1 << 40), charge.beside_decoder()];
+        assert!([&mut charge, &mut windows, &mut decoder].into_iter().all(|charge| charge.cover(1, 1).is_err()));
+        arrived.add(32);
+        charge.cover(32 * 64, ANY).unwrap();
+        windows.cover(1, ANY).unwrap();
+        decoder.cover(32 * 4, ANY).unwrap();
+        assert!(
+            [&mut charge, &mut windows, &mut decoder].into_iter().all(|charge| charge.cover(1 << 20, ANY).is_err())
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_a_layer_is_not_honest_without_a_table_that_knows_it() {
+        let image = Budget::new(0, None);
+        image.charge(100).beside_windows(3200).cover(100, ANY).unwrap();
+        assert!(image.charge(100).beside_windows(3200).cover(101, ANY).is_err());
+        assert!(image.charge(10).beside_windows(u64::MAX).cover(81, ANY).is_err());
+    }
+
+    #[test]
     fn no_limit_is_none() {
         let mut charge = Budget::UNLIMITED.build(ANY);
         charge.cover(u64::MAX, 0).unwrap();
@@ -418,6 +456,7 @@ mod tests {
     #[test]
     fn what_is_large_is_built_alone() {
         let image = Budget::new(u64::MAX, None);
+        let alone = &image.0.as_ref().unwrap().places.alone;
         let mut one = image.build(ANY);
         one.cover(LARGE + 1, LARGE).unwrap();
         let (told, tells) = std::sync::mpsc::channel();
@@ -431,25 +470,43 @@ mod tests {
                 told.send("large").unwrap();
             });
             assert_eq!(tells.recv(), Ok("small"));
-            // However long it is waited for.
-            assert!(tells.try_recv().is_err());
+            until_waiting(alone, 1, || tells.try_recv().is_ok());
             one.settle(LARGE + 1, 0).unwrap();
             assert_eq!(tells.recv(), Ok("large"));
+        });
+        assert!(image.build(ANY).place.is_some(), "its place is free again");
+    }
+
+    #[test]
+    fn so_many_build_at_a_time_of_all_images_together() {
+        let all = Budget::new(0, None);
+        let [one, other] = [all.of_image(100), all.of_image(100)];
+        let mut building: Vec<_> = (0..PLACES).map(|_| one.build(ANY)).collect();
+        let gate = &all.0.as_ref().unwrap().places.building;
+        std::thread::scope(|scope| {
+            let last = scope.spawn(|| drop(other.build(ANY)));
+            until_waiting(gate, 1, || last.is_finished());
+            building.pop();
+            last.join().unwrap();
         });
     }
 
     #[test]
-    fn the_kernels_files_are_read() {
-        assert_eq!(total("MemFree: 1 kB\nMemTotal:       24122 kB\n"), Some(24122 * 1024));
-        let files: Vec<_> = limit_files("4:cpu,memory:/a\n3:cpu:/x\n0::/b/c\n").collect();
-        let expected = [
-            "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/b/c/memory.max",
-            "/sys/fs/cgroup/b/memory.max",
-            "/sys/fs/cgroup/memory.max",
-        ];
-        assert_eq!(files, expected.map(PathBuf::from));
-        assert!(memory().is_some_and(|bytes| bytes > 1 << 26));
+    fn what_is_fetched_takes_a_part_of_the_limit_at_a_time() {
+        let image = Budget::new(400, None);
+        let two = [image.turn(50), image.turn(50)];
+        let gate = &image.0.as_ref().unwrap().turn;
+        std::thread::scope(|scope| {
+            let more = scope.spawn(|| drop(image.turn(1)));
+            until_waiting(gate, 1, || more.is_finished());
+            drop(two);
+            more.join().unwrap();
+            let large = image.turn(300);
+            let small = scope.spawn(|| drop(image.turn(1)));
+            until_waiting(gate, 1, || small.is_finished());
+            drop(large);
+            small.join().unwrap();
+        });
+        assert!(Budget::UNLIMITED.turn(1).is_none());
     }
 }

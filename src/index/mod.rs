@@ -165,8 +165,12 @@ pub struct Opened {
     pub charge: Charge,
 }
 
-/// Finds the TOC of an external-TOC eStargz layer: given the layer, the bytes of the layer blob of the `-esgztoc` image that names it.
-pub type ExternalToc<'a> = &'a (dyn Fn(&Descriptor) -> Result<Bytes, SourceError> + Sync);
+/// Finds the TOC of an external-TOC eStargz layer: given the layer, the bytes of the layer blob of the `-esgztoc` image that names it. How many they are is
+/// told before they are fetched, and they are not where that is an error.
+pub type ExternalToc<'a> = &'a (dyn Fn(&Descriptor, Admit<'_>) -> Result<Bytes, SourceError> + Sync);
+
+/// Waits until there is room for so many bytes.
+pub type Admit<'a> = &'a mut dyn FnMut(u64) -> Result<(), SourceError>;
 
 /// The identity that the manifest alone gives the index of this layer; `None` where it names no TOC digest, or one that is none: the blob's own
 /// digest vouches for the layer, then.

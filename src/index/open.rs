@@ -1,5 +1,7 @@
 //! From a descriptor to a layer index: what is read, who vouches for it, and what comes out.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 use super::annotations::Named;
@@ -9,9 +11,11 @@ use super::footer::{Footer, TocPosition};
 use super::parse::Payload;
 use super::source::{Blob, Stored};
 use super::stored::{self, Codec, Encoded};
-use super::{Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked};
+use super::{
+    Admit, Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked,
+};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
-use crate::budget::{Budget, Charge};
+use crate::budget::{Budget, Charge, Place};
 
 /// How much of the blob is known to be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +67,7 @@ pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource, memory: &B
     }
 }
 
-fn nowhere(_: &Descriptor) -> Result<Bytes, SourceError> {
+fn nowhere(_: &Descriptor, _: Admit<'_>) -> Result<Bytes, SourceError> {
     Err("it is in another image, which the digest of the layer says nothing of".into())
 }
 
@@ -82,21 +86,20 @@ fn look(
     // there the footer counts. (An index that the blob vouches for is used for every image with that blob.)
     let vouched = named.identity().is_some() || (insecure && whole == Whole::No);
     let position = named.position.filter(|_| vouched);
-    let mut of_blob = memory.charge(0);
-    if whole == Whole::Read {
-        let covered = of_blob.cover(layer.size, 0);
-        covered.map_err(|source| Error::Memory {
-            layer: layer.digest,
-            what: "all of it, since it is small",
-            source,
-        })?;
-    }
+    let (bytes, what) = match position {
+        _ if whole == Whole::Read => (layer.size, "all of it, since it is small"),
+        Some(_) => (0, ""),
+        None => (Blob::tail_len(layer, named.identity().is_some()), "its end, where its table of contents is"),
+    };
+    let (turn, mut of_blob) =
+        (Some(bytes).filter(|bytes| *bytes > 0).and_then(|bytes| memory.turn(bytes)), memory.charge(0));
+    of_blob.cover(bytes, 0).map_err(|source| Error::Memory { layer: layer.digest, what, source })?;
     let blob = match position {
         _ if whole == Whole::Read => Blob::whole(layer, source)?,
         Some(_) => Blob::nothing(layer, source),
-        None => Blob::tail(layer, source, named.identity().is_some())?,
+        None => Blob::tail(layer, source, bytes)?,
     };
-    let opening = Opening { layer, blob: &blob, vouchers, memory };
+    let opening = Opening { layer, blob: &blob, vouchers, memory, turn: RefCell::new((bytes, turn)) };
     let found = match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
         None => opening.plain(),
         Some(Footer::ZstdChunked(position)) => opening.zstd_chunked(position),
@@ -114,6 +117,8 @@ struct Opening<'a> {
     blob: &'a Blob<'a>,
     vouchers: Vouchers,
     memory: &'a Budget,
+    /// That in which so many bytes of the blob were read.
+    turn: RefCell<(u64, Option<Place>)>,
 }
 
 impl Opening<'_> {
@@ -125,7 +130,7 @@ impl Opening<'_> {
             let at = ByteRange { start: end, end: toc };
             Rejected::from(Problem::Position(at)).at(self.layer.digest)
         })?;
-        let (_turn, mut of_toc) = (self.memory.turn(range.len()), self.memory.charge(0));
+        let (_turn, mut of_toc) = (self.turn(range.len()), self.memory.charge(0));
         let stored = self.blob.toc(range, &mut of_toc)?;
         let payload = Payload { codec: Codec::Gzip, end: toc };
         let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
@@ -142,14 +147,30 @@ impl Opening<'_> {
             // What has its TOC elsewhere is an ordinary tar.
             None => return self.plain(),
         };
-        let toc = external(self.layer).map_err(|source| Error::ExternalToc { layer: self.layer.digest, source })?;
-        let mut of_toc = self.memory.charge(0);
-        let covered = of_toc.cover(toc.len() as u64, 0);
-        covered.map_err(|source| Error::Memory { layer: self.layer.digest, what: "its table of contents", source })?;
+        let layer = self.layer.digest;
+        let (mut of_toc, mut turn, mut refused) = (self.memory.charge(0), None, None);
+        let read = external(self.layer, &mut |len| {
+            turn = self.turn(len);
+            of_toc.cover(len, 0).map_err(|exceeded| refused.insert(exceeded).to_string().into())
+        });
+        if let Some(source) = refused {
+            return Err(Error::Memory { layer, what: "its table of contents", source });
+        }
+        let toc = read.map_err(|source| Error::ExternalToc { layer, source })?;
         let stored = Stored([toc, Bytes::new()]);
         let payload = Payload { codec: Codec::Gzip, end: self.layer.size - Footer::External.len() };
         let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
+    }
+
+    /// The turn of a table of contents of so many bytes. What was read of the blob mostly has it; who has a turn waits for no other.
+    fn turn(&self, bytes: u64) -> Option<Place> {
+        let (read, turn) = &mut *self.turn.borrow_mut();
+        if self.vouchers.whole == Whole::Read || bytes <= *read {
+            return None;
+        }
+        *turn = None;
+        self.memory.turn(bytes)
     }
 
     /// The layer's name, and what making its index of its TOC is charged to.
@@ -161,7 +182,7 @@ impl Opening<'_> {
         let Named { checksum, toc_digest, .. } = self.vouchers.named;
         let identity = self.vouchers.named.identity();
         let Some(trust) = self.trust(identity.is_some()) else { return Ok(Found::Unvouched(Format::ZstdChunked)) };
-        let (_turn, mut of_toc) = (self.memory.turn(position.stored.len()), self.memory.charge(0));
+        let (_turn, mut of_toc) = (self.turn(position.stored.len()), self.memory.charge(0));
         let stored = self.blob.toc(position.stored, &mut of_toc)?;
         let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.build(&stored))?;
         self.finish(Format::ZstdChunked, trust, identity, &stored, parsed)

@@ -33,10 +33,14 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// Reads the end of the blob: as much as a TOC may take where the manifest says that there is one, else no more than tells that.
-    pub(super) fn tail(layer: &'a Descriptor, source: &'a dyn ByteSource, has_toc: bool) -> Result<Self, Error> {
+    /// Bytes that are read of its end: as much as a TOC may take where the manifest says that there is one, else no more than tells that.
+    pub(super) fn tail_len(layer: &Descriptor, has_toc: bool) -> u64 {
         let share = if has_toc { layer.size / TAIL_SHARE } else { 0 };
-        let len = share.clamp(TAIL_LEAST, TAIL_MOST).min(layer.size);
+        share.clamp(TAIL_LEAST, TAIL_MOST).min(layer.size)
+    }
+
+    /// Reads so much of the end of the blob.
+    pub(super) fn tail(layer: &'a Descriptor, source: &'a dyn ByteSource, len: u64) -> Result<Self, Error> {
         Self::read_from(layer, source, ByteRange { start: layer.size - len, end: layer.size })
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::error::{Error, chain};
 use super::layer::{Opener, Toc};
 use crate::blob::{ByteRange, ByteSource, SourceError};
-use crate::index::{self, Descriptor, Found, Identity, LayerKey, Opened};
+use crate::index::{self, Admit, Descriptor, Found, Identity, LayerKey, Opened};
 use crate::registry::{self, Freshness, Parts};
 use crate::threads::wait;
 
@@ -24,7 +24,8 @@ impl Opener {
         }
         let all = ByteRange { start: 0, end: ztoc.size };
         // It grows with the layer, as the layer's bytes do.
-        let mut charge = self.memory().charge(0).beside_windows(layer.size);
+        let _turn = self.memory().turn(ztoc.size);
+        let mut charge = self.memory().charge(ztoc.size).beside_windows(layer.size);
         let covered = charge.cover(ztoc.size, u64::MAX);
         covered.map_err(|source| index::Error::Memory { layer: layer.digest, what: "its zTOC", source })?;
         let open = |source: &dyn ByteSource| {
@@ -96,7 +97,7 @@ impl Opener {
     }
 
     fn open_toc(&self, layer: &Descriptor, blob: &dyn ByteSource, freshness: Freshness) -> Result<Found, index::Error> {
-        let external = |layer: &Descriptor| self.external_toc(layer, freshness);
+        let external = |layer: &Descriptor, admit: Admit<'_>| self.external_toc(layer, freshness, admit);
         Ok(self.kept(layer, index::open(layer, blob, &external, &self.options)?))
     }
 
@@ -109,7 +110,7 @@ impl Opener {
     }
 
     /// The layer of the TOC image that has the TOC of `layer` (stargz-snapshotter's external TOC).
-    fn external_toc(&self, layer: &Descriptor, freshness: Freshness) -> Result<Bytes, SourceError> {
+    fn external_toc(&self, layer: &Descriptor, freshness: Freshness, admit: Admit<'_>) -> Result<Bytes, SourceError> {
         let (client, image) = (self.client.clone(), self.image.clone());
         let image = wait(&self.runtime, async move { client.resolve_sibling(&image, TOC_TAG).await })??;
         let wanted = layer.digest.to_string();
@@ -119,6 +120,7 @@ impl Opener {
         if toc.size > limit {
             return Err(format!("its TOC has {} bytes, the limit is {limit}", toc.size).into());
         }
+        admit(toc.size)?;
         let all = ByteRange { start: 0, end: toc.size };
         match freshness {
             Freshness::Any => toc.blob.read_at(all),

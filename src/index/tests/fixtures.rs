@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, fixtures_dir, indexed, stored};
 use crate::blob::{ByteRange, Digest, SourceError};
 use crate::budget::Budget;
+use crate::index::{Admit, Found, Identity, open, open_whole};
 use crate::index::{
     Check, CheckKind, Child, Codec, Descriptor, Entries, Error, Kind, NodeId, StoredIndex, Trust, Unit,
 };
-use crate::index::{Found, Identity, open, open_whole};
 
 /// An image of the fixtures, and whether the manifest names its TOCs.
 const IMAGES: [(&str, bool); 24] = [
@@ -72,7 +72,7 @@ fn layers(image: &Path, tag: &str) -> Vec<Descriptor> {
 
 fn open_layer(image: &Path, layer: &Descriptor, options: &super::Options) -> (Result<Found, Error>, Vec<ByteRange>) {
     let source = Counted::new(blob(image, &layer.digest));
-    let external = |layer: &Descriptor| -> Result<Bytes, SourceError> {
+    let external = |layer: &Descriptor, _: Admit<'_>| -> Result<Bytes, SourceError> {
         let tocs = layers(image, "latest-esgztoc");
         let names = |toc: &&Descriptor| {
             toc.annotations["containerd.io/snapshot/stargz/layer.digest"] == layer.digest.to_string()

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::{Descriptor, Error, Found, Opened, Options, StoredIndex};
+use super::{Admit, Descriptor, Error, Found, Opened, Options, StoredIndex};
 use crate::blob::{ByteRange, ByteSource, SourceError};
 use crate::budget::Budget;
 
@@ -56,7 +56,7 @@ const INSECURE: Options = Options { whole_layer_below: 0, insecure_unverified_to
 const WHOLE: Options =
     Options { whole_layer_below: 1 << 40, insecure_unverified_toc: false, memory: Budget::UNLIMITED };
 
-fn no_external(_: &Descriptor) -> Result<Bytes, SourceError> {
+fn no_external(_: &Descriptor, _: Admit<'_>) -> Result<Bytes, SourceError> {
     Err("no external TOC is expected".into())
 }
 

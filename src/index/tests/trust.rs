@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::layers::{Made, PAYLOAD, described, estargz, estargz_footer, gzip, layer, toc_tar, zstd_chunked};
-use super::{Counted, INSECURE, NEVER_WHOLE, WHOLE, indexed, no_external, stored};
-use crate::blob::{ByteRange, Digest};
+use super::{Admit, Counted, INSECURE, NEVER_WHOLE, WHOLE, indexed, no_external, stored};
+use crate::blob::{ByteRange, Digest, SourceError};
 use crate::budget::Budget;
 use crate::index::{
     Descriptor, Error, Format, Found, Identity, Opened, Options, Trust, named_identity, open, open_unnamed, open_whole,
@@ -145,7 +145,7 @@ fn the_blob_does_not_vouch_for_a_toc_that_is_elsewhere() {
         b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC\x01\0\0\xff\xff\0\0\0\0\0\0\0\0",
     );
     let toc = gzip(&toc_tar("stargz.index.json", JSON, JSON.len() as u64));
-    let external = |_: &Descriptor| Ok(Bytes::from(toc.clone()));
+    let external = |_: &Descriptor, _: Admit<'_>| Ok(Bytes::from(toc.clone()));
     let open =
         |layer: &Descriptor, options| indexed(open(layer, &Counted::new(blob.clone().into()), &external, options));
     let bare = described(&blob, &[]);
@@ -162,6 +162,14 @@ fn the_blob_does_not_vouch_for_a_toc_that_is_elsewhere() {
     }
     let missing = super::super::open(&named, &Counted::new(blob.clone().into()), &no_external, &NEVER_WHOLE);
     assert!(matches!(missing, Err(Error::ExternalToc { .. })));
+    // One that is too large is not fetched at all.
+    let large = |_: &Descriptor, admit: Admit<'_>| -> Result<Bytes, SourceError> {
+        admit((1 << 20) + 1)?;
+        panic!("it was fetched")
+    };
+    let within = |limit| Options { memory: Budget::of_process().of_image(limit), ..NEVER_WHOLE };
+    let refused = super::super::open(&named, &Counted::new(blob.clone().into()), &large, &within(1 << 20));
+    assert!(matches!(refused, Err(Error::Memory { what: "its table of contents", .. })));
 }
 
 #[test]
