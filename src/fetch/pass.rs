@@ -15,7 +15,7 @@ use super::source::Stream;
 use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource};
-use crate::budget::{Budget, Charge, Exceeded};
+use crate::budget::{Arrived, Budget, Charge, Exceeded};
 use crate::cache::{Cache, Staged};
 use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
 use crate::registry::{self, Body, Freshness, Sent};
@@ -79,7 +79,7 @@ impl Pass {
     pub(crate) async fn index(self, order: Option<TarSplitOrder>) -> Result<Passed, PassError> {
         let (is_huge, memory, meter) = (self.is_huge, self.memory.clone(), Meter::new(&self.allowance));
         self.run(move |layer, parts, cache| {
-            let charge = memory.charge(layer.size);
+            let (parts, charge) = counted(parts, &memory);
             Ok(index_blob(layer, (parts, meter), (cache, is_huge), order, charge)?)
         })
         .await
@@ -92,7 +92,7 @@ impl Pass {
     pub(crate) async fn split(self, order: TarSplitOrder) -> Result<Split, PassError> {
         let (memory, meter) = (self.memory.clone(), Meter::new(&self.allowance));
         self.run(move |layer, parts, _cache| {
-            let charge = memory.charge(0).beside_windows(layer.size);
+            let (parts, charge) = counted(parts, &memory);
             let work = |_format, events: Take<'_>| index::split(layer.digest, events, order, charge);
             Ok(read_blob(layer, (parts, meter), work)?.0)
         })
@@ -161,10 +161,16 @@ fn keep_blob(
     }
 }
 
+/// The parts, and a charge for what is made of those that have come.
+fn counted(parts: mpsc::Receiver<Bytes>, memory: &Budget) -> (Parts, Charge) {
+    let arrived = Arrived::default();
+    (Parts::new(parts).counted(&arrived), memory.charge_as_it_comes(&arrived))
+}
+
 /// The blocking half of a pass.
 fn index_blob(
     layer: &Descriptor,
-    parts: (mpsc::Receiver<Bytes>, Meter),
+    parts: (Parts, Meter),
     (cache, is_huge): (&Cache, bool),
     order: Option<TarSplitOrder>,
     charge: Charge,
@@ -181,10 +187,9 @@ fn index_blob(
 /// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest. Gives the blob's last bytes, too.
 fn read_blob<T>(
     layer: &Descriptor,
-    (parts, meter): (mpsc::Receiver<Bytes>, Meter),
+    (mut parts, meter): (Parts, Meter),
     work: impl FnOnce(Format, Take<'_>) -> Result<T, Failed>,
 ) -> Result<(T, Vec<u8>), index::Error> {
-    let mut parts = Parts::new(parts);
     let head = parts.head();
     let format = index::plain_format(layer, &head)?;
     let (unpacked, made) = unpack(format, parts, meter, |events| work(format, events));
@@ -236,6 +241,6 @@ fn make(
             has_room = false;
         }
     };
-    let made = index::make(layer.digest, format, events, &mut keep, order, (charge, layer.size))?;
+    let made = index::make(layer.digest, format, events, &mut keep, order, charge)?;
     Ok((made, staged))
 }

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::blob::Digest;
+use crate::budget::Arrived;
 use crate::index::{Event, Failed, Format, Unpacker};
 use crate::sys::expansion::Meter;
 
@@ -172,11 +173,17 @@ pub(super) struct Parts {
     head: Vec<Bytes>,
     /// The last bytes that came.
     tail: Vec<u8>,
+    arrived: Arrived,
 }
 
 impl Parts {
     pub(super) fn new(parts: mpsc::Receiver<Bytes>) -> Self {
-        Self { parts, hash: Sha256::new(), head: Vec::new(), tail: Vec::new() }
+        Self { parts, hash: Sha256::new(), head: Vec::new(), tail: Vec::new(), arrived: Arrived::default() }
+    }
+
+    /// The same, which counts what comes.
+    pub(super) fn counted(self, arrived: &Arrived) -> Self {
+        Self { arrived: arrived.clone(), ..self }
     }
 
     /// The first bytes, which come again.
@@ -193,6 +200,7 @@ impl Parts {
     pub(super) fn next(&mut self) -> Option<Bytes> {
         let part = self.head.pop().or_else(|| self.parts.blocking_recv())?;
         self.hash.update(&part);
+        self.arrived.add(part.len());
         self.tail.extend_from_slice(part.get(part.len().saturating_sub(TAIL)..).unwrap_or(&part));
         self.tail.drain(..self.tail.len().saturating_sub(TAIL));
         Some(part)

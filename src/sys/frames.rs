@@ -55,8 +55,9 @@ pub(crate) struct Frames {
     window: Option<u64>,
     /// Bytes of the frame so far.
     decoded: u64,
-    /// The largest window since the decoder was made.
+    /// The largest window since the decoder was made, and what was filled of one at most.
     widest: u64,
+    held: u64,
 }
 
 impl Frames {
@@ -64,7 +65,7 @@ impl Frames {
     /// Where there is no memory.
     pub(crate) fn new(limit: u64) -> io::Result<Self> {
         let decoder = decoder()?;
-        Ok(Self { decoder, limit, head: Vec::with_capacity(HEADER), window: None, decoded: 0, widest: 0 })
+        Ok(Self { decoder, limit, head: Vec::with_capacity(HEADER), window: None, decoded: 0, widest: 0, held: 0 })
     }
 
     /// Starts anew with another blob.
@@ -79,6 +80,11 @@ impl Frames {
         self.decoder.reinit()
     }
 
+    /// Bytes that the decoder keeps of what it has decoded. It gives none of them back.
+    pub(crate) const fn held(&self) -> u64 {
+        self.held
+    }
+
     /// Decodes some of `input` into `output`.
     ///
     /// # Errors
@@ -89,6 +95,7 @@ impl Frames {
         }
         let status = self.decoder.run_on_buffers(input, output)?;
         self.decoded = self.decoded.saturating_add(status.bytes_written as u64);
+        self.held = self.held.max(self.decoded.min(self.window.unwrap_or(0)));
         self.check(self.decoded)?;
         let is_between = status.remaining == 0;
         if is_between {

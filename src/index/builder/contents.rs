@@ -82,7 +82,7 @@ impl ContentsBuilder {
             if self.tables.checks() + contents.chunks.len() > limits::CHUNKS {
                 return Err(Problem::TooMany { what: "chunks", limit: limits::CHUNKS });
             }
-            self.checks(contents, start)?;
+            self.add_checks(contents, start)?;
             self.units(contents, start)?;
         }
         Ok(block)
@@ -103,6 +103,16 @@ impl ContentsBuilder {
         self.tables.bytes()
     }
 
+    /// Checks so far: one for each chunk, or file.
+    pub(super) fn checks(&self) -> usize {
+        self.tables.checks()
+    }
+
+    /// Bytes of the blob that contents may be in.
+    pub(super) const fn payload(&self) -> u64 {
+        self.payload_end
+    }
+
     /// Bytes of the layer file so far.
     pub(crate) fn filled(&self) -> u64 {
         self.filled
@@ -120,7 +130,7 @@ impl ContentsBuilder {
     }
 
     /// One check for each chunk; where chunks have no digests, one for the whole file.
-    fn checks(&mut self, contents: &Contents<'_>, start: u64) -> Result<(), Problem> {
+    fn add_checks(&mut self, contents: &Contents<'_>, start: u64) -> Result<(), Problem> {
         let kind = |chunk: &Chunk| match chunk {
             Chunk { hole: true, .. } => Some(CheckKind::Hole),
             Chunk { digest, .. } => digest.map(CheckKind::Digest),

@@ -45,6 +45,8 @@ pub(crate) struct Layer {
     pub(crate) prefetch: Option<ByteRange>,
     /// Whether the TOC has an entry at all, hidden ones included.
     pub(crate) is_empty: bool,
+    /// Bytes of the tables that are honest beside those of the entries.
+    pub(crate) share: u64,
     /// For all of it.
     pub(crate) charge: Charge,
 }
@@ -87,6 +89,13 @@ pub(crate) struct Builder {
 /// What a name of an honest layer takes while that is built: a node, a file's contents, and the name.
 const HONEST: u64 = size_of::<Node>() as u64 + Tables::EACH + Paths::HONEST;
 
+/// A chunk that is not the only one of its file has an honest share, too, where it stands for bytes of the blob: for 16 of it one. Writers make chunks of
+/// some 64 KiB or more, of which 4 are left where they pack well.
+const CHUNKS: u64 = 16;
+
+/// Bytes of a chunk until it is in the tables, and there.
+const EACH_CHUNK: u64 = size_of::<Chunk>() as u64 + Tables::EACH;
+
 impl Builder {
     /// `payload_end`: where in the blob the contents end and the TOC or the footer starts.
     pub(crate) fn new(codec: Codec, payload_end: u64) -> Self {
@@ -116,7 +125,7 @@ impl Builder {
     fn cover(&mut self, more: usize) -> Result<(), Exceeded> {
         let fixed = self.nodes.len() * size_of::<Node>()
             + self.links.len() * size_of::<LateLink>()
-            + self.chunks.len() * size_of::<Chunk>();
+            + self.chunks.len() * EACH_CHUNK as usize;
         let held = (fixed + more) as u64 + self.paths.bytes() + self.xattrs.bytes() + self.contents.bytes();
         self.charge.cover(held, self.honest())
     }
@@ -129,7 +138,15 @@ impl Builder {
     }
 
     fn honest(&self) -> u64 {
-        self.paths.distinct() * HONEST
+        let gathered = (self.chunks.len() as u64).saturating_sub(1) * EACH_CHUNK;
+        self.paths.distinct() * HONEST + self.share(gathered)
+    }
+
+    /// What of the tables is honest for chunks that are not the only ones of their files, and of so many bytes for those that are gathered. Each has a
+    /// digest in the table of contents.
+    fn share(&self, gathered: u64) -> u64 {
+        let further = (self.contents.checks() as u64).saturating_sub(self.paths.distinct()) * Tables::EACH;
+        (further + gathered).min(self.contents.payload() / CHUNKS).min(self.charge.worth_of_parts())
     }
 
     /// Takes the next entry of the TOC.
@@ -398,25 +415,28 @@ impl Builder {
     /// Settles what could only be settled with all entries there.
     pub(crate) fn finish(mut self) -> Result<Layer, Rejected> {
         self.end_file()?;
+        // Those of the last file are in the tables.
+        self.chunks = Vec::new();
         self.cover_finish().map_err(Problem::from)?;
+        let share = self.share(0);
         let contents = std::mem::replace(&mut self.contents, ContentsBuilder::new(Codec::Stored, 0));
         let (tables, layer_file_len) = contents.finish()?;
-        self.finish_with(tables, layer_file_len)
+        self.finish_with((tables, share), layer_file_len)
     }
 
-    /// The same where the contents were placed, and others have made the tables.
-    pub(crate) fn finish_placed(mut self, tables: Tables) -> Result<Layer, Rejected> {
+    /// The same where the contents were placed, and others have made the tables, so many bytes of which are honest.
+    pub(crate) fn finish_placed(mut self, tables: Tables, share: u64) -> Result<Layer, Rejected> {
         self.cover_finish().map_err(Problem::from)?;
         let layer_file_len = self.contents.filled();
-        self.finish_with(tables, layer_file_len)
+        self.finish_with((tables, share), layer_file_len)
     }
 
-    fn finish_with(self, tables: Tables, layer_file_len: u64) -> Result<Layer, Rejected> {
+    fn finish_with(self, (tables, share): (Tables, u64), layer_file_len: u64) -> Result<Layer, Rejected> {
         let Self { paths, nodes, links, xattrs, prefetch, is_empty, charge, .. } = self;
         // What the paths of links to lower layers take until they are kept once.
         let mut paths_of_links = charge.beside();
         let entries = finish::entries(paths, nodes, &links, xattrs.finish(), &mut paths_of_links)?;
-        Ok(Layer { entries, tables, layer_file_len, prefetch, is_empty, charge })
+        Ok(Layer { entries, tables, layer_file_len, prefetch, is_empty, share, charge })
     }
 }
 

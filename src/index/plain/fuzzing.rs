@@ -62,6 +62,7 @@ fn take(event: Event, limit: usize, unpacked: &mut Unpacked) -> io::Result<()> {
             let unit = unpacked.units.get_mut(unit as usize).ok_or(io::ErrorKind::InvalidData)?;
             unit.window = window::unpack(&packed)?;
         }
+        Event::Holds(_) => {}
         Event::End { compressed } => unpacked.end = Some(compressed),
     }
     if unpacked.bytes.len() > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }

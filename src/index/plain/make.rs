@@ -59,13 +59,13 @@ pub(crate) fn make(
     events: Events<'_>,
     keep: Keep<'_>,
     order: Option<Order>,
-    (charge, size): (Charge, u64),
+    charge: Charge,
 ) -> Result<Made, Failed> {
-    let stream = Stream::new(events, charge.beside_windows(size));
-    let contents = Contents::new(stream.spans(), keep, charge.beside_windows(size));
-    let tape = Tape::new(order);
+    let stream = Stream::new(events, &charge);
+    let contents = Contents::new(stream.spans(), keep, charge.beside_windows(0));
+    let tape = Tape::new(order, &charge);
+    let mut reader = tar::Reader::new(Recorder::new(stream, tape.clone())).charged(charge.beside());
     let mut maker = Maker { builder: Builder::new(Codec::Stored, 0).charged(charge), contents, tape: tape.clone() };
-    let mut reader = tar::Reader::new(Recorder::new(stream, tape.clone()));
     maker.read(&mut reader).map_err(|failed| failed.at(blob))?;
     let diff_id = finish(reader).map_err(Failed::Stream)?;
     let (layer, format) = maker.finish(format).map_err(|rejected| Failed::Layer(rejected.at(blob)))?;
@@ -76,8 +76,9 @@ pub(crate) fn make(
 
 /// Reads a tar stream to its end for its tar-split alone.
 pub(crate) fn split(blob: Digest, events: Events<'_>, order: Order, charge: Charge) -> Result<Split, Failed> {
-    let tape = Tape::new(Some(order));
-    let mut reader = tar::Reader::new(Recorder::new(Stream::new(events, charge), tape.clone()));
+    let tape = Tape::new(Some(order), &charge);
+    let reader = tar::Reader::new(Recorder::new(Stream::new(events, &charge), tape.clone()));
+    let mut reader = reader.charged(charge);
     while reader.next().map_err(|error| Refused::from(error).at(blob))?.is_some() {
         let (entry, stored) = reader.current();
         tape.entry(entry, stored);
@@ -143,8 +144,8 @@ impl Maker<'_> {
     }
 
     fn finish(self, format: Format) -> Result<(Layer, Format), Rejected> {
-        let tables = self.contents.finish()?;
-        let layer = self.builder.finish_placed(tables)?;
+        let (tables, share) = self.contents.finish()?;
+        let layer = self.builder.finish_placed(tables, share)?;
         let format = if layer.is_empty { Format::Empty } else { format };
         Ok((layer, format))
     }
@@ -290,8 +291,8 @@ impl<'a> Contents<'a> {
         self.buffer = bytes;
     }
 
-    /// The tables, with the units.
-    fn finish(mut self) -> Result<Tables, Problem> {
+    /// The tables, with the units, and what of them is honest.
+    fn finish(mut self) -> Result<(Tables, u64), Problem> {
         self.end_piece();
         let spans = self.spans.borrow();
         let next = self.first_pieces.iter().skip(1).map(|(_, piece)| *piece).chain([self.tables.pieces()]);
@@ -303,7 +304,8 @@ impl<'a> Contents<'a> {
             self.tables.unit(&Unit { compressed, codec, pieces: *first..end });
         }
         drop(spans);
-        Ok(self.tables)
+        let share = self.charge.worth();
+        Ok((self.tables, share))
     }
 }
 

@@ -44,12 +44,15 @@ pub(super) struct Stream<'a> {
     /// For the units and their windows.
     charge: Charge,
     held: u64,
+    /// For what the decoder keeps.
+    of_decoder: Charge,
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(events: Events<'a>, charge: Charge) -> Self {
+    pub(super) fn new(events: Events<'a>, layer: &Charge) -> Self {
         let (spans, hash) = (Rc::default(), Sha256::new());
-        Self { events, spans, part: Vec::new(), at: 0, hash, charge, held: 0 }
+        let (charge, of_decoder) = (layer.beside_windows(0), layer.beside_decoder());
+        Self { events, spans, part: Vec::new(), at: 0, hash, charge, held: 0, of_decoder }
     }
 
     fn cover(&mut self, more: usize) -> io::Result<()> {
@@ -77,6 +80,7 @@ impl BufRead for Stream<'_> {
             match &event {
                 Event::Unit { .. } => self.cover(EACH_SPAN)?,
                 Event::Window { packed, .. } => self.cover(packed.len())?,
+                Event::Holds(bytes) => self.of_decoder.cover(*bytes, u64::MAX).map_err(io::Error::other)?,
                 Event::Bytes(_) | Event::End { .. } => {}
             }
             let mut spans = self.spans.borrow_mut();
@@ -92,6 +96,7 @@ impl BufRead for Stream<'_> {
                     spans.all.get_mut(unit as usize).ok_or(io::ErrorKind::InvalidData)?.window = packed;
                 }
                 Event::End { compressed } => spans.end = compressed,
+                Event::Holds(_) => {}
             }
         }
         Ok(self.part.get(self.at..).unwrap_or_default())

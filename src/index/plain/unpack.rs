@@ -47,6 +47,8 @@ pub(crate) enum Event {
     Bytes(Vec<u8>),
     /// The packed window of a unit that has started, by its number.
     Window { unit: u32, packed: Vec<u8> },
+    /// The decoder keeps so many bytes of what it has told.
+    Holds(u64),
     /// No more follows what ends at this place of the blob.
     End { compressed: u64 },
 }

@@ -24,7 +24,7 @@ pub(crate) fn index(layer: &Descriptor, digest: Digest, bytes: &Bytes, memory: &
 }
 
 fn read(layer: &Descriptor, bytes: &Bytes, charge: Charge) -> Result<(crate::index::builder::Layer, Format), Rejected> {
-    // The windows grow with the layer, as the layer's bytes do.
+    // The windows grow with the layer, as the layer's bytes do, which only the zTOC's are known of.
     let (mut of_spans, of_tables) = (charge.beside_windows(layer.size), charge.beside_windows(layer.size));
     let ztoc = super::read(bytes, layer.size, &mut of_spans)?;
     let mut builder = Builder::new(Codec::Stored, 0).charged(charge);
@@ -40,7 +40,8 @@ fn read(layer: &Descriptor, bytes: &Bytes, charge: Charge) -> Result<(crate::ind
         Compression::Gzip => Format::TarGzip,
         Compression::Uncompressed => Format::Tar,
     };
-    Ok((builder.finish_placed(spans.tables)?, format))
+    let share = spans.charge.worth();
+    Ok((builder.finish_placed(spans.tables, share)?, format))
 }
 
 /// Bytes of the tables that a span takes, but for its window and pieces.

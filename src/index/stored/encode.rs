@@ -31,8 +31,9 @@ pub(crate) fn encode(
     layer: Layer,
 ) -> Result<Encoded, Error> {
     let failed = |source| Error::Encode { layer: blob, source };
-    let Layer { entries, tables, layer_file_len, prefetch, charge, .. } = layer;
-    let mut room = Room { charge: charge.beside(), honest: entries.names() as u64 * HONEST };
+    let Layer { entries, tables, layer_file_len, prefetch, share, charge, .. } = layer;
+    let honest = (entries.names() as u64 * HONEST).saturating_add(share.min(tables.bytes()));
+    let mut room = Room { charge: charge.beside(), honest };
     let no_room = |source| Error::Memory { layer: blob, what: "its index", source };
     let names = entries.names() as u64;
     let entries = {

@@ -29,11 +29,13 @@ use std::io::{self, BufRead};
 
 use self::header::{BLOCK, Block, Header, Purpose, text};
 use self::pax::{Globals, Key, Records};
+use self::sparse::Parts;
 use self::stream::{Stream, padding};
 use super::error::Problem;
 use super::toc::{EntryType, TocEntry};
 use super::{limits, names};
 use crate::blob::ByteRange;
+use crate::budget::Charge;
 
 /// Why a tar is not read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +98,7 @@ pub(crate) struct Reader<R> {
     header_at: u64,
     entry: TocEntry,
     /// The parts of the entry's file that are stored.
-    parts: Vec<ByteRange>,
+    parts: Parts,
     /// Bytes of the entry's contents that were not read yet.
     unread: u64,
     /// Bytes behind the contents up to the next header.
@@ -133,12 +135,18 @@ impl<R: BufRead> Reader<R> {
             block: [0; BLOCK],
             header_at: 0,
             entry: TocEntry::default(),
-            parts: Vec::new(),
+            parts: Parts::default(),
             unread: 0,
             behind: 0,
             globals: Globals::default(),
             next: Announced::default(),
         }
+    }
+
+    /// The same within a budget: the map of a sparse file can be long.
+    pub(crate) fn charged(mut self, charge: Charge) -> Self {
+        self.parts.charge = charge;
+        self
     }
 
     /// The next entry, `None` after the last. What was not read of the contents of the one before is passed over.
@@ -175,7 +183,7 @@ impl<R: BufRead> Reader<R> {
             return Ok(());
         }
         let stream = &mut self.stream;
-        let read = self.parts.iter().try_for_each(|part| {
+        let read = self.parts.all.iter().try_for_each(|part| {
             let mut at = part.start;
             stream.runs(part.len(), |place, bytes| {
                 sink(at, place, bytes)?;
@@ -189,12 +197,12 @@ impl<R: BufRead> Reader<R> {
     /// The parts of the entry's file that are stored, in order, each as a range of the file; what lies between and behind is a hole. One
     /// range for an ordinary file, none for an empty one.
     pub(crate) fn stored(&self) -> &[ByteRange] {
-        &self.parts
+        &self.parts.all
     }
 
     /// The entry that [`next`](Self::next) gave last, as far as nobody has taken it apart, and what of its file is [`stored`](Self::stored).
     pub(crate) fn current(&self) -> (&TocEntry, &[ByteRange]) {
-        (&self.entry, &self.parts)
+        (&self.entry, &self.parts.all)
     }
 
     /// The stream, behind the last block that was read.
@@ -228,7 +236,7 @@ impl<R: BufRead> Reader<R> {
     /// Reads headers up to that of an entry. `false` at the end.
     fn find_entry(&mut self) -> Result<bool, Fault> {
         self.next.clear();
-        self.parts.clear();
+        self.parts.all.clear();
         for _ in 0..=limits::TAR_EXTENSIONS {
             if self.is_ended()? {
                 return if self.next.any { Err(Problem::Dangling.into()) } else { Ok(false) };
@@ -318,7 +326,7 @@ impl<R: BufRead> Reader<R> {
             }
             _ => {
                 entry.size = stored;
-                self.parts.extend((stored > 0).then_some(ByteRange { start: 0, end: stored }));
+                self.parts.all.extend((stored > 0).then_some(ByteRange { start: 0, end: stored }));
             }
         }
         self.unread = if purpose == Purpose::DumpDirectory { 0 } else { stored };

@@ -15,13 +15,29 @@ use super::header::Header;
 use super::pax::{Key, Records, decimal};
 use super::stream::Stream;
 use crate::blob::ByteRange;
+use crate::budget::{Charge, Exceeded};
 use crate::index::error::Problem;
 use crate::index::{limits, names};
+
+/// Parts of a file, within a budget.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub(super) all: Vec<ByteRange>,
+    pub(super) charge: Charge,
+}
+
+impl Parts {
+    fn push(&mut self, part: ByteRange) -> Result<(), Exceeded> {
+        self.charge.cover(((self.all.len() + 1) * size_of::<ByteRange>()) as u64, 0)?;
+        self.all.push(part);
+        Ok(())
+    }
+}
 
 /// Takes parts in the order of the file.
 struct Map<'a> {
     /// Parts that are not empty; neighbours are one.
-    parts: &'a mut Vec<ByteRange>,
+    parts: &'a mut Parts,
     /// Bytes of the file with its holes.
     size: u64,
     /// Parts that were taken, empty ones too.
@@ -31,8 +47,8 @@ struct Map<'a> {
 }
 
 impl<'a> Map<'a> {
-    fn new(parts: &'a mut Vec<ByteRange>, size: u64) -> Self {
-        parts.clear();
+    fn new(parts: &'a mut Parts, size: u64) -> Self {
+        parts.all.clear();
         Self { parts, size, taken: 0, end: 0, stored: 0 }
     }
 
@@ -55,9 +71,9 @@ impl<'a> Map<'a> {
             return Err(Problem::SparseMap("has a part that ends within a block and is not the last"));
         }
         self.stored += part.len();
-        match self.parts.last_mut() {
+        match self.parts.all.last_mut() {
             Some(last) if last.end == part.start => last.end = part.end,
-            _ => self.parts.push(part),
+            _ => self.parts.push(part)?,
         }
         Ok(())
     }
@@ -74,7 +90,7 @@ pub(super) fn gnu<R: BufRead>(
     block: &mut [u8; BLOCK],
     stream: &mut Stream<R>,
     stored: u64,
-    parts: &mut Vec<ByteRange>,
+    parts: &mut Parts,
 ) -> Result<u64, Fault> {
     /// Where the pairs are, how many, and where it says that more follow.
     const IN_HEADER: (usize, usize, usize) = (386, 4, 482);
@@ -110,7 +126,7 @@ pub(super) fn pax<R: BufRead>(
     records: &Records<'_>,
     stream: &mut Stream<R>,
     stored: &mut u64,
-    parts: &mut Vec<ByteRange>,
+    parts: &mut Parts,
 ) -> Result<u64, Fault> {
     let size = match records.number(Key::SparseSize, limits::OFFSET)? {
         Some(size) => Some(size),

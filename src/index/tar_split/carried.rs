@@ -15,9 +15,14 @@ use serde::Deserialize;
 use super::write::Sheet;
 use super::{NoTarSplit, TarSplit};
 use crate::blob::{ByteRange, Digest};
+use crate::budget::Budget;
 use crate::index::footer::{self, TocPosition};
 use crate::index::{Descriptor, Entries, annotations, limits, names};
 use crate::sys::expansion::table_limit;
+use crate::sys::frames;
+
+/// Bytes that tell what it is compressed with.
+const HEAD: usize = 32;
 
 /// Bytes of the longest footer, its frame's header included.
 const FOOTER: u64 = 72;
@@ -81,17 +86,22 @@ pub(crate) fn check_digest(layer: &Descriptor, stored: &[u8]) -> Result<(), NoTa
 
 /// Writes one that podman can be given, of `stored` bytes that unpack to `decoded`, for a layer with these entries.
 pub(crate) fn convert(stored: &[u8], decoded: u64, entries: &Entries, file: File) -> Result<TarSplit, NoTarSplit> {
-    let split = rewrite(stored, decoded, file)?;
+    let split = rewrite(stored, decoded, file, entries.budget())?;
     split.usable(entries).map_err(|_| NoTarSplit::Unreadable)
 }
 
 /// The same for a layer that has whatever is named.
-fn rewrite(stored: &[u8], decoded: u64, file: File) -> Result<TarSplit, NoTarSplit> {
+pub(super) fn rewrite(stored: &[u8], decoded: u64, file: File, memory: &Budget) -> Result<TarSplit, NoTarSplit> {
     limit(decoded, limits::TAR_SPLIT_DECODED.min(table_limit(stored.len() as u64)))?;
+    let len = stored.len() as u64;
+    let window = frames::window(stored.get(..HEAD).unwrap_or(stored)).unwrap_or(0);
+    let (mut of_bytes, charge) = (memory.charge(len), memory.charge(len));
+    // The line at hand, and what it says.
+    of_bytes.cover(len + window.min(decoded) + 2 * LINE.min(decoded), len)?;
     let text = zstd::stream::read::Decoder::with_buffer(stored).map_err(NoTarSplit::Undecodable)?;
     // What is longer is seen to be.
     let mut text = BufReader::new(text.take(decoded.saturating_add(1)));
-    let (mut sheet, mut line) = (Sheet::new(file), Vec::new());
+    let (mut sheet, mut line) = (Sheet::new(file, charge), Vec::new());
     let (mut number, mut read) = (0_u64, 0_u64);
     loop {
         line.clear();
@@ -128,6 +138,7 @@ fn take(sheet: &mut Sheet, line: &[u8], number: u64) -> Result<(), NoTarSplit> {
             if sheet.replace(&path) {
                 return Err(malformed(number, "it names a file twice"));
             }
+            sheet.cover(0)?;
             sheet.name(&path, number, line.size)?;
             sheet.file(&path, line.size, u64::from_be_bytes(crc))
         }
@@ -141,7 +152,7 @@ pub fn rewrite_for_fuzzing(text: &[u8]) -> Option<(Vec<u8>, u64)> {
     use std::io::Seek;
     let stored = zstd::bulk::compress(text, 1).ok()?;
     let file = tempfile::tempfile().ok()?;
-    let mut split = rewrite(&stored, text.len() as u64, file).ok()?;
+    let mut split = rewrite(&stored, text.len() as u64, file, &Budget::UNLIMITED).ok()?;
     let mut written = Vec::new();
     split.file.rewind().ok()?;
     flate2::read::GzDecoder::new(&split.file).read_to_end(&mut written).ok()?;

@@ -15,16 +15,19 @@
 
 pub(crate) mod carried;
 mod crc;
+mod files;
 mod record;
 mod write;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 
+use self::files::Files;
 pub(super) use self::record::{Recorder, Tape};
 use super::entries::{Child, Entries, Kind};
 use crate::blob::Digest;
+use crate::budget::{Charge, Exceeded};
 
 /// Why a layer has no tar-split.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,8 @@ pub enum NoTarSplit {
     TooLarge { what: &'static str, limit: u64 },
     #[error("its tar has more than {limit} {what}")]
     TooMany { what: &'static str, limit: u64 },
+    #[error("the names of its files, and the tar-split that it carries, need memory")]
+    Memory(#[from] Exceeded),
     #[error("it is no tar that crfs can read")]
     NoTar(#[source] Box<super::Error>),
     #[error("what the blob carries is no tar-split: line {line}: {problem}")]
@@ -63,7 +68,7 @@ impl NoTarSplit {
 
     /// Whether it can be another time.
     pub(crate) const fn may_pass(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::OtherDigest { .. } | Self::SentWhole)
+        matches!(self, Self::Write(_) | Self::OtherDigest { .. } | Self::SentWhole | Self::Memory(Exceeded::All { .. }))
     }
 }
 
@@ -81,17 +86,11 @@ pub struct TarSplit {
     /// Bytes of the tar.
     pub tar_len: u64,
     /// What it names, by cleaned paths.
-    files: HashMap<Vec<u8>, Named>,
+    files: Files,
     /// Entries that it names and that later ones replace.
     replaced: BTreeSet<u64>,
-}
-
-/// A file that a tar-split names.
-#[derive(Debug, Clone, Copy)]
-struct Named {
-    /// The entry's number in the tar.
-    entry: u64,
-    size: u64,
+    /// For what is known of its files.
+    charge: Charge,
 }
 
 impl TarSplit {
@@ -118,14 +117,14 @@ impl TarSplit {
                 _ => {}
             }
         }
-        let named = self.files.values().map(|file| file.entry).filter(|entry| !readable.contains(entry));
+        let named = self.files.entries().filter(|entry| !readable.contains(entry));
         named.chain(self.replaced.iter().copied()).collect()
     }
 
     /// What can be used, or the entries that it must not name. Which files are named is not needed after that, and can be a lot.
     pub(crate) fn usable(mut self, entries: &Entries) -> Result<Self, BTreeSet<u64>> {
         let unreadable = self.unreadable(entries);
-        self.files = HashMap::new();
+        (self.files, self.charge) = (Files::default(), Charge::default());
         if unreadable.is_empty() { Ok(self) } else { Err(unreadable) }
     }
 }

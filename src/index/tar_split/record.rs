@@ -9,6 +9,7 @@ use super::crc::Crc;
 use super::write::Sheet;
 use super::{NoTarSplit, Order, TarSplit};
 use crate::blob::ByteRange;
+use crate::budget::Charge;
 use crate::index::builder::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT};
 use crate::index::estargz::TOC_NAME;
 use crate::index::toc::{EntryType, TocEntry};
@@ -18,13 +19,16 @@ use crate::index::{limits, names};
 /// segments they are right for every layer.
 const ADDED: [&[u8]; 3] = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
 
+/// Bytes for the number of an entry that must not be named.
+const EACH_RAW: u64 = 24;
+
 /// What is recorded, if anything is.
 #[derive(Clone)]
 pub(in crate::index) struct Tape(Option<Rc<RefCell<Recording>>>);
 
 impl Tape {
-    pub(in crate::index) fn new(order: Option<Order>) -> Self {
-        Self(order.map(|order| Rc::new(RefCell::new(Recording::new(order)))))
+    pub(in crate::index) fn new(order: Option<Order>, layer: &Charge) -> Self {
+        Self(order.map(|order| Rc::new(RefCell::new(Recording::new(order, layer.beside())))))
     }
 
     /// The header of an entry was read, and nothing of its contents, of which these parts are stored.
@@ -114,8 +118,8 @@ struct Recording {
 }
 
 impl Recording {
-    fn new(Order { file, raw }: Order) -> Self {
-        let (sheet, path) = (Some(Sheet::new(file)), Vec::new());
+    fn new(Order { file, raw }: Order, charge: Charge) -> Self {
+        let (sheet, path) = (Some(Sheet::new(file, charge)), Vec::new());
         Self { sheet, failed: None, raw, open: None, entries: 0, is_over: false, contents: 0, path }
     }
 
@@ -133,6 +137,7 @@ impl Recording {
         self.entries = number.saturating_add(1);
         let mut path = std::mem::take(&mut self.path);
         let is_clean = names::clean_into(entry.raw_name(), &mut path).is_ok();
+        sheet.cover(self.raw.len() as u64 * EACH_RAW)?;
         if is_clean {
             sheet.replace(&path);
         }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::crc::Crc;
 use super::*;
 use crate::blob::Digest;
-use crate::budget::Charge;
+use crate::budget::{Budget, Charge};
 use crate::index::tar::tests::{GNU, Head, pax};
 use crate::index::{Event, Format, Identity, LayerKey, Made, Split, StoredIndex, Unpacker, limits, make, split};
 
@@ -60,14 +60,8 @@ fn made(tar: &[u8]) -> Option<(View, Result<TarSplit, NoTarSplit>)> {
         contents.resize(at as usize, 0);
         contents.extend_from_slice(bytes);
     };
-    let made = make(
-        blob,
-        Format::Tar,
-        &mut || Ok(events.pop_front()),
-        keep,
-        Some(order(BTreeSet::new())),
-        (Charge::default(), 0),
-    );
+    let made =
+        make(blob, Format::Tar, &mut || Ok(events.pop_front()), keep, Some(order(BTreeSet::new())), Charge::default());
     let Made { encoded, split, diff_id, .. } = made.ok()?;
     assert_eq!(diff_id, blob);
     let index = StoredIndex::open(Arc::new(encoded), &blob, Some(&LayerKey { blob, identity: Identity::Own })).unwrap();
@@ -77,8 +71,12 @@ fn made(tar: &[u8]) -> Option<(View, Result<TarSplit, NoTarSplit>)> {
 
 /// A pass for the tar-split alone.
 fn again(tar: &[u8], raw: BTreeSet<u64>) -> Result<TarSplit, NoTarSplit> {
+    charged(tar, raw, Charge::default())
+}
+
+fn charged(tar: &[u8], raw: BTreeSet<u64>, charge: Charge) -> Result<TarSplit, NoTarSplit> {
     let mut events = events(tar, Format::Tar);
-    let made = split(Digest::of(tar), &mut || Ok(events.pop_front()), order(raw), Charge::default());
+    let made = split(Digest::of(tar), &mut || Ok(events.pop_front()), order(raw), charge);
     let Split { diff_id, split } = made.ok().unwrap();
     assert_eq!(diff_id, Digest::of(tar));
     split
@@ -197,7 +195,7 @@ fn contents_that_are_not_named_have_a_limit() {
 /// podman could not load a store that has one.
 #[test]
 fn a_tar_that_is_too_long_for_podman_has_no_tar_split() {
-    let mut sheet = write::Sheet::new(tempfile::tempfile().unwrap());
+    let mut sheet = write::Sheet::new(tempfile::tempfile().unwrap(), Charge::default());
     sheet.file(b"a", limits::OFFSET - 1, 0).unwrap();
     sheet.segment(b"b").unwrap();
     let refused = [sheet.segment(b"c"), sheet.file(b"d", u64::MAX, 0)].map(|refused| refused.unwrap_err().to_string());
@@ -357,4 +355,31 @@ fn tars_of_other_writers_come_back() {
         }
     }
     assert!(named.values().all(|named| *named > 0), "{named:?}");
+}
+
+#[test]
+fn files_that_take_too_much_memory_cost_the_tar_split_and_not_the_layer() {
+    let tar = [(0..1000).flat_map(|number| file(&number.to_string(), b"x")).collect(), vec![0; 1024]].concat();
+    let within = |limit, stored| charged(&tar, BTreeSet::new(), Budget::of_process().of_image(limit).charge(stored));
+    let refused = within(100 << 10, 0).unwrap_err();
+    assert!(matches!(refused, NoTarSplit::Memory(Exceeded::Image { .. })), "{refused}");
+    // What an honest layer has of files takes nothing of it.
+    assert_eq!(within(100 << 10, tar.len() as u64).unwrap().files.len(), 1000);
+    let image = Budget::of_process().of_image(200 << 10);
+    let split = charged(&tar, BTreeSet::new(), image.charge(0)).unwrap();
+    assert!(image.used() > 100 << 10, "as long as it is known what it names");
+    let (view, _) = made(&tar).unwrap();
+    let _split = split.usable(&view.entries).unwrap();
+    assert_eq!(image.used(), 0);
+    // The same one, where a blob carries it.
+    let lines = (0..1000).map(|number| {
+        format!(r#"{{"type":1,"name":"{number}","size":1,"payload":"{}"}}"#, STANDARD.encode([0; 8])) + "\n"
+    });
+    let text = lines.collect::<String>();
+    let stored = zstd::bulk::compress(text.as_bytes(), 1).unwrap();
+    let file = || tempfile::tempfile().unwrap();
+    let rewrite =
+        |limit| carried::rewrite(&stored, text.len() as u64, file(), &Budget::of_process().of_image(limit)).map(drop);
+    assert!(matches!(rewrite(100 << 10), Err(NoTarSplit::Memory(_))));
+    rewrite(1 << 20).unwrap();
 }

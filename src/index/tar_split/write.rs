@@ -1,6 +1,6 @@
 //! Writes a tar-split, and keeps account of what it names.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 
@@ -10,7 +10,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde::Serialize;
 
-use super::{Named, NoTarSplit, TarSplit};
+use super::files::{Files, Named};
+use super::{NoTarSplit, TarSplit};
+use crate::budget::Charge;
 use crate::index::limits;
 
 /// Bytes of the longest segment: podman holds one in memory.
@@ -37,18 +39,29 @@ const SEGMENT_LINE: u8 = 2;
 /// A tar-split that is being written.
 pub(super) struct Sheet {
     lines: Writer<File>,
-    files: HashMap<Vec<u8>, Named>,
+    files: Files,
     replaced: BTreeSet<u64>,
     /// Bytes of all names, of the tar, and of its segments.
     names: usize,
     len: u64,
     segments: u64,
+    charge: Charge,
 }
 
+/// Bytes for a number in a set, and in the one that comes of it.
+const EACH_NUMBER: u64 = 48;
+
 impl Sheet {
-    pub(super) fn new(file: File) -> Self {
-        let lines = Writer::new(file);
-        Self { lines, files: HashMap::new(), replaced: BTreeSet::new(), names: 0, len: 0, segments: 0 }
+    pub(super) fn new(file: File, charge: Charge) -> Self {
+        let (lines, files, replaced) = (Writer::new(file), Files::default(), BTreeSet::new());
+        Self { lines, files, replaced, names: 0, len: 0, segments: 0, charge }
+    }
+
+    /// Sees to it that there is room for one more of each, and for so much besides.
+    pub(super) fn cover(&mut self, besides: u64) -> Result<(), NoTarSplit> {
+        let files = (self.files.len() as u64 + 1) * Files::EACH;
+        let held = files + (self.replaced.len() as u64 + 1) * EACH_NUMBER + besides;
+        Ok(self.charge.cover(held, files)?)
     }
 
     /// Another entry has a cleaned path: what is named by it cannot be read by it any more. Says whether anything was.
@@ -67,7 +80,7 @@ impl Sheet {
         if self.names > limits::NAMES {
             return Err(NoTarSplit::TooMany { what: "bytes of names", limit: limits::NAMES as u64 });
         }
-        self.files.insert(path.to_vec(), Named { entry, size });
+        self.files.insert(path, Named { entry, size });
         Ok(())
     }
 
@@ -98,8 +111,8 @@ impl Sheet {
 
     /// The tar ends.
     pub(super) fn finish(self) -> Result<TarSplit, NoTarSplit> {
-        let Self { lines, files, replaced, len: tar_len, .. } = self;
-        Ok(TarSplit { file: lines.finish()?, tar_len, files, replaced })
+        let Self { lines, files, replaced, len: tar_len, charge, .. } = self;
+        Ok(TarSplit { file: lines.finish()?, tar_len, files, replaced, charge })
     }
 }
 

@@ -3,6 +3,7 @@
 mod fixtures;
 mod hostile;
 mod layers;
+mod memory;
 mod trees;
 mod trust;
 mod unpack;

@@ -316,15 +316,9 @@ fn from_tar(entries: &[Entry]) -> Option<Listing> {
     let mut unpacker = Unpacker::new(Format::Tar).unwrap();
     unpacker.push(&tar, tell).unwrap();
     unpacker.finish(tell).unwrap();
-    let made = make(
-        blob,
-        Format::Tar,
-        &mut || Ok(events.pop_front()),
-        &mut |_: u64, _: &[u8]| {},
-        None,
-        (Charge::default(), 0),
-    )
-    .ok()?;
+    let made =
+        make(blob, Format::Tar, &mut || Ok(events.pop_front()), &mut |_: u64, _: &[u8]| {}, None, Charge::default())
+            .ok()?;
     let key = LayerKey { blob, identity: Identity::Own };
     Some(listed(&StoredIndex::open(Arc::new(made.encoded), &blob, Some(&key)).unwrap().entries().unwrap()))
 }

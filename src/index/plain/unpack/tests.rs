@@ -56,6 +56,7 @@ fn told(format: Format, blob: &[u8], cut: usize) -> io::Result<Told> {
             }
             Event::Bytes(bytes) => told.bytes.extend(bytes),
             Event::Window { unit, packed } => told.windows.push((unit, packed)),
+            Event::Holds(_) => {}
             Event::End { compressed } => told.end = Some(compressed),
         }
         Ok(())

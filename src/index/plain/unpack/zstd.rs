@@ -12,12 +12,17 @@ pub(crate) struct Zstd {
     consumed: u64,
     /// Whether the next byte starts a frame.
     is_between: bool,
+    /// What was told last of what the decoder keeps.
+    held: u64,
 }
+
+/// Bytes more that the decoder keeps when that is told.
+const HELD: u64 = 1 << 20;
 
 impl Zstd {
     pub(super) fn new() -> io::Result<Self> {
         let frames = Frames::new(limits::ZSTD_WINDOW)?;
-        Ok(Self { frames, output: Output::new(), consumed: 0, is_between: true })
+        Ok(Self { frames, output: Output::new(), consumed: 0, is_between: true, held: 0 })
     }
 
     pub(super) fn push(&mut self, mut input: &[u8], tell: Tell<'_>) -> io::Result<()> {
@@ -32,6 +37,10 @@ impl Zstd {
             self.consumed += step.consumed as u64;
             self.is_between = step.is_between;
             self.output.advance(step.produced, tell)?;
+            if self.frames.held() - self.held >= HELD {
+                self.held = self.frames.held();
+                tell(Event::Holds(self.held))?;
+            }
             // Where the output is full the decoder may have more of it without any input.
             if input.is_empty() && step.produced < size {
                 break;

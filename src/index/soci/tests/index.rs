@@ -43,7 +43,7 @@ fn own(layer: &Bytes, format: Format) -> (StoredIndex, Vec<u8>) {
         file.resize(at as usize, 0);
         file.extend_from_slice(bytes);
     };
-    let made = make(blob, format, &mut || Ok(events.pop_front()), keep, None, (Charge::default(), 0))
+    let made = make(blob, format, &mut || Ok(events.pop_front()), keep, None, Charge::default())
         .ok()
         .expect("the layer cannot be indexed");
     let key = LayerKey { blob, identity: Identity::Own };

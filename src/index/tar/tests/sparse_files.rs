@@ -1,6 +1,7 @@
 //! The four kinds of maps, right and wrong.
 
 use super::*;
+use crate::budget::Budget;
 use crate::index::limits;
 
 /// Place and length of a part.
@@ -179,4 +180,16 @@ fn a_map_that_goes_on_for_ever_is_refused() {
     let head = Head(head.try_into().unwrap()).put(482, &[1]).done();
     let refused = Reader::new(Endless(head, 0)).next().unwrap_err();
     assert!(matches!(refused, Error::Malformed { offset: 0, problem: Problem::TooMany { .. }, .. }));
+}
+
+#[test]
+fn a_map_that_takes_too_much_memory_is_refused() {
+    let pairs: Vec<_> = (0..1000).map(|part| (part * 2048, 512)).collect();
+    for head in all_ways(&pairs, 1000 * 2048, 1000 * 512) {
+        let tar = [head, vec![1; 1000 * 512]].concat();
+        let read =
+            |limit| Reader::new(&tar[..]).charged(Budget::of_process().of_image(limit).charge(0)).next().map(drop);
+        read(16_000).unwrap();
+        assert!(matches!(read(15_999), Err(Error::Malformed { problem: Problem::Memory(_), .. })));
+    }
 }
