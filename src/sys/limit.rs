@@ -11,17 +11,30 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// How long a process that is killed may take to end.
 const KILLING: Duration = Duration::from_secs(1);
 
-/// Does something on a thread of its own, and waits for it no longer than `limit`. `None`: it goes on, and what comes of it is dropped.
+/// Does something on a thread of its own, and waits for it no longer than `limit`. `None`: it goes on, and what comes of it is dropped. A panic goes on
+/// where it is waited for.
 pub(crate) fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, is_done) = mpsc::channel();
     let work = Arc::new(Mutex::new(Some(work)));
     let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
     let shared = Arc::clone(&work);
     let on_thread = move || drop(take(&shared).map(|work| done.send(work())));
-    match thread::Builder::new().name("waits".to_owned()).spawn(on_thread) {
-        Ok(_) => is_done.recv_timeout(limit).ok(),
+    let Ok(thread) = thread::Builder::new().name("waits".to_owned()).spawn(on_thread) else {
         // Without a thread it is done all the same: mostly nothing has to be waited for.
-        Err(_) => take(&work).map(|work| work()),
+        return take(&work).map(|work| work());
+    };
+    match is_done.recv_timeout(limit) {
+        Ok(done) => Some(done),
+        Err(mpsc::RecvTimeoutError::Timeout) => None,
+        Err(mpsc::RecvTimeoutError::Disconnected) => panicked(thread),
+    }
+}
+
+/// Goes on with the panic of a thread that has ended without what was wanted of it.
+fn panicked<T>(thread: thread::JoinHandle<()>) -> Option<T> {
+    match thread.join() {
+        Err(panic) => std::panic::resume_unwind(panic),
+        Ok(()) => None,
     }
 }
 
@@ -65,11 +78,7 @@ fn while_answered_every<T: Send + 'static>(
     loop {
         match is_done.recv_timeout(pause) {
             Ok(done) => return Some(done),
-            // A panic goes on here.
-            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
-                Err(panic) => std::panic::resume_unwind(panic),
-                Ok(()) => return None,
-            },
+            Err(mpsc::RecvTimeoutError::Disconnected) => return panicked(thread),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
         let asked = Arc::clone(&ask);
@@ -118,6 +127,31 @@ mod tests {
         assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
         let (_never, is_told) = mpsc::channel::<()>();
         assert_eq!(within(Duration::from_millis(1), move || is_told.recv().is_ok()), None);
+    }
+
+    #[test]
+    fn a_panic_is_no_silence() {
+        let panics = || -> io::Result<()> { panic!("of the work") };
+        for panicked in [
+            std::panic::catch_unwind(|| answered(Duration::from_secs(60), panics).map(Some)),
+            std::panic::catch_unwind(|| while_answered(Duration::from_secs(60), || (), panics).transpose()),
+            std::panic::catch_unwind(|| {
+                while_answered_every(Duration::ZERO, Duration::MAX, panic_when_asked, endless).transpose()
+            }),
+        ] {
+            let panic = panicked.unwrap_err();
+            assert!(panic.downcast_ref::<&str>().is_some_and(|said| said.starts_with("of the ")));
+        }
+    }
+
+    fn panic_when_asked() {
+        panic!("of the sign of life");
+    }
+
+    fn endless() -> io::Result<()> {
+        loop {
+            thread::park();
+        }
     }
 
     #[test]
