@@ -194,7 +194,7 @@ fn read_blob<T>(
     let format = index::plain_format(layer, &head)?;
     let (unpacked, made) = unpack(format, parts, meter, |events| work(format, events));
     // Its digest tells whether it is the blob that is wrong, or what came of it.
-    let (unpacked, (got, tail)) = unpacked.map_err(|error| broken(layer, error))?;
+    let (unpacked, (got, tail), meter) = unpacked.map_err(|error| broken(layer, error))?;
     if got != layer.digest {
         return Err(index::Error::BlobDigest { layer: layer.digest, got });
     }
@@ -205,7 +205,10 @@ fn read_blob<T>(
         }
         (_, Err(Failed::Layer(error))) => Err(error),
         (_, Err(Failed::Stream(error))) => Err(broken(layer, error)),
-        (_, Ok(made)) => Ok((made, tail)),
+        (_, Ok(made)) => {
+            meter.keep();
+            Ok((made, tail))
+        }
     }
 }
 

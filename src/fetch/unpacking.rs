@@ -29,8 +29,8 @@ const SLICE: usize = 256;
 /// Gives one event after the other; `None` after the last.
 pub(super) type Take<'a> = &'a mut dyn FnMut() -> io::Result<Option<Event>>;
 
-/// How unpacking ended; the digest of the whole blob, and its last bytes.
-type Unpacked = (io::Result<()>, (Digest, Vec<u8>));
+/// How unpacking ended; the digest of the whole blob, and its last bytes; and what it has taken of the allowance.
+type Unpacked = (io::Result<()>, (Digest, Vec<u8>), Meter);
 
 /// Unpacks a blob for `work`, as far as `meter` lets it. An error: that was given up.
 pub(super) fn unpack<T>(
@@ -47,7 +47,7 @@ pub(super) fn unpack<T>(
             let (mut parts, mut meter) = handed_over.recv().ok()?;
             let unpacked = all(format, &mut parts, &mut meter, &mut |event| send(&events, event));
             drop(events);
-            Some((unpacked, parts.end()))
+            Some((unpacked, parts.end(), meter))
         };
         let Ok(unpacking) = Builder::new().name("unpacking".to_owned()).spawn_scoped(scope, beside) else {
             return in_between(format, parts, meter, work);
@@ -114,8 +114,8 @@ fn in_between<T>(
     let (part, events) = (Bytes::new(), VecDeque::new());
     let mut slices = Slices { parts, part, meter, unpacker, failed, events, is_over: false };
     let made = work(&mut || slices.take());
-    let Slices { parts, failed, .. } = slices;
-    (Ok((failed.map_or(Ok(()), Err), parts.end())), made)
+    let Slices { parts, failed, meter, .. } = slices;
+    (Ok((failed.map_or(Ok(()), Err), parts.end(), meter)), made)
 }
 
 /// A blob that is unpacked a little at a time.
@@ -267,7 +267,7 @@ mod tests {
             let beside = unpack(format, parts, meter, taken);
             let in_between = in_between(format, again, its_meter, taken);
             for (unpacked, made) in [&beside, &in_between] {
-                let (ended, (digest, tail)) = unpacked.as_ref().unwrap();
+                let (ended, (digest, tail), _) = unpacked.as_ref().unwrap();
                 assert!(ended.is_ok() && *digest == Digest::of(&blob) && blob.ends_with(tail));
                 assert!(made.as_ref().ok().unwrap().0 == tar);
             }
@@ -281,7 +281,7 @@ mod tests {
         let ((parts, meter), (again, its_meter)) = (metered(cut, 0), metered(cut, 0));
         let beside = unpack(Format::TarGzip, parts, meter, taken);
         for (unpacked, made) in [beside, in_between(Format::TarGzip, again, its_meter, taken)] {
-            let (ended, (digest, _)) = unpacked.unwrap();
+            let (ended, (digest, _), _) = unpacked.unwrap();
             assert!(ended.is_err() && digest == Digest::of(cut));
             assert!(matches!(made, Err(Failed::Stream(error)) if error.kind() == io::ErrorKind::UnexpectedEof));
         }
@@ -318,7 +318,7 @@ mod tests {
             let ((parts, meter), (again, its_meter)) = (metered(blob, allowance), metered(blob, allowance));
             let beside = unpack(format, parts, meter, count);
             for (unpacked, made) in [beside, in_between(format, again, its_meter, count)] {
-                let (ended, (digest, _)) = unpacked.unwrap();
+                let (ended, (digest, _), _) = unpacked.unwrap();
                 assert!(digest == Digest::of(blob), "its digest is told in any case");
                 match fits {
                     true => assert!(made.ok() == Some(zeros.len()) && ended.is_ok()),

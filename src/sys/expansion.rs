@@ -63,7 +63,7 @@ impl Allowance {
     }
 }
 
-/// What one blob has unpacked to so far.
+/// What one blob has unpacked to so far. What it has taken of the allowance is given back with it, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Meter {
     packed: u64,
@@ -76,6 +76,11 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn new(allowance: &Allowance) -> Self {
         Self { packed: 0, unpacked: 0, allowance: allowance.clone(), taken: 0 }
+    }
+
+    /// The blob is done with: what it has taken of the allowance counts for the image from now on. Else another try has it again.
+    pub(crate) fn keep(mut self) {
+        self.taken = 0;
     }
 
     /// So many more bytes of the blob have come.
@@ -102,6 +107,12 @@ impl Meter {
             self.taken = beyond;
         }
         Ok(())
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.allowance.give_back(self.taken);
     }
 }
 
@@ -172,6 +183,19 @@ mod tests {
         assert!(error.to_string().contains("1100 times") && error.to_string().contains("16 GiB"), "{error}");
         // What has had its part is at work still.
         first.unpacked(1 << 10).unwrap_or_default();
+    }
+
+    #[test]
+    fn a_try_that_fails_takes_nothing_from_the_next() {
+        let allowance = Allowance::small(10 << 20);
+        for _ in 0..3 {
+            let mut meter = Meter::new(&allowance);
+            meter.unpacked(9 << 20).unwrap();
+        }
+        let mut meter = Meter::new(&allowance);
+        meter.unpacked(9 << 20).unwrap();
+        meter.keep();
+        assert!(Meter::new(&allowance).unpacked(9 << 20).is_err());
     }
 
     #[test]
