@@ -85,11 +85,32 @@ pub struct Wrong {
     pub what: String,
 }
 
+/// What a command does with the disk: whether that answers is asked in the same way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
+}
+
+impl Use {
+    /// Comes back once the disk has answered.
+    fn ask(self, dir: &OwnDir) {
+        match self {
+            Self::Read => dir.ask_disk_to_read(SPACE),
+            Self::Write => dir.ask_disk(),
+        }
+    }
+}
+
 /// What comes of a cache, which takes as long as it is large, while its disk answers; `None` where there is no cache yet.
-fn with<T: Send + 'static>(path: &Path, work: impl FnOnce(Dir) -> T + Send + 'static) -> io::Result<Option<T>> {
+fn with<T: Send + 'static>(
+    path: &Path,
+    how: Use,
+    work: impl FnOnce(Dir) -> T + Send + 'static,
+) -> io::Result<Option<T>> {
     let Some(dir) = existing(path)? else { return Ok(None) };
     let asked = OwnDir::from(OwnedFd::from(dir.file()?));
-    let done = limit::while_answered(super::PATIENCE, move || asked.ask_disk(), move || work(dir));
+    let done = limit::while_answered(super::PATIENCE, move || how.ask(&asked), move || work(dir));
     done.ok_or_else(|| limit::silence(super::PATIENCE)).map(Some)
 }
 
@@ -114,7 +135,7 @@ fn existing(path: &Path) -> io::Result<Option<Dir>> {
 /// Where the directory cannot be used.
 pub fn show(path: &Path, size: Option<u64>) -> io::Result<Usage> {
     let shown = path.to_owned();
-    if let Some(usage) = with(path, move |dir| usage(shown, size, &dir))? {
+    if let Some(usage) = with(path, Use::Read, move |dir| usage(shown, size, &dir))? {
         return Ok(usage);
     }
     let (total, documents, layers) = (0, 0, Vec::new());
@@ -161,7 +182,7 @@ fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
 /// # Errors
 /// Where the directory cannot be used.
 pub fn clear(path: &Path, contents_only: bool) -> io::Result<Cleared> {
-    let cleared = with(path, move |dir| clear_all(dir, contents_only))?;
+    let cleared = with(path, Use::Write, move |dir| clear_all(dir, contents_only))?;
     Ok(cleared.unwrap_or(Cleared { freed: 0, total: 0, in_use: 0, held_up: 0 }))
 }
 
@@ -195,7 +216,7 @@ fn evict_all(dir: &Dir, layer: &Path) -> bool {
 /// # Errors
 /// Where the directory cannot be used.
 pub fn verify(path: &Path) -> io::Result<Verification> {
-    Ok(with(path, |dir| verified(&dir))?.unwrap_or_default())
+    Ok(with(path, Use::Read, |dir| verified(&dir))?.unwrap_or_default())
 }
 
 fn verified(dir: &Dir) -> Verification {
@@ -290,5 +311,62 @@ impl Verification {
             Ok(_) => Err(format!("{} are not those of check {number}, {digest}", check.range)),
             Err(error) => Err(format!("{} of check {number} cannot be read: {error}", check.range)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::cache::Cache;
+
+    fn run(command: &str, words: &[&str]) -> bool {
+        Command::new(command).args(words).status().is_ok_and(|status| status.success())
+    }
+
+    /// A filesystem of its own, for as long as this lives.
+    struct Disk {
+        temp: TempDir,
+        at: String,
+    }
+
+    impl Disk {
+        /// `None` where this machine or this user cannot make one.
+        fn new() -> Option<Self> {
+            let temp = tempfile::tempdir().unwrap();
+            let (image, at) = (temp.path().join("image").display().to_string(), temp.path().join("at"));
+            std::fs::create_dir(&at).unwrap();
+            std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+            let disk = Self { temp, at: at.display().to_string() };
+            let is_there = run("mkfs.ext4", &["-q", "-F", &image]) && run("mount", &["-o", "loop", &image, &disk.at]);
+            is_there.then_some(disk)
+        }
+
+        fn path(&self) -> PathBuf {
+            self.temp.path().join("at/cache")
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            run("fsfreeze", &["-u", &self.at]);
+            run("umount", &["-l", &self.at]);
+        }
+    }
+
+    #[test]
+    fn what_only_reads_goes_on_where_nothing_can_be_written() {
+        let Some(disk) = Disk::new() else { return };
+        drop(Cache::open(&disk.path(), Some(1 << 20)));
+        let dir = || OwnDir::from(OwnedFd::from(existing(&disk.path()).unwrap().unwrap().file().unwrap()));
+        let (read, write) = (dir(), dir());
+        assert!(run("fsfreeze", &["-f", &disk.at]));
+        assert!(limit::within(Duration::from_secs(60), move || Use::Read.ask(&read)).is_some());
+        assert!(show(&disk.path(), None).is_ok() && verify(&disk.path()).is_ok_and(|found| found.wrong.is_empty()));
+        let waits = limit::within(Duration::from_millis(100), move || Use::Write.ask(&write));
+        assert!(waits.is_none(), "what writes does not");
     }
 }

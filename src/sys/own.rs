@@ -8,7 +8,7 @@ use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir as Entries;
@@ -17,6 +17,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+/// What reads past the kernel's cache are aligned to: no disk has larger blocks.
+const DIRECT: usize = 4096;
 
 /// Owner only.
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o600);
@@ -110,6 +113,22 @@ impl OwnDir {
     pub(crate) fn ask_disk(&self) {
         let _answer = self.at(Path::new("."), OFlag::O_RDWR | OFlag::O_TMPFILE);
         let _answer = fstatfs(&self.fd);
+    }
+
+    /// Comes back once its disk has answered something that reads, which may work where nothing can be written: a frozen filesystem. `name`: a file in it, of
+    /// which the kernel's copy does not count.
+    pub(crate) fn ask_disk_to_read(&self, name: &str) {
+        let _answer = fstatfs(&self.fd);
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        // Not every filesystem can do it so.
+        let file = self.at(Path::new(name), flags | OFlag::O_DIRECT).or_else(|_| self.at(Path::new(name), flags));
+        let mut buffer = vec![0; 2 * DIRECT];
+        let start = buffer.as_ptr().align_offset(DIRECT);
+        if let (Ok(file), Some(part)) =
+            (file.and_then(regular), buffer.get_mut(start..).and_then(|rest| rest.get_mut(..DIRECT)))
+        {
+            let _answer = file.read_at(part, 0);
+        }
     }
 
     /// All of a regular file of at most `limit` bytes.
