@@ -6,12 +6,15 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
 use super::open::Lock;
@@ -51,7 +54,7 @@ enum Told {
     #[default]
     Nobody,
     Waiting {
-        _input: ChildStdin,
+        _input: File,
     },
     /// The server is gone.
     Over,
@@ -78,17 +81,25 @@ impl Drop for Guard {
 impl Guard {
     pub(super) fn start(paths: &Paths, device: Device, lock: &Lock) -> io::Result<Self> {
         let line = serde_json::to_vec(&Guarded { root: paths.root.clone(), device })?;
-        let start = Arc::new(Start { line, lock: lock.file()? });
-        let input = Arc::<Input>::default();
+        let start = Start { line, lock: lock.file()? };
+        Self::watched(move |input| start.guard(input), |watch| threads::spawn("guard-watch", watch))
+    }
+
+    /// `make` starts a guard; `spawn` has it watched over by a thread.
+    fn watched(
+        make: impl Fn(&Input) -> io::Result<Child> + Send + Sync + 'static,
+        spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let (input, make) = (Arc::<Input>::default(), Arc::new(make));
         // The thread comes first: a guard whose input is dropped, since there can be no thread, would take the server for gone.
         let (hand, handed) = mpsc::channel();
-        let (watching, kept) = (Arc::clone(&start), Arc::clone(&input));
-        threads::spawn("guard-watch", move || {
+        let (kept, again) = (Arc::clone(&input), Arc::clone(&make));
+        spawn(Box::new(move || {
             if let Ok(first) = handed.recv() {
-                watching.keep(&kept, first);
+                keep(&*again, &kept, first);
             }
-        })?;
-        let first = start.guard(&input)?;
+        }))?;
+        let first = make(&input)?;
         // It waits for nothing else.
         let _handed = hand.send(first);
         Ok(Self { input })
@@ -107,39 +118,47 @@ impl Start {
         sys::close_inherited_on_exec();
         let mut command = Command::new("/proc/self/exe");
         std::os::unix::process::CommandExt::arg0(&mut command, "crfs");
-        command.arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET").stdin(Stdio::piped()).stdout(self.lock.try_clone()?);
-        let mut child = command.stderr(Stdio::null()).spawn().map_err(threads::explained)?;
-        // Where waiting for it would close it.
-        let mut told = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        // One that has died already is waited for all the same.
-        let _heard = told.write_all(&self.line).and_then(|()| told.write_all(b"\n"));
+        let (theirs, ours) = holding(&self.line)?;
+        command.arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET").stdin(theirs).stdout(self.lock.try_clone()?);
+        let child = command.stderr(Stdio::null()).spawn().map_err(threads::explained)?;
         // Where the server is gone by now, it hears of that.
-        input.set(Told::Waiting { _input: told });
+        input.set(Told::Waiting { _input: ours });
         Ok(child)
     }
+}
 
-    /// Waits for guards, so that nothing is left of those that die, and starts others. Comes back when there is to be none any more.
-    fn keep(&self, input: &Input, first: Child) {
-        let (mut guard, mut pause) = (Some(first), FIRST_PAUSE);
-        loop {
-            let since = Instant::now();
-            let ended = guard.take().map(|mut guard| guard.wait());
-            if !input.set(Told::Nobody) {
-                return;
-            }
-            if let Some(ended) = ended {
-                let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-                tracing::warn!(ended, "the guard of this server has died; another one is started");
-            }
-            if since.elapsed() > LAST_PAUSE {
-                pause = FIRST_PAUSE;
-            }
-            thread::sleep(pause);
-            pause = pause.saturating_mul(2).min(LAST_PAUSE);
-            match self.guard(input) {
-                Ok(next) => guard = Some(next),
-                Err(error) => tracing::warn!(%error, "nobody would clear up after this server; it is tried again"),
-            }
+/// An input that holds a line from the start, and its other end: whenever the server is killed, its guard knows what to take away.
+fn holding(line: &[u8]) -> io::Result<(OwnedFd, File)> {
+    let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+    // What does not fit is an error, and not waited for.
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let mut ours = File::from(ours);
+    ours.write_all(line)?;
+    ours.write_all(b"\n")?;
+    Ok((theirs, ours))
+}
+
+/// Waits for guards, so that nothing is left of those that die, and starts others. Comes back when there is to be none any more.
+fn keep(make: impl Fn(&Input) -> io::Result<Child>, input: &Input, first: Child) {
+    let (mut guard, mut pause) = (Some(first), FIRST_PAUSE);
+    loop {
+        let since = Instant::now();
+        let ended = guard.take().map(|mut guard| guard.wait());
+        if !input.set(Told::Nobody) {
+            return;
+        }
+        if let Some(ended) = ended {
+            let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::warn!(ended, "the guard of this server has died; another one is started");
+        }
+        if since.elapsed() > LAST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
+        thread::sleep(pause);
+        pause = pause.saturating_mul(2).min(LAST_PAUSE);
+        match make(input) {
+            Ok(next) => guard = Some(next),
+            Err(error) => tracing::warn!(%error, "nobody would clear up after this server; it is tried again"),
         }
     }
 }
@@ -167,5 +186,61 @@ pub fn guard() -> Result<(), Error> {
     match mounts::at(&paths.mount()).map_err(failed)?.filter(is_its) {
         Some(mount) => Ok(fusedev::unmount(&mount.point, Detach::Lazily, is_its)?),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a guard: it ends with its input, or at once.
+    fn process(input: &Input, command: &str) -> io::Result<Child> {
+        let mut child = Command::new(command).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        input.set(Told::Waiting { _input: OwnedFd::from(child.stdin.take().unwrap()).into() });
+        Ok(child)
+    }
+
+    #[test]
+    fn without_a_thread_there_is_no_guard_that_could_take_the_server_for_gone() {
+        let make = |_: &Input| -> io::Result<Child> { panic!("it would unmount what is served") };
+        let refused = Guard::watched(make, |_watch| Err(io::ErrorKind::WouldBlock.into()));
+        assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_guard_knows_what_to_take_away_though_the_server_is_killed_while_it_starts() {
+        let (theirs, ours) = holding(b"line").unwrap();
+        drop(ours);
+        let mut told = String::new();
+        File::from(theirs).read_to_string(&mut told).unwrap();
+        assert_eq!(told, "line\n");
+        assert_eq!(holding(&vec![b'x'; 10 << 20]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_guard_that_dies_is_waited_for_and_replaced_and_none_comes_after_the_end() {
+        let (made, is_made) = mpsc::channel();
+        let (end, is_over) = mpsc::channel();
+        let number = std::sync::atomic::AtomicUsize::new(0);
+        let make = move |input: &Input| {
+            let child = match number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+                0 => process(input, "true"),
+                _ => process(input, "cat"),
+            }?;
+            made.send(child.id()).unwrap();
+            Ok(child)
+        };
+        let guard = Guard::watched(make, |watch| {
+            thread::spawn(move || {
+                watch();
+                end.send(()).unwrap();
+            });
+            Ok(())
+        });
+        let [first, second] = [(); 2].map(|()| is_made.recv().unwrap());
+        assert!(first != second && !std::path::Path::new(&format!("/proc/{first}")).exists(), "nothing of it is left");
+        drop(guard.unwrap());
+        is_over.recv().unwrap();
+        assert!(is_made.recv().is_err(), "there is no third");
     }
 }
