@@ -244,8 +244,9 @@ Examples:
 
 Fields of --json, an array in the order in which they were mounted:
   id                      the name of the directory of its state
-  state                   serving; silent: its server lives and does not answer;
-                          dead: its server is gone, `crfs umount` takes it away
+  state                   serving; silent: its server lives and does not answer,
+                          or nobody can tell (see last_error); dead: its server
+                          is gone, `crfs umount` takes it away
   pid, image, digest, frontend, dir
   elsewhere               where it is, if it is not at dir: namespace, where it
                           was mounted, if that is another mount namespace; and
@@ -257,6 +258,9 @@ Fields of --json, an array in the order in which they were mounted:
   errors, last_error      reads that failed, and why the last one did
   unkept                  bytes that the cache did not take: it is full, or
                             cannot be written
+
+Mounts are looked for in several directories. Where one of them does not answer
+or cannot be read, the mounts of the others are shown, and the exit status is 1.
 ",
     exit_help!()
 );

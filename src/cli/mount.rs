@@ -80,7 +80,7 @@ pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(),
 
 fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
     let mut outcome = Ok(());
-    for (dir, unmounted) in unmount_all(state_dirs)? {
+    for (dir, unmounted) in unmount_all(state_dirs) {
         match unmounted {
             Ok(left) => said(&dir, left)?,
             Err(error) => {

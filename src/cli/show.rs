@@ -52,8 +52,15 @@ pub(super) fn stat(args: StatArgs, environment: &Environment) -> Result<(), Fail
 }
 
 pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
-    let mounts = mounts::status(&environment.state_dirs())?;
-    Ok(print(&if args.json { json(&mounts)? } else { status_text(&mounts) })?)
+    let (mounts, silent) = mounts::status(&environment.state_dirs());
+    print(&match (args.json, &silent) {
+        (true, _) => json(&mounts)?,
+        // Nobody knows that.
+        (false, Some(_)) if mounts.is_empty() => String::new(),
+        (false, _) => status_text(&mounts),
+    })?;
+    // Those of the other directories are shown all the same.
+    silent.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn look(args: ImageArgs, environment: &Environment) -> Result<Look, Failure> {

@@ -68,7 +68,7 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
 fn clear_away(dir: &Path, made: &Identity, state_dirs: &[PathBuf]) {
     let Ok(Some(mount)) = mounts::at(dir) else { return };
     // Its numbers may have been given to a mount that somebody has made since.
-    let served = |state: &state::FoundState| state.record.describes(&mount) && state.is_served();
+    let served = |state: &state::FoundState| state.record.describes(&mount) && state.may_be_served();
     let Ok(known) = state::found_in(state_dirs) else { return };
     if !made.is(&mount) || known.iter().any(served) {
         return;

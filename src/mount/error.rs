@@ -31,6 +31,8 @@ pub enum Error {
     HelperTalk { source: io::Error },
     #[error("the state of the mount cannot be kept in {}", path.display())]
     State { path: PathBuf, source: io::Error },
+    #[error("the state of mounts cannot be read in {}", path.display())]
+    UnreadState { path: PathBuf, source: io::Error },
     #[error("no directory for the state of the mount; tried {tried}")]
     NoStateDirectory { tried: String },
     #[error("not mounted within {} s (--mount-deadline){}", limit.as_secs_f64(), after_colon(waiting.as_deref()))]

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -65,16 +66,17 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Whether the superblock exists: its backing device is listed for as long as anything, in any mount namespace, uses it.
-    pub(crate) fn exists(self) -> bool {
-        self.backing_device().exists()
-    }
-
     /// Sets how far the kernel reads ahead: at most 128 KiB by FUSE_INIT, more only here, and only for root. For anybody else it stays.
     pub(crate) fn set_read_ahead(self, kib: u32) {
         if let Err(error) = fs::write(self.backing_device().join("read_ahead_kb"), kib.to_string()) {
             tracing::debug!(%error, "the kernel's read-ahead stays as it is");
         }
+    }
+
+    /// What tells the superblock from another one that had, or will have, its number: the kernel gives a number again at once, but not the inode of the
+    /// backing device in sysfs. That is listed for as long as anything, in any mount namespace, uses it. `None`: there is none, or no sysfs.
+    pub(crate) fn instance(self) -> Option<u64> {
+        Some(fs::metadata(self.backing_device()).ok()?.ino())
     }
 
     fn backing_device(self) -> PathBuf {

@@ -142,6 +142,7 @@ fn start(
         frontend: "fuse".to_owned(),
         dir: mount.mounted.dir.clone(),
         device: mount.mounted.identity.device,
+        instance: mount.mounted.identity.device.instance(),
         user: mount.mounted.identity.user,
         namespace: holders::own_namespace(),
         started: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),

@@ -196,9 +196,10 @@ impl Mounted {
 
     /// Unmounts where nothing uses it; says so where something does.
     fn leave_if_idle(&self) {
-        let dir = self.dir.display();
+        let (dir, device) = (self.dir.display(), self.identity.device);
+        let instance = device.instance();
         match unmount(&self.dir, &self.identity, Detach::IfIdle) {
-            Ok(()) if self.identity.device.exists() => {
+            Ok(()) if instance.is_some() && device.instance() == instance => {
                 tracing::warn!(%dir, "unmounted; still in use by another mount; once more to leave all the same");
             }
             Ok(()) => {}

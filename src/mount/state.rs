@@ -34,13 +34,15 @@ use super::control::{self, Activity, Left};
 use super::mounts::{self, Device};
 use super::{Error, holders, wire};
 use crate::blob::Digest;
-use crate::sys::own::{Entry, EntryKind, OwnDir, regular};
+use crate::sys::own::{Entry, EntryKind, OwnDir};
 use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
 const SOCKET: &str = "control.sock";
 const LEAVE: &str = "leave.sock";
 const LOG: &str = "server.log";
+/// The record while it is written.
+const NEW_RECORD: &str = "mount.json.new";
 const OLD_LOG: &str = "server.log.1";
 /// The last of the names, so that it is the last to be removed.
 const MARK: &str = "state.id";
@@ -81,6 +83,9 @@ pub(crate) struct Record {
     pub(crate) dir: PathBuf,
     /// st_dev of the mount.
     pub(crate) device: Device,
+    /// Which of the filesystems that have that number one after the other. Servers before 0.2 do not say.
+    #[serde(default)]
+    pub(crate) instance: Option<u64>,
     /// Who made it, as the mount table has it, and in which mount namespace. Servers before 0.2 do not say.
     #[serde(default)]
     pub(crate) user: Option<u32>,
@@ -93,8 +98,21 @@ pub(crate) struct Record {
 impl Record {
     /// Whether this is what is known of that mount. The number alone may have been given to another one since, also to another user's.
     pub(crate) fn describes(&self, mount: &mounts::Mount) -> bool {
+        self.may_be(mount) && self.is_instance(mount.device.instance())
+    }
+
+    /// The same of a mount that had that [`Device::instance`], and may be gone by now.
+    pub(crate) fn described(&self, mount: &mounts::Mount, instance: Option<u64>) -> bool {
+        self.may_be(mount) && self.is_instance(instance)
+    }
+
+    fn may_be(&self, mount: &mounts::Mount) -> bool {
         let is_users = self.user.is_none() || mount.user() == self.user;
         mount.is_ours() && mount.device == self.device && mount.source == *self.source() && is_users
+    }
+
+    fn is_instance(&self, instance: Option<u64>) -> bool {
+        self.instance.zip(instance).is_none_or(|(own, other)| own == other)
     }
 
     /// Whether its mount is in the mount table of this process or, where that is in another mount namespace, in anybody's.
@@ -177,9 +195,11 @@ impl OwnState {
     }
 
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
-        let path = self.dir.join(RECORD);
+        let (path, new) = (self.dir.join(RECORD), self.dir.join(NEW_RECORD));
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
-        text.and_then(|text| fs::write(&path, text)).map_err(|source| Error::State { path, source })
+        // Nobody reads a part of it, and what has its name does not change any more.
+        let written = text.and_then(|text| fs::write(&new, text)).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|source| Error::State { path, source })
     }
 
     /// Leaves the directory where it is: the mount is still there, dead.
@@ -222,19 +242,20 @@ pub(crate) struct FoundState {
 
 impl FoundState {
     /// `None` where it is not (yet) one.
-    fn open(base: &Base, name: &OsStr) -> Option<Self> {
-        let (written, record) = read_record(&base.dir.enter(name).ok()?)?;
-        Some(Self { base: base.path.clone(), name: name.to_owned(), written, record })
+    fn open(base: &Base, name: &OsStr) -> io::Result<Option<Self>> {
+        let read = known(base.dir.enter(name))?.map(|dir| read_record(&dir)).transpose()?.flatten();
+        let found = |(written, record)| Self { base: base.path.clone(), name: name.to_owned(), written, record };
+        Ok(read.map(found))
     }
 
     /// The directory, while it is still that of this mount.
     fn opened(&self) -> io::Result<OwnDir> {
         let dir = Base::existing(&self.base)?.dir.enter(&self.name)?;
-        if self.is_in(&dir) { Ok(dir) } else { Err(io::ErrorKind::NotFound.into()) }
+        if self.is_in(&dir)? { Ok(dir) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
-    fn is_in(&self, dir: &OwnDir) -> bool {
-        read_record(dir).is_some_and(|(written, _)| written == self.written)
+    fn is_in(&self, dir: &OwnDir) -> io::Result<bool> {
+        Ok(read_record(dir)?.is_some_and(|(written, _)| written == self.written))
     }
 
     fn by_start(a: &Self, b: &Self) -> Ordering {
@@ -254,13 +275,21 @@ impl FoundState {
     }
 
     /// Whether the server still has its directory locked.
-    pub(crate) fn is_served(&self) -> bool {
-        self.opened().is_ok_and(|dir| is_locked(&dir))
+    ///
+    /// # Errors
+    /// Where that cannot be told: there are no more descriptors, or the filesystem fails.
+    pub(crate) fn is_served(&self) -> io::Result<bool> {
+        Ok(known(self.opened())?.map(|dir| is_locked(&dir)).transpose()?.unwrap_or(false))
+    }
+
+    /// Whether there may be a server that has it.
+    pub(crate) fn may_be_served(&self) -> bool {
+        self.is_served().unwrap_or(true)
     }
 
     /// The process that serves it.
     pub(crate) fn server(&self) -> Option<u32> {
-        let dir = self.opened().ok().filter(is_locked)?;
+        let dir = self.opened().ok().filter(|dir| is_locked(dir).unwrap_or(true))?;
         Some(control::server_of(&short_path(dir.as_fd()).join(SOCKET)).unwrap_or(self.record.pid))
     }
 
@@ -268,15 +297,31 @@ impl FoundState {
     pub(crate) fn remove(&self) {
         let Ok(base) = Base::existing(&self.base) else { return };
         let Ok(_parent) = base.lock(PATIENCE) else { return };
-        let is_its = base.dir.enter(&self.name).is_ok_and(|dir| self.is_in(&dir) && !is_locked(&dir));
-        if is_its {
+        let is_its = |dir: OwnDir| Ok(self.is_in(&dir)? && !is_locked(&dir)?);
+        if base.dir.enter(&self.name).and_then(is_its).unwrap_or(false) {
             base.remove(&self.name);
         }
     }
 }
 
-fn is_locked(dir: &OwnDir) -> bool {
-    lock(dir, FlockArg::LockSharedNonblock).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+fn is_locked(dir: &OwnDir) -> io::Result<bool> {
+    match lock(dir, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// `None` where something else has the name, or nothing. Other errors say nothing about that.
+fn known<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    use nix::errno::Errno;
+    const NOT_IT: [Errno; 4] = [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP, Errno::EXDEV];
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if NOT_IT.iter().any(|errno| error.raw_os_error() == Some(*errno as i32)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// All mounts of this user, in all `bases`, in the order of their start. Those that are gone altogether are cleaned up.
@@ -294,27 +339,40 @@ pub(crate) fn found_in(bases: &[PathBuf]) -> Result<Vec<FoundState>, Error> {
 pub(crate) fn found_where_answered(bases: &[PathBuf]) -> (Vec<FoundState>, Option<Error>) {
     let (mut found, mut silent) = (Vec::new(), None);
     for base in bases {
-        let bases = [base.clone()];
-        match mounts::answered(base, move || Ok(find_all(&bases))) {
-            Ok(some) => found.extend(some),
-            Err(error) => silent = silent.or(Some(error)),
-        }
+        let asked = base.clone();
+        let (some, error) = match mounts::answered(base, move || Ok(find_all(&asked))) {
+            Ok((some, unread)) => (some, unread),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        found.extend(some);
+        silent = silent.or(error);
     }
     found.sort_by(FoundState::by_start);
     (found, silent)
 }
 
-fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
-    let mut found = Vec::new();
-    for base in bases.iter().filter_map(|base| Base::existing(base).ok()) {
-        // Where somebody else is at it, the next one cleans up.
-        if let Ok(_parent) = base.lock(Duration::ZERO) {
-            base.remove_stale();
-        }
-        found.extend(base.ids().iter().filter_map(|name| FoundState::open(&base, name)));
+/// And why one of them cannot be read.
+fn find_all(path: &Path) -> (Vec<FoundState>, Option<Error>) {
+    let unread = |path: PathBuf, source| Some(Error::UnreadState { path, source });
+    let base = match known(Base::existing(path)) {
+        Ok(Some(base)) => base,
+        Ok(None) => return (Vec::new(), None),
+        // One that is not of this user alone has none of its mounts.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return (Vec::new(), None),
+        Err(error) => return (Vec::new(), unread(path.to_owned(), error)),
+    };
+    // Where somebody else is at it, the next one cleans up.
+    if let Ok(_parent) = base.lock(Duration::ZERO) {
+        base.remove_stale();
     }
-    found.sort_by(FoundState::by_start);
-    found
+    let (mut found, mut silent) = (Vec::new(), None);
+    for name in base.ids() {
+        match FoundState::open(&base, &name) {
+            Ok(state) => found.extend(state),
+            Err(error) => silent = silent.or_else(|| unread(path.join(&name), error)),
+        }
+    }
+    (found, silent)
 }
 
 /// The directory of all mounts of a user. It may hold other things as well: its place follows from a variable.
@@ -388,7 +446,9 @@ impl Base {
             let Ok(dir) = self.dir.enter(&name) else { continue };
             // Shared, as everybody asks, so that two who ask do not take each other for the server.
             let Ok(_lock) = lock(&dir, FlockArg::LockSharedNonblock) else { continue };
-            if !read_record(&dir).is_some_and(|(_, record)| record.is_mounted(&table)) {
+            // Where that cannot be told, it stays.
+            let is_mounted = read_record(&dir).map(|read| read.is_some_and(|(_, record)| record.is_mounted(&table)));
+            if !is_mounted.unwrap_or(true) {
                 self.remove(&name);
             }
         }
@@ -429,25 +489,31 @@ fn is_new(name: &OsStr) -> bool {
 /// Whether a directory says of itself that it is a mount's. Before 0.2, only the record did.
 fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
     let marked = dir.read(MARK, ID_LENGTH as u64).is_ok_and(|id| id == name.as_bytes());
-    marked || read_record(dir).is_some_and(|(_, record)| *record.id == *name)
+    marked || matches!(read_record(dir), Ok(Some((_, record))) if *record.id == *name)
 }
 
 /// Whether it is a file that crfs puts into a state directory.
 fn is_of_state(entry: &Entry) -> bool {
     match entry.kind {
-        EntryKind::File => [RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
+        EntryKind::File => [RECORD, NEW_RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
         EntryKind::Socket => [SOCKET, LEAVE].iter().any(|name| entry.name == *name),
         _ => false,
     }
 }
 
-fn read_record(dir: &OwnDir) -> Option<(Written, Record)> {
-    let file = regular(dir.at(Path::new(RECORD), OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?).ok()?;
-    let written = Written::of(&file.metadata().ok()?);
+/// `None` where there is none.
+fn read_record(dir: &OwnDir) -> io::Result<Option<(Written, Record)>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let Some(file) = known(dir.at(Path::new(RECORD), flags))? else { return Ok(None) };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
     let mut text = Vec::new();
     // One that is longer ends in the middle, which is none.
-    file.take(LONGEST_RECORD).read_to_end(&mut text).ok()?;
-    Some((written, serde_json::from_slice(&text).ok()?))
+    (&file).take(LONGEST_RECORD).read_to_end(&mut text)?;
+    // It got its name after it was written, which counts as a change.
+    let written = Written::of(&file.metadata()?);
+    Ok(serde_json::from_slice(&text).ok().map(|record| (written, record)))
 }
 
 /// Removes the state directory at a path, if it is the one that is open.

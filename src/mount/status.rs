@@ -57,14 +57,12 @@ pub(super) fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S)
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// Asks every server whose state is below one of `state_dirs`, in the order of their start.
-///
-/// # Errors
-/// Where one of these does not answer.
-pub fn status(state_dirs: &[PathBuf]) -> Result<Vec<Status>, Error> {
-    let found = state::found_in(state_dirs)?;
+/// Asks every server whose state is below one of `state_dirs`, in the order of their start; and why one of these directories cannot be asked.
+#[must_use]
+pub fn status(state_dirs: &[PathBuf]) -> (Vec<Status>, Option<Error>) {
+    let (found, silent) = state::found_where_answered(state_dirs);
     let elsewhere: Vec<_> = found.iter().map(|state| elsewhere(state, &found)).collect();
-    Ok(found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect())
+    (found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect(), silent)
 }
 
 /// Where a mount is, if it is not at its directory. `all`: all mounts of this user. Their servers do not count in another mount namespace: each keeps
@@ -85,9 +83,14 @@ pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewh
 
 fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
     let (state, activity) = match (found.is_served(), found.ask()) {
-        (true, Ok(activity)) => (State::Serving, activity),
-        (true, Err(_)) => (State::Silent, Activity::default()),
-        (false, _) => (State::Dead, Activity::default()),
+        (Ok(true), Ok(activity)) => (State::Serving, activity),
+        (Ok(true), Err(_)) => (State::Silent, Activity::default()),
+        (Ok(false), _) => (State::Dead, Activity::default()),
+        // That is no reason to take it for dead.
+        (Err(error), _) => {
+            let last_error = Some(format!("whether its server lives cannot be told: {error}"));
+            (State::Silent, Activity { last_error, ..Activity::default() })
+        }
     };
     let record = found.record;
     Status {

@@ -2,7 +2,8 @@
 //!
 //! Unmounting DIR need not end the mount: an overlayfs keeps a clone of its lowers, and other mount namespaces may have one,
 //! so the server goes on until the kernel is done with the superblock. Whether it is can be told at once when umount(2)
-//! returns: the superblock's backing device (/sys/class/bdi/<major:minor>) goes with it, and every user may see that.
+//! returns: the superblock's backing device (/sys/class/bdi/<major:minor>) goes with it, and every user may see that. A new mount may
+//! have the number at once, but that is another inode there.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::registry::list;
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
 const LEAVING: Duration = Duration::from_secs(5);
-/// How long a number that looks alive is watched: it may have been given to a new mount at once.
+/// How long the kernel may take to be done with what nobody has any more.
 const DOUBT: Duration = Duration::from_millis(200);
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -41,9 +42,9 @@ pub fn unmount(target: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> 
     let here = mounts::answered(target, move || find(&asked));
     match here {
         // Its state is looked for afterwards: whatever is wrong with that, the mount can be ended.
-        Ok(mount) => unmount_here(&mount, || {
+        Ok(mount) => unmount_here(&mount, |instance| {
             let (all, _silent) = state::found_where_answered(state_dirs);
-            all.into_iter().find(|state| state.record.describes(&mount))
+            all.into_iter().find(|state| state.record.described(&mount, instance))
         }),
         Err(none) => {
             let (all, silent) = state::found_where_answered(state_dirs);
@@ -79,24 +80,17 @@ fn unmount_elsewhere(target: &Path, all: &[FoundState], none: Error) -> Result<O
 /// The directory of a mount, and what came of unmounting it.
 pub type Unmounted = (PathBuf, Result<Outcome, Error>);
 
-/// Unmounts all crfs mounts of this user, but for those in other mount namespaces that somebody sees.
-///
-/// # Errors
-/// Where the directory of all mounts does not answer.
-pub fn unmount_all(state_dirs: &[PathBuf]) -> Result<Vec<Unmounted>, Error> {
+/// Unmounts all crfs mounts of this user, but for those in other mount namespaces that somebody sees. The last error is that of a directory of states
+/// that cannot be asked.
+#[must_use]
+pub fn unmount_all(state_dirs: &[PathBuf]) -> Vec<Unmounted> {
     let (all, silent) = state::found_where_answered(state_dirs);
     let unmount = |state: &FoundState| (state.record.dir.clone(), unmount_known(state, &all, Whose::OursAlone));
     // The last one first: it may stand on one before it.
     let mut unmounted: Vec<_> = all.iter().rev().map(unmount).collect();
-    match silent {
-        // What is known elsewhere is unmounted all the same.
-        Some(Error::Unanswered { path, seconds }) => {
-            unmounted.push((path.clone(), Err(Error::Unanswered { path, seconds })));
-            Ok(unmounted)
-        }
-        Some(error) => Err(error),
-        None => Ok(unmounted),
-    }
+    // What is known elsewhere is unmounted all the same.
+    unmounted.extend(silent.map(|error| (PathBuf::new(), Err(error))));
+    unmounted
 }
 
 /// Which mounts in other mount namespaces are meant.
@@ -114,7 +108,7 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
     let dir = || record.dir.clone();
     let top = mounts::at(&record.dir).map_err(|source| Error::Directory { dir: dir(), source })?;
     match (top, elsewhere(state, all)) {
-        (Some(top), _) if record.describes(&top) => unmount_here(&top, || Some(state.clone())),
+        (Some(top), _) if record.describes(&top) => unmount_here(&top, |_| Some(state.clone())),
         (Some(top), None) => Err(Error::Covered { dir: dir(), kind: top.kind.to_string_lossy().into_owned() }),
         (_, Some(Elsewhere { namespace: Some(namespace), holders })) => match whose {
             Whose::OursAlone if !holders.is_empty() => {
@@ -122,7 +116,7 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
             }
             _ => ask_to_leave(state),
         },
-        (_, Some(Elsewhere { namespace: None, holders })) if state.is_served() => Ok(Outcome::StillInUse(holders)),
+        (_, Some(Elsewhere { namespace: None, holders })) if state.may_be_served() => Ok(Outcome::StillInUse(holders)),
         _ => Ok(Outcome::Gone),
     }
 }
@@ -130,11 +124,11 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
 /// Lets the server unmount, in the mount namespace that it is in.
 fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let dir = || state.record.dir.clone();
-    let was_served = state.is_served();
+    let was_served = state.may_be_served();
     match state.ask_to_leave() {
         Ok(Err(why)) => Err(Error::StaysElsewhere { dir: dir(), why }),
         // A server that has nothing left to serve may be gone before it has answered.
-        _ if was_served && within(LEAVING, || !state.is_served()) => Ok(Outcome::Gone),
+        _ if was_served && within(LEAVING, || !state.may_be_served()) => Ok(Outcome::Gone),
         Ok(Ok(())) => {
             let is_it = |mount: &Mount| state.record.describes(mount);
             Ok(Outcome::StillInUse(holders::of(is_it, &state.record.dir, &[])))
@@ -143,16 +137,17 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     }
 }
 
-/// `find`: what is known of it, which is asked when it is unmounted.
-fn unmount_here(mount: &Mount, find: impl FnOnce() -> Option<FoundState>) -> Result<Outcome, Error> {
+/// `find`: what is known of it, which is asked when it is unmounted. It is told which [`Device::instance`] it was.
+fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundState>) -> Result<Outcome, Error> {
+    // Before it is gone: a new mount may have its number at once, and be of the same image.
+    let instance = mount.device.instance();
     let asked = mount.clone();
     fusedev::unmount(&mount.point, Detach::IfIdle, move |now| *now == asked)?;
-    let state = find();
-    let served = || state.as_ref().is_some_and(FoundState::is_served);
+    let state = find(instance);
+    let served = || state.as_ref().is_some_and(FoundState::may_be_served);
     let is_served = served();
-    let is_gone = || !mount.device.exists() || (is_served && !served());
-    let is_gone = within(DOUBT, is_gone) || (state.is_none() && is_given_again(mount));
-    if !is_gone {
+    let lives = || instance.is_some() && mount.device.instance() == instance;
+    if !within(DOUBT, || !lives() || (is_served && !served())) {
         return Ok(Outcome::StillInUse(holders::of(|other| other.is_of(mount), &mount.point, &[])));
     }
     within(LEAVING, || !served());
@@ -160,12 +155,6 @@ fn unmount_here(mount: &Mount, find: impl FnOnce() -> Option<FoundState>) -> Res
         dead.remove();
     }
     Ok(Outcome::Gone)
-}
-
-/// Whether another mount has the number of one that is gone.
-fn is_given_again(mount: &Mount) -> bool {
-    let is_other = |other: &Mount| other.device == mount.device && !other.is_of(mount);
-    !holders::of(is_other, &mount.point, &[]).is_empty()
 }
 
 /// The crfs mount that `dir` leads to. The mount itself is asked nothing, so that a dead one is found, too.
@@ -219,6 +208,39 @@ mod tests {
             Err(error @ Error::NotCrfs { .. }) => assert!(error.to_string().contains("type proc"), "{error}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// As the kernel does it: the lowest number that is free is given first.
+    #[test]
+    fn a_new_mount_with_the_number_of_the_old_is_not_taken_for_it() {
+        use super::super::fusedev::Target;
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let made = |name: &str| {
+            let point = dir.join(name);
+            std::fs::create_dir(&point).unwrap();
+            fusedev::mount(&Target { dir: &point, source: "image@digest", allow_other: false })
+        };
+        for turn in 0..100 {
+            let (old, new) = (format!("old{turn}"), format!("new{turn}"));
+            let Ok(first) = made(&old) else { return };
+            drop(first);
+            let mount = mounts::at(&dir.join(&old)).unwrap().unwrap();
+            let mut second = None;
+            let outcome = unmount_here(&mount, |instance| {
+                assert!(instance.is_some());
+                second = Some(made(&new).unwrap());
+                None
+            });
+            drop(second);
+            let second = mounts::at(&dir.join(&new)).unwrap().unwrap();
+            nix::mount::umount2(&second.point, nix::mount::MntFlags::MNT_DETACH).unwrap();
+            assert_eq!(outcome.unwrap(), Outcome::Gone);
+            if second.device == mount.device {
+                return;
+            }
+        }
+        panic!("the kernel never gave a number again");
     }
 
     #[test]

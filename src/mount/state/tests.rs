@@ -1,5 +1,9 @@
 use super::*;
 
+fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
+    found_in(bases).unwrap()
+}
+
 fn record(state: &OwnState) -> Record {
     Record {
         id: state.id(),
@@ -9,6 +13,7 @@ fn record(state: &OwnState) -> Record {
         frontend: "fuse".into(),
         dir: "/mnt".into(),
         device: Device { major: 0, minor: u32::MAX },
+        instance: None,
         user: Some(0),
         namespace: None,
         started: 1,
@@ -51,9 +56,9 @@ fn a_served_state_is_found_and_goes_with_its_server() {
     let found = find_all(&bases);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].record, record);
-    assert!(found[0].is_served());
+    assert!(found[0].is_served().unwrap());
     drop(state);
-    assert!(!found[0].is_served());
+    assert!(!found[0].is_served().unwrap());
     assert!(find_all(&bases).is_empty());
 }
 
@@ -115,7 +120,7 @@ fn what_is_not_of_crfs_stays_whatever_it_looks_like() {
     symlink("overlay", path("link0000")).unwrap();
     nix::unistd::mkfifo(&path("Projects/mount.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for _ in 0..2 {
-        assert_eq!(find_all(&bases).iter().filter(|found| found.is_served()).count(), 1);
+        assert_eq!(find_all(&bases).iter().filter(|found| found.is_served().unwrap()).count(), 1);
         let _next = OwnState::create(&bases).unwrap();
     }
     drop(state);
@@ -166,7 +171,7 @@ fn a_name_that_another_mount_has_by_now_is_not_taken_for_that_of_the_first() {
     fs::write(second.dir.join(MARK), first.id()).unwrap();
     let name = second.dir.clone();
     fs::rename(&name, &path).unwrap();
-    assert!(!found.is_served() && found.server().is_none() && found.ask().is_err());
+    assert!(!found.is_served().unwrap() && found.server().is_none() && found.ask().is_err());
     drop(first);
     found.remove();
     assert!(path.join(RECORD).exists() && moved.join(RECORD).exists());
@@ -247,4 +252,67 @@ fn a_dead_mount_that_is_still_in_the_table_is_told_from_one_that_is_not() {
     assert!(Record { user: None, ..record.clone() }.describes(&mount), "an older server's");
     mount.source = "other".into();
     assert!(!Record { user: None, ..record }.describes(&mount), "the number was given to another mount");
+}
+
+#[test]
+fn a_mount_that_got_the_number_of_one_that_is_gone_is_told_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = OwnState::create(&[dir.path().join("crfs")]).unwrap();
+    let record = Record { instance: Some(100), ..record(&state) };
+    let mount = mounts::Mount {
+        id: 7,
+        parent: 1,
+        device: record.device,
+        point: "/mnt".into(),
+        kind: mounts::TYPE.into(),
+        source: record.source().into(),
+        options: "ro,user_id=0,group_id=0".into(),
+    };
+    assert!(record.described(&mount, Some(100)) && !record.described(&mount, Some(101)));
+    assert!(record.described(&mount, None), "there is no sysfs here");
+    assert!(Record { instance: None, ..record }.described(&mount, Some(101)), "an older server's");
+}
+
+/// No descriptor can be had: nothing is taken for dead, and nothing is removed.
+#[test]
+fn what_cannot_be_told_is_not_taken_for_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let bases = [dir.path().join("crfs")];
+    let (served, dead) = (OwnState::create(&bases).unwrap(), OwnState::create(&bases).unwrap());
+    for state in [&served, &dead] {
+        state.write(&record(state)).unwrap();
+    }
+    let mut found = find_all(&bases);
+    // Nobody may read the directory, as where there are no more descriptors.
+    let gone = bases[0].clone();
+    for state in &mut found {
+        state.base = dir.path().join("x".repeat(300));
+        assert!(state.is_served().is_err() && state.may_be_served());
+    }
+    let (_, silent) = found_where_answered(&[found[0].base.clone(), gone.clone()]);
+    assert!(silent.unwrap().to_string().contains("xxx"));
+    assert!(found_in(&[found[0].base.clone()]).is_err());
+    dead.leave();
+    assert_eq!(find_all(&bases).len(), 1, "the other is gone");
+    drop(served);
+}
+
+#[test]
+fn a_record_is_there_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let bases = [dir.path().join("crfs")];
+    let state = OwnState::create(&bases).unwrap();
+    fs::write(state.dir.join(NEW_RECORD), "{").unwrap();
+    assert!(find_all(&bases).is_empty());
+    let reads = || read_record(&OwnDir::open(&state.dir).unwrap()).unwrap().unwrap();
+    state.write(&record(&state)).unwrap();
+    let (first, _) = reads();
+    assert_eq!(reads().0, first);
+    state.write(&record(&state)).unwrap();
+    assert_ne!(reads().0, first, "it is another file");
+    assert!(!state.dir.join(NEW_RECORD).exists());
+    // Whoever is killed meanwhile leaves it.
+    fs::write(state.dir.join(NEW_RECORD), "{").unwrap();
+    drop(state);
+    assert_eq!(fs::read_dir(&bases[0]).unwrap().count(), 0);
 }
