@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -159,6 +160,11 @@ pub trait ByteSource: Send + Sync {
     /// # Errors
     /// Where `range` passes the end, or the bytes cannot be had.
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError>;
+
+    /// Where the bytes are, where that is not the file that they are of.
+    fn place(&self) -> Option<&Path> {
+        None
+    }
 }
 
 impl ByteSource for Bytes {
@@ -224,6 +230,11 @@ pub trait Documents: Send + Sync {
     fn resolved(&self, name: &str) -> Option<Digest>;
 
     fn remember(&self, name: &str, digest: &Digest);
+
+    /// The directory in which they are, where they are on disk.
+    fn dir(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// Room on disk for what can only be read in order; it is given back when nobody has it any more.
     ///

@@ -53,6 +53,10 @@ impl Documents for Cache {
         }
     }
 
+    fn dir(&self) -> Option<PathBuf> {
+        self.path().map(Path::to_owned)
+    }
+
     fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
         // Without a cache nothing would limit it.
         let store = self.store.as_ref().ok_or(io::ErrorKind::StorageFull)?;

@@ -478,7 +478,7 @@ impl Opener {
 
     /// Makes the index of a layer again that was read whole. It is the same, since it follows from the blob.
     fn index_again(&self, layer: &registry::Layer, has_toc: bool) -> Result<Bytes, Error> {
-        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.clone()));
+        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.in_use()));
         if has_toc {
             let held = wait(&self.runtime, pass.hold())??;
             return Ok(index::open_whole(&descriptor(layer), &*held, self.memory())?.encoded);
@@ -488,7 +488,7 @@ impl Opener {
 
     /// The same where the blob comes whole.
     fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
-        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.clone()));
+        let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.in_use()));
         let held = wait(&self.runtime, Pass { body: Some(body), ..pass }.hold())??;
         if let Some(opened) = self.open_held_toc(&descriptor(layer), &*held)? {
             return Ok(opened.encoded);
@@ -533,9 +533,10 @@ impl Opener {
     ) -> OpenLayer {
         let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = held.is_some();
+        let blob = layer.blob.in_use();
         let source = match held {
-            Some(bytes) => fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(bytes) },
-            None => fetch::Source::Blob(layer.blob.clone()),
+            Some(bytes) => fetch::Source::Held { blob, bytes: Held::new(bytes) },
+            None => fetch::Source::Blob(blob),
         };
         let reindex = self.reindex(&layer, key, ztoc);
         let contents = self.engine.layer(layer.digest, index, source, file, reindex);

@@ -172,7 +172,12 @@ impl Opener {
         let Wanted { layer, contents, diff_id, .. } = wanted;
         let Some(order) = self.order(raw)? else { return Ok(Err(NoTarSplit::NotAsked)) };
         reading.of.fetch_add(layer.size, Ordering::Relaxed);
-        let pass = self.pass_over(layer, contents.source(), freshness, Arc::clone(&reading.bytes));
+        let source = match contents.source() {
+            // It is waited for as while the image was opened.
+            fetch::Source::Blob(_) => fetch::Source::Blob(layer.blob.clone()),
+            held @ fetch::Source::Held { .. } => held,
+        };
+        let pass = self.pass_over(layer, source, freshness, Arc::clone(&reading.bytes));
         match pass.split(order).await {
             Ok(Split { diff_id: got, split }) => {
                 check_diff_id(layer, Some(got), Some(*diff_id))?;

@@ -47,14 +47,15 @@ pub struct Blob {
 #[derive(Clone)]
 enum Place {
     Remote(Arc<RemoteBlob>, Handle),
-    Local(Arc<LocalBlob>),
+    /// How long its filesystem may take for a read.
+    Local(Arc<LocalBlob>, Duration),
 }
 
 struct LocalBlob {
     file: FileBlob,
     counters: Counters,
-    /// How long its filesystem may take for a read.
-    patience: Duration,
+    /// How long its filesystem may take for a read once its image is open.
+    in_use: Duration,
     /// Reads that took longer, and whose threads have not come back.
     stuck: AtomicUsize,
 }
@@ -64,9 +65,9 @@ const MOST_STUCK: usize = 8;
 
 impl LocalBlob {
     /// Reads by a thread that may wait for as long as the filesystem wants, and waits no longer for it than it has patience.
-    async fn read_patiently(self: &Arc<Self>, part: ByteRange) -> Result<Bytes, Error> {
+    async fn read_patiently(self: &Arc<Self>, part: ByteRange, patience: Duration) -> Result<Bytes, Error> {
         if self.stuck.load(Ordering::Relaxed) >= MOST_STUCK {
-            return Err(self.silence());
+            return Err(self.silence(patience));
         }
         let is_over = Arc::new(AtomicBool::new(false));
         let (reader, was_over) = (Arc::clone(self), Arc::clone(&is_over));
@@ -77,7 +78,7 @@ impl LocalBlob {
             }
             read
         });
-        match tokio::time::timeout(self.patience, reading).await {
+        match tokio::time::timeout(patience, reading).await {
             Ok(read) => read.unwrap_or_else(|source| {
                 let (path, source) = (self.file.path.clone(), std::io::Error::other(source));
                 Err(Error::File { path, what: "cannot be read", source })
@@ -87,13 +88,13 @@ impl LocalBlob {
                 if is_over.swap(true, Ordering::AcqRel) {
                     self.stuck.fetch_sub(1, Ordering::Relaxed);
                 }
-                Err(self.silence())
+                Err(self.silence(patience))
             }
         }
     }
 
-    fn silence(&self) -> Error {
-        silence(&self.file.path, format!("has not answered for {} s", self.patience.as_secs()))
+    fn silence(&self, patience: Duration) -> Error {
+        silence(self.file.place(), format!("has not answered for {} s", patience.as_secs()))
     }
 
     fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
@@ -112,23 +113,28 @@ impl Blob {
         Self { digest: layer.digest, place: Place::Remote(Arc::new(remote), runtime) }
     }
 
-    pub(super) fn local(file: FileBlob, digest: Digest, patience: Duration) -> Self {
-        Self {
-            digest,
-            place: Place::Local(Arc::new(LocalBlob {
-                file,
-                counters: Counters::default(),
-                patience,
-                stuck: AtomicUsize::new(0),
-            })),
-        }
+    /// `opening`: how long its filesystem may take for a read while its image is opened.
+    pub(super) fn local(file: FileBlob, digest: Digest, opening: Duration, in_use: Duration) -> Self {
+        let (counters, stuck) = (Counters::default(), AtomicUsize::new(0));
+        Self { digest, place: Place::Local(Arc::new(LocalBlob { file, counters, in_use, stuck }), opening) }
+    }
+
+    /// The same blob, of an image that is open: what is read of it is waited for until the deadline of reads. Before, nobody has waited for longer
+    /// than for a manifest.
+    #[must_use]
+    pub fn in_use(&self) -> Self {
+        let place = match &self.place {
+            Place::Local(local, _) => Place::Local(Arc::clone(local), local.in_use),
+            Place::Remote(remote, handle) => Place::Remote(Arc::clone(remote), handle.clone()),
+        };
+        Self { digest: self.digest, place }
     }
 
     #[must_use]
     pub fn size(&self) -> u64 {
         match &self.place {
             Place::Remote(remote, _) => remote.size,
-            Place::Local(local) => local.file.size,
+            Place::Local(local, _) => local.file.size,
         }
     }
 
@@ -145,7 +151,9 @@ impl Blob {
                 let body = Body(Kind::Remote(body));
                 if is_whole { Sent::Whole(body) } else { Sent::Part(body) }
             }
-            Place::Local(local) => Sent::Part(Body(Kind::Local { blob: local.clone(), rest: range })),
+            Place::Local(blob, patience) => {
+                Sent::Part(Body(Kind::Local { blob: blob.clone(), patience: *patience, rest: range }))
+            }
         })
     }
 
@@ -153,7 +161,7 @@ impl Blob {
     pub fn traffic(&self) -> Traffic {
         let counters = match &self.place {
             Place::Remote(remote, _) => &remote.counters,
-            Place::Local(local) => &local.counters,
+            Place::Local(local, _) => &local.counters,
         };
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Traffic {
@@ -175,7 +183,7 @@ impl Blob {
     pub fn capacity(&self) -> Option<Capacity> {
         match &self.place {
             Place::Remote(remote, _) => remote.capacity(),
-            Place::Local(_) => None,
+            Place::Local(..) => None,
         }
     }
 
@@ -184,7 +192,7 @@ impl Blob {
     pub fn is_sent_whole(&self) -> bool {
         match &self.place {
             Place::Remote(remote, _) => remote.counters.sent_whole.load(Ordering::Relaxed),
-            Place::Local(_) => false,
+            Place::Local(..) => false,
         }
     }
 
@@ -194,7 +202,7 @@ impl Blob {
     pub fn is_restrained(&self) -> bool {
         match &self.place {
             Place::Remote(remote, _) => remote.counters.is_restrained(),
-            Place::Local(_) => false,
+            Place::Local(..) => false,
         }
     }
 
@@ -215,9 +223,9 @@ impl Blob {
                 let blob = self.clone();
                 threads::wait(handle, async move { blob.collect(range, freshness).await })??
             }
-            Place::Local(local) => {
+            Place::Local(local, patience) => {
                 let reader = Arc::clone(local);
-                limit::within(local.patience, move || reader.read(range)).unwrap_or_else(|| Err(local.silence()))?
+                limit::within(*patience, move || reader.read(range)).unwrap_or_else(|| Err(local.silence(*patience)))?
             }
         })
     }
@@ -316,7 +324,7 @@ pub struct Body(Kind);
 
 enum Kind {
     Remote(Box<RangedBody>),
-    Local { blob: Arc<LocalBlob>, rest: ByteRange },
+    Local { blob: Arc<LocalBlob>, patience: Duration, rest: ByteRange },
 }
 
 impl Body {
@@ -334,15 +342,111 @@ impl Body {
         match &mut self.0 {
             Kind::Remote(body) => body.next().await,
             Kind::Local { rest, .. } if rest.is_empty() => None,
-            Kind::Local { blob, rest } => {
+            Kind::Local { blob, patience, rest } => {
                 let part = ByteRange { start: rest.start, end: rest.end.min(rest.start.saturating_add(FILE_PART)) };
                 rest.start = part.end;
-                let read = blob.read_patiently(part).await;
+                let read = blob.read_patiently(part, *patience).await;
                 if read.is_err() {
                     rest.start = rest.end;
                 }
                 Some(read)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A file whose filesystem answers when it is told to.
+    struct Silent {
+        asked: AtomicUsize,
+        answers: Mutex<mpsc::Receiver<()>>,
+        place: Option<&'static Path>,
+    }
+
+    impl ByteSource for Silent {
+        fn size(&self) -> u64 {
+            100
+        }
+
+        fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            // An end is an answer, too.
+            let _told = answers.recv();
+            Ok(vec![7; range.len() as usize].into())
+        }
+
+        fn place(&self) -> Option<&Path> {
+            self.place
+        }
+    }
+
+    fn blob(opening: Duration, in_use: Duration) -> (Blob, Arc<Silent>, mpsc::Sender<()>) {
+        blob_at(None, opening, in_use)
+    }
+
+    fn blob_at(
+        place: Option<&'static Path>,
+        opening: Duration,
+        in_use: Duration,
+    ) -> (Blob, Arc<Silent>, mpsc::Sender<()>) {
+        let (answer, answers) = mpsc::channel();
+        let file = Arc::new(Silent { asked: AtomicUsize::new(0), answers: Mutex::new(answers), place });
+        let place = ByteRange { start: 0, end: 100 };
+        let of = FileBlob::new(Path::new("/dead/blob").to_owned(), Arc::clone(&file) as Arc<dyn ByteSource>, place);
+        (Blob::local(of, Digest::of(b""), opening, in_use), file, answer)
+    }
+
+    const MOMENT: Duration = Duration::from_millis(1);
+    const LONG: Duration = Duration::from_secs(3600);
+    const PART: ByteRange = ByteRange { start: 10, end: 20 };
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_file_that_does_not_answer_has_a_few_threads_and_no_more() {
+        let (blob, file, answer) = blob(MOMENT, LONG);
+        for _ in 0..3 * MOST_STUCK {
+            let error = blob.collect(PART, Freshness::Any).await.unwrap_err();
+            assert!(error.to_string().contains("/dead/blob"), "{error}");
+        }
+        let Place::Local(local, _) = &blob.place else { panic!("it is a file") };
+        assert_eq!(local.stuck.load(Ordering::SeqCst), MOST_STUCK);
+        // Who may wait for longer is refused at once as well.
+        assert!(blob.in_use().collect(PART, Freshness::Any).await.is_err());
+        drop(answer);
+        while local.stuck.load(Ordering::SeqCst) > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(file.asked.load(Ordering::SeqCst) <= MOST_STUCK);
+        assert_eq!(blob.in_use().collect(PART, Freshness::Any).await.unwrap(), vec![7; 10]);
+    }
+
+    #[tokio::test]
+    async fn what_is_unpacked_elsewhere_is_waited_for_there() {
+        let (blob, _file, _answer) = blob_at(Some(Path::new("/the/cache")), MOMENT, MOMENT);
+        let by_format = tokio::task::spawn_blocking({
+            let blob = blob.clone();
+            move || blob.read_at(PART).unwrap_err().to_string()
+        });
+        for said in [blob.collect(PART, Freshness::Any).await.unwrap_err().to_string(), by_format.await.unwrap()] {
+            assert!(said.starts_with("/the/cache"), "{said}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn while_an_image_is_opened_its_files_are_not_waited_for_as_long_as_later() {
+        let (blob, _file, answer) = blob(MOMENT, LONG);
+        assert!(blob.collect(PART, Freshness::Any).await.is_err());
+        let (reader, looked_into) = (blob.in_use(), blob.clone());
+        let by_format = tokio::task::spawn_blocking(move || looked_into.read_at(PART).is_err());
+        assert!(by_format.await.unwrap());
+        let reading = tokio::spawn(async move { reader.collect(PART, Freshness::Any).await });
+        let told = std::iter::repeat_n((), 3).all(|()| answer.send(()).is_ok());
+        assert!(told && reading.await.unwrap().is_ok());
     }
 }

@@ -17,7 +17,7 @@ use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
 use super::remote::{Document, Repository, Shared};
 use super::search::Search;
-use super::silent::blocking;
+use super::silent::{Waits, blocking};
 use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{ByteSource, Digest, Documents};
 use crate::sys::outside;
@@ -167,7 +167,7 @@ impl Client {
     fn unpack(&self, file: &Path) -> impl FnOnce() -> Result<Arc<dyn ByteSource>, Error> + Send + use<> {
         let (path, archives) = (file.to_owned(), self.archives.clone());
         let (documents, unpacking) = (Arc::clone(&self.documents), Arc::clone(&self.unpacking));
-        move || Ok(archives.told(archives.open(&path, &*documents, &unpacking)?))
+        move || archives.open(&path, &*documents, &unpacking)
     }
 
     async fn shared(&self) -> Result<Arc<Shared>, Error> {
@@ -309,11 +309,11 @@ impl Client {
             }
             Source::Local(layout) => {
                 let reader = layout.clone();
-                let patience = self.options.io_deadline;
+                let (opening, in_use) = (self.resolve_deadline, self.options.io_deadline);
                 let opened = self.ask_disk(layout.path(), move || {
                     let open = |layer: LayerDescriptor| {
                         let file = reader.blob(&layer.digest, Some(layer.size))?;
-                        Ok(Layer::new(Blob::local(file, layer.digest, patience), layer))
+                        Ok(Layer::new(Blob::local(file, layer.digest, opening, in_use), layer))
                     };
                     let config = config.and_then(|config| open(config).ok());
                     Ok((layers.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?, config))
@@ -342,7 +342,11 @@ impl Client {
         path: &Path,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hosts.disks.follow(path, self.resolve_deadline, || self.archives.moved(), work).await
+        let waits = || match self.documents.dir().filter(|_| self.archives.waits_for_cache(path)) {
+            Some(cache) => Waits { moved: self.archives.moved(path), place: cache, what: "cannot be used" },
+            None => Waits { moved: self.archives.moved(path), ..Waits::to_read(path) },
+        };
+        self.hosts.disks.follow(path, self.resolve_deadline, waits, work).await
     }
 
     /// As much of a layout as takes no time where its filesystem answers.
@@ -351,7 +355,7 @@ impl Client {
         path: &Path,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hosts.disks.ask(path, self.resolve_deadline, work).await
+        self.follow_disk(path, work).await
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -60,7 +60,7 @@ struct Counted<'a> {
     file: File,
     read: Rc<Cell<usize>>,
     progress: &'a Unpacking,
-    moved: Arc<AtomicU64>,
+    doing: &'a Doing,
 }
 
 impl Read for Counted<'_> {
@@ -68,25 +68,56 @@ impl Read for Counted<'_> {
         let read = self.file.read(buffer)?;
         self.read.set(self.read.get().saturating_add(read));
         self.progress.bytes.fetch_add(read as u64, Ordering::Relaxed);
-        self.moved.fetch_add(1, Ordering::Relaxed);
+        self.doing.move_on();
         Ok(read)
     }
 }
 
-/// What an archive was when it was unpacked, and what came of it while somebody has it.
-type InUse = Arc<Mutex<Option<(Version, Weak<dyn ByteSource>)>>>;
+/// What is being done with an archive.
+#[derive(Default)]
+struct Doing {
+    /// How often something of it was read or unpacked.
+    moved: AtomicU64,
+    /// Those who wait for the disk of the cache, and not for the archive's.
+    in_cache: AtomicUsize,
+}
 
-/// The compressed archives that are in use. Clones share them.
+impl Doing {
+    fn move_on(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does something with what is unpacked of the archive, or will be.
+    fn in_cache<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.in_cache.fetch_add(1, Ordering::Relaxed);
+        let done = work();
+        self.in_cache.fetch_sub(1, Ordering::Relaxed);
+        done
+    }
+}
+
+/// What an archive was when it was unpacked, and what came of it while somebody has it.
+type InUse = Option<(Version, Weak<dyn ByteSource>)>;
+
+/// An archive that somebody wants.
+#[derive(Default)]
+struct Known {
+    unpacked: Mutex<InUse>,
+    doing: Arc<Doing>,
+}
+
+/// The archives that are in use. Clones share them.
 #[derive(Clone, Default)]
 pub struct Archives {
-    in_use: Arc<Mutex<HashMap<PathBuf, InUse>>>,
-    moved: Arc<AtomicU64>,
+    known: Arc<Mutex<HashMap<PathBuf, Arc<Known>>>>,
 }
 
 /// An archive that tells when something of it was read.
 struct Told {
     file: Arc<dyn ByteSource>,
-    moved: Arc<AtomicU64>,
+    /// The directory of the cache, where it is unpacked there.
+    cache: Option<PathBuf>,
+    doing: Arc<Doing>,
 }
 
 impl ByteSource for Told {
@@ -95,24 +126,38 @@ impl ByteSource for Told {
     }
 
     fn read_at(&self, range: ByteRange) -> Result<Bytes, SourceError> {
-        let read = self.file.read_at(range)?;
-        self.moved.fetch_add(1, Ordering::Relaxed);
+        let read = || self.file.read_at(range);
+        let read = if self.cache.is_some() { self.doing.in_cache(read)? } else { read()? };
+        self.doing.move_on();
         Ok(read)
+    }
+
+    fn place(&self) -> Option<&Path> {
+        self.cache.as_deref()
     }
 }
 
 impl Archives {
-    /// How often something of an archive was read: who waits for another to unpack one sees that move, too.
-    pub(super) fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+    fn known(&self, path: &Path) -> Arc<Known> {
+        Arc::clone(self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default())
     }
 
-    /// The archive that is opened, which tells of itself.
-    pub(super) fn told(&self, file: Arc<dyn ByteSource>) -> Arc<dyn ByteSource> {
-        Arc::new(Told { file, moved: Arc::clone(&self.moved) })
+    fn doing(&self, path: &Path) -> Option<Arc<Doing>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&known.get(path)?.doing))
     }
 
-    /// An archive, unpacked where it is compressed. Blocking.
+    /// How often something of an archive was read: who waits for another to unpack it sees that move, too.
+    pub(super) fn moved(&self, path: &Path) -> u64 {
+        self.doing(path).map_or(0, |doing| doing.moved.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is the disk of the cache that an archive waits for just now.
+    pub(super) fn waits_for_cache(&self, path: &Path) -> bool {
+        self.doing(path).is_some_and(|doing| doing.in_cache.load(Ordering::Relaxed) > 0)
+    }
+
+    /// An archive, unpacked where it is compressed, which tells of itself. Blocking.
     pub(super) fn open(
         &self,
         path: &Path,
@@ -125,22 +170,24 @@ impl Archives {
         let plain = FileSource::new(file, metadata.len());
         let head = plain.read_at(ByteRange { start: 0, end: plain.size().min(Packing::LONGEST_MAGIC) });
         let head = head.map_err(|source| error(io::Error::other(source)))?;
-        let Some(packing) = Packing::of(&head) else { return Ok(Arc::new(plain)) };
+        let known = self.known(path);
+        let doing = Arc::clone(&known.doing);
+        let Some(packing) = Packing::of(&head) else {
+            return Ok(Arc::new(Told { file: Arc::new(plain), cache: None, doing }));
+        };
         let version = Version::of(&metadata);
-        let known =
-            self.in_use.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default().clone();
         // Who wants the same archive meanwhile waits for it.
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = known.as_ref().filter(|(before, _)| *before == version);
+        let mut unpacked = known.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = unpacked.as_ref().filter(|(before, _)| *before == version);
         if let Some(kept) = kept.and_then(|(_, kept)| kept.upgrade()) {
             return Ok(kept);
         }
         unpacking.of.fetch_add(plain.size(), Ordering::Relaxed);
-        let moved = Arc::clone(&self.moved);
-        let counted = Counted { file: plain.into_file(), read: Rc::default(), progress: unpacking, moved };
-        let unpacked = unpack(path, packing, counted, (documents, &Allowance::default()))?;
-        *known = Some((version, Arc::downgrade(&unpacked)));
-        Ok(unpacked)
+        let counted = Counted { file: plain.into_file(), read: Rc::default(), progress: unpacking, doing: &doing };
+        let file = unpack(path, packing, counted, (documents, &Allowance::default()))?;
+        let told: Arc<dyn ByteSource> = Arc::new(Told { file, cache: documents.dir(), doing });
+        *unpacked = Some((version, Arc::downgrade(&told)));
+        Ok(told)
     }
 }
 
@@ -151,7 +198,7 @@ fn unpack(
     (documents, allowance): (&dyn Documents, &Allowance),
 ) -> Result<Arc<dyn ByteSource>, Error> {
     let path = path.to_owned();
-    let (mut meter, packed, moved) = (Meter::new(allowance), Rc::clone(&file.read), Arc::clone(&file.moved));
+    let (mut meter, packed, doing) = (Meter::new(allowance), Rc::clone(&file.read), file.doing);
     let mut reader: Box<dyn Read> = match packing {
         Packing::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PART, file))),
         Packing::Zstd => {
@@ -161,20 +208,21 @@ fn unpack(
         Packing::Other(by, command) => return Err(Error::Packed { path, by, command }),
     };
     let no_room = |unpacked, source| Error::NoRoom { path: path.clone(), unpacked, source };
-    let mut scratch = documents.scratch().map_err(|source| no_room(0, source))?;
+    let mut scratch = doing.in_cache(|| documents.scratch()).map_err(|source| no_room(0, source))?;
     let (mut buffer, mut unpacked) = (vec![0; PART], 0);
     loop {
         let read = reader.read(&mut buffer);
         let read = read.map_err(|source| broken(&path, source))?;
         let part = buffer.get(..read).unwrap_or_default();
         if part.is_empty() {
-            return Ok(scratch.finish());
+            meter.keep();
+            return Ok(doing.in_cache(|| scratch.finish()));
         }
         // Whoever waits sees that it goes on, also while much comes of little.
-        moved.fetch_add(1, Ordering::Relaxed);
+        doing.move_on();
         meter.packed(packed.take());
         meter.unpacked(read).map_err(|source| broken(&path, source))?;
-        scratch.append(part).map_err(|source| no_room(unpacked, source))?;
+        doing.in_cache(|| scratch.append(part)).map_err(|source| no_room(unpacked, source))?;
         unpacked += read as u64;
     }
 }
@@ -198,6 +246,10 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::super::{Client, ImageRef, Options};
     use super::*;
     use crate::blob::{Digest, Scratch};
 
@@ -240,6 +292,10 @@ mod tests {
         fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             Ok(Box::new(InMemory { bytes: Vec::new(), limit: self.limit }))
+        }
+
+        fn dir(&self) -> Option<PathBuf> {
+            Some("/room".into())
         }
     }
 
@@ -289,8 +345,9 @@ mod tests {
         let unpacked = |packed: &[u8], allowance| {
             let (file, progress) = (file(packed), Unpacking::default());
             let packing = Packing::of(packed).unwrap();
-            let (read, moved) = (Rc::default(), Arc::default());
-            let counted = Counted { file: file.reopen().unwrap(), read, progress: &progress, moved };
+            let doing = Doing::default();
+            let counted =
+                Counted { file: file.reopen().unwrap(), read: Rc::default(), progress: &progress, doing: &doing };
             unpack(file.path(), packing, counted, (&room, &Allowance::small(allowance)))
         };
         let zeros = vec![0; 32 << 20];
@@ -337,6 +394,81 @@ mod tests {
         assert!(text.contains("window of 1048576 MiB") && text.contains("zstd -d --long=31"), "{text}");
     }
 
+    /// A cache whose disk stops, at once or when something is written to it.
+    struct Stopped {
+        at_once: bool,
+        answers: Arc<Mutex<mpsc::Receiver<()>>>,
+    }
+
+    impl Stopped {
+        fn wait(answers: &Mutex<mpsc::Receiver<()>>) {
+            let _end = answers.lock().unwrap().recv();
+        }
+    }
+
+    impl Scratch for Arc<Mutex<mpsc::Receiver<()>>> {
+        fn append(&mut self, _: &[u8]) -> io::Result<()> {
+            Stopped::wait(self);
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>) -> Arc<dyn ByteSource> {
+            Arc::new(Bytes::new())
+        }
+    }
+
+    impl Documents for Stopped {
+        fn get(&self, _: &Digest) -> Option<Bytes> {
+            None
+        }
+
+        fn put(&self, _: &Digest, _: &[u8]) {}
+
+        fn resolved(&self, _: &str) -> Option<Digest> {
+            None
+        }
+
+        fn remember(&self, _: &str, _: &Digest) {}
+
+        fn scratch(&self) -> io::Result<Box<dyn Scratch>> {
+            if self.at_once {
+                Self::wait(&self.answers);
+            }
+            Ok(Box::new(Arc::clone(&self.answers)))
+        }
+
+        fn dir(&self) -> Option<PathBuf> {
+            Some("/the/cache".into())
+        }
+    }
+
+    fn options() -> Options {
+        Options {
+            auth_files: Vec::new(),
+            tls_verify: None,
+            cert_dir: None,
+            platform: "linux/amd64".parse().unwrap(),
+            io_deadline: Duration::from_secs(600),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_stops_while_an_archive_is_unpacked_is_named_and_not_the_archive() {
+        let file = file(&gzip(b"one"));
+        for at_once in [true, false] {
+            let (answer, answers) = mpsc::channel();
+            let stopped = Arc::new(Stopped { at_once, answers: Arc::new(Mutex::new(answers)) });
+            let client = Client::new(options(), stopped).unwrap();
+            let client = client.with_resolve_deadline(Duration::from_millis(300));
+            let image: ImageRef = format!("oci-archive:{}", file.path().display()).parse().unwrap();
+            let error = client.resolve(&image).await.err().unwrap().to_string();
+            assert!(error.starts_with("/the/cache") && !error.contains("archive"), "{error}");
+            let again = client.resolve(&image).await.err().unwrap().to_string();
+            assert!(again.starts_with("/the/cache"), "{again}");
+            drop(answer);
+        }
+    }
+
     #[test]
     fn an_archive_is_unpacked_once_while_it_is_in_use_and_as_it_is() {
         let (room, unpacking) = (Room { limit: 1 << 20, ..Room::default() }, Unpacking::default());
@@ -344,6 +476,8 @@ mod tests {
         let open = || archives.clone().open(file.path(), &room, &unpacking).unwrap();
         let (first, second) = (open(), open());
         assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(first.place(), Some(Path::new("/room")), "that is what is waited for where it does not come");
+        assert!(archives.moved(file.path()) > 0 && archives.moved(Path::new("/another")) == 0);
         assert_eq!(room.asked.load(Ordering::Relaxed), 1);
         std::fs::write(file.path(), gzip(b"other")).unwrap();
         assert_eq!((all(&*open()), all(&*first)), ("other".into(), "one".into()));

@@ -1,6 +1,6 @@
 //! A blob that is a run of bytes in a file, of a directory or of an archive.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +19,11 @@ pub(super) struct FileBlob {
 impl FileBlob {
     pub(super) const fn new(path: PathBuf, file: Arc<dyn ByteSource>, place: ByteRange) -> Self {
         Self { path, file, offset: place.start, size: place.len() }
+    }
+
+    /// What is waited for where its bytes do not come.
+    pub(super) fn place(&self) -> &Path {
+        self.file.place().unwrap_or(&self.path)
     }
 
     /// Exactly the bytes of a range. Blocking.

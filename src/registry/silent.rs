@@ -22,6 +22,28 @@ struct Silent {
     path: PathBuf,
     /// Of the thread that still waits.
     token: Weak<()>,
+    /// What it waits for.
+    waits: Waits,
+}
+
+/// What somebody waits for.
+#[derive(Clone)]
+pub(super) struct Waits {
+    /// How much has moved so far.
+    pub(super) moved: u64,
+    pub(super) place: PathBuf,
+    pub(super) what: &'static str,
+}
+
+impl Waits {
+    pub(super) fn to_read(path: &Path) -> Self {
+        Self { moved: 0, place: path.to_owned(), what: "cannot be read" }
+    }
+
+    fn silence(&self, how: String) -> Error {
+        let source = io::Error::new(io::ErrorKind::TimedOut, format!("its filesystem {how}"));
+        Error::File { path: self.place.clone(), what: self.what, source }
+    }
 }
 
 impl Disks {
@@ -33,22 +55,22 @@ impl Disks {
         limit: Duration,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.follow(path, limit, || 0, work).await
+        self.follow(path, limit, || Waits::to_read(path), work).await
     }
 
-    /// The same of what may take long: `limit` is how long nothing may have moved. `moved` tells how much has.
+    /// The same of what may take long: `limit` is how long nothing may have moved. `waits` tells how much has, and what it waits for.
     pub(super) async fn follow<T: Send + 'static>(
         &self,
         path: &Path,
         limit: Duration,
-        moved: impl Fn() -> u64,
+        waits: impl Fn() -> Waits,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        if self.silent().iter().any(|silent| silent.path == path) {
-            return Err(silence(path, "still does not answer".to_owned()));
+        if let Some(silent) = self.silent().iter().find(|silent| silent.path == path) {
+            return Err(silent.waits.silence("still does not answer".to_owned()));
         }
         let token = Arc::new(());
-        let waits = Arc::downgrade(&token);
+        let held = Arc::downgrade(&token);
         let (begin, begun) = oneshot::channel();
         let asked = blocking(move || {
             // Whoever waits may have given up.
@@ -65,18 +87,19 @@ impl Disks {
             ));
         }
         tokio::pin!(asked);
-        let mut before = moved();
-        loop {
+        let mut before = waits().moved;
+        let waits = loop {
             if let Ok(done) = tokio::time::timeout(limit, &mut asked).await {
                 return done;
             }
-            match std::mem::replace(&mut before, moved()) {
-                last if last != before => {}
-                _ => break,
+            let now = waits();
+            if std::mem::replace(&mut before, now.moved) == now.moved {
+                break now;
             }
-        }
-        self.silent().push(Silent { path: path.to_owned(), token: waits });
-        Err(silence(path, format!("has not answered for {} s", limit.as_secs())))
+        };
+        let error = waits.silence(format!("has not answered for {} s", limit.as_secs()));
+        self.silent().push(Silent { path: path.to_owned(), token: held, waits });
+        Err(error)
     }
 
     /// Those whose threads still wait.
@@ -87,9 +110,8 @@ impl Disks {
     }
 }
 
-pub(super) fn silence(path: &Path, what: String) -> Error {
-    let source = io::Error::new(io::ErrorKind::TimedOut, format!("its filesystem {what}"));
-    Error::File { path: path.to_owned(), what: "cannot be read", source }
+pub(super) fn silence(path: &Path, how: String) -> Error {
+    Waits::to_read(path).silence(how)
 }
 
 /// File system work, off the async threads. It begins at once, whether or not anybody waits for it.
@@ -124,7 +146,7 @@ mod tests {
             if count == 5 {
                 answer.lock().unwrap().take();
             }
-            count
+            Waits { moved: count, ..Waits::to_read(Path::new("/slow")) }
         };
         let wait = move || Ok(is_answered.recv().is_err());
         assert!(disks.follow(Path::new("/slow"), Duration::from_millis(1), moves, wait).await.unwrap());

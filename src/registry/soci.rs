@@ -172,11 +172,15 @@ impl Lookup<'_> {
                 Ok(ztocs.into_iter().map(|(layer, ztoc)| (layer, blob(ztoc))).collect())
             }
             Source::Local(layout) => {
-                let (layout, patience) = (layout.clone(), self.client.options.io_deadline);
+                let layout = layout.clone();
+                let (opening, in_use) = (self.client.resolve_deadline, self.client.options.io_deadline);
                 let path = layout.path().to_owned();
                 let open =
                     move |(layer, ztoc): (Digest, LayerDescriptor)| match layout.blob(&ztoc.digest, Some(ztoc.size)) {
-                        Ok(file) => Some(Ok((layer, Layer::new(Blob::local(file, ztoc.digest, patience), ztoc)))),
+                        Ok(file) => {
+                            let blob = Blob::local(file, ztoc.digest, opening, in_use);
+                            Some(Ok((layer, Layer::new(blob, ztoc))))
+                        }
                         // A layout may be a copy of a part.
                         Err(error) if is_missing(&error) => None,
                         Err(error) => Some(Err(error)),

@@ -2,15 +2,19 @@
 //! is stopped.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 
+use crate::image::{File, zstd_chunked};
+use crate::lying::{Fault, Lie, On};
 use crate::ours::apart;
+use crate::readers::drop_caches;
 use crate::support::command::{Finished, send};
-use crate::support::lab::CRFS;
-use crate::support::mount::until_gone;
+use crate::support::lab::{CRFS, say_skipped};
+use crate::support::lies::Liar;
+use crate::support::mount::{Disk, until_gone};
 use crate::support::podman::Store;
 use crate::support::{Lab, Mount, run, until};
 
@@ -99,6 +103,89 @@ fn whatever_a_command_reads_where_nobody_answers_it_ends_and_names_it() {
             assert!(told.contains("podman.conf cannot be read here (its filesystem has not answered"), "{told}");
         });
     });
+}
+
+/// A layout on a filesystem of which only what is small comes, as from a server of files that stops.
+#[test]
+fn a_layer_in_a_layout_that_never_comes_is_waited_for_as_long_as_a_manifest() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let names: Vec<String> = fs::read_dir(lab.dir_of(IMAGE).join("blobs/sha256"))
+        .unwrap()
+        .map(|blob| format!("blobs/sha256/{}", blob.unwrap().file_name().into_string().unwrap()))
+        .chain(["index.json", "oci-layout"].map(str::to_owned))
+        .collect();
+    let file =
+        |name: &String| File { name: name.clone().leak(), content: fs::read(lab.dir_of(IMAGE).join(name)).unwrap() };
+    let files: Vec<File> = names.iter().map(file).collect();
+    let image = liar.push(&[&zstd_chunked(&files, 1 << 20)]);
+    let options = ["--whole-layer-below", "0", "--prefetch", "none", "--io-deadline", "10m"];
+    let mount = lab.mount(&image, &options);
+    for file in files.iter().filter(|file| file.content.starts_with(b"{")) {
+        assert_eq!(fs::read(mount.path(file.name)).unwrap(), file.content);
+    }
+    liar.fault(Fault::always(On::Blobs, Lie::Silence));
+    let layout = format!("oci:{}:latest", mount.dir().display());
+    std::thread::scope(|scope| {
+        for whole in ["0", "1GiB"] {
+            let (lab, layout) = (&lab, &layout);
+            scope.spawn(move || {
+                let cache = lab.fresh("cache");
+                let mut ls = Command::new(CRFS);
+                ls.args(["ls", "--whole-layer-below", whole, "--cache-dir"]).arg(cache).args([layout, "/"]);
+                let said = run(&mut ls).refused();
+                assert!(said.contains("blobs/sha256") && said.contains("has not answered for 20 s"), "{said}");
+            });
+        }
+    });
+}
+
+#[test]
+fn the_mounts_that_are_known_are_shown_where_one_directory_of_states_does_not_answer() {
+    let Some(lab) = Lab::new() else { return };
+    let stopped = Stopped::new(&lab);
+    let mount = lab.mount(&lab.layout(IMAGE), &[]);
+    for words in [&["status"][..], &["status", "--json"]] {
+        let mut command = Command::new(CRFS);
+        let finished = run(command.args(words).env("XDG_RUNTIME_DIR", stopped.path("run")));
+        let dir = mount.dir().to_str().unwrap();
+        assert!(!finished.good() && finished.stdout.contains(dir), "{finished}");
+        assert!(finished.stderr.contains(stopped.path("run").to_str().unwrap()), "{finished}");
+    }
+}
+
+/// A filesystem that takes no writes, until this is dropped.
+struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run(Command::new("fsfreeze").arg("-u").arg(self.0.dir())).ok();
+    }
+}
+
+#[test]
+fn a_cache_on_a_frozen_filesystem_is_shown_and_verified() {
+    let Some(lab) = Lab::new() else { return };
+    if !Path::new("/dev/loop-control").exists() {
+        return say_skipped("there are no loop devices");
+    }
+    let (file, disk) = (lab.path("disk"), lab.fresh("disk"));
+    fs::File::create(&file).unwrap().set_len(100 << 20).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&file)).ok();
+    run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&disk)).ok();
+    let disk = Disk::at(disk);
+    let mount = lab.mount_with(&lab.layout(IMAGE), disk.dir(), &["--whole-layer-below", "0"]);
+    lab.assert_equal(mount.dir(), "late", &[]);
+    mount.umount().ok();
+    run(Command::new("fsfreeze").arg("-f").arg(disk.dir())).ok();
+    let frozen = Frozen(&disk);
+    // Nothing of it is in memory.
+    drop_caches();
+    for command in ["show", "verify"] {
+        let told = run(Command::new(CRFS).args(["cache", command, "--json", "--cache-dir"]).arg(disk.dir())).ok();
+        assert!(!told.contains("\"wrong\":[{"), "{told}");
+    }
+    drop(frozen);
 }
 
 #[test]
