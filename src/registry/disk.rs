@@ -459,7 +459,7 @@ mod tests {
             let (answer, answers) = mpsc::channel();
             let stopped = Arc::new(Stopped { at_once, answers: Arc::new(Mutex::new(answers)) });
             let client = Client::new(options(), stopped).unwrap();
-            let client = client.with_resolve_deadline(Duration::from_millis(300));
+            let client = client.with_resolve_deadline(Duration::from_secs(1));
             let image: ImageRef = format!("oci-archive:{}", file.path().display()).parse().unwrap();
             let error = client.resolve(&image).await.err().unwrap().to_string();
             assert!(error.starts_with("/the/cache") && !error.contains("archive"), "{error}");
