@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::around::Guess;
+use super::asker::Guess;
 use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
 use super::decode::Units;
 use super::flight::{Duty, Waiter};
@@ -50,7 +50,7 @@ pub(super) struct Job {
     /// The start of the unit behind its last one comes with it, for another.
     lender: Option<Lender>,
     /// Nobody waits for it.
-    guess: Option<Guess>,
+    guess: Option<Box<dyn Guess>>,
 }
 
 /// What one attempt left.
@@ -80,7 +80,7 @@ impl Job {
     }
 
     /// The same for nobody in particular: not counted with the requests of readers.
-    pub(super) fn for_nobody(self, guess: Guess) -> Self {
+    pub(super) fn for_nobody(self, guess: Box<dyn Guess>) -> Self {
         Self { guess: Some(guess), ..self }
     }
 

@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use moka::sync::Cache as Memory;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit};
 
-use super::around::Reading;
 use super::aside::Aside;
+use super::asker::Reading;
 use super::assemble::{Brought, Wanted};
 use super::flight::{Flights, Waiter};
 use super::kept::Kept;
@@ -265,7 +265,11 @@ impl Layer {
     }
 
     /// The same for `reading`, which says what else to fetch.
-    pub(super) async fn read_for(self: &Arc<Self>, range: ByteRange, reading: Option<Reading>) -> Result<Bytes, Error> {
+    pub(super) async fn read_for(
+        self: &Arc<Self>,
+        range: ByteRange,
+        reading: Option<Arc<dyn Reading>>,
+    ) -> Result<Bytes, Error> {
         let _unanswered = Unanswered::count(&self.counters.reads);
         let read = self.read_or_fetch(range, reading).await;
         match &read {
@@ -342,7 +346,11 @@ impl Layer {
         self.counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn read_or_fetch(self: &Arc<Self>, range: ByteRange, reading: Option<Reading>) -> Result<Bytes, Error> {
+    async fn read_or_fetch(
+        self: &Arc<Self>,
+        range: ByteRange,
+        reading: Option<Arc<dyn Reading>>,
+    ) -> Result<Bytes, Error> {
         let mut held = Held::new();
         let mut is_first = true;
         let mut fruitless = 0;
@@ -354,7 +362,7 @@ impl Layer {
             let right = verifier.take();
             let who = reading.clone().filter(|_| is_first);
             let looked =
-                threads::run(Work::Local, move || (layer.look(range, &held, right.as_ref(), who.as_ref()), held));
+                threads::run(Work::Local, move || (layer.look(range, &held, right.as_ref(), who.as_deref()), held));
             let looked = self.unless_disk_stops(looked).await?;
             let (look, looked_held) = looked.map_err(|_| Error::Interrupted)?;
             held = looked_held;
@@ -468,7 +476,7 @@ impl Layer {
         range: ByteRange,
         held: &Held,
         right: Option<&Verifier>,
-        reading: Option<&Reading>,
+        reading: Option<&dyn Reading>,
     ) -> Result<Look, Error> {
         let mut bytes = BytesMut::zeroed(usize::try_from(range.len()).unwrap_or(usize::MAX));
         let mut missing = Vec::new();

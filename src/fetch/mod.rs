@@ -8,6 +8,7 @@
 
 mod around;
 mod aside;
+mod asker;
 mod assemble;
 mod cached;
 mod decode;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
-use super::around::{Guess, Planned, Reading};
+use super::asker::{Guess, Planned, Reading};
 use super::assemble::Wanted;
 use super::flight::Waiter;
 use super::job::Job;
@@ -22,7 +22,7 @@ const MOST_RUNS: usize = 3;
 
 impl Layer {
     /// Joins the flights that bring `missing` (ascending) and sends requests for what nobody brings yet.
-    pub(super) fn wait_for(self: &Arc<Self>, missing: &[u32], reading: Option<&Reading>) -> Result<Look, Error> {
+    pub(super) fn wait_for(self: &Arc<Self>, missing: &[u32], reading: Option<&dyn Reading>) -> Result<Look, Error> {
         let waiting = self.gate.reader();
         // What is wrong with the index elsewhere is no matter of this read.
         let tail = reading.and_then(|reading| reading.tail().ok().flatten());
@@ -112,7 +112,7 @@ impl Layer {
         self: &Arc<Self>,
         units: Range<u32>,
         goes_on: bool,
-        ticket: &dyn Fn(ByteRange) -> Guess,
+        ticket: &dyn Fn(ByteRange) -> Box<dyn Guess>,
     ) -> Result<Vec<(Job, Planned)>, Error> {
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = plan::compressed(&self.index, &units)?;

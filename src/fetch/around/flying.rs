@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::asker::Guess;
 use super::super::plan;
 use super::super::prefetch::Waiting;
 use super::Around;
@@ -78,7 +79,7 @@ impl Flying {
 }
 
 /// Guesses on their way, in one request.
-pub(in super::super) struct Guess {
+pub(super) struct Ticket {
     around: Arc<Around>,
     layer: usize,
     left: AtomicU64,
@@ -88,7 +89,7 @@ pub(in super::super) struct Guess {
     _waiting: Waiting,
 }
 
-impl Guess {
+impl Ticket {
     pub(super) fn new(
         around: &Arc<Around>,
         layer: usize,
@@ -99,9 +100,10 @@ impl Guess {
         let (left, first) = (AtomicU64::new(range.len()), flying.ask(range));
         Self { around: Arc::clone(around), layer, left, first, _waiting: waiting }
     }
+}
 
-    /// So many bytes came.
-    pub(in super::super) fn arrived(&self, bytes: u64) {
+impl Guess for Ticket {
+    fn arrived(&self, bytes: u64) {
         let bytes = bytes.min(self.left.load(Ordering::Acquire));
         self.left.fetch_sub(bytes, Ordering::AcqRel);
         if let Some(flying) = self.around.flying.get(self.layer) {
@@ -114,7 +116,7 @@ impl Guess {
     }
 }
 
-impl Drop for Guess {
+impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(flying) = self.around.flying.get(self.layer) {
             flying.bytes.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);

@@ -29,9 +29,9 @@ use bytes::Bytes;
 
 use self::files::Neighbourhood;
 pub use self::files::{Files, LONGEST_PATH, Node, Place};
-use self::flying::Flying;
-pub(super) use self::flying::Guess;
+use self::flying::{Flying, Ticket};
 use self::state::{Next, State};
+use super::asker::{Guess, Planned, Reading};
 use super::job::Job;
 use super::plan::{self, Tail};
 use super::{Error, Layer};
@@ -98,8 +98,7 @@ pub struct Around {
 }
 
 /// Who reads what.
-#[derive(Clone)]
-pub(super) struct Reading {
+struct Reader {
     around: Arc<Around>,
     layer: usize,
     file: Node,
@@ -153,8 +152,8 @@ impl Around {
     /// As [`Layer::read`].
     pub async fn read(self: &Arc<Self>, layer: usize, file: Node, range: ByteRange) -> Result<Bytes, Error> {
         let contents = self.layers.get(layer).ok_or(Error::Interrupted)?;
-        let reading =
-            (self.guesses && contents.source.is_remote()).then(|| Reading { around: Arc::clone(self), layer, file });
+        let reader = || Arc::new(Reader { around: Arc::clone(self), layer, file }) as Arc<dyn Reading>;
+        let reading = (self.guesses && contents.source.is_remote()).then(reader);
         let read = contents.read_for(range, reading).await;
         self.came.store(true, Ordering::Release);
         let may_wait = |state: MutexGuard<'_, State>| state.programs.are_waiting() || state.mentions.are_waiting();
@@ -177,7 +176,7 @@ impl Around {
     ) -> bool {
         let Some(contents) = self.layers.get(layer) else { return false };
         let Some(checks) = contents.read_cached(range, buffer, disk) else { return false };
-        let reading = Reading { around: Arc::clone(self), layer, file };
+        let reading = Reader { around: Arc::clone(self), layer, file };
         if self.guesses && contents.source.is_remote() && reading.tells(&checks) {
             // For this, there is time after the answer.
             let _noticed = threads::run(Work::Local, move || {
@@ -328,7 +327,8 @@ impl Around {
         if self.is_stuck(layer) || contents.source.is_restrained() {
             return Ok(Some(jobs));
         }
-        let ticket = |range| Guess::new(self, layer, contents.gate.reader(), (flying, range));
+        let ticket =
+            |range| Box::new(Ticket::new(self, layer, contents.gate.reader(), (flying, range))) as Box<dyn Guess>;
         for (job, planned) in contents.guess(units, goes_on, &ticket)? {
             state.asked(layer, &planned, counts);
             jobs.push(job);
@@ -338,9 +338,23 @@ impl Around {
     }
 }
 
-impl Reading {
-    /// How far behind a miss to go on asking.
-    pub(super) fn tail(&self) -> Result<Option<Tail>, Damaged> {
+impl Reader {
+    /// Whether a hit is to be noticed; then it has a place among those that are.
+    fn tells(&self, checks: &Range<u32>) -> bool {
+        let around = &self.around;
+        if around.state.try_lock().is_ok_and(|state| state.is_old(self.layer, self.file, checks)) {
+            return false;
+        }
+        let has_place = around.noticing.fetch_add(1, Ordering::AcqRel) < NOTICED;
+        if !has_place {
+            around.noticing.fetch_sub(1, Ordering::AcqRel);
+        }
+        has_place
+    }
+}
+
+impl Reading for Reader {
+    fn tail(&self) -> Result<Option<Tail>, Damaged> {
         let around = &self.around;
         let Some((place, contents)) = around.files.place(self.file).zip(around.layers.get(self.layer)) else {
             return Ok(None);
@@ -366,30 +380,15 @@ impl Reading {
         Ok(Some(Tail { bytes, until, goes_on: false }))
     }
 
-    /// A request was planned for this read.
-    pub(super) fn asked(&self, planned: &Planned) {
+    fn asked(&self, planned: &Planned) {
         let mut state = self.around.state();
         state.asked(self.layer, planned, true);
         self.around.tell(&state);
     }
 
-    /// Whether a hit is to be noticed; then it has a place among those that are.
-    fn tells(&self, checks: &Range<u32>) -> bool {
-        let around = &self.around;
-        if around.state.try_lock().is_ok_and(|state| state.is_old(self.layer, self.file, checks)) {
-            return false;
-        }
-        let has_place = around.noticing.fetch_add(1, Ordering::AcqRel) < NOTICED;
-        if !has_place {
-            around.noticing.fetch_sub(1, Ordering::AcqRel);
-        }
-        has_place
-    }
-
-    /// The read was looked for in the cache, and requests for what it missed are under way.
-    pub(super) fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
+    fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
         let mut state = self.around.state();
-        let noticed = state.noticed(&self.around, self, (range, checks), missed);
+        let noticed = state.noticed(&self.around, (self.layer, self.file), (range, checks), missed);
         self.around.tell(&state);
         drop(state);
         match noticed {
@@ -398,15 +397,4 @@ impl Reading {
             Err(error) => tracing::debug!(%error, "nothing is fetched around a read"),
         }
     }
-}
-
-/// What a request is to bring.
-#[derive(Debug, Default)]
-pub(super) struct Planned {
-    /// All bytes of it, those of the units that a reader needs, and of these the share of what it reads.
-    pub(super) bytes: u64,
-    pub(super) needed: u64,
-    pub(super) used: u64,
-    /// The checks that nobody has asked for, with their share of the bytes.
-    pub(super) guessed: Vec<(u32, u64)>,
 }

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
+use super::super::asker::Planned;
 use super::super::plan;
 use super::files::{Node, Place};
 use super::mentions::Mentions;
 use super::near::{CREDIT, Directory, MOST_CREDIT};
 use super::programs::Programs;
 use super::wish::Wish;
-use super::{Around, FLOOR, Planned, Reading, SMALL, WHOLE};
+use super::{Around, FLOOR, SMALL, WHOLE};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
@@ -228,38 +229,38 @@ impl State {
     pub(super) fn noticed(
         &mut self,
         around: &Around,
-        Reading { layer, file, .. }: &Reading,
+        (layer, file): (usize, Node),
         (range, checks): (ByteRange, Range<u32>),
         missed: bool,
     ) -> Result<bool, Damaged> {
-        let used = self.used(*layer, checks);
-        if self.is_known(*file) && !missed {
+        let used = self.used(layer, checks);
+        if self.is_known(file) && !missed {
             return Ok(used);
         }
-        let Some((place, units)) = around.units(*file)? else { return Ok(false) };
-        let Some(contents) = around.layers.get(*layer) else { return Ok(false) };
+        let Some((place, units)) = around.units(file)? else { return Ok(false) };
+        let Some(contents) = around.layers.get(layer) else { return Ok(false) };
         let here = contents.index.units_over(range)?;
         let rest = ByteRange { start: range.start, end: place.range.end };
-        let (last_layer, _, last) = std::mem::replace(&mut self.last, (*layer, here.end.saturating_sub(1), rest));
+        let (last_layer, _, last) = std::mem::replace(&mut self.last, (layer, here.end.saturating_sub(1), rest));
         let size = plan::compressed(&contents.index, &units)?;
-        if self.seen.insert(*file) {
-            let is_next = last_layer == *layer && (last.start..last.end.saturating_add(NEXT)).contains(&range.start);
+        if self.seen.insert(file) {
+            let is_next = last_layer == layer && (last.start..last.end.saturating_add(NEXT)).contains(&range.start);
             self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
-            self.programs.push(*file, false);
+            self.programs.push(file, false);
             // Of one who reads everything it comes anyway.
             if let Some(wish) = rest_of(around, place, &units, here.start)?.filter(|_| !self.reads_all(around)) {
                 self.rests.push(wish);
             }
-            if size <= SMALL && !self.mentions.has_told(*file) {
-                self.credit(around, *file);
+            if size <= SMALL && !self.mentions.has_told(file) {
+                self.credit(around, file);
             }
             // Where everything has been there so far there is nothing to guess.
             if missed || self.asked > 0 {
-                self.mentions_of(around, *file)?;
+                self.mentions_of(around, file)?;
             }
         }
         if size > WHOLE {
-            self.large(around, *file, place, (range, here, units), missed)?;
+            self.large(around, file, place, (range, here, units), missed)?;
         }
         Ok(true)
     }
