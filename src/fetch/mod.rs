@@ -3,10 +3,9 @@
 //! ```text
 //! Layer::read -> checks over the range -> there? -> bytes from the layer file
 //!                                      -> not there -> plan (runs of units) -> Job -> Assembler -> there
-//! Around::read: the same for a file of an image, and guesses what is read next
+//! Readahead::read: the same for a file of an image, and guesses what is read next
 //! ```
 
-mod around;
 mod aside;
 mod asker;
 mod assemble;
@@ -21,6 +20,7 @@ mod pass;
 mod plan;
 mod planning;
 mod prefetch;
+mod readahead;
 mod seams;
 mod source;
 mod still;
@@ -28,10 +28,10 @@ mod unpacking;
 mod whole;
 
 pub use crate::cache::Disk;
-pub use around::{Around, Files, LONGEST_PATH, Node, Place, elf, words};
 pub use decode::Units;
 pub use error::Error;
 pub use layer::{Doing, Engine, Layer, Reindex, Shared, Stats};
 pub use pass::{Pass, PassError, Passed};
 pub use prefetch::{Prefetch, prefetch};
+pub use readahead::{Files, LONGEST_PATH, Node, Place, Readahead, elf, words};
 pub use source::{Held, Source};

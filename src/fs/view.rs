@@ -11,7 +11,7 @@ pub use super::paths::{LastSymlink, ResolveError};
 use super::tree::{Ino, Tree, Type};
 use crate::blob::ByteRange;
 use crate::fetch::Disk;
-use crate::fetch::{self, Around};
+use crate::fetch::{self, Readahead};
 use crate::index::Holes;
 
 /// The contents of the layers' files: their layer files, of which every byte handed out was verified.
@@ -49,13 +49,13 @@ pub trait Contents: Send + Sync {
     fn gave_up(&self, _layer: usize) {}
 }
 
-impl Contents for Around {
+impl Contents for Readahead {
     fn patience(&self) -> Duration {
         self.patience()
     }
 
     fn gave_up(&self, layer: usize) {
-        Around::gave_up(self, layer);
+        Readahead::gave_up(self, layer);
     }
 
     fn layers(&self) -> usize {
@@ -68,11 +68,11 @@ impl Contents for Around {
         ino: Ino,
         range: ByteRange,
     ) -> BoxFuture<'static, Result<Bytes, fetch::Error>> {
-        Box::pin(async move { Around::read(&self, layer, ino.get(), range).await })
+        Box::pin(async move { Readahead::read(&self, layer, ino.get(), range).await })
     }
 
     fn read_cached(self: Arc<Self>, layer: usize, ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
-        Around::read_cached(&self, layer, ino.get(), range, (buffer, disk))
+        Readahead::read_cached(&self, layer, ino.get(), range, (buffer, disk))
     }
 }
 

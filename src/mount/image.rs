@@ -27,7 +27,7 @@ use super::{Error, lowers};
 use crate::blob::Digest;
 use crate::budget::Budget;
 use crate::cache::Cache;
-use crate::fetch::{self, Around, Files, Prefetch};
+use crate::fetch::{self, Files, Prefetch, Readahead};
 use crate::fs::forest::Forest;
 use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{self, OpaqueXattr, Tree};
@@ -395,7 +395,7 @@ impl OpenImage {
     ///
     /// # Errors
     /// Where an index is damaged, or the layers do not fit together.
-    pub fn view(&self, alone: Option<Alone>, guesses: bool) -> Result<(View, Arc<Around>), Error> {
+    pub fn view(&self, alone: Option<Alone>, guesses: bool) -> Result<(View, Arc<Readahead>), Error> {
         let contents: Vec<_> = self.layers.iter().map(|layer| Arc::clone(&layer.contents)).collect();
         let entries = of_each(&contents, |index| index.entries().map(Arc::new))?;
         let tree = match (alone, entries.as_slice()) {
@@ -406,9 +406,9 @@ impl OpenImage {
         drop(entries);
         let tree = Arc::new(tree);
         let holes = of_each(&contents, StoredIndex::holes)?;
-        let around = Around::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
-        let view = View::new(tree, Arc::clone(&around) as Arc<dyn Contents>).with_holes(holes);
-        Ok((view, around))
+        let readahead = Readahead::new(contents, Arc::clone(&tree) as Arc<dyn Files>, guesses);
+        let view = View::new(tree, Arc::clone(&readahead) as Arc<dyn Contents>).with_holes(holes);
+        Ok((view, readahead))
     }
 }
 
@@ -511,10 +511,10 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
         _ => None,
     };
     let merging = threads::run(Work::Opening, move || image.view(alone, guesses).map(|view| (image, view)));
-    let (image, (view, around)) = merging.await.map_err(|source| Error::Merge { source })??;
+    let (image, (view, readahead)) = merging.await.map_err(|source| Error::Merge { source })??;
     tokio::spawn(async move {
         if let Ok(started) = config.await {
-            around.starts(started).await;
+            readahead.starts(started).await;
         }
     });
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));

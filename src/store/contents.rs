@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::blob::ByteRange;
 use crate::budget::Budget;
-use crate::fetch::{self, Around, Disk, Files};
+use crate::fetch::{self, Disk, Files, Readahead};
 use crate::fs::tree::{Ino, Tree};
 use crate::fs::view::Contents;
 use crate::mount;
@@ -29,7 +29,7 @@ pub(super) struct LayerContents {
     number: u32,
     layer: Arc<fetch::Layer>,
     /// The layer alone, of which nothing is guessed.
-    alone: Arc<Around>,
+    alone: Arc<Readahead>,
     within: RwLock<Option<Arc<Within>>>,
     /// `None`: nothing is guessed at all.
     wants: Option<Wants>,
@@ -49,7 +49,7 @@ struct Within {
 
 /// What an image's layers share.
 struct ImageContents {
-    around: Arc<Around>,
+    readahead: Arc<Readahead>,
     /// What its command starts, until it was looked at.
     command: Mutex<Vec<Vec<String>>>,
     is_started: AtomicBool,
@@ -77,8 +77,8 @@ pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), moun
             files.entry(extent.layer).or_default().push((extent.start, number));
         }
     }
-    let around = Around::new(layers, Arc::new(tree) as Arc<dyn Files>, true);
-    let image = ImageContents { around, command: Mutex::new(command), is_started: AtomicBool::new(false) };
+    let readahead = Readahead::new(layers, Arc::new(tree) as Arc<dyn Files>, true);
+    let image = ImageContents { readahead, command: Mutex::new(command), is_started: AtomicBool::new(false) };
     let image = Arc::new(image);
     for (place, part) in parts.iter().enumerate() {
         let mut files = files.remove(&place).unwrap_or_default();
@@ -94,7 +94,7 @@ pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), moun
 
 impl LayerContents {
     pub(super) fn new(number: u32, layer: Arc<fetch::Layer>, tree: Arc<Tree>, wants: Option<Wants>) -> Arc<Self> {
-        let alone = Around::new(vec![Arc::clone(&layer)], tree as Arc<dyn Files>, false);
+        let alone = Readahead::new(vec![Arc::clone(&layer)], tree as Arc<dyn Files>, false);
         let (within, has_asked) = (RwLock::default(), AtomicBool::new(false));
         Arc::new(Self { number, layer, alone, within, wants, has_asked })
     }
@@ -119,7 +119,7 @@ impl Within {
             let image = Arc::clone(&self.image);
             tokio::spawn(async move {
                 let command = std::mem::take(&mut *image.command.lock().unwrap_or_else(PoisonError::into_inner));
-                image.around.starts(command).await;
+                image.readahead.starts(command).await;
             });
         }
     }
@@ -147,22 +147,22 @@ impl Contents for LayerContents {
         Box::pin(async move {
             if let Some((within, node)) = self.in_image(range) {
                 within.is_read();
-                return Around::read(&within.image.around, within.place, node, range).await;
+                return Readahead::read(&within.image.readahead, within.place, node, range).await;
             }
             if let Some(wants) = self.wants.as_ref().filter(|_| !self.has_asked.swap(true, Ordering::AcqRel)) {
                 // Nobody listens any more when the server ends.
                 let _heard = wants.send(self.number);
             }
-            Around::read(&self.alone, 0, ino.get(), range).await
+            Readahead::read(&self.alone, 0, ino.get(), range).await
         })
     }
 
     fn read_cached(self: Arc<Self>, _layer: usize, ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
         match self.in_image(range) {
             Some((within, node)) => {
-                Around::read_cached(&within.image.around, within.place, node, range, (buffer, disk))
+                Readahead::read_cached(&within.image.readahead, within.place, node, range, (buffer, disk))
             }
-            None => Around::read_cached(&self.alone, 0, ino.get(), range, (buffer, disk)),
+            None => Readahead::read_cached(&self.alone, 0, ino.get(), range, (buffer, disk)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crfs::cache::LAYOUT;
-use crfs::fetch::Around;
+use crfs::fetch::Readahead;
 use crfs::fs::view::{LastSymlink, ReadError, View};
 use crfs::index::{Identity, Trust};
 use crfs::mount::image::{Engine, OpenImage};
@@ -121,7 +121,7 @@ pub(crate) fn image_options(registry: &Registry, cache_dir: PathBuf) -> ImageOpt
 pub(crate) struct Opened {
     pub(crate) image: OpenImage,
     view: Arc<View>,
-    pub(crate) around: Arc<Around>,
+    pub(crate) around: Arc<Readahead>,
 }
 
 pub(crate) async fn open(options: &ImageOptions) -> Result<Opened, Error> {

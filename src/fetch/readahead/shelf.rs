@@ -172,7 +172,7 @@ pub(super) fn of_program(files: &dyn Files, dir: Node, program: Node) -> Option<
 mod tests {
     use super::*;
     use crate::blob::ByteRange;
-    use crate::fetch::around::files::Place;
+    use crate::fetch::readahead::files::Place;
 
     /// Directories end in a slash. Node 1 is the root, the others follow in the order in which they are given.
     struct Fake(Vec<&'static str>);

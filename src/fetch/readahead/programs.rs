@@ -8,7 +8,7 @@ use super::elf::{self, Needed, Unknown};
 use super::files::{Node, Place};
 use super::state::{Seen, State, TAIL, rest_of};
 use super::wish::Wish;
-use super::{Around, WHOLE};
+use super::{Readahead, WHOLE};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
@@ -61,9 +61,9 @@ impl Programs {
 
 impl State {
     /// The image's command starts with a file.
-    pub(super) fn starts(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
-        let Some((place, units)) = around.units(file)? else { return Ok(()) };
-        let Some(contents) = around.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
+    pub(super) fn starts(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+        let Some((place, units)) = readahead.units(file)? else { return Ok(()) };
+        let Some(contents) = readahead.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
         if !contents.source.is_remote() || !self.programs.started.insert(file) {
             return Ok(());
         }
@@ -79,11 +79,11 @@ impl State {
     }
 
     /// Looks whether files are programs, and wishes for what they need.
-    pub(super) fn look_into_programs(&mut self, around: &Around) -> Result<(), Damaged> {
+    pub(super) fn look_into_programs(&mut self, readahead: &Readahead) -> Result<(), Damaged> {
         for (file, is_started) in std::mem::take(&mut self.programs.waiting) {
-            let Some(place) = around.files.place(file) else { continue };
-            match look_into(around, place) {
-                Ok(needed) => self.wish_for(around, file, &needed, is_started)?,
+            let Some(place) = readahead.files.place(file) else { continue };
+            match look_into(readahead, place) {
+                Ok(needed) => self.wish_for(readahead, file, &needed, is_started)?,
                 Err(Unknown::Missing) => self.programs.waiting.push_back((file, is_started)),
                 Err(Unknown::NotElf) => {}
             }
@@ -92,22 +92,28 @@ impl State {
         Ok(())
     }
 
-    fn wish_for(&mut self, around: &Around, file: Node, needed: &Needed, is_started: bool) -> Result<(), Damaged> {
-        let dir = around.neighbourhood().dir(file).unwrap_or(1);
-        let found = self.find(around, dir, needed);
+    fn wish_for(
+        &mut self,
+        readahead: &Readahead,
+        file: Node,
+        needed: &Needed,
+        is_started: bool,
+    ) -> Result<(), Damaged> {
+        let dir = readahead.neighbourhood().dir(file).unwrap_or(1);
+        let found = self.find(readahead, dir, needed);
         for library in found.into_iter().rev().filter(|library| !self.seen.contains(*library)).collect::<Vec<_>>() {
             if is_started {
-                self.starts(around, library)?;
+                self.starts(readahead, library)?;
             } else {
-                self.wish_for_library(around, library)?;
+                self.wish_for_library(readahead, library)?;
             }
         }
         Ok(())
     }
 
     /// The interpreter and the libraries that a file in `dir` needs, as far as they are found, and what the C library reads.
-    fn find(&mut self, around: &Around, dir: Node, needed: &Needed) -> Vec<Node> {
-        let files = &around.files;
+    fn find(&mut self, readahead: &Readahead, dir: Node, needed: &Needed) -> Vec<Node> {
+        let files = &readahead.files;
         let search = needed.search.iter().filter_map(|path| {
             match path.strip_prefix(b"$ORIGIN").or_else(|| path.strip_prefix(b"${ORIGIN}")) {
                 Some(rest) => files.find(dir, rest.strip_prefix(b"/").unwrap_or(rest)),
@@ -116,11 +122,11 @@ impl State {
         });
         let mut dirs: Vec<Node> = search.chain([dir]).chain(self.programs.dirs.iter().copied()).collect();
         let interpreter = needed.interpreter.as_ref().and_then(|path| files.find(1, path));
-        dirs.extend(interpreter.and_then(|file| around.neighbourhood().dir(file)));
+        dirs.extend(interpreter.and_then(|file| readahead.neighbourhood().dir(file)));
         dirs.extend(LIBRARY_DIRS.iter().filter_map(|path| files.find(1, path)));
         let library = |name: &Vec<u8>| dirs.iter().find_map(|dir| files.find(*dir, name));
         let mut found: Vec<Node> = interpreter.into_iter().chain(needed.libraries.iter().filter_map(library)).collect();
-        for dir in found.iter().filter_map(|file| around.neighbourhood().dir(*file)) {
+        for dir in found.iter().filter_map(|file| readahead.neighbourhood().dir(*file)) {
             if self.programs.dirs.len() < MOST_DIRS && !self.programs.dirs.contains(&dir) {
                 self.programs.dirs.push(dir);
             }
@@ -132,9 +138,9 @@ impl State {
         found
     }
 
-    fn wish_for_library(&mut self, around: &Around, library: Node) -> Result<(), Damaged> {
-        let Some((place, units)) = around.units(library)? else { return Ok(()) };
-        let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
+    fn wish_for_library(&mut self, readahead: &Readahead, library: Node) -> Result<(), Damaged> {
+        let Some((place, units)) = readahead.units(library)? else { return Ok(()) };
+        let Some(contents) = readahead.layers.get(place.layer) else { return Ok(()) };
         if !self.programs.wished.insert(library) {
             return Ok(());
         }
@@ -142,7 +148,7 @@ impl State {
         if plan::compressed(&contents.index, &units)? > WHOLE {
             self.libraries.push(Wish::new(place.layer, head_of(contents, &units)?, units.start));
         }
-        if let Some(wish) = rest_of(around, place, &units, units.start)? {
+        if let Some(wish) = rest_of(readahead, place, &units, units.start)? {
             self.libraries.push(wish);
         }
         Ok(())
@@ -155,8 +161,8 @@ fn head_of(contents: &Layer, units: &Range<u32>) -> Result<Range<u32>, Damaged> 
 }
 
 /// What a file needs, if it is a program and the parts that say so are there.
-fn look_into(around: &Around, place: Place) -> Result<Needed, Unknown> {
-    let contents = around.layers.get(place.layer).ok_or(Unknown::NotElf)?;
+fn look_into(readahead: &Readahead, place: Place) -> Result<Needed, Unknown> {
+    let contents = readahead.layers.get(place.layer).ok_or(Unknown::NotElf)?;
     elf::needed(&|range: ByteRange| {
         // What lies past its end is not missing: it is nothing.
         let in_file = |at: u64| place.range.start.saturating_add(at).min(place.range.end);

@@ -10,7 +10,7 @@ use super::mentions::Mentions;
 use super::near::{CREDIT, Directory, MOST_CREDIT};
 use super::programs::Programs;
 use super::wish::Wish;
-use super::{Around, FLOOR, SMALL, WHOLE};
+use super::{FLOOR, Readahead, SMALL, WHOLE};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
@@ -119,9 +119,9 @@ impl Stack<Wish> {
     }
 
     /// What to fetch next of the newest wish, at most about `size` bytes.
-    pub(super) fn next(&mut self, around: &Around, size: u64, counts: bool) -> Result<Option<Next>, Damaged> {
+    pub(super) fn next(&mut self, readahead: &Readahead, size: u64, counts: bool) -> Result<Option<Next>, Damaged> {
         while let Some(wish) = self.0.front_mut() {
-            let layer = around.layers.get(wish.layer);
+            let layer = readahead.layers.get(wish.layer);
             if let Some(units) = layer.map(|layer| wish.next(layer, size)).transpose()?.flatten() {
                 return Ok(Some(Next { layer: wish.layer, units, counts, goes_on: wish.goes_on }));
             }
@@ -228,7 +228,7 @@ impl State {
     /// A read of `range`, which `checks` cover; tells whether there may be something to do now.
     pub(super) fn noticed(
         &mut self,
-        around: &Around,
+        readahead: &Readahead,
         (layer, file): (usize, Node),
         (range, checks): (ByteRange, Range<u32>),
         missed: bool,
@@ -237,8 +237,8 @@ impl State {
         if self.is_known(file) && !missed {
             return Ok(used);
         }
-        let Some((place, units)) = around.units(file)? else { return Ok(false) };
-        let Some(contents) = around.layers.get(layer) else { return Ok(false) };
+        let Some((place, units)) = readahead.units(file)? else { return Ok(false) };
+        let Some(contents) = readahead.layers.get(layer) else { return Ok(false) };
         let here = contents.index.units_over(range)?;
         let rest = ByteRange { start: range.start, end: place.range.end };
         let (last_layer, _, last) = std::mem::replace(&mut self.last, (layer, here.end.saturating_sub(1), rest));
@@ -248,19 +248,19 @@ impl State {
             self.in_order = if is_next { self.in_order.saturating_add(1) } else { self.in_order / 2 };
             self.programs.push(file, false);
             // Of one who reads everything it comes anyway.
-            if let Some(wish) = rest_of(around, place, &units, here.start)?.filter(|_| !self.reads_all(around)) {
+            if let Some(wish) = rest_of(readahead, place, &units, here.start)?.filter(|_| !self.reads_all(readahead)) {
                 self.rests.push(wish);
             }
             if size <= SMALL && !self.mentions.has_told(file) {
-                self.credit(around, file);
+                self.credit(readahead, file);
             }
             // Where everything has been there so far there is nothing to guess.
             if missed || self.asked > 0 {
-                self.mentions_of(around, file)?;
+                self.mentions_of(readahead, file)?;
             }
         }
         if size > WHOLE {
-            self.large(around, file, place, (range, here, units), missed)?;
+            self.large(readahead, file, place, (range, here, units), missed)?;
         }
         Ok(true)
     }
@@ -276,8 +276,8 @@ impl State {
         no_guess && self.is_known(file)
     }
 
-    fn credit(&mut self, around: &Around, file: Node) {
-        let Some(dir) = around.neighbourhood().dir(file) else { return };
+    fn credit(&mut self, readahead: &Readahead, file: Node) {
+        let Some(dir) = readahead.neighbourhood().dir(file) else { return };
         let known = self.dirs.0.iter().position(|known| known.dir == dir).and_then(|at| self.dirs.0.remove(at));
         let credit = known.map_or(0, |known| known.credit).saturating_add(CREDIT).min(MOST_CREDIT);
         self.dirs.push(Directory { dir, last: file, credit });
@@ -285,14 +285,14 @@ impl State {
 
     fn large(
         &mut self,
-        around: &Around,
+        readahead: &Readahead,
         file: Node,
         place: Place,
         (range, here, units): (ByteRange, Range<u32>, Range<u32>),
         missed: bool,
     ) -> Result<(), Damaged> {
-        let Some(contents) = around.layers.get(place.layer) else { return Ok(()) };
-        let (budget, reads_all) = (around.budget(place.layer), self.reads_all(around));
+        let Some(contents) = readahead.layers.get(place.layer) else { return Ok(()) };
+        let (budget, reads_all) = (readahead.budget(place.layer), self.reads_all(readahead));
         let large = self.large.entry(file).or_insert(Large { last: range, run: 0, misses: 0, ahead: 0 });
         let goes_on = range.start >= large.last.start && range.start <= large.last.end.saturating_add(OUT_OF_ORDER);
         large.run = if goes_on { large.run.saturating_add(range.len()) } else { range.len() };
@@ -326,19 +326,19 @@ impl State {
     }
 
     /// What to fetch next, at most about `size` bytes of it.
-    pub(super) fn next(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
+    pub(super) fn next(&mut self, readahead: &Readahead, size: u64) -> Result<Option<Next>, Damaged> {
         if self.is_over() {
             self.late.retain(|next| !next.counts);
         }
         for _ in 0..self.late.len() {
             let Some(next) = self.late.pop_front() else { break };
-            if !around.is_coming(&next)? {
+            if !readahead.is_coming(&next)? {
                 return Ok(Some(next));
             }
             self.late.push_back(next);
         }
-        while let Some(next) = self.newest(around, size)? {
-            if self.late.len() >= MOST_LATE || !around.is_coming(&next)? {
+        while let Some(next) = self.newest(readahead, size)? {
+            if self.late.len() >= MOST_LATE || !readahead.is_coming(&next)? {
                 return Ok(Some(next));
             }
             self.late.push_back(next);
@@ -347,38 +347,38 @@ impl State {
     }
 
     /// The same of what is newest.
-    fn newest(&mut self, around: &Around, size: u64) -> Result<Option<Next>, Damaged> {
-        self.look_into_programs(around)?;
+    fn newest(&mut self, readahead: &Readahead, size: u64) -> Result<Option<Next>, Damaged> {
+        self.look_into_programs(readahead)?;
         let is_over = self.is_over();
         if !is_over {
             for stack in [&mut self.rests, &mut self.libraries] {
-                if let Some(next) = stack.next(around, size, true)? {
+                if let Some(next) = stack.next(readahead, size, true)? {
                     return Ok(Some(next));
                 }
             }
         }
-        if let Some(next) = self.next_mentioned(around, size, is_over)? {
+        if let Some(next) = self.next_mentioned(readahead, size, is_over)? {
             return Ok(Some(next));
         }
-        if let Some(next) = self.started.next(around, size, false)? {
+        if let Some(next) = self.started.next(readahead, size, false)? {
             return Ok(Some(next));
         }
         if is_over {
-            return self.next_in_order(around);
+            return self.next_in_order(readahead);
         }
         while let Some(dir) = self.dirs.0.front_mut() {
-            if let Some((layer, units)) = around.near(dir, size)? {
+            if let Some((layer, units)) = readahead.near(dir, size)? {
                 return Ok(Some(Next { layer, units, counts: true, goes_on: false }));
             }
             self.dirs.0.pop_front();
         }
-        Ok(self.everything(around)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
+        Ok(self.everything(readahead)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
     }
 
     /// What lies behind the last read of who has read many files in the order of the blob, whatever was guessed wrong before: a slice ahead at most.
-    fn next_in_order(&mut self, around: &Around) -> Result<Option<Next>, Damaged> {
+    fn next_in_order(&mut self, readahead: &Readahead) -> Result<Option<Next>, Damaged> {
         let (layer, unit, _) = self.last;
-        let Some(contents) = around.layers.get(layer).filter(|_| self.in_order >= FILES_IN_ORDER) else {
+        let Some(contents) = readahead.layers.get(layer).filter(|_| self.in_order >= FILES_IN_ORDER) else {
             return Ok(None);
         };
         let ahead = if self.everything.0 == layer && self.everything.1.contains(&unit) {
@@ -389,20 +389,20 @@ impl State {
         if ahead > plan::SLICE {
             return Ok(None);
         }
-        Ok(self.everything(around)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
+        Ok(self.everything(readahead)?.map(|(layer, units)| Next { layer, units, counts: true, goes_on: true }))
     }
 
     /// Whether somebody reads everything, or does so for a while.
-    pub(super) fn reads_all(&self, around: &Around) -> bool {
-        let came = self.asked.saturating_sub(around.flying());
+    pub(super) fn reads_all(&self, readahead: &Readahead) -> bool {
+        let came = self.asked.saturating_sub(readahead.flying());
         let reads_all =
             self.used > EVERYTHING && self.used.saturating_mul(100) > came.saturating_mul(EVERYTHING_PERCENT);
         reads_all || self.in_order >= FILES_IN_ORDER
     }
 
     /// Where somebody reads everything: what lies behind the last read.
-    fn everything(&mut self, around: &Around) -> Result<Option<(usize, Range<u32>)>, Damaged> {
-        if !self.reads_all(around) {
+    fn everything(&mut self, readahead: &Readahead) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+        if !self.reads_all(readahead) {
             return Ok(None);
         }
         let (layer, unit, _) = self.last;
@@ -410,17 +410,17 @@ impl State {
             self.everything = (layer, unit..unit.saturating_add(1));
         }
         let end = &mut self.everything.1.end;
-        if let Some(units) = missing_from(around, layer, end)? {
+        if let Some(units) = missing_from(readahead, layer, end)? {
             return Ok(Some((layer, units)));
         }
-        if around.layers.get(layer).is_some_and(|contents| *end < contents.index.summary().units) {
+        if readahead.layers.get(layer).is_some_and(|contents| *end < contents.index.summary().units) {
             // There is more to look at the next time.
             return Ok(None);
         }
         // To its end; what is left is elsewhere.
-        for layer in 0..around.layers.len() {
+        for layer in 0..readahead.layers.len() {
             let end = self.ends.entry(layer).or_insert(0);
-            if let Some(units) = missing_from(around, layer, end)? {
+            if let Some(units) = missing_from(readahead, layer, end)? {
                 return Ok(Some((layer, units)));
             }
         }
@@ -429,8 +429,8 @@ impl State {
 }
 
 /// The next units of a layer that are not there; `start` is moved behind what was looked at.
-fn missing_from(around: &Around, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
-    let Some(contents) = around.layers.get(layer).filter(|layer| layer.source.is_remote()) else { return Ok(None) };
+fn missing_from(readahead: &Readahead, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
+    let Some(contents) = readahead.layers.get(layer).filter(|layer| layer.source.is_remote()) else { return Ok(None) };
     let until = contents.index.summary().units.max(*start).min(start.saturating_add(LOOKED_AT));
     let found = Wish::in_order(layer, *start..until).next(contents, plan::SLICE)?;
     *start = found.as_ref().map_or(until, |units| units.end);
@@ -438,8 +438,13 @@ fn missing_from(around: &Around, layer: usize, start: &mut u32) -> Result<Option
 }
 
 /// All of a file, from a unit on; of a larger one its end.
-pub(super) fn rest_of(around: &Around, place: Place, units: &Range<u32>, at: u32) -> Result<Option<Wish>, Damaged> {
-    let Some(contents) = around.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(None) };
+pub(super) fn rest_of(
+    readahead: &Readahead,
+    place: Place,
+    units: &Range<u32>,
+    at: u32,
+) -> Result<Option<Wish>, Damaged> {
+    let Some(contents) = readahead.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(None) };
     if plan::compressed(&contents.index, units)? <= WHOLE {
         return Ok(Some(Wish::new(place.layer, units.clone(), at)));
     }

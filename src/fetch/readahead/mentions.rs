@@ -20,7 +20,7 @@ use super::shelf::{self, Kind, Shelf};
 use super::state::{Next, State};
 use super::wish::Wish;
 use super::words::{is_script, words};
-use super::{Around, SMALL, WHOLE};
+use super::{Readahead, SMALL, WHOLE};
 use crate::cache;
 use crate::index::{CheckKind, Damaged};
 
@@ -144,33 +144,33 @@ impl Mentions {
     }
 
     /// What a directory holds, if it is one that can be looked into.
-    fn shelf(&mut self, around: &Around, dir: Node) -> Option<Arc<Shelf>> {
+    fn shelf(&mut self, readahead: &Readahead, dir: Node) -> Option<Arc<Shelf>> {
         if let Some(at) = self.shelves.iter().position(|shelf| shelf.dir == dir || shelf.compiled == Some(dir)) {
             let shelf = self.shelves.remove(at)?;
             self.shelves.push_front(Arc::clone(&shelf));
             return Some(shelf);
         }
-        let shelf = Arc::new(Shelf::of(&*around.files, dir)?);
+        let shelf = Arc::new(Shelf::of(&*readahead.files, dir)?);
         self.shelves.push_front(Arc::clone(&shelf));
         self.shelves.truncate(REMEMBERED);
         Some(shelf)
     }
 
     /// Words are looked for in a directory from now on.
-    fn search(&mut self, around: &Around, dir: Node) {
-        let Some(shelf) = self.shelf(around, dir) else { return };
+    fn search(&mut self, readahead: &Readahead, dir: Node) {
+        let Some(shelf) = self.shelf(readahead, dir) else { return };
         self.searched.retain(|searched| *searched != shelf.dir);
         self.searched.push_front(shelf.dir);
         self.searched.truncate(SEARCHED);
     }
 
     /// A few of the files that are waited for, of which all is there by now.
-    fn ready(&mut self, around: &Around) -> Result<Vec<Waiting>, Damaged> {
+    fn ready(&mut self, readahead: &Readahead) -> Result<Vec<Waiting>, Damaged> {
         let mut ready = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
-            let Some(contents) = around.layers.get(waiting.layer) else { continue };
+            let Some(contents) = readahead.layers.get(waiting.layer) else { continue };
             if ready.len() == AT_A_TIME {
-                around.came.store(true, Ordering::Release);
+                readahead.came.store(true, Ordering::Release);
             }
             if ready.len() < AT_A_TIME && is_here(contents, &waiting.checks)? {
                 ready.push(waiting);
@@ -183,14 +183,14 @@ impl Mentions {
     }
 
     /// What the contents of a file name.
-    fn named_by(&mut self, around: &Around, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
-        let Some(own) = around.neighbourhood().dir(file).and_then(|dir| self.shelf(around, dir)) else {
+    fn named_by(&mut self, readahead: &Readahead, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
+        let Some(own) = readahead.neighbourhood().dir(file).and_then(|dir| self.shelf(readahead, dir)) else {
             return Vec::new();
         };
         let script = is_script(contents).then_some(Kind::Script);
         let Some(kind) = own.kind(file).cloned().or(script) else { return Vec::new() };
         let others: Vec<_> = self.searched.clone().into_iter().filter(|dir| *dir != own.dir).collect();
-        let others: Vec<_> = others.into_iter().filter_map(|dir| self.shelf(around, dir)).collect();
+        let others: Vec<_> = others.into_iter().filter_map(|dir| self.shelf(readahead, dir)).collect();
         let own_dir = Some(own.dir);
         let shelves: Vec<_> = std::iter::once(own).chain(others).collect();
         let mut found = Vec::new();
@@ -198,7 +198,7 @@ impl Mentions {
         let mut entries = ENTRIES_LOOKED_AT;
         for word in words.iter().copied().filter(|word| !shelf::ENTRIES.contains(word)) {
             let mut named =
-                shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*around.files, word, &kind, &mut entries)));
+                shelves.iter().map(|shelf| (shelf.dir, shelf.named(&*readahead.files, word, &kind, &mut entries)));
             let Some((dir, named)) = named.find(|(_, named)| !named.is_empty()) else { continue };
             found.extend(named.into_iter().filter(|node| known.insert(*node)).map(|node| (dir, node)));
             if found.len() > LIST {
@@ -211,9 +211,9 @@ impl Mentions {
     }
 
     /// The same wherever they are in the image, those nearest to its root.
-    fn named_anywhere(around: &Around, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
-        let files = &*around.files;
-        let dir_of_it = around.neighbourhood().dir(file);
+    fn named_anywhere(readahead: &Readahead, file: Node, contents: &[u8], words: &[&[u8]]) -> Vec<Node> {
+        let files = &*readahead.files;
+        let dir_of_it = readahead.neighbourhood().dir(file);
         let name = dir_of_it.and_then(|dir| files.children(dir).find(|(_, node)| *node == file));
         let Some(kind) = name.and_then(|(name, _)| Kind::of(name)).or(is_script(contents).then_some(Kind::Script))
         else {
@@ -226,7 +226,7 @@ impl Mentions {
         let mut found: HashMap<&[u8], Vec<Node>> = HashMap::new();
         let mut entries = ENTRIES_LOOKED_AT;
         // Breadth first: the first of each name is nearest to the root.
-        for dir in around.neighbourhood().dirs() {
+        for dir in readahead.neighbourhood().dirs() {
             for (name, node) in files.children(dir) {
                 let word = wanted.get(shelf::stem(name)).filter(|word| !found.contains_key(*word));
                 let Some(word) = word else { continue };
@@ -246,7 +246,7 @@ impl Mentions {
     }
 }
 
-impl Around {
+impl Readahead {
     /// Looks into the files of which all is there by now, and wishes for what they name. While they are read, the state is anybody's.
     pub(super) fn look_into_mentions(&self) -> Result<(), Damaged> {
         if !self.came.swap(false, Ordering::AcqRel) {
@@ -269,9 +269,9 @@ impl Around {
 
 impl State {
     /// A file was read for the first time.
-    pub(super) fn mentions_of(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
-        if let Some(dir) = around.neighbourhood().dir(file) {
-            self.mentions.search(around, dir);
+    pub(super) fn mentions_of(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+        if let Some(dir) = readahead.neighbourhood().dir(file) {
+            self.mentions.search(readahead, dir);
         }
         self.mentions.reads = self.mentions.reads.saturating_add(1);
         if let Some(told) = self.mentions.told.remove(&file) {
@@ -279,32 +279,38 @@ impl State {
         }
         let turn = COMMAND_TURNS.saturating_sub(self.mentions.reads);
         let told = Told { turn: vec![turn], counts: true };
-        self.wait_to_look_into(around, file, told, false)
+        self.wait_to_look_into(readahead, file, told, false)
     }
 
     /// The image's command starts with a program, or is given a script.
-    pub(super) fn mentions_of_command(&mut self, around: &Around, file: Node) -> Result<(), Damaged> {
-        let files = &*around.files;
+    pub(super) fn mentions_of_command(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+        let files = &*readahead.files;
         // The program comes last here, and first in turn.
         let turn = u32::MAX.saturating_sub(self.mentions.commands.saturating_mul(2)).max(COMMAND_TURNS + 2);
         self.mentions.commands = self.mentions.commands.saturating_add(1);
-        if let Some(own) = around.neighbourhood().dir(file).and_then(|dir| shelf::of_program(files, dir, file)) {
+        if let Some(own) = readahead.neighbourhood().dir(file).and_then(|dir| shelf::of_program(files, dir, file)) {
             let below = files.children(own).map(|(_, node)| node).filter(|node| files.parent(*node).is_some());
             for dir in below.take(BELOW) {
-                if self.mentions.shelf(around, dir).is_some_and(|shelf| shelf.has_native()) {
-                    self.mentions.search(around, dir);
+                if self.mentions.shelf(readahead, dir).is_some_and(|shelf| shelf.has_native()) {
+                    self.mentions.search(readahead, dir);
                 }
             }
-            self.mentions.search(around, own);
-            let read_at_start = self.mentions.shelf(around, own).map(|shelf| shelf.paths(files, &READ_AT_START));
-            self.tell(around, read_at_start.unwrap_or_default(), &Told { turn: vec![turn - 1], counts: false })?;
+            self.mentions.search(readahead, own);
+            let read_at_start = self.mentions.shelf(readahead, own).map(|shelf| shelf.paths(files, &READ_AT_START));
+            self.tell(readahead, read_at_start.unwrap_or_default(), &Told { turn: vec![turn - 1], counts: false })?;
         }
-        self.wait_to_look_into(around, file, Told { turn: vec![turn], counts: false }, true)
+        self.wait_to_look_into(readahead, file, Told { turn: vec![turn], counts: false }, true)
     }
 
-    fn wait_to_look_into(&mut self, around: &Around, file: Node, told: Told, anywhere: bool) -> Result<(), Damaged> {
-        let Some((place, units)) = around.units(file)? else { return Ok(()) };
-        let Some(contents) = around.layers.get(place.layer).filter(|_| place.range.len() <= LOOKED_INTO) else {
+    fn wait_to_look_into(
+        &mut self,
+        readahead: &Readahead,
+        file: Node,
+        told: Told,
+        anywhere: bool,
+    ) -> Result<(), Damaged> {
+        let Some((place, units)) = readahead.units(file)? else { return Ok(()) };
+        let Some(contents) = readahead.layers.get(place.layer).filter(|_| place.range.len() <= LOOKED_INTO) else {
             return Ok(());
         };
         // What is guessed is fetched only where that is over a network.
@@ -314,12 +320,12 @@ impl State {
             self.mentions.waiting.push_front(Waiting { file, layer: place.layer, checks, told, anywhere });
             self.mentions.waiting.truncate(WAITING);
             // It may be there.
-            around.came.store(true, Ordering::Release);
+            readahead.came.store(true, Ordering::Release);
         }
         Ok(())
     }
 
-    fn tell(&mut self, around: &Around, named: Vec<Node>, by: &Told) -> Result<(), Damaged> {
+    fn tell(&mut self, readahead: &Readahead, named: Vec<Node>, by: &Told) -> Result<(), Damaged> {
         for (at, file) in (0..).zip(named) {
             let told = Told { turn: [by.turn.as_slice(), &[at]].concat(), counts: by.counts };
             let before = self.mentions.told.get(&file).cloned();
@@ -339,7 +345,7 @@ impl State {
                     self.programs.push(file, false);
                 }
                 if told.steps() <= STEPS {
-                    self.wait_to_look_into(around, file, told, false)?;
+                    self.wait_to_look_into(readahead, file, told, false)?;
                 }
             }
         }
@@ -352,13 +358,13 @@ impl State {
     /// What to fetch next of what was named, at most about `size` bytes.
     pub(super) fn next_mentioned(
         &mut self,
-        around: &Around,
+        readahead: &Readahead,
         size: u64,
         is_over: bool,
     ) -> Result<Option<Next>, Damaged> {
         while let Some((file, counts)) = self.mentions.next_wished(is_over) {
-            let Some((place, units)) = around.units(file)?.filter(|_| !self.seen.contains(file)) else { continue };
-            let Some(contents) = around.layers.get(place.layer).filter(|layer| layer.source.is_remote()) else {
+            let Some((place, units)) = readahead.units(file)?.filter(|_| !self.seen.contains(file)) else { continue };
+            let Some(contents) = readahead.layers.get(place.layer).filter(|layer| layer.source.is_remote()) else {
                 continue;
             };
             let bytes = plan::compressed(&contents.index, &units)?;
@@ -371,13 +377,13 @@ impl State {
                 self.mentions.spend(bytes, counts);
                 let stack = if counts { &mut self.libraries } else { &mut self.started };
                 stack.push(Wish::new(place.layer, units.clone(), units.start));
-                match if counts { stack.next(around, size, counts)? } else { None } {
+                match if counts { stack.next(readahead, size, counts)? } else { None } {
                     Some(next) => return Ok(Some(next)),
                     None => continue,
                 }
             }
             let wished = |file: &Node| self.mentions.told.contains_key(file) && !self.seen.contains(*file);
-            if let Some(units) = around.run_of(file, (place.layer, units), (size.min(left), GAP), wished)? {
+            if let Some(units) = readahead.run_of(file, (place.layer, units), (size.min(left), GAP), wished)? {
                 self.mentions.spend(plan::compressed(&contents.index, &units)?, counts);
                 return Ok(Some(Next { layer: place.layer, units, counts, goes_on: false }));
             }

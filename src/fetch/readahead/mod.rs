@@ -74,7 +74,7 @@ const WASTE: u64 = 1 << 20;
 const WASTED_PART: u64 = 16;
 
 /// The contents of all files of an image, and guesses about what is read next.
-pub struct Around {
+pub struct Readahead {
     layers: Vec<Arc<Layer>>,
     files: Arc<dyn Files>,
     guesses: bool,
@@ -99,12 +99,12 @@ pub struct Around {
 
 /// Who reads what.
 struct Reader {
-    around: Arc<Around>,
+    readahead: Arc<Readahead>,
     layer: usize,
     file: Node,
 }
 
-impl Around {
+impl Readahead {
     /// `layers` as the places of `files` number them. Without `guesses`, nothing is fetched but what is read.
     #[must_use]
     pub fn new(layers: Vec<Arc<Layer>>, files: Arc<dyn Files>, guesses: bool) -> Arc<Self> {
@@ -152,7 +152,7 @@ impl Around {
     /// As [`Layer::read`].
     pub async fn read(self: &Arc<Self>, layer: usize, file: Node, range: ByteRange) -> Result<Bytes, Error> {
         let contents = self.layers.get(layer).ok_or(Error::Interrupted)?;
-        let reader = || Arc::new(Reader { around: Arc::clone(self), layer, file }) as Arc<dyn Reading>;
+        let reader = || Arc::new(Reader { readahead: Arc::clone(self), layer, file }) as Arc<dyn Reading>;
         let reading = (self.guesses && contents.source.is_remote()).then(reader);
         let read = contents.read_for(range, reading).await;
         self.came.store(true, Ordering::Release);
@@ -176,12 +176,12 @@ impl Around {
     ) -> bool {
         let Some(contents) = self.layers.get(layer) else { return false };
         let Some(checks) = contents.read_cached(range, buffer, disk) else { return false };
-        let reading = Reader { around: Arc::clone(self), layer, file };
+        let reading = Reader { readahead: Arc::clone(self), layer, file };
         if self.guesses && contents.source.is_remote() && reading.tells(&checks) {
             // For this, there is time after the answer.
             let _noticed = threads::run(Work::Local, move || {
                 reading.noticed(range, checks, false);
-                reading.around.noticing.fetch_sub(1, Ordering::AcqRel);
+                reading.readahead.noticing.fetch_sub(1, Ordering::AcqRel);
             });
         }
         true
@@ -192,14 +192,14 @@ impl Around {
         if !self.layers.iter().any(|layer| layer.source.is_remote()) {
             return;
         }
-        let around = Arc::clone(self);
-        let found = threads::run(Work::Local, move || around.found(&files)).await.unwrap_or_default();
+        let readahead = Arc::clone(self);
+        let found = threads::run(Work::Local, move || readahead.found(&files)).await.unwrap_or_default();
         for file in found.into_iter().rev() {
             self.read_local(file).await;
-            let around = Arc::clone(self);
+            let readahead = Arc::clone(self);
             let wish = move || {
-                let mut state = around.state();
-                state.starts(&around, file).and_then(|()| state.mentions_of_command(&around, file))
+                let mut state = readahead.state();
+                state.starts(&readahead, file).and_then(|()| state.mentions_of_command(&readahead, file))
             };
             if let Ok(Err(error)) = threads::run(Work::Local, wish).await {
                 tracing::debug!(%error, "nothing is fetched for the image's command");
@@ -249,8 +249,8 @@ impl Around {
     fn pump(self: &Arc<Self>) {
         self.again.store(true, Ordering::Release);
         if !self.pumping.swap(true, Ordering::AcqRel) {
-            let around = Arc::clone(self);
-            let _pumped = threads::run(Work::Local, move || around.guess());
+            let readahead = Arc::clone(self);
+            let _pumped = threads::run(Work::Local, move || readahead.guess());
         }
     }
 
@@ -341,13 +341,13 @@ impl Around {
 impl Reader {
     /// Whether a hit is to be noticed; then it has a place among those that are.
     fn tells(&self, checks: &Range<u32>) -> bool {
-        let around = &self.around;
-        if around.state.try_lock().is_ok_and(|state| state.is_old(self.layer, self.file, checks)) {
+        let readahead = &self.readahead;
+        if readahead.state.try_lock().is_ok_and(|state| state.is_old(self.layer, self.file, checks)) {
             return false;
         }
-        let has_place = around.noticing.fetch_add(1, Ordering::AcqRel) < NOTICED;
+        let has_place = readahead.noticing.fetch_add(1, Ordering::AcqRel) < NOTICED;
         if !has_place {
-            around.noticing.fetch_sub(1, Ordering::AcqRel);
+            readahead.noticing.fetch_sub(1, Ordering::AcqRel);
         }
         has_place
     }
@@ -355,44 +355,44 @@ impl Reader {
 
 impl Reading for Reader {
     fn tail(&self) -> Result<Option<Tail>, Damaged> {
-        let around = &self.around;
-        let Some((place, contents)) = around.files.place(self.file).zip(around.layers.get(self.layer)) else {
+        let readahead = &self.readahead;
+        let Some((place, contents)) = readahead.files.place(self.file).zip(readahead.layers.get(self.layer)) else {
             return Ok(None);
         };
-        if around.is_over.load(Ordering::Acquire) {
+        if readahead.is_over.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let bytes = around.budget(self.layer).min(plan::MAX_REQUEST);
-        if around.reads_all.load(Ordering::Acquire) {
+        let bytes = readahead.budget(self.layer).min(plan::MAX_REQUEST);
+        if readahead.reads_all.load(Ordering::Acquire) {
             return Ok(Some(Tail { bytes: bytes.max(plan::SLICE), until: u64::MAX, goes_on: true }));
         }
         let size = plan::compressed(&contents.index, &contents.index.units_over(place.range)?)?;
         if size > WHOLE {
-            let state = around.state();
+            let state = readahead.state();
             let bytes = if state.is_in_order(self.file) { bytes.max(plan::SLICE) } else { bytes };
             let tail = Tail { bytes, until: place.range.end, goes_on: true };
             return Ok(state.has_missed(self.file).then_some(tail));
         }
         let until = match size {
-            ..=SMALL => around.end_of_small_files(self.file, place, bytes / SMALL_TAIL)?,
+            ..=SMALL => readahead.end_of_small_files(self.file, place, bytes / SMALL_TAIL)?,
             _ => place.range.end,
         };
         Ok(Some(Tail { bytes, until, goes_on: false }))
     }
 
     fn asked(&self, planned: &Planned) {
-        let mut state = self.around.state();
+        let mut state = self.readahead.state();
         state.asked(self.layer, planned, true);
-        self.around.tell(&state);
+        self.readahead.tell(&state);
     }
 
     fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
-        let mut state = self.around.state();
-        let noticed = state.noticed(&self.around, (self.layer, self.file), (range, checks), missed);
-        self.around.tell(&state);
+        let mut state = self.readahead.state();
+        let noticed = state.noticed(&self.readahead, (self.layer, self.file), (range, checks), missed);
+        self.readahead.tell(&state);
         drop(state);
         match noticed {
-            Ok(true) => self.around.pump(),
+            Ok(true) => self.readahead.pump(),
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "nothing is fetched around a read"),
         }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::super::asker::Guess;
 use super::super::plan;
 use super::super::prefetch::Waiting;
-use super::Around;
+use super::Readahead;
 use crate::blob::ByteRange;
 
 /// The guesses of one layer that are under way.
@@ -80,7 +80,7 @@ impl Flying {
 
 /// Guesses on their way, in one request.
 pub(super) struct Ticket {
-    around: Arc<Around>,
+    readahead: Arc<Readahead>,
     layer: usize,
     left: AtomicU64,
     /// Slices that it is the first for.
@@ -91,14 +91,14 @@ pub(super) struct Ticket {
 
 impl Ticket {
     pub(super) fn new(
-        around: &Arc<Around>,
+        readahead: &Arc<Readahead>,
         layer: usize,
         waiting: Waiting,
         (flying, range): (&Flying, ByteRange),
     ) -> Self {
         flying.start(range.len());
         let (left, first) = (AtomicU64::new(range.len()), flying.ask(range));
-        Self { around: Arc::clone(around), layer, left, first, _waiting: waiting }
+        Self { readahead: Arc::clone(readahead), layer, left, first, _waiting: waiting }
     }
 }
 
@@ -106,27 +106,27 @@ impl Guess for Ticket {
     fn arrived(&self, bytes: u64) {
         let bytes = bytes.min(self.left.load(Ordering::Acquire));
         self.left.fetch_sub(bytes, Ordering::AcqRel);
-        if let Some(flying) = self.around.flying.get(self.layer) {
+        if let Some(flying) = self.readahead.flying.get(self.layer) {
             flying.bytes.fetch_sub(bytes, Ordering::AcqRel);
             flying.moved();
         }
-        if self.around.waiting.load(Ordering::Acquire) {
-            self.around.pump();
+        if self.readahead.waiting.load(Ordering::Acquire) {
+            self.readahead.pump();
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(flying) = self.around.flying.get(self.layer) {
+        if let Some(flying) = self.readahead.flying.get(self.layer) {
             flying.bytes.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
             flying.requests.fetch_sub(1, Ordering::AcqRel);
             flying.slices().coming.retain(|slice| !self.first.contains(slice));
         }
-        self.around.came.store(true, Ordering::Release);
+        self.readahead.came.store(true, Ordering::Release);
         // While the runtime shuts down there is nobody to go on.
         if tokio::runtime::Handle::try_current().is_ok() {
-            self.around.pump();
+            self.readahead.pump();
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::plan;
 use super::files::{Neighbourhood, Node, Place};
-use super::{Around, SMALL};
+use super::{Readahead, SMALL};
 use crate::index::Damaged;
 
 /// What reading a small file for the first time gives its directory to spend on others.
@@ -53,7 +53,7 @@ enum Way {
     Before,
 }
 
-impl Around {
+impl Readahead {
     /// Where the run of small files of one directory ends that `file` starts in the blob; about `bytes` far.
     pub(super) fn end_of_small_files(&self, file: Node, place: Place, bytes: u64) -> Result<u64, Damaged> {
         let neighbourhood = self.neighbourhood();
