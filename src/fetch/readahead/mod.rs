@@ -9,16 +9,11 @@
 //! Nothing is recorded of earlier runs; only the image's own files say what comes next. The rules and most numbers came out of a simulation of
 //! recorded reads; docs/performance.md says what each is worth on a real link. Sizes are compressed bytes unless said otherwise.
 
-pub mod elf;
 mod files;
-mod flying;
-mod mentions;
-mod near;
-mod programs;
-mod shelf;
+mod policy;
 mod state;
-mod wish;
-pub mod words;
+mod stretch;
+mod underway;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,8 +24,9 @@ use bytes::Bytes;
 
 use self::files::Neighbourhood;
 pub use self::files::{Files, LONGEST_PATH, Node, Place};
-use self::flying::{Flying, Ticket};
+pub use self::policy::{elf, words};
 use self::state::{Next, State};
+use self::underway::{Flying, Ticket};
 use super::asker::{Guess, Planned, Reading};
 use super::job::Job;
 use super::plan::{self, Tail};
@@ -217,7 +213,8 @@ impl Readahead {
 
     /// Lets a file be looked into whose layer was read whole when it was opened.
     async fn read_local(&self, file: Node) {
-        let Some(place) = self.files.place(file).filter(|place| place.range.len() <= mentions::LOOKED_INTO) else {
+        let Some(place) = self.files.place(file).filter(|place| place.range.len() <= policy::mentions::LOOKED_INTO)
+        else {
             return;
         };
         if let Some(contents) = self.layers.get(place.layer).filter(|contents| !contents.source.is_remote()) {

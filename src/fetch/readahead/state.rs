@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::super::asker::Planned;
 use super::super::plan;
 use super::files::{Node, Place};
-use super::mentions::Mentions;
-use super::near::{CREDIT, Directory, MOST_CREDIT};
-use super::programs::Programs;
-use super::wish::Wish;
+use super::policy::mentions::Mentions;
+use super::policy::near::{CREDIT, Directory, MOST_CREDIT};
+use super::policy::programs::Programs;
+use super::stretch::Stretch;
 use super::{FLOOR, Readahead, SMALL, WHOLE};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
@@ -54,10 +54,10 @@ pub(super) struct State {
     pub(super) programs: Programs,
     pub(super) mentions: Mentions,
     large: HashMap<Node, Large>,
-    rests: Stack<Wish>,
-    pub(super) libraries: Stack<Wish>,
+    rests: Stack<Stretch>,
+    pub(super) libraries: Stack<Stretch>,
     /// What the image's command needs. It counts once it was read: until then it has a bound of its own.
-    pub(super) started: Stack<Wish>,
+    pub(super) started: Stack<Stretch>,
     dirs: Stack<Directory>,
     /// What is put off, since its slice is coming for another guess.
     late: VecDeque<Next>,
@@ -111,9 +111,9 @@ impl<T> Stack<T> {
     }
 }
 
-impl Stack<Wish> {
+impl Stack<Stretch> {
     /// Takes one out.
-    fn take(&mut self, is_it: impl Fn(&Wish) -> bool) -> Option<Wish> {
+    fn take(&mut self, is_it: impl Fn(&Stretch) -> bool) -> Option<Stretch> {
         let at = self.0.iter().position(is_it)?;
         self.0.remove(at)
     }
@@ -308,7 +308,7 @@ impl State {
                 large.ahead = end;
                 // What is left of the one before comes first, since it ends where this one begins.
                 let before = self.rests.take(|wish| wish.goes_on_at(place.layer, start));
-                let wish = before.map_or_else(|| Wish::in_order(place.layer, start..end), |wish| wish.up_to(end));
+                let wish = before.map_or_else(|| Stretch::in_order(place.layer, start..end), |wish| wish.up_to(end));
                 self.rests.push(wish);
             }
         } else if missed {
@@ -320,7 +320,7 @@ impl State {
             let start = plan::backward(&contents.index, here.start, window / 2, units.start)?;
             let end =
                 plan::forward(&contents.index, here.end.saturating_sub(1), window / 2, units.end)?.saturating_add(1);
-            self.rests.push(Wish::new(place.layer, start..end, here.end));
+            self.rests.push(Stretch::new(place.layer, start..end, here.end));
         }
         Ok(())
     }
@@ -432,7 +432,7 @@ impl State {
 fn missing_from(readahead: &Readahead, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
     let Some(contents) = readahead.layers.get(layer).filter(|layer| layer.source.is_remote()) else { return Ok(None) };
     let until = contents.index.summary().units.max(*start).min(start.saturating_add(LOOKED_AT));
-    let found = Wish::in_order(layer, *start..until).next(contents, plan::SLICE)?;
+    let found = Stretch::in_order(layer, *start..until).next(contents, plan::SLICE)?;
     *start = found.as_ref().map_or(until, |units| units.end);
     Ok(found)
 }
@@ -443,11 +443,11 @@ pub(super) fn rest_of(
     place: Place,
     units: &Range<u32>,
     at: u32,
-) -> Result<Option<Wish>, Damaged> {
+) -> Result<Option<Stretch>, Damaged> {
     let Some(contents) = readahead.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(None) };
     if plan::compressed(&contents.index, units)? <= WHOLE {
-        return Ok(Some(Wish::new(place.layer, units.clone(), at)));
+        return Ok(Some(Stretch::new(place.layer, units.clone(), at)));
     }
     let start = plan::backward(&contents.index, units.end - 1, TAIL, units.start)?;
-    Ok(Some(Wish::new(place.layer, start..units.end, start)))
+    Ok(Some(Stretch::new(place.layer, start..units.end, start)))
 }

@@ -7,7 +7,7 @@ use crate::index::Damaged;
 
 /// Units of one layer, those ahead of a place first, then those behind it from there backwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct Stretch {
     pub(super) layer: usize,
     ahead: Range<u32>,
     behind: Range<u32>,
@@ -15,7 +15,7 @@ pub(super) struct Wish {
     pub(super) goes_on: bool,
 }
 
-impl Wish {
+impl Stretch {
     /// `units`, from `at` on.
     pub(super) fn new(layer: usize, units: Range<u32>, at: u32) -> Self {
         let at = at.clamp(units.start, units.end.max(units.start));

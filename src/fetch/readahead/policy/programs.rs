@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::super::{Layer, plan};
+use super::super::super::{Layer, plan};
+use super::super::files::{Node, Place};
+use super::super::state::{Seen, State, TAIL, rest_of};
+use super::super::stretch::Stretch;
+use super::super::{Readahead, WHOLE};
 use super::elf::{self, Needed, Unknown};
-use super::files::{Node, Place};
-use super::state::{Seen, State, TAIL, rest_of};
-use super::wish::Wish;
-use super::{Readahead, WHOLE};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
@@ -33,7 +33,7 @@ const BESIDE_C_LIBRARY: &[u8] = b"gconv/gconv-modules.cache";
 
 /// What is known of programs and libraries.
 #[derive(Default)]
-pub(super) struct Programs {
+pub(in super::super) struct Programs {
     /// To be looked into; with what the image's command needs.
     waiting: VecDeque<(Node, bool)>,
     /// What the image's command needs, and the bytes of it that are wished for: each file once, whatever needs it.
@@ -49,19 +49,19 @@ pub(super) struct Programs {
 
 impl Programs {
     /// A file was read, or is to be: it may be a program.
-    pub(super) fn push(&mut self, file: Node, is_started: bool) {
+    pub(in super::super) fn push(&mut self, file: Node, is_started: bool) {
         self.waiting.push_front((file, is_started));
         self.waiting.truncate(WAITING);
     }
 
-    pub(super) fn are_waiting(&self) -> bool {
+    pub(in super::super) fn are_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 }
 
 impl State {
     /// The image's command starts with a file.
-    pub(super) fn starts(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+    pub(in super::super) fn starts(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
         let Some((place, units)) = readahead.units(file)? else { return Ok(()) };
         let Some(contents) = readahead.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
         if !contents.source.is_remote() || !self.programs.started.insert(file) {
@@ -73,13 +73,13 @@ impl State {
         if bytes <= ALL_STARTED {
             self.programs.started_bytes = bytes;
             self.programs.push(file, true);
-            self.started.push(Wish::new(place.layer, units.clone(), units.start));
+            self.started.push(Stretch::new(place.layer, units.clone(), units.start));
         }
         Ok(())
     }
 
     /// Looks whether files are programs, and wishes for what they need.
-    pub(super) fn look_into_programs(&mut self, readahead: &Readahead) -> Result<(), Damaged> {
+    pub(in super::super) fn look_into_programs(&mut self, readahead: &Readahead) -> Result<(), Damaged> {
         for (file, is_started) in std::mem::take(&mut self.programs.waiting) {
             let Some(place) = readahead.files.place(file) else { continue };
             match look_into(readahead, place) {
@@ -146,7 +146,7 @@ impl State {
         }
         self.programs.push(library, false);
         if plan::compressed(&contents.index, &units)? > WHOLE {
-            self.libraries.push(Wish::new(place.layer, head_of(contents, &units)?, units.start));
+            self.libraries.push(Stretch::new(place.layer, head_of(contents, &units)?, units.start));
         }
         if let Some(wish) = rest_of(readahead, place, &units, units.start)? {
             self.libraries.push(wish);

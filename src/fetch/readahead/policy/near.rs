@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use super::super::plan;
-use super::files::{Neighbourhood, Node, Place};
-use super::{Readahead, SMALL};
+use super::super::super::plan;
+use super::super::files::{Neighbourhood, Node, Place};
+use super::super::{Readahead, SMALL};
 use crate::index::Damaged;
 
 /// What reading a small file for the first time gives its directory to spend on others.
-pub(super) const CREDIT: u64 = 128 << 10;
+pub(in super::super) const CREDIT: u64 = 128 << 10;
 
 /// More than this is not saved up.
-pub(super) const MOST_CREDIT: u64 = 4 << 20;
+pub(in super::super) const MOST_CREDIT: u64 = 4 << 20;
 
 /// Units of a file that are looked at; a small one seldom has more than two.
 const LOOKED_AT: usize = 64;
@@ -21,11 +21,11 @@ const CANDIDATES: usize = 128;
 
 /// A directory with something to spend.
 #[derive(Debug)]
-pub(super) struct Directory {
-    pub(super) dir: Node,
+pub(in super::super) struct Directory {
+    pub(in super::super) dir: Node,
     /// The file of it that was read last.
-    pub(super) last: Node,
-    pub(super) credit: u64,
+    pub(in super::super) last: Node,
+    pub(in super::super) credit: u64,
 }
 
 /// A request costs a server more than so few bytes are worth.
@@ -55,7 +55,7 @@ enum Way {
 
 impl Readahead {
     /// Where the run of small files of one directory ends that `file` starts in the blob; about `bytes` far.
-    pub(super) fn end_of_small_files(&self, file: Node, place: Place, bytes: u64) -> Result<u64, Damaged> {
+    pub(in super::super) fn end_of_small_files(&self, file: Node, place: Place, bytes: u64) -> Result<u64, Damaged> {
         let neighbourhood = self.neighbourhood();
         let dir = neighbourhood.dir(file);
         let [behind, _] = neighbourhood.beside(&*self.files, file);
@@ -79,7 +79,7 @@ impl Readahead {
     }
 
     /// Where a file is, and the units that hold it.
-    pub(super) fn units(&self, file: Node) -> Result<Option<(Place, Range<u32>)>, Damaged> {
+    pub(in super::super) fn units(&self, file: Node) -> Result<Option<(Place, Range<u32>)>, Damaged> {
         let Some(place) = self.files.place(file) else { return Ok(None) };
         let Some(layer) = self.layers.get(place.layer) else { return Ok(None) };
         Ok(Some((place, layer.index.units_over(place.range)?)))
@@ -87,7 +87,11 @@ impl Readahead {
 
     /// Adjacent small files near the last one read in a directory, about `size` bytes of them, which its credit then pays for. Runs that are
     /// too short for a request of their own are passed over.
-    pub(super) fn near(&self, near: &mut Directory, size: u64) -> Result<Option<(usize, Range<u32>)>, Damaged> {
+    pub(in super::super) fn near(
+        &self,
+        near: &mut Directory,
+        size: u64,
+    ) -> Result<Option<(usize, Range<u32>)>, Damaged> {
         let mut run: Option<Run> = None;
         for (file, way) in self.candidates(near).into_iter().take(CANDIDATES) {
             let small = self.small(file)?.filter(|small| small.bytes <= near.credit);
@@ -157,7 +161,7 @@ impl Readahead {
     }
 
     /// The units of a file that are not there, made longer over `wished` files near it, up to `size` bytes and no further than over `gap` bytes.
-    pub(super) fn run_of(
+    pub(in super::super) fn run_of(
         &self,
         file: Node,
         (layer, units): (usize, Range<u32>),

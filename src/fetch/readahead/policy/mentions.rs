@@ -14,18 +14,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::{Layer, plan};
-use super::files::Node;
+use super::super::super::{Layer, plan};
+use super::super::files::Node;
+use super::super::state::{Next, State};
+use super::super::stretch::Stretch;
+use super::super::{Readahead, SMALL, WHOLE};
 use super::shelf::{self, Kind, Shelf};
-use super::state::{Next, State};
-use super::wish::Wish;
 use super::words::{is_script, words};
-use super::{Readahead, SMALL, WHOLE};
 use crate::cache;
 use crate::index::{CheckKind, Damaged};
 
 /// Bytes of the largest file that is looked into.
-pub(super) const LOOKED_INTO: u64 = 512 << 10;
+pub(in super::super) const LOOKED_INTO: u64 = 512 << 10;
 
 /// How many steps from what was read a file may be that is looked into.
 const STEPS: usize = 4;
@@ -98,7 +98,7 @@ struct Waiting {
 }
 
 #[derive(Default)]
-pub(super) struct Mentions {
+pub(in super::super) struct Mentions {
     waiting: VecDeque<Waiting>,
     told: HashMap<Node, Told>,
     /// What is to be fetched.
@@ -113,12 +113,12 @@ pub(super) struct Mentions {
 }
 
 impl Mentions {
-    pub(super) fn are_waiting(&self) -> bool {
+    pub(in super::super) fn are_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// Whether a file was named before it was read.
-    pub(super) fn has_told(&self, file: Node) -> bool {
+    pub(in super::super) fn has_told(&self, file: Node) -> bool {
         self.told.contains_key(&file)
     }
 
@@ -248,7 +248,7 @@ impl Mentions {
 
 impl Readahead {
     /// Looks into the files of which all is there by now, and wishes for what they name. While they are read, the state is anybody's.
-    pub(super) fn look_into_mentions(&self) -> Result<(), Damaged> {
+    pub(in super::super) fn look_into_mentions(&self) -> Result<(), Damaged> {
         if !self.came.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
@@ -269,7 +269,7 @@ impl Readahead {
 
 impl State {
     /// A file was read for the first time.
-    pub(super) fn mentions_of(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+    pub(in super::super) fn mentions_of(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
         if let Some(dir) = readahead.neighbourhood().dir(file) {
             self.mentions.search(readahead, dir);
         }
@@ -283,7 +283,7 @@ impl State {
     }
 
     /// The image's command starts with a program, or is given a script.
-    pub(super) fn mentions_of_command(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
+    pub(in super::super) fn mentions_of_command(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
         let files = &*readahead.files;
         // The program comes last here, and first in turn.
         let turn = u32::MAX.saturating_sub(self.mentions.commands.saturating_mul(2)).max(COMMAND_TURNS + 2);
@@ -356,7 +356,7 @@ impl State {
     }
 
     /// What to fetch next of what was named, at most about `size` bytes.
-    pub(super) fn next_mentioned(
+    pub(in super::super) fn next_mentioned(
         &mut self,
         readahead: &Readahead,
         size: u64,
@@ -376,7 +376,7 @@ impl State {
                 // In pieces, with what else is large.
                 self.mentions.spend(bytes, counts);
                 let stack = if counts { &mut self.libraries } else { &mut self.started };
-                stack.push(Wish::new(place.layer, units.clone(), units.start));
+                stack.push(Stretch::new(place.layer, units.clone(), units.start));
                 match if counts { stack.next(readahead, size, counts)? } else { None } {
                     Some(next) => return Ok(Some(next)),
                     None => continue,

@@ -17,7 +17,7 @@ use elf::file::{Class, FileHeader};
 use elf::segment::{ProgramHeader, SegmentTable};
 use elf::string_table::StringTable;
 
-use super::files::LONGEST_PATH;
+use super::super::files::LONGEST_PATH;
 use crate::blob::ByteRange;
 
 /// Bytes of the largest table that is read; real ones are a tenth of it. A string table of C++ names can be larger: then its head.
