@@ -2,17 +2,22 @@
 
 use std::ops::Range;
 
-use super::super::{Layer, plan};
+use super::image::{Image, Located, Units, WHOLE};
+use super::stack::Stack;
+use super::wish::{Origin, Wish};
 use crate::index::Damaged;
+
+/// Of a larger file, so much of its end is wished for at its first read: there the dynamic section of a program is, and the directory of an archive.
+pub(super) const TAIL: u64 = 64 << 10;
 
 /// Units of one layer, those ahead of a place first, then those behind it from there backwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stretch {
-    pub(super) layer: usize,
+    layer: usize,
     ahead: Range<u32>,
     behind: Range<u32>,
     /// Whether more will be wished for behind it: then its requests end with slices.
-    pub(super) goes_on: bool,
+    goes_on: bool,
 }
 
 impl Stretch {
@@ -28,6 +33,19 @@ impl Stretch {
         Self { goes_on: true, ..Self::new(layer, units, at) }
     }
 
+    /// All of a file, from a unit on; of a larger one its end.
+    pub(super) fn rest_of(file: &Located<'_>, at: u32) -> Result<Option<Self>, Damaged> {
+        let Located { place, units, layer } = file;
+        if units.is_empty() {
+            return Ok(None);
+        }
+        if file.size()? <= WHOLE {
+            return Ok(Some(Self::new(place.layer, units.clone(), at)));
+        }
+        let start = layer.backward(units.end - 1, TAIL, units.start)?;
+        Ok(Some(Self::new(place.layer, start..units.end, start)))
+    }
+
     /// Whether it ends where `unit` of that layer begins, and more is to be wished for behind it.
     pub(super) fn goes_on_at(&self, layer: usize, unit: u32) -> bool {
         self.goes_on && self.layer == layer && self.ahead.end == unit
@@ -40,12 +58,12 @@ impl Stretch {
     }
 
     /// The next units that are not there, up to `size` compressed bytes (and at least one), or to the end of a slice; they are not given again.
-    pub(super) fn next(&mut self, layer: &Layer, size: u64) -> Result<Option<Range<u32>>, Damaged> {
+    pub(super) fn next(&mut self, layer: &dyn Units, size: u64) -> Result<Option<Range<u32>>, Damaged> {
         while let Some(unit) = self.ahead.next() {
             if layer.lacks(unit)? {
                 let last = match self.goes_on {
-                    true => plan::to_slice_end(&layer.index, unit, self.ahead.end)?,
-                    false => plan::forward(&layer.index, unit, size, self.ahead.end)?,
+                    true => layer.to_slice_end(unit, self.ahead.end)?,
+                    false => layer.forward(unit, size, self.ahead.end)?,
                 };
                 self.ahead.start = last.saturating_add(1);
                 return Ok(Some(unit..last.saturating_add(1)));
@@ -53,10 +71,25 @@ impl Stretch {
         }
         while let Some(unit) = self.behind.next_back() {
             if layer.lacks(unit)? {
-                let first = plan::backward(&layer.index, unit, size, self.behind.start)?;
+                let first = layer.backward(unit, size, self.behind.start)?;
                 self.behind.end = first;
                 return Ok(Some(first..unit.saturating_add(1)));
             }
+        }
+        Ok(None)
+    }
+}
+
+impl Stack<Stretch> {
+    /// What to fetch next of the newest, at most about `size` bytes.
+    pub(super) fn next(&mut self, image: &Image, size: u64, origin: Origin) -> Result<Option<Wish>, Damaged> {
+        while let Some(stretch) = self.top() {
+            let layer = image.layer(stretch.layer);
+            if let Some(units) = layer.map(|layer| stretch.next(&**layer, size)).transpose()?.flatten() {
+                let goes_on = stretch.goes_on;
+                return Ok(Some(Wish { goes_on, ..Wish::new(origin, stretch.layer, units) }));
+            }
+            self.pop();
         }
         Ok(None)
     }

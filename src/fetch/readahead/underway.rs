@@ -2,15 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::asker::Guess;
 use super::super::plan;
-use super::super::prefetch::Waiting;
-use super::Readahead;
 use crate::blob::ByteRange;
 
 /// The guesses of one layer that are under way.
@@ -42,7 +39,7 @@ impl Flying {
         self.requests.load(Ordering::Acquire)
     }
 
-    fn start(&self, bytes: u64) {
+    pub(super) fn start(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
         if self.requests.fetch_add(1, Ordering::AcqRel) == 0 {
             self.moved();
@@ -56,11 +53,24 @@ impl Flying {
     }
 
     /// A guess asks for this; gives the slices that it is the first for.
-    fn ask(&self, range: ByteRange) -> Vec<u64> {
+    pub(super) fn ask(&self, range: ByteRange) -> Vec<u64> {
         let mut slices = self.slices();
         let first: Vec<u64> = plan::slices(range).filter(|slice| slices.asked.insert(*slice)).collect();
         slices.coming.extend(&first);
         first
+    }
+
+    /// So many bytes of one came.
+    pub(super) fn arrived(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.moved();
+    }
+
+    /// One is over that lacks so many bytes, and was the first for some slices.
+    pub(super) fn end(&self, left: u64, first: &[u64]) {
+        self.bytes.fetch_sub(left, Ordering::AcqRel);
+        self.requests.fetch_sub(1, Ordering::AcqRel);
+        self.slices().coming.retain(|slice| !first.contains(slice));
     }
 
     fn slices(&self) -> MutexGuard<'_, Slices> {
@@ -78,55 +88,25 @@ impl Flying {
     }
 }
 
-/// Guesses on their way, in one request.
-pub(super) struct Ticket {
-    readahead: Arc<Readahead>,
-    layer: usize,
-    left: AtomicU64,
-    /// Slices that it is the first for.
-    first: Vec<u64>,
-    /// Prefetch waits for it as it does for readers.
-    _waiting: Waiting,
-}
+/// Those of all layers of an image.
+pub(super) struct Underway(Vec<Flying>);
 
-impl Ticket {
-    pub(super) fn new(
-        readahead: &Arc<Readahead>,
-        layer: usize,
-        waiting: Waiting,
-        (flying, range): (&Flying, ByteRange),
-    ) -> Self {
-        flying.start(range.len());
-        let (left, first) = (AtomicU64::new(range.len()), flying.ask(range));
-        Self { readahead: Arc::clone(readahead), layer, left, first, _waiting: waiting }
+impl Underway {
+    pub(super) fn new(layers: usize) -> Self {
+        Self(std::iter::repeat_with(Flying::default).take(layers).collect())
     }
-}
 
-impl Guess for Ticket {
-    fn arrived(&self, bytes: u64) {
-        let bytes = bytes.min(self.left.load(Ordering::Acquire));
-        self.left.fetch_sub(bytes, Ordering::AcqRel);
-        if let Some(flying) = self.readahead.flying.get(self.layer) {
-            flying.bytes.fetch_sub(bytes, Ordering::AcqRel);
-            flying.moved();
-        }
-        if self.readahead.waiting.load(Ordering::Acquire) {
-            self.readahead.pump();
-        }
+    pub(super) fn of(&self, layer: usize) -> Option<&Flying> {
+        self.0.get(layer)
     }
-}
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(flying) = self.readahead.flying.get(self.layer) {
-            flying.bytes.fetch_sub(self.left.load(Ordering::Acquire), Ordering::AcqRel);
-            flying.requests.fetch_sub(1, Ordering::AcqRel);
-            flying.slices().coming.retain(|slice| !self.first.contains(slice));
-        }
-        self.readahead.came.store(true, Ordering::Release);
-        // While the runtime shuts down there is nobody to go on.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.readahead.pump();
-        }
+    /// With the numbers of their layers.
+    pub(super) fn each(&self) -> impl Iterator<Item = (usize, &Flying)> {
+        self.0.iter().enumerate()
+    }
+
+    /// Bytes that were asked for and have not come.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(Flying::bytes).fold(0, u64::saturating_add)
     }
 }

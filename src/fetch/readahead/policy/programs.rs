@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::super::super::{Layer, plan};
-use super::super::files::{Node, Place};
-use super::super::state::{Seen, State, TAIL, rest_of};
-use super::super::stretch::Stretch;
-use super::super::{Readahead, WHOLE};
+use super::super::files::{Files, Node, Place};
+use super::super::image::{Image, Located, WHOLE};
+use super::super::seen::Seen;
+use super::super::stack::Stack;
+use super::super::stretch::{Stretch, TAIL};
+use super::super::wish::{Origin, Wish};
 use super::elf::{self, Needed, Unknown};
+use super::{Ask, Found, Known, News, Policy};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
@@ -33,139 +35,168 @@ const BESIDE_C_LIBRARY: &[u8] = b"gconv/gconv-modules.cache";
 
 /// What is known of programs and libraries.
 #[derive(Default)]
-pub(in super::super) struct Programs {
+pub(super) struct Programs {
     /// To be looked into; with what the image's command needs.
     waiting: VecDeque<(Node, bool)>,
-    /// What the image's command needs, and the bytes of it that are wished for: each file once, whatever needs it.
-    started: Seen,
+    libraries: Stack<Stretch>,
+    /// What the image's command needs.
+    started: Stack<Stretch>,
+    /// Each file of that once, whatever needs it, and the bytes that are wished for.
+    of_command: Seen,
+    started_bytes: u64,
     /// Libraries that were wished for.
     wished: Seen,
-    started_bytes: u64,
     /// Where libraries were found.
     dirs: Vec<Node>,
     /// The C library's own files were wished for.
     has_c_library: bool,
 }
 
-impl Programs {
-    /// A file was read, or is to be: it may be a program.
-    pub(in super::super) fn push(&mut self, file: Node, is_started: bool) {
-        self.waiting.push_front((file, is_started));
-        self.waiting.truncate(WAITING);
+impl Policy for Programs {
+    fn origins(&self) -> &'static [Origin] {
+        &[Origin::Library, Origin::Command]
     }
 
-    pub(in super::super) fn are_waiting(&self) -> bool {
+    fn told(&mut self, known: &Known<'_>, news: &News<'_>, _: &mut Found) -> Result<(), Damaged> {
+        match news {
+            News::Read(read) if read.is_first => self.push(read.file, false),
+            News::Linked(file) => self.push(*file, false),
+            News::Starts(file) => self.starts(known.image, *file)?,
+            News::Needed(stretch) => self.started.push(stretch.clone()),
+            News::Asked => self.look_into_all(known)?,
+            News::Read(_) | News::Studied => {}
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, known: &Known<'_>, ask: Ask, _: &mut Found) -> Result<Option<Wish>, Damaged> {
+        let stack = if ask.turn == Origin::Command { &mut self.started } else { &mut self.libraries };
+        stack.next(known.image, ask.size, ask.turn)
+    }
+
+    fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 }
 
-impl State {
+impl Programs {
+    /// A file was read, or is to be: it may be a program.
+    fn push(&mut self, file: Node, is_started: bool) {
+        self.waiting.push_front((file, is_started));
+        self.waiting.truncate(WAITING);
+    }
+
     /// The image's command starts with a file.
-    pub(in super::super) fn starts(&mut self, readahead: &Readahead, file: Node) -> Result<(), Damaged> {
-        let Some((place, units)) = readahead.units(file)? else { return Ok(()) };
-        let Some(contents) = readahead.layers.get(place.layer).filter(|_| !units.is_empty()) else { return Ok(()) };
-        if !contents.source.is_remote() || !self.programs.started.insert(file) {
+    fn starts(&mut self, image: &Image, file: Node) -> Result<(), Damaged> {
+        let Some(located) = image.locate(file)?.filter(|located| !located.units.is_empty()) else { return Ok(()) };
+        if !located.layer.is_remote() || !self.of_command.insert(file) {
             return Ok(());
         }
-        let whole = plan::compressed(&contents.index, &units)? <= STARTED;
-        let units = if whole { units } else { head_of(contents, &units)? };
-        let bytes = self.programs.started_bytes.saturating_add(plan::compressed(&contents.index, &units)?);
+        let units = if located.size()? <= STARTED { located.units.clone() } else { head_of(&located)? };
+        let bytes = self.started_bytes.saturating_add(located.layer.size(&units)?);
         if bytes <= ALL_STARTED {
-            self.programs.started_bytes = bytes;
-            self.programs.push(file, true);
-            self.started.push(Stretch::new(place.layer, units.clone(), units.start));
+            self.started_bytes = bytes;
+            self.push(file, true);
+            let start = units.start;
+            self.started.push(Stretch::new(located.place.layer, units, start));
         }
         Ok(())
     }
 
     /// Looks whether files are programs, and wishes for what they need.
-    pub(in super::super) fn look_into_programs(&mut self, readahead: &Readahead) -> Result<(), Damaged> {
-        for (file, is_started) in std::mem::take(&mut self.programs.waiting) {
-            let Some(place) = readahead.files.place(file) else { continue };
-            match look_into(readahead, place) {
-                Ok(needed) => self.wish_for(readahead, file, &needed, is_started)?,
-                Err(Unknown::Missing) => self.programs.waiting.push_back((file, is_started)),
+    fn look_into_all(&mut self, known: &Known<'_>) -> Result<(), Damaged> {
+        for (file, is_started) in std::mem::take(&mut self.waiting) {
+            let Some(place) = known.image.files().place(file) else { continue };
+            match look_into(known.image, place) {
+                Ok(needed) => self.wish_for(known, (file, is_started), &needed)?,
+                Err(Unknown::Missing) => self.waiting.push_back((file, is_started)),
                 Err(Unknown::NotElf) => {}
             }
         }
-        self.programs.waiting.truncate(WAITING);
+        self.waiting.truncate(WAITING);
         Ok(())
     }
 
     fn wish_for(
         &mut self,
-        readahead: &Readahead,
-        file: Node,
+        known: &Known<'_>,
+        (file, is_started): (Node, bool),
         needed: &Needed,
-        is_started: bool,
     ) -> Result<(), Damaged> {
-        let dir = readahead.neighbourhood().dir(file).unwrap_or(1);
-        let found = self.find(readahead, dir, needed);
-        for library in found.into_iter().rev().filter(|library| !self.seen.contains(*library)).collect::<Vec<_>>() {
+        let dir = known.image.dir(file).unwrap_or(1);
+        for library in self.find(known.image, dir, needed).into_iter().rev() {
+            if known.history.has_read(library) {
+                continue;
+            }
             if is_started {
-                self.starts(readahead, library)?;
+                self.starts(known.image, library)?;
             } else {
-                self.wish_for_library(readahead, library)?;
+                self.wish_for_library(known.image, library)?;
             }
         }
         Ok(())
     }
 
     /// The interpreter and the libraries that a file in `dir` needs, as far as they are found, and what the C library reads.
-    fn find(&mut self, readahead: &Readahead, dir: Node, needed: &Needed) -> Vec<Node> {
-        let files = &readahead.files;
-        let search = needed.search.iter().filter_map(|path| {
-            match path.strip_prefix(b"$ORIGIN").or_else(|| path.strip_prefix(b"${ORIGIN}")) {
-                Some(rest) => files.find(dir, rest.strip_prefix(b"/").unwrap_or(rest)),
-                None => files.find(1, path),
-            }
-        });
-        let mut dirs: Vec<Node> = search.chain([dir]).chain(self.programs.dirs.iter().copied()).collect();
+    fn find(&mut self, image: &Image, dir: Node, needed: &Needed) -> Vec<Node> {
+        let files = image.files();
+        let search = needed.search.iter().filter_map(|path| searched(files, dir, path));
+        let mut dirs: Vec<Node> = search.chain([dir]).chain(self.dirs.iter().copied()).collect();
         let interpreter = needed.interpreter.as_ref().and_then(|path| files.find(1, path));
-        dirs.extend(interpreter.and_then(|file| readahead.neighbourhood().dir(file)));
+        dirs.extend(interpreter.and_then(|file| image.dir(file)));
         dirs.extend(LIBRARY_DIRS.iter().filter_map(|path| files.find(1, path)));
         let library = |name: &Vec<u8>| dirs.iter().find_map(|dir| files.find(*dir, name));
         let mut found: Vec<Node> = interpreter.into_iter().chain(needed.libraries.iter().filter_map(library)).collect();
-        for dir in found.iter().filter_map(|file| readahead.neighbourhood().dir(*file)) {
-            if self.programs.dirs.len() < MOST_DIRS && !self.programs.dirs.contains(&dir) {
-                self.programs.dirs.push(dir);
-            }
-        }
-        if interpreter.is_some() && !std::mem::replace(&mut self.programs.has_c_library, true) {
+        self.remember(found.iter().filter_map(|file| image.dir(*file)));
+        if interpreter.is_some() && !std::mem::replace(&mut self.has_c_library, true) {
             found.extend(C_LIBRARY.iter().filter_map(|path| files.find(1, path)));
-            found.extend(self.programs.dirs.iter().find_map(|dir| files.find(*dir, BESIDE_C_LIBRARY)));
+            found.extend(self.dirs.iter().find_map(|dir| files.find(*dir, BESIDE_C_LIBRARY)));
         }
         found
     }
 
-    fn wish_for_library(&mut self, readahead: &Readahead, library: Node) -> Result<(), Damaged> {
-        let Some((place, units)) = readahead.units(library)? else { return Ok(()) };
-        let Some(contents) = readahead.layers.get(place.layer) else { return Ok(()) };
-        if !self.programs.wished.insert(library) {
+    /// There are libraries in these directories.
+    fn remember(&mut self, dirs: impl Iterator<Item = Node>) {
+        for dir in dirs {
+            if self.dirs.len() < MOST_DIRS && !self.dirs.contains(&dir) {
+                self.dirs.push(dir);
+            }
+        }
+    }
+
+    fn wish_for_library(&mut self, image: &Image, library: Node) -> Result<(), Damaged> {
+        let Some(located) = image.locate(library)? else { return Ok(()) };
+        if !self.wished.insert(library) {
             return Ok(());
         }
-        self.programs.push(library, false);
-        if plan::compressed(&contents.index, &units)? > WHOLE {
-            self.libraries.push(Stretch::new(place.layer, head_of(contents, &units)?, units.start));
+        self.push(library, false);
+        let start = located.units.start;
+        if located.size()? > WHOLE {
+            self.libraries.push(Stretch::new(located.place.layer, head_of(&located)?, start));
         }
-        if let Some(wish) = rest_of(readahead, place, &units, units.start)? {
-            self.libraries.push(wish);
-        }
+        Stretch::rest_of(&located, start)?.into_iter().for_each(|rest| self.libraries.push(rest));
         Ok(())
     }
 }
 
+/// The directory that a program in `dir` names to look for libraries in.
+fn searched(files: &dyn Files, dir: Node, path: &[u8]) -> Option<Node> {
+    match path.strip_prefix(b"$ORIGIN").or_else(|| path.strip_prefix(b"${ORIGIN}")) {
+        Some(rest) => files.find(dir, rest.strip_prefix(b"/").unwrap_or(rest)),
+        None => files.find(1, path),
+    }
+}
+
 /// The first units of a large file.
-fn head_of(contents: &Layer, units: &Range<u32>) -> Result<Range<u32>, Damaged> {
-    Ok(units.start..plan::forward(&contents.index, units.start, TAIL, units.end)?.saturating_add(1))
+fn head_of(Located { units, layer, .. }: &Located<'_>) -> Result<Range<u32>, Damaged> {
+    Ok(units.start..layer.forward(units.start, TAIL, units.end)?.saturating_add(1))
 }
 
 /// What a file needs, if it is a program and the parts that say so are there.
-fn look_into(readahead: &Readahead, place: Place) -> Result<Needed, Unknown> {
-    let contents = readahead.layers.get(place.layer).ok_or(Unknown::NotElf)?;
+fn look_into(image: &Image, place: Place) -> Result<Needed, Unknown> {
     elf::needed(&|range: ByteRange| {
         // What lies past its end is not missing: it is nothing.
         let in_file = |at: u64| place.range.start.saturating_add(at).min(place.range.end);
-        contents.peek(ByteRange::new(in_file(range.start), in_file(range.end))?)
+        image.peek(Place { range: ByteRange::new(in_file(range.start), in_file(range.end))?, ..place })
     })
 }

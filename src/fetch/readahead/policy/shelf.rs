@@ -15,11 +15,11 @@ const LONGEST_SUFFIX: usize = 16;
 const COMPILED: &[u8] = b"__pycache__";
 
 /// The file that stands for a directory to those who import that: Python's, and JavaScript's.
-pub(in super::super) const ENTRIES: [&[u8]; 2] = [b"__init__", b"index"];
+pub(super) const ENTRIES: [&[u8]; 2] = [b"__init__", b"index"];
 
 /// A suffix that tells what may name what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in super::super) enum Kind {
+pub(super) enum Kind {
     /// Names, and is named by, whatever has a suffix: an extension of a language's, which is linked as a library.
     Native,
     /// Names what it is compiled of or to, or is of the same kind: one suffix starts with the other, as `py` and `pyc`, `js` and `json`.
@@ -30,7 +30,7 @@ pub(in super::super) enum Kind {
 
 impl Kind {
     /// `None` without a suffix.
-    pub(in super::super) fn of(name: &[u8]) -> Option<Self> {
+    pub(super) fn of(name: &[u8]) -> Option<Self> {
         let dot = name.iter().rposition(|byte| *byte == b'.').filter(|dot| *dot > 0)?;
         match name.get(dot.saturating_add(1)..)? {
             b"" => None,
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    pub(in super::super) fn may_name(&self, other: &Self) -> bool {
+    pub(super) fn may_name(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Suffix(one), Self::Suffix(other)) => one.starts_with(other) || other.starts_with(one),
             _ => true,
@@ -49,10 +49,10 @@ impl Kind {
 }
 
 /// What is in a directory, or was compiled of it.
-pub(in super::super) struct Shelf {
-    pub(in super::super) dir: Node,
+pub(super) struct Shelf {
+    pub(super) dir: Node,
     /// Where what was compiled of it is.
-    pub(in super::super) compiled: Option<Node>,
+    pub(super) compiled: Option<Node>,
     names: HashMap<Box<[u8]>, Vec<Named>>,
     kinds: HashMap<Node, Kind>,
 }
@@ -66,7 +66,7 @@ enum Named {
 
 impl Shelf {
     /// `None` for what is no directory, or too large.
-    pub(in super::super) fn of(files: &dyn Files, dir: Node) -> Option<Self> {
+    pub(super) fn of(files: &dyn Files, dir: Node) -> Option<Self> {
         let dir = home(files, dir);
         files.parent(dir)?;
         let compiled = files.find(dir, COMPILED);
@@ -97,7 +97,7 @@ impl Shelf {
     }
 
     /// The compiled files that paths without suffixes lead to from here.
-    pub(in super::super) fn paths(&self, files: &dyn Files, paths: &[&[&[u8]]]) -> Vec<Node> {
+    pub(super) fn paths(&self, files: &dyn Files, paths: &[&[&[u8]]]) -> Vec<Node> {
         let leads_to = |path: &&[&[u8]]| {
             let (name, dirs) = path.split_last()?;
             let dir = dirs.iter().try_fold(self.dir, |dir, name| files.find(dir, name))?;
@@ -108,17 +108,17 @@ impl Shelf {
     }
 
     /// Whether it has any extension of a language's.
-    pub(in super::super) fn has_native(&self) -> bool {
+    pub(super) fn has_native(&self) -> bool {
         self.kinds.values().any(|kind| *kind == Kind::Native)
     }
 
     /// What kind of file it has there.
-    pub(in super::super) fn kind(&self, file: Node) -> Option<&Kind> {
+    pub(super) fn kind(&self, file: Node) -> Option<&Kind> {
         self.kinds.get(&file)
     }
 
     /// What a word names here to a file of such a kind: files, what was compiled of them instead if it was, and what stands for a directory.
-    pub(in super::super) fn named(&self, files: &dyn Files, word: &[u8], by: &Kind, entries: &mut u32) -> Vec<Node> {
+    pub(super) fn named(&self, files: &dyn Files, word: &[u8], by: &Kind, entries: &mut u32) -> Vec<Node> {
         let Some(all) = self.names.get(word) else { return Vec::new() };
         let fits = |node: &Node| self.kinds.get(node).is_some_and(|kind| by.may_name(kind));
         let some = |kind: fn(&Named) -> Option<Node>| all.iter().filter_map(kind).filter(fits).collect::<Vec<_>>();
@@ -136,7 +136,7 @@ impl Shelf {
 }
 
 /// The file that stands for a directory, as long as so many `left` directories may be looked into.
-pub(in super::super) fn entry(files: &dyn Files, dir: Node, by: &Kind, left: &mut u32) -> Vec<Node> {
+pub(super) fn entry(files: &dyn Files, dir: Node, by: &Kind, left: &mut u32) -> Vec<Node> {
     let Some(less) = left.checked_sub(1) else { return Vec::new() };
     *left = less;
     let within = [files.find(dir, COMPILED), Some(dir)];
@@ -151,7 +151,7 @@ pub(in super::super) fn entry(files: &dyn Files, dir: Node, by: &Kind, left: &mu
 }
 
 /// A name up to its first dot, but for one at its start.
-pub(in super::super) fn stem(name: &[u8]) -> &[u8] {
+pub(super) fn stem(name: &[u8]) -> &[u8] {
     let dot = name.iter().skip(1).position(|byte| *byte == b'.').map_or(name.len(), |dot| dot.saturating_add(1));
     name.get(..dot).unwrap_or(name)
 }
@@ -163,7 +163,7 @@ fn home(files: &dyn Files, dir: Node) -> Node {
 }
 
 /// Where a program in `dir` has its own files: `../lib/NAME`.
-pub(in super::super) fn of_program(files: &dyn Files, dir: Node, program: Node) -> Option<Node> {
+pub(super) fn of_program(files: &dyn Files, dir: Node, program: Node) -> Option<Node> {
     let (name, _) = files.children(dir).find(|(_, node)| *node == program)?;
     files.find(files.parent(dir)?, &[b"lib/", name].concat())
 }

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 const START: usize = 512;
 
 /// Bytes of a word that may be the name of a file without its suffix.
-pub(in super::super) const LENGTHS: std::ops::RangeInclusive<usize> = 2..=64;
+pub(super) const LENGTHS: std::ops::RangeInclusive<usize> = 2..=64;
 
 /// Words of a file that are looked at.
 const MOST: usize = 2048;
@@ -35,7 +35,7 @@ pub fn words(contents: &[u8]) -> Vec<&[u8]> {
 }
 
 /// Whether the first line says which program runs the file.
-pub(in super::super) fn is_script(contents: &[u8]) -> bool {
+pub(super) fn is_script(contents: &[u8]) -> bool {
     contents.starts_with(b"#!")
 }
 

@@ -1,0 +1,137 @@
+//! The rest of a file that was read, and what is next of a large one: ahead of who reads it in order, and around each miss of who does not.
+
+use std::collections::HashMap;
+
+use super::super::super::plan::{self, Tail};
+use super::super::files::Node;
+use super::super::image::{FLOOR, WHOLE};
+use super::super::stack::Stack;
+use super::super::stretch::Stretch;
+use super::super::wish::{Origin, Wish};
+use super::{Ask, Found, Known, News, Policy, Read};
+use crate::blob::ByteRange;
+use crate::index::Damaged;
+
+/// The largest window around a random miss in a large file, and ahead of a sequential reader.
+const LARGEST_WINDOW: u64 = 4 << 20;
+const LARGEST_AHEAD: u64 = 8 << 20;
+
+/// Who has read so many bytes of a large file in order is a sequential reader; the kernel's own read-ahead is up to 1 MiB.
+const IN_ORDER: u64 = 512 << 10;
+const OUT_OF_ORDER: u64 = 1 << 20;
+
+/// How large files were read, and what is wished for of all.
+#[derive(Default)]
+pub(super) struct Rest {
+    large: HashMap<Node, Large>,
+    rests: Stack<Stretch>,
+}
+
+/// How a large file was read so far. Offsets are in the layer file.
+struct Large {
+    last: ByteRange,
+    /// Bytes read in order.
+    run: u64,
+    misses: u32,
+    /// The first unit that was not wished for ahead of a sequential reader.
+    ahead: u32,
+}
+
+impl Large {
+    fn new(range: ByteRange) -> Self {
+        Self { last: range, run: 0, misses: 0, ahead: 0 }
+    }
+
+    fn note(&mut self, range: ByteRange) {
+        let until = self.last.end.saturating_add(OUT_OF_ORDER);
+        let goes_on = range.start >= self.last.start && range.start <= until;
+        self.run = if goes_on { self.run.saturating_add(range.len()) } else { range.len() };
+        self.last = range;
+    }
+
+    fn is_in_order(&self) -> bool {
+        self.run >= IN_ORDER
+    }
+}
+
+impl Policy for Rest {
+    fn origins(&self) -> &'static [Origin] {
+        &[Origin::Rest]
+    }
+
+    fn told(&mut self, known: &Known<'_>, news: &News<'_>, _: &mut Found) -> Result<(), Damaged> {
+        let News::Read(read) = news else { return Ok(()) };
+        if read.is_first {
+            let rest = Stretch::rest_of(&read.located, read.here.start)?;
+            // Of one who reads everything it comes anyway.
+            rest.filter(|_| !known.history.reads_all()).into_iter().for_each(|rest| self.rests.push(rest));
+        }
+        if read.size > WHOLE {
+            self.large(known, read)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, known: &Known<'_>, ask: Ask, _: &mut Found) -> Result<Option<Wish>, Damaged> {
+        self.rests.next(known.image, ask.size, ask.turn)
+    }
+
+    fn tail(&self, file: Node, end: u64, bytes: u64) -> Option<Tail> {
+        let large = self.large.get(&file).filter(|large| large.misses > 0)?;
+        let bytes = if large.is_in_order() { bytes.max(plan::SLICE) } else { bytes };
+        Some(Tail { bytes, until: end, goes_on: true })
+    }
+
+    fn follows(&self, file: Node) -> bool {
+        self.large.contains_key(&file)
+    }
+}
+
+impl Rest {
+    fn large(&mut self, known: &Known<'_>, read: &Read<'_>) -> Result<(), Damaged> {
+        let budget = known.image.budget(read.located.place.layer);
+        let large = self.large.entry(read.file).or_insert_with(|| Large::new(read.range));
+        large.note(read.range);
+        if large.is_in_order() {
+            return ahead(large, &mut self.rests, read, (budget, known.history.reads_all()));
+        }
+        if read.missed {
+            self.rests.push(around(large, read, budget)?);
+        }
+        Ok(())
+    }
+}
+
+/// Wishes for more of a file ahead of who reads it in order, as soon as there is less than half of a window.
+fn ahead(
+    large: &mut Large,
+    rests: &mut Stack<Stretch>,
+    Read { located, here, .. }: &Read<'_>,
+    (budget, reads_all): (u64, bool),
+) -> Result<(), Damaged> {
+    let (layer, number) = (located.layer, located.place.layer);
+    let window = large.run.clamp(budget.min(LARGEST_AHEAD), LARGEST_AHEAD);
+    let half = layer.forward(here.end.saturating_sub(1), window / 2, located.units.end)?;
+    let last = layer.forward(here.end.saturating_sub(1), window, located.units.end)?;
+    let until = if reads_all { layer.count() } else { located.units.end };
+    let end = layer.to_slice_end(last, until)?.saturating_add(1);
+    if large.ahead <= half || large.ahead > end {
+        let start = if large.ahead > end { here.end } else { large.ahead.max(here.end) };
+        large.ahead = end;
+        // What is left of the one before comes first, since it ends where this one begins.
+        let before = rests.take(|rest| rest.goes_on_at(number, start));
+        rests.push(before.map_or_else(|| Stretch::in_order(number, start..end), |rest| rest.up_to(end)));
+    }
+    Ok(())
+}
+
+/// What lies around a miss, the more of it the more often the file was missed.
+fn around(large: &mut Large, Read { located, here, .. }: &Read<'_>, budget: u64) -> Result<Stretch, Damaged> {
+    let (layer, units) = (located.layer, &located.units);
+    let times = 1u64.checked_shl(large.misses).unwrap_or(u64::MAX);
+    let window = (budget / 2).max(FLOOR).saturating_mul(times).min(LARGEST_WINDOW);
+    large.misses = large.misses.saturating_add(1);
+    let start = layer.backward(here.start, window / 2, units.start)?;
+    let end = layer.forward(here.end.saturating_sub(1), window / 2, units.end)?.saturating_add(1);
+    Ok(Stretch::new(located.place.layer, start..end, here.end))
+}
