@@ -143,3 +143,27 @@ impl History {
         !self.guessed.is_empty() && (checks.len() > FEW_CHECKS || checks.clone().any(is_guess))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(bytes: u64, needed: u64, guessed: &[(u32, u64)]) -> Planned {
+        Planned { bytes, needed, used: needed, guessed: guessed.to_vec() }
+    }
+
+    #[test]
+    fn nothing_more_is_guessed_when_too_much_was_wrong() {
+        let mut history = History::new(100, Arc::new(Underway::new(1)));
+        history.asked(0, &planned(1000, 200, &[(1, 700), (2, 100)]), true, Origin::Miss);
+        assert!(history.is_over() && history.has_asked());
+        assert!(history.may_be_guessed(0, &(1..2)) && !history.may_be_guessed(0, &(3..4)));
+        assert!(history.used(0, 2..3) && !history.is_over(), "what was right makes up for it");
+        assert!(!history.used(0, 2..3), "once");
+        // What does not count does so once it was read.
+        history.asked(0, &planned(9000, 0, &[(3, 5000)]), false, Origin::Command);
+        assert_eq!(history.asked, 1000);
+        assert!(history.used(0, 3..4));
+        assert_eq!((history.asked, history.read), (6000, 5300));
+    }
+}

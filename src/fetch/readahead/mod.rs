@@ -19,6 +19,8 @@
 //! Nothing is recorded of earlier runs; only the image's own files say what comes next. The rules and most numbers came out of a simulation of
 //! recorded reads; docs/performance.md says what each is worth on a real link. Sizes are compressed bytes unless said otherwise.
 
+#[cfg(test)]
+mod fake;
 mod files;
 mod history;
 mod image;

@@ -155,3 +155,64 @@ impl State {
         wish
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{Lab, UNIT};
+    use super::*;
+
+    /// A file that is read, one that it names, and one near it; and a program.
+    fn state() -> (Lab, State) {
+        let dirs = ["/", "/app/", "/bin/"].map(|dir| (dir, Vec::new()));
+        let unit = usize::try_from(UNIT).unwrap();
+        let files = [
+            ("/app/far.py", vec![b' '; 100]),
+            ("/app/large", vec![1; 2 << 20]),
+            ("/app/first.py", [b"import far\n".to_vec(), vec![b' '; unit]].concat()),
+            ("/app/near", vec![1; 100]),
+            ("/bin/large", vec![1; 2 << 20]),
+            ("/bin/program", vec![1; 100]),
+        ];
+        let lab = Lab::of(&[&dirs[..], &files].concat());
+        let history = History::new(u64::MAX, Arc::new(super::super::underway::Underway::new(1)));
+        let state = State::new(Arc::clone(&lab.image), history, Arc::default());
+        (lab, state)
+    }
+
+    fn read(lab: &Lab, state: &mut State, path: &str) {
+        let place = lab.image.files().place(lab.node(path)).unwrap();
+        lab.bring(lab.units(path).start..lab.units(path).start + 1);
+        let range = ByteRange { start: place.range.start, end: place.range.start + 1 };
+        assert!(state.noticed((0, lab.node(path)), (range, 0..0), true).unwrap());
+    }
+
+    #[test]
+    fn each_policy_has_its_turn_and_wishes_say_whose_they_are() {
+        let (lab, mut state) = state();
+        read(&lab, &mut state, "/app/first.py");
+        state.tell(News::Starts(lab.node("/bin/program"))).unwrap();
+        let mut next = || {
+            let wish = state.next(1 << 20, |_| Ok(false)).unwrap()?;
+            lab.bring(wish.units.clone());
+            state.studies().unwrap().into_iter().for_each(|study| study(&lab.image));
+            state.tell(News::Studied).unwrap();
+            Some((wish.origin, wish.units, wish.counts))
+        };
+        let [rest, far, program, near] =
+            ["/app/first.py", "/app/far.py", "/bin/program", "/app/near"].map(|path| lab.units(path));
+        assert_eq!(next(), Some((Origin::Rest, rest.start + 1..rest.end, true)));
+        assert_eq!(next(), Some((Origin::Mention, far, true)));
+        assert_eq!(next(), Some((Origin::Command, program, false)));
+        assert_eq!(next(), Some((Origin::Near, near, true)));
+        assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn what_another_request_brings_is_put_off() {
+        let (lab, mut state) = state();
+        read(&lab, &mut state, "/app/first.py");
+        let rest = |wish: &Wish| Ok(wish.origin == Origin::Rest);
+        assert_eq!(state.next(1 << 20, rest).unwrap().map(|wish| wish.origin), Some(Origin::Near));
+        assert_eq!(state.next(1 << 20, |_| Ok(false)).unwrap().map(|wish| wish.origin), Some(Origin::Rest));
+    }
+}

@@ -94,3 +94,33 @@ fn missing_from(image: &Image, layer: usize, start: &mut u32) -> Result<Option<R
     *start = found.as_ref().map_or(until, |units| units.end);
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::readahead::fake::{Lab, UNIT};
+
+    const NAMES: [&str; 40] = [
+        "/00", "/01", "/02", "/03", "/04", "/05", "/06", "/07", "/08", "/09", "/10", "/11", "/12", "/13", "/14", "/15",
+        "/16", "/17", "/18", "/19", "/20", "/21", "/22", "/23", "/24", "/25", "/26", "/27", "/28", "/29", "/30", "/31",
+        "/32", "/33", "/34", "/35", "/36", "/37", "/38", "/39",
+    ];
+
+    #[test]
+    fn who_reads_many_files_in_order_gets_those_behind() {
+        let files = NAMES.map(|name| (name, vec![1; 4 * usize::try_from(UNIT).unwrap()]));
+        let mut lab = Lab::of(&[&[("/", Vec::new())], &files[..]].concat());
+        let mut policy = Everything::default();
+        let ask = |is_over| Ask { turn: Origin::Everything, size: UNIT, is_over };
+        for name in &NAMES[..32] {
+            assert!(lab.ask(&mut policy, ask(false)).is_none(), "{name}");
+            lab.read(&mut policy, name, 0..4 * UNIT);
+        }
+        // Also when much was guessed wrong before.
+        let wish = lab.ask(&mut policy, ask(true)).unwrap();
+        assert!(wish.goes_on && wish.origin == Origin::Everything);
+        assert_eq!(wish.units, 128..160, "to its end, which is that of the layer");
+        lab.bring(wish.units);
+        assert!(lab.ask(&mut policy, ask(false)).is_none(), "all is there");
+    }
+}

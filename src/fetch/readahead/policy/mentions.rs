@@ -364,3 +364,60 @@ fn run_of(
     }
     Ok(Some(run))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::readahead::fake::{Lab, UNIT};
+
+    fn lab() -> Lab {
+        let dirs = ["/", "/app/", "/lib/"].map(|dir| (dir, Vec::new()));
+        let files = [
+            ("/app/first.py", b"import second\nimport large\n".to_vec()),
+            ("/app/large.py", vec![b' '; 8 * usize::try_from(UNIT).unwrap()]),
+            ("/app/second.py", b"import third, _native\n".to_vec()),
+            ("/app/_native.so", vec![1; 100]),
+            ("/app/third.py", vec![b' '; 100]),
+            ("/lib/unnamed.py", vec![b' '; 100]),
+        ];
+        Lab::of(&[&dirs[..], &files].concat())
+    }
+
+    fn next(lab: &Lab, mentions: &mut Mentions) -> Option<Range<u32>> {
+        lab.next(mentions, Origin::Mention)
+    }
+
+    #[test]
+    fn what_a_file_names_comes_in_the_order_in_which_it_is_read() {
+        let (mut lab, mut mentions) = (lab(), Mentions::default());
+        let found = lab.read(&mut mentions, "/app/first.py", 0..1);
+        assert!(found.may_be_here && mentions.is_waiting());
+        assert!(next(&lab, &mut mentions).is_none(), "it was not looked into");
+        lab.study(&mut mentions);
+        assert!(mentions.foresees(lab.node("/app/second.py")) && !mentions.foresees(lab.node("/lib/unnamed.py")));
+        // As near as it is, what is between comes with it no sooner than it is its turn.
+        assert_eq!(next(&lab, &mut mentions), Some(lab.units("/app/second.py")));
+        let found = lab.study(&mut mentions);
+        let linked =
+            found.news.iter().any(|news| matches!(news, News::Linked(file) if *file == lab.node("/app/_native.so")));
+        assert!(linked, "it may need libraries");
+        let [large, native, third] = ["/app/large.py", "/app/_native.so", "/app/third.py"].map(|path| lab.units(path));
+        let wishes: [_; 4] = std::array::from_fn(|_| next(&lab, &mut mentions));
+        assert_eq!(wishes[0], Some(native.start..third.end), "in one request, before what was named after it");
+        assert_eq!(wishes[1..], [Some(large.start..large.start + 4), Some(large.start + 4..large.end), None]);
+    }
+
+    #[test]
+    fn when_too_much_was_guessed_wrong_only_the_commands_names_go_on() {
+        let (mut lab, mut mentions) = (lab(), Mentions::default());
+        lab.read(&mut mentions, "/app/first.py", 0..1);
+        lab.study(&mut mentions);
+        let ask = Ask { turn: Origin::Mention, size: 4 * UNIT, is_over: true };
+        assert!(lab.ask(&mut mentions, ask).is_none());
+        let mut mentions = Mentions::default();
+        lab.tell(&mut mentions, &News::Starts(lab.node("/app/first.py")));
+        lab.study(&mut mentions);
+        let wish = lab.ask(&mut mentions, ask).unwrap();
+        assert!(!wish.counts && wish.units == lab.units("/app/second.py"));
+    }
+}

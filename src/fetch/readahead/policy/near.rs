@@ -207,3 +207,43 @@ fn touch(image: &Image, layer: usize, one: &Range<u32>, other: &Range<u32>) -> R
     let gap = first.end..second.start;
     Ok(gap.is_empty() || image.size(layer, &gap)? <= plan::GAP)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::readahead::fake::{Lab, UNIT};
+
+    fn lab() -> Lab {
+        let small = |path| (path, vec![1; 100]);
+        let dirs = [("/", Vec::new()), ("/a/", Vec::new()), ("/b/", Vec::new())];
+        let files = ["/a/1", "/a/2", "/a/3", "/a/4", "/b/5", "/b/6"].map(small);
+        Lab::of(&[&dirs[..], &files, &[("/b/large", vec![1; 1 << 20]), ("/b/z", vec![1; 100])]].concat())
+    }
+
+    #[test]
+    fn a_directory_comes_before_what_is_beside_it() {
+        let (mut lab, mut near) = (lab(), Near::default());
+        lab.read(&mut near, "/a/3", 0..100);
+        let wishes = std::array::from_fn(|_| lab.next(&mut near, Origin::Near));
+        // Behind it, before it, and then beyond its directory, but nothing that is large.
+        assert_eq!(wishes, [Some(3..4), Some(0..2), Some(4..6), None]);
+    }
+
+    #[test]
+    fn who_was_foreseen_brings_nothing_near_it() {
+        let (mut lab, mut near) = (lab(), Near::default());
+        lab.read_as(&mut near, "/a/3", 0..100, true);
+        lab.read(&mut near, "/b/large", 0..100);
+        assert!(lab.next(&mut near, Origin::Near).is_none());
+    }
+
+    #[test]
+    fn a_miss_goes_on_over_the_small_files_of_a_directory() {
+        let lab = lab();
+        let end = |path, bytes| {
+            let place = lab.image.files().place(lab.node(path)).unwrap();
+            end_of_small_files(&lab.image, lab.node(path), place, bytes).unwrap()
+        };
+        assert_eq!([end("/a/1", 0), end("/a/1", 1), end("/a/1", 99 * UNIT)], [100, UNIT + 100, 3 * UNIT + 100]);
+    }
+}

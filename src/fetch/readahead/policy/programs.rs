@@ -200,3 +200,55 @@ fn look_into(image: &Image, place: Place) -> Result<Needed, Unknown> {
         image.peek(Place { range: ByteRange::new(in_file(range.start), in_file(range.end))?, ..place })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::readahead::fake::Lab;
+
+    /// A program of the C library's, as every host has one.
+    fn lab() -> Lab {
+        let dirs = ["/", "/bin/", "/etc/", "/lib/"].map(|dir| (dir, Vec::new()));
+        let program = std::fs::read("/bin/true").unwrap();
+        let files = [
+            ("/bin/true", program),
+            ("/etc/ld.so.cache", vec![1; 100]),
+            ("/lib/libc.so.6", vec![1; 5 << 20]),
+            ("/lib/libother.so", vec![1; 100]),
+        ];
+        Lab::of(&[&dirs[..], &files].concat())
+    }
+
+    #[test]
+    fn a_program_needs_its_libraries_once_its_head_is_here() {
+        let (mut lab, mut programs) = (lab(), Programs::default());
+        lab.read(&mut programs, "/bin/true", 0..1);
+        lab.tell(&mut programs, &News::Asked);
+        assert!(lab.next(&mut programs, Origin::Library).is_none() && programs.is_waiting());
+        lab.bring(lab.units("/bin/true"));
+        lab.tell(&mut programs, &News::Asked);
+        let library = lab.units("/lib/libc.so.6");
+        let wishes: Vec<_> = std::iter::from_fn(|| lab.next(&mut programs, Origin::Library)).collect();
+        let ends = [library.end - 4..library.end, library.start..library.start + 4];
+        assert!(ends.iter().all(|end| wishes.contains(end)), "the ends of a large one: {wishes:?}, {library:?}");
+        assert!(lab.next(&mut programs, Origin::Command).is_none());
+    }
+
+    #[test]
+    fn what_the_command_needs_has_its_own_turn_and_does_not_count() {
+        let (lab, mut programs) = (lab(), Programs::default());
+        let file = lab.node("/bin/true");
+        lab.tell(&mut programs, &News::Starts(file));
+        let ask = Ask { turn: Origin::Command, size: 1 << 20, is_over: true };
+        let wish = lab.ask(&mut programs, ask).unwrap();
+        assert!(!wish.counts && wish.origin == Origin::Command && wish.units == lab.units("/bin/true"));
+        lab.bring(wish.units);
+        lab.tell(&mut programs, &News::Starts(file));
+        assert!(lab.ask(&mut programs, ask).is_none(), "once");
+        lab.tell(&mut programs, &News::Asked);
+        assert!(
+            lab.ask(&mut programs, ask).is_some_and(|wish| wish.units.start >= lab.units("/etc/ld.so.cache").start)
+        );
+        assert!(lab.next(&mut programs, Origin::Library).is_none());
+    }
+}

@@ -135,3 +135,48 @@ fn around(large: &mut Large, Read { located, here, .. }: &Read<'_>, budget: u64)
     let end = layer.forward(here.end.saturating_sub(1), window / 2, units.end)?.saturating_add(1);
     Ok(Stretch::new(located.place.layer, start..end, here.end))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::readahead::fake::{Lab, UNIT};
+
+    fn lab(size: u64) -> Lab {
+        Lab::of(&[("/", Vec::new()), ("/file", vec![1; usize::try_from(size).unwrap()]), ("/next", vec![2; 1 << 20])])
+    }
+
+    #[test]
+    fn a_file_comes_from_where_it_was_read_on_and_then_what_is_before() {
+        let (mut lab, mut rest) = (lab(12 * UNIT), Rest::default());
+        assert!(lab.next(&mut rest, Origin::Rest).is_none(), "nothing was read");
+        lab.read(&mut rest, "/file", 6 * UNIT..7 * UNIT);
+        let wishes = std::array::from_fn(|_| lab.next(&mut rest, Origin::Rest));
+        assert_eq!(wishes, [Some(7..11), Some(11..12), Some(2..6), Some(0..2), None]);
+        lab.read(&mut rest, "/file", 0..UNIT);
+        assert!(lab.next(&mut rest, Origin::Rest).is_none() && !rest.follows(lab.node("/file")));
+    }
+
+    #[test]
+    fn of_a_large_file_its_end_comes_and_what_is_around_a_miss() {
+        let (mut lab, mut rest) = (lab(1024 * UNIT), Rest::default());
+        lab.read(&mut rest, "/file", 500 * UNIT..501 * UNIT);
+        let file = lab.node("/file");
+        assert!(rest.follows(file) && rest.tail(file, 9, 5).is_some_and(|tail| tail.goes_on && tail.bytes == 5));
+        let wishes = std::array::from_fn(|_| lab.next(&mut rest, Origin::Rest));
+        // The newest first: two units to either side, of which one was read; then the end.
+        assert_eq!(wishes, [Some(501..502), Some(499..500), Some(1020..1024), None]);
+        lab.read(&mut rest, "/file", 700 * UNIT..701 * UNIT);
+        assert_eq!(lab.next(&mut rest, Origin::Rest), Some(701..704), "twice as far");
+    }
+
+    #[test]
+    fn who_reads_a_large_file_in_order_gets_whole_slices_ahead() {
+        let (mut lab, mut rest) = (lab(1024 * UNIT), Rest::default());
+        (0..32).for_each(|at| drop(lab.read(&mut rest, "/file", at * UNIT..(at + 1) * UNIT)));
+        let tail = rest.tail(lab.node("/file"), 9, 5).unwrap();
+        assert_eq!(tail, Tail { bytes: plan::SLICE, until: 9, goes_on: true });
+        let wish = lab.ask(&mut rest, Ask { turn: Origin::Rest, size: UNIT, is_over: false }).unwrap();
+        assert!(wish.goes_on && wish.counts && wish.origin == Origin::Rest);
+        assert_eq!(wish.units, 32..64, "to the end of a slice, whatever was asked for");
+    }
+}

@@ -171,53 +171,7 @@ pub(super) fn of_program(files: &dyn Files, dir: Node, program: Node) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blob::ByteRange;
-    use crate::fetch::readahead::files::Place;
-
-    /// Directories end in a slash. Node 1 is the root, the others follow in the order in which they are given.
-    struct Fake(Vec<&'static str>);
-
-    impl Fake {
-        fn path(&self, node: Node) -> &'static str {
-            self.0[usize::try_from(node).unwrap() - 1]
-        }
-
-        fn node(&self, path: &str) -> Node {
-            self.0.iter().position(|known| *known == path).unwrap() as Node + 1
-        }
-    }
-
-    impl Files for Fake {
-        fn count(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn place(&self, node: Node) -> Option<Place> {
-            let range = ByteRange { start: node * 4096, end: node * 4096 + 1 };
-            (!self.path(node).ends_with('/')).then_some(Place { layer: 0, range })
-        }
-
-        fn parent(&self, dir: Node) -> Option<Node> {
-            let path = self.path(dir).strip_suffix('/')?;
-            Some(self.node(path.rfind('/').map_or("/", |at| &path[..=at])))
-        }
-
-        fn children(&self, dir: Node) -> Box<dyn Iterator<Item = (&[u8], Node)> + '_> {
-            let above = self.path(dir);
-            let name = move |path: &'static str| path.strip_prefix(above).map(|name| name.trim_end_matches('/'));
-            let children = (1..).zip(&self.0).filter_map(move |(node, path)| Some((name(path)?, node)));
-            Box::new(
-                children
-                    .filter(|(name, _)| !name.is_empty() && !name.contains('/'))
-                    .map(|(n, node)| (n.as_bytes(), node)),
-            )
-        }
-
-        fn find(&self, dir: Node, path: &[u8]) -> Option<Node> {
-            let path = format!("{}{}", self.path(dir), std::str::from_utf8(path).unwrap());
-            (1..).zip(&self.0).find(|(_, known)| known.trim_end_matches('/') == path).map(|(node, _)| node)
-        }
-    }
+    use crate::fetch::readahead::fake::Fake;
 
     fn fake() -> Fake {
         let root = ["/", "/bin/", "/bin/py3", "/lib/", "/lib/py3/", "/lib/py3/dyn/", "/lib/py3/dyn/_x.cpython-3.so"];
@@ -231,7 +185,7 @@ mod tests {
         ];
         let compiled = ["/lib/py3/__pycache__/", "/lib/py3/__pycache__/aa.cpython-3.pyc", "/lib/py3/pp/__pycache__/"];
         let inner = ["/lib/py3/pp/__pycache__/__init__.cpython-3.pyc", "/lib/py3/aa.txt"];
-        Fake([&root[..], &python, &compiled, &inner].concat())
+        Fake::of([&root[..], &python, &compiled, &inner].concat())
     }
 
     #[test]
