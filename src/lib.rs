@@ -15,6 +15,7 @@ pub mod cli;
 pub mod fetch;
 pub mod fs;
 pub mod index;
+pub mod metrics;
 pub mod mount;
 pub mod registry;
 pub mod store;

@@ -17,6 +17,8 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tracing::Span;
+use tracing::level_filters::LevelFilter;
 
 use self::pool::{Pool, Size};
 pub use limits::explained;
@@ -97,8 +99,11 @@ fn pools() -> [&'static Pool; 5] {
 pub fn run<T: Send + 'static>(work: Work, job: impl FnOnce() -> T + Send + 'static) -> Outcome<T> {
     let (tell, told) = oneshot::channel();
     let runtime = Handle::try_current().ok();
+    // Looked for only where somebody asks for such lines.
+    let span = (LevelFilter::current() >= LevelFilter::DEBUG).then(Span::current);
     work.pool().push(Box::new(move || {
         let _within = runtime.as_ref().map(Handle::enter);
+        let _for = span.as_ref().map(Span::enter);
         // Nobody may be waiting any more for it.
         drop(tell.send(job()));
     }));

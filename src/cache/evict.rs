@@ -9,6 +9,7 @@ use super::dir::Dir;
 use super::documents;
 use super::presence::Use;
 use super::stored::{self, Stored};
+use crate::metrics::METRICS;
 
 /// How long a layer is waited for that others have locked. Who stores into it has it for the time of a write, but where many do, hardly a moment is
 /// free; one that is stopped has it for ever, and the layer is passed over.
@@ -39,6 +40,7 @@ pub(super) fn free_within(patience: Duration, dir: &Dir, needed: u64, slack: u64
     if freed < needed {
         freed += documents::free(dir, needed - freed);
     }
+    METRICS.evicted.inc_by(freed);
     tracing::debug!(needed, freed, "evicted from the cache");
     freed
 }

@@ -36,6 +36,7 @@ pub(super) enum Command {
     Cat(CatArgs),
     Stat(StatArgs),
     Status(StatusArgs),
+    Metrics(MetricsArgs),
     Store(StoreArgs),
     Cache(CacheArgs),
     Man(ManArgs),
@@ -258,6 +259,16 @@ pub(super) struct StatusArgs {
     /// Print one JSON array.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Print what this user's servers count, for Prometheus
+///
+/// Of all mounts and of the store, in Prometheus' text format. docs/METRICS.md says what each metric means.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::METRICS)]
+pub(super) struct MetricsArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
 }
 
 /// Write the manual pages

@@ -265,6 +265,18 @@ or cannot be read, the mounts of the others are shown, and the exit status is 1.
     exit_help!()
 );
 
+pub(super) const METRICS: &str = concat!(
+    "\
+Examples:
+  crfs metrics
+  crfs metrics > /var/lib/node_exporter/crfs.prom   # for its textfile collector
+
+A server that does not answer is named on standard error. The metrics of the
+others are printed all the same, and the exit status is 1.
+",
+    exit_help!()
+);
+
 pub(super) const STORE: &str = concat!(
     "\
 Examples:

@@ -7,6 +7,7 @@ mod cache;
 mod environment;
 mod format;
 mod help;
+mod metrics;
 mod mount;
 mod options;
 mod pages;
@@ -107,6 +108,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Cat(args) => show::cat(args, environment),
         Command::Stat(args) => show::stat(args, environment),
         Command::Status(args) => show::status(&args, environment),
+        Command::Metrics(args) => metrics::metrics(&args, environment),
         Command::Store(args) => store::store(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),
         Command::Man(args) => Ok(pages::man(&args.dir)?),

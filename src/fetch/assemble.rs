@@ -11,6 +11,7 @@ use super::kept::Kept;
 use crate::blob::{ByteRange, Digest};
 use crate::cache::{Cache, LayerFile, Spool};
 use crate::index::Of;
+use crate::metrics::METRICS;
 
 /// A check larger than this waits for its verdict in a file of the cache; where that cannot be written, in memory.
 pub(super) const MEMORY_PER_CHECK: u64 = 16 << 20;
@@ -130,9 +131,7 @@ impl<'a> Assembler<'a> {
     /// A unit is over, and its bytes in the blob have this digest.
     pub(super) fn span_ended(&mut self, got: Digest) {
         if let Some(open) = self.waiting.take() {
-            let (wanted, is_right) = (open.wanted, open.wanted.digest == got);
-            let brought = is_right.then(|| keep(self.file, open));
-            (self.outcome)(wanted, brought);
+            self.judge(open, got);
         }
     }
 
@@ -175,7 +174,14 @@ impl<'a> Assembler<'a> {
             self.waiting = Some(open);
             return;
         }
-        let (wanted, is_right) = (open.wanted, open.digest() == open.wanted.digest);
+        let got = open.digest();
+        self.judge(open, got);
+    }
+
+    /// All bytes of a check came: what tells whether they are right has this digest.
+    fn judge(&mut self, open: Open, got: Digest) {
+        let (wanted, is_right) = (open.wanted, got == open.wanted.digest);
+        if is_right { &METRICS.verified } else { &METRICS.wrong }.inc_by(wanted.range.len());
         let brought = is_right.then(|| keep(self.file, open));
         (self.outcome)(wanted, brought);
     }

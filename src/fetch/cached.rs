@@ -8,6 +8,7 @@ use super::Layer;
 use crate::blob::ByteRange;
 use crate::cache::Disk;
 use crate::index::{CheckKind, Damaged};
+use crate::metrics::METRICS;
 use crate::threads;
 
 impl Layer {
@@ -17,6 +18,7 @@ impl Layer {
         let checks = self.fill(range, buffer, disk).ok()??;
         self.note_use(checks.clone());
         self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
+        METRICS.served.inc_by(range.len());
         self.counters.cached.fetch_add(range.len(), Ordering::Relaxed);
         Some(checks)
     }

@@ -36,6 +36,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// By which it is counted.
+    pub(super) fn cause(&self) -> &'static str {
+        match self {
+            Self::Registry { .. } => "registry",
+            Self::WrongBytes { .. } => "wrong-bytes",
+            Self::NotInIndex { .. } | Self::Index(_) => "index",
+            Self::Stuck { .. } => "stuck",
+            Self::CacheStopped { .. } => "cache-stopped",
+            Self::NoRoom { .. } => "no-room",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
     /// Whether the registry would not give the bytes, rather than gave wrong ones: it may another time.
     pub(super) fn may_pass(&self) -> bool {
         matches!(self, Self::Registry { .. } | Self::Stuck { .. } | Self::CacheStopped { .. } | Self::Interrupted)

@@ -137,7 +137,7 @@ impl Job {
                 Err(failed) => return Attempt { duties, failed: Some(failed), ..Attempt::default() },
             },
         };
-        tracing::trace!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
+        tracing::debug!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
         let streaming = self.layer.source.stream(self.run.compressed, freshness);
         match self.unless_restrained(streaming).await {
             Some(Ok(Sent::Part(body))) => {

@@ -23,6 +23,7 @@ use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::{Cache, LayerFile, State};
 use crate::index::{Check, CheckKind, Damaged, Of, StoredIndex};
+use crate::metrics::METRICS;
 use crate::registry;
 use crate::threads::{self, Work};
 
@@ -273,17 +274,21 @@ impl Layer {
         let _unanswered = Unanswered::count(&self.counters.reads);
         let read = self.read_or_fetch(range, reading).await;
         match &read {
-            Ok(bytes) => self.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed),
+            Ok(bytes) => {
+                self.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                METRICS.served.inc_by(bytes.len() as u64);
+            }
             Err(error) => self.note_error(error),
-        };
+        }
         read
     }
 
-    /// A reader was given an error. How many there were before.
-    fn note_error(&self, error: &Error) -> u64 {
+    /// A reader was given an error.
+    fn note_error(&self, error: &Error) {
         self.warn(error);
+        METRICS.read_failed(error.cause());
         *self.counters.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
-        self.counters.errors.fetch_add(1, Ordering::Relaxed)
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A reader was told that the cache's disk has not answered in time.
@@ -556,6 +561,7 @@ impl Layer {
         let Brought { kept, is_stored } = brought;
         if !is_stored {
             self.counters.unkept.fetch_add(wanted.range.len(), Ordering::Relaxed);
+            METRICS.uncached.inc_by(wanted.range.len());
             self.aside.set(wanted.check, kept.clone());
         }
         if let Some(duty) = duties.remove(wanted.check) {

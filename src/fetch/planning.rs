@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
+use tracing::Instrument as _;
+
 use super::asker::{Guess, Planned, Reading};
 use super::assemble::Wanted;
 use super::flight::Waiter;
@@ -47,7 +49,7 @@ impl Layer {
             }
         }
         // Before anything else is thought about: a reader waits for them.
-        jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run())));
+        jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run().in_current_span())));
         reading.iter().for_each(|reading| reading.asked(&planned));
         Ok(Look::Wait { waiters, waiting })
     }

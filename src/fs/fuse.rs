@@ -150,9 +150,11 @@ fn session<F: Filesystem>(filesystem: F, fd: OwnedFd) -> io::Result<Session<F>> 
     Session::from_fd(filesystem, fd, SessionACL::All, Config::default())
 }
 
-/// Answers a request. One that panics is dropped unanswered, which fuser makes EIO of; the panic itself has been logged.
-fn answered(answer: impl FnOnce()) {
-    let _panicked = catch_unwind(AssertUnwindSafe(answer));
+/// Answers a request, whose number all that is logged for it has. One that panics is dropped unanswered, which fuser makes EIO of; the panic itself
+/// has been logged.
+fn answered(request: &Request, operation: &'static str, node: INodeNo, answer: impl FnOnce()) {
+    let span = tracing::debug_span!("fuse", operation, ino = node.0, request = request.unique().0);
+    let _panicked = catch_unwind(AssertUnwindSafe(|| span.in_scope(answer)));
 }
 
 fn errno(refused: &Refused) -> Errno {
@@ -206,8 +208,8 @@ impl Filesystem for Frontend {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answered(|| match self.forest.named(parent.0, name.as_bytes()) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answered(req, "lookup", parent, || match self.forest.named(parent.0, name.as_bytes()) {
             Ok(Named::Node(stat)) => {
                 let (ttl, attr) = reply_attr(&stat);
                 reply.entry(&ttl, &attr, GENERATION);
@@ -218,8 +220,8 @@ impl Filesystem for Frontend {
         });
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        answered(|| match self.forest.stat(ino.0) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        answered(req, "getattr", ino, || match self.forest.stat(ino.0) {
             Ok(stat) => {
                 let (ttl, attr) = reply_attr(&stat);
                 reply.attr(&ttl, &attr);
@@ -228,15 +230,15 @@ impl Filesystem for Frontend {
         });
     }
 
-    fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        answered(|| match self.forest.target(number.0) {
+    fn readlink(&self, req: &Request, number: INodeNo, reply: ReplyData) {
+        answered(req, "readlink", number, || match self.forest.target(number.0) {
             Ok(target) => reply.data(&target),
             Err(refused) => reply.error(errno(&refused)),
         });
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        answered(|| {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        answered(req, "readdir", ino, || {
             let full = |next: u64, name: &[u8], stat: &Stat| {
                 let (_, attr) = reply_attr(stat);
                 reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
@@ -248,8 +250,8 @@ impl Filesystem for Frontend {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        answered(|| {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        answered(req, "readdirplus", ino, || {
             let full = |next: u64, name: &[u8], stat: &Stat| {
                 let (ttl, attr) = reply_attr(stat);
                 reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION)
@@ -263,7 +265,7 @@ impl Filesystem for Frontend {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         number: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -272,30 +274,30 @@ impl Filesystem for Frontend {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answered(|| match self.forest.node(number.0) {
+        answered(req, "read", number, || match self.forest.node(number.0) {
             Ok(Node::InView { view, ino, .. }) => {
-                Read { ino, offset, size, reply }.answer(&self.runtime, &view, &self.buffers, &self.overdue);
+                Read::new(ino, offset, size, reply).answer(&self.runtime, &view, &self.buffers, &self.overdue);
             }
             Ok(made) => reply.data(&made.made_bytes(offset, size).unwrap_or_default()),
             Err(refused) => reply.error(errno(&refused)),
         });
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        answered(|| {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        answered(req, "statfs", ino, || {
             let totals = self.forest.totals();
             reply.statfs(totals.blocks, 0, 0, totals.inodes, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
         });
     }
 
-    fn getxattr(&self, _req: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        answered(|| {
+    fn getxattr(&self, req: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answered(req, "getxattr", number, || {
             reply_xattr(reply, self.forest.xattr(number.0, self.options.list_trusted, name.as_bytes(), size));
         });
     }
 
-    fn listxattr(&self, _req: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        answered(|| {
+    fn listxattr(&self, req: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        answered(req, "listxattr", number, || {
             reply_xattr(reply, self.forest.xattr_names(number.0, self.options.list_trusted, size));
         });
     }
@@ -314,8 +316,8 @@ impl Filesystem for Frontend {
         reply.error(errno(&Refused::NoSuchIoctl));
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        answered(|| {
+    fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        answered(req, "lseek", ino, || {
             match wanted(offset, whence).and_then(|(offset, wanted)| self.forest.seek(ino.0, offset, wanted)) {
                 Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
                 Err(refused) => reply.error(errno(&refused)),

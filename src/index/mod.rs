@@ -92,9 +92,11 @@ pub enum Format {
     TarZstd,
 }
 
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Format {
+    /// What people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Stargz => "stargz",
             Self::EStargz => "estargz",
             Self::EStargzExternalToc => "estargz (external TOC)",
@@ -103,7 +105,13 @@ impl fmt::Display for Format {
             Self::Tar => "tar",
             Self::TarGzip => "tar+gzip",
             Self::TarZstd => "tar+zstd",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

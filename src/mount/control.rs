@@ -1,5 +1,5 @@
-//! The sockets of a mount's server. A connection to the control socket is answered with the server's status. One to the leave socket asks the server to
-//! unmount, and is answered with the outcome. Each answer is one JSON document.
+//! The sockets of a mount's server. A connection to the control socket is answered with the server's status, one to the metrics socket with its metrics.
+//! One to the leave socket asks the server to unmount, and is answered with the outcome. Each answer is one JSON document.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Read};
@@ -65,6 +65,27 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Tells the server's figures until the task is dropped. Needs a tokio runtime.
 pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
     serve(listener, PATIENCE, move || std::future::ready(serde_json::to_vec(&figures()))).await;
+}
+
+/// Asks the server for its metrics in Prometheus' text format.
+pub(crate) type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Tells the server's metrics until the task is dropped.
+pub(crate) async fn answer_metrics(listener: UnixListener, metrics: Metrics) {
+    // Looking at the cache may wait for its disk.
+    let answer = move || {
+        let metrics = Arc::clone(&metrics);
+        async move {
+            let text = threads::run(Work::Local, move || metrics()).await;
+            serde_json::to_vec(&text.map_err(|lost| lost.to_string()))
+        }
+    };
+    serve(listener, PATIENCE, answer).await;
+}
+
+/// Asks the server behind such a socket for its metrics.
+pub(crate) fn ask_for_metrics(path: &Path) -> io::Result<String> {
+    told_within::<Result<String, String>>(path, PATIENCE)?.map_err(io::Error::other)
 }
 
 /// What came of asking a server to unmount: where it has not, why.
@@ -192,6 +213,16 @@ mod tests {
         runtime.spawn(answer_leave(listener, leave));
         assert_eq!(ask_to_leave(&path).unwrap(), Err("it is in use".to_owned()));
         assert_eq!(ask_to_leave(&path).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn whoever_asks_for_metrics_is_told_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.sock");
+        let listener = bind(&path).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(answer_metrics(listener, Arc::new(|| "crfs_served_bytes_total 1\n".to_owned())));
+        assert_eq!(ask_for_metrics(&path).unwrap(), "crfs_served_bytes_total 1\n");
     }
 
     #[test]

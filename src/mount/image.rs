@@ -33,6 +33,7 @@ use crate::fs::fuse::{Frontend, Options, Server};
 use crate::fs::tree::{self, OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::index::{self, Entries, StoredIndex, Summary};
+use crate::metrics::{METRICS, Snapshot};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
 use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work};
@@ -72,6 +73,12 @@ impl Common {
 
     pub(crate) const fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// What is true of them now, for the metrics of who serves them.
+    pub(crate) fn levels(&self) -> Snapshot {
+        let cache = self.cache.room().map(|room| [room.taken, room.limit]);
+        Snapshot { cache, memory: self.memory.used(), ..Snapshot::default() }
     }
 }
 
@@ -235,6 +242,7 @@ impl Engine {
         while !(opening.is_empty() || until == Until::OneIsRefused && is_refused(&numbers, &results)) {
             tokio::select! {
                 Some((number, result)) = opening.next() => {
+                    note(&result);
                     results.insert(number, result);
                     let opened = results.values().filter_map(|result| result.as_ref().ok());
                     let fetched = opened.map(|layer: &OpenLayer| layer.layer.blob.traffic().bytes).fold(0, u64::saturating_add);
@@ -423,6 +431,14 @@ impl OpenImage {
     }
 }
 
+/// Counts what came of a layer.
+fn note(opened: &Result<OpenLayer, Error>) {
+    match opened {
+        Ok(layer) => METRICS.layer(layer.summary().format.name(), if layer.is_lazy() { "lazy" } else { "whole" }),
+        Err(_) => METRICS.layer("unknown", "refused"),
+    }
+}
+
 /// Layers, each different one once, and those that are others again: with their numbers, and that of the first.
 type ToldApart = (Vec<(usize, registry::Layer)>, Vec<(usize, registry::Layer, usize)>);
 
@@ -487,7 +503,7 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
 pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report) -> Result<Served, Error> {
     let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
     let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
-    let engine = Arc::new(Engine::sharing(common, &options.source, resolve_within, None)?);
+    let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
     let mut image = engine.resolve(report).await?;
     let mut inode_group = 0;
     let whole = Arc::new(image.clone());
@@ -532,6 +548,7 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
         serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
         doing,
+        levels: Box::new(move || common.levels()),
         figures: figures(image.layers),
     })
 }

@@ -31,6 +31,7 @@ use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit, unmo
 use super::signals::{self, ServerSignals};
 use super::state::{OwnState, Record};
 use crate::blob::Digest;
+use crate::metrics::{METRICS, Snapshot};
 use crate::registry::Hosts;
 use crate::{sys, threads};
 
@@ -50,6 +51,8 @@ pub(crate) struct Served {
     pub(crate) figures: Figures,
     /// Writes what it does to the log.
     pub(crate) doing: Doing,
+    /// What is true now, for its metrics.
+    pub(crate) levels: Box<dyn Fn() -> Snapshot + Send + Sync>,
 }
 
 /// Mounts and serves until the mount ends. `abandoned` comes true when nobody waits for it to be ready any more.
@@ -116,6 +119,7 @@ struct Start {
     mount: Unserved,
     control: UnixListener,
     leave: UnixListener,
+    metrics: UnixListener,
     state: OwnState,
     served: Served,
 }
@@ -130,6 +134,7 @@ fn start(
 ) -> Result<Start, Error> {
     let bind = |path: PathBuf| control::bind(&path).map_err(|source| Error::State { path, source });
     let (control, leave) = (bind(state.socket())?, bind(state.leave_socket())?);
+    let metrics = bind(state.metrics_socket())?;
     let source = format!("{}@{}", served.name, served.digest);
     let mount = Unserved::mount(&Target { dir: &dir, source: &source, allow_other: options.allow_other })?;
     // So that whoever started this process unmounts it where this process is killed before it is ready.
@@ -148,15 +153,19 @@ fn start(
         started: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
     };
     state.write(&record)?;
-    Ok(Start { mount, control, leave, state, served })
+    Ok(Start { mount, control, leave, metrics, state, served })
 }
 
 impl Start {
     /// Lets the view answer, and the sockets.
     fn serve(self) -> Result<Serving, Error> {
-        let Self { mount, control, leave, state, served } = self;
-        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, read_ahead } = served;
+        let Self { mount, control, leave, metrics, state, served } = self;
+        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, levels, read_ahead } =
+            served;
         tokio::spawn(control::answer(control, figures.clone()));
+        let id = state.id();
+        let text = Arc::new(move || METRICS.text(&Snapshot { server: id.clone(), kind: "mount", ..levels() }));
+        tokio::spawn(control::answer_metrics(metrics, text));
         let (dir, identity) = (mount.mounted.dir.clone(), mount.mounted.identity.clone());
         tokio::spawn(control::answer_leave(leave, move || {
             unmount_if_idle(&dir, &identity).map_err(|error| error.chain())

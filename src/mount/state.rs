@@ -4,6 +4,7 @@
 //! $XDG_RUNTIME_DIR/crfs/<id>/     root: /run/crfs/<id>/
 //!     mount.json                  what is mounted where, written before the mount is ready
 //!     control.sock                0600; answers every connection with the server's status as JSON
+//!     metrics.sock                0600; answers every connection with the server's metrics
 //!     leave.sock                  0600; a connection asks the server to unmount, if nothing uses the mount
 //!     server.log, server.log.1    JSON lines
 //!     state.id                    the id: this directory is crfs's
@@ -40,6 +41,7 @@ use crate::sys::trusted;
 const RECORD: &str = "mount.json";
 const SOCKET: &str = "control.sock";
 const LEAVE: &str = "leave.sock";
+const METRICS: &str = "metrics.sock";
 const LOG: &str = "server.log";
 /// The record while it is written.
 const NEW_RECORD: &str = "mount.json.new";
@@ -194,6 +196,10 @@ impl OwnState {
         short_path(self.lock.as_fd()).join(LEAVE)
     }
 
+    pub(crate) fn metrics_socket(&self) -> PathBuf {
+        short_path(self.lock.as_fd()).join(METRICS)
+    }
+
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let (path, new) = (self.dir.join(RECORD), self.dir.join(NEW_RECORD));
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
@@ -266,6 +272,12 @@ impl FoundState {
     pub(crate) fn ask(&self) -> io::Result<Activity> {
         let dir = self.opened()?;
         control::ask(&short_path(dir.as_fd()).join(SOCKET))
+    }
+
+    /// Asks its server for its metrics.
+    pub(crate) fn ask_for_metrics(&self) -> io::Result<String> {
+        let dir = self.opened()?;
+        control::ask_for_metrics(&short_path(dir.as_fd()).join(METRICS))
     }
 
     /// Asks its server to unmount.
@@ -496,7 +508,7 @@ fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
 fn is_of_state(entry: &Entry) -> bool {
     match entry.kind {
         EntryKind::File => [RECORD, NEW_RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
-        EntryKind::Socket => [SOCKET, LEAVE].iter().any(|name| entry.name == *name),
+        EntryKind::Socket => [SOCKET, LEAVE, METRICS].iter().any(|name| entry.name == *name),
         _ => false,
     }
 }

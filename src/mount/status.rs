@@ -1,5 +1,6 @@
 //! This user's mounts and what they have done.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -63,6 +64,15 @@ pub fn status(state_dirs: &[PathBuf]) -> (Vec<Status>, Option<Error>) {
     let (found, silent) = state::found_where_answered(state_dirs);
     let elsewhere: Vec<_> = found.iter().map(|state| elsewhere(state, &found)).collect();
     (found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect(), silent)
+}
+
+/// The metrics of every server whose state is below one of `state_dirs`, or why it does not tell them; and why one of these directories cannot be asked.
+#[must_use]
+pub fn metrics(state_dirs: &[PathBuf]) -> (Vec<(PathBuf, io::Result<String>)>, Option<Error>) {
+    let (found, silent) = state::found_where_answered(state_dirs);
+    // One that is dead has nothing to tell.
+    let live = found.iter().filter(|state| !matches!(state.is_served(), Ok(false)));
+    (live.map(|state| (state.record.dir.clone(), state.ask_for_metrics())).collect(), silent)
 }
 
 /// Where a mount is, if it is not at its directory. `all`: all mounts of this user. Their servers do not count in another mount namespace: each keeps

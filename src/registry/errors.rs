@@ -32,6 +32,12 @@ impl Redacted {
         Self(shown.into())
     }
 
+    /// The host in it, with its port.
+    pub(super) fn host(&self) -> &str {
+        let (_, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
+        rest.split('/').next().unwrap_or(rest)
+    }
+
     /// Of a text that is made of a host and a path only.
     pub(super) const fn plain(text: String) -> Self {
         Self(text)

@@ -60,3 +60,8 @@ impl Hosts {
 fn host(url: &Url) -> String {
     url[..Position::BeforePath].to_owned()
 }
+
+/// The host of a URL as people name it.
+pub(super) fn named(url: &Url) -> &str {
+    &url[Position::BeforeHost..Position::AfterPort]
+}

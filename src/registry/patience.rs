@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::errors::Retry;
 use super::waits::Wait;
 use super::{Error, Redacted};
+use crate::metrics::METRICS;
 
 /// Fewer bytes a second than this, over the stall window, is no progress.
 const SLOWEST: u64 = 1024;
@@ -130,6 +131,7 @@ impl Patience {
         let asked_for = asked_for.map(|time| time.min(self.deadline / 2));
         let pause = asked_for.unwrap_or_default().saturating_add(backoff(self.tries)).min(self.left());
         let what = self.wait.what();
+        METRICS.retries(url.host());
         tracing::debug!(what, %url, %error, tries = self.tries, ?pause, "will ask again");
         tokio::time::sleep(pause).await;
         self.idle = self.idle.saturating_add(pause);

@@ -27,8 +27,9 @@ use super::remote::{Ask, Counters, Repository, Route};
 use super::throttle::status_error;
 use super::transport::Connection;
 use super::waits::Waiting;
-use super::{Error, Freshness, Redacted};
+use super::{Error, Freshness, Redacted, hosts};
 use crate::blob::{ByteRange, Digest};
+use crate::metrics::{Counter, METRICS};
 
 /// Answers in a row that break off before they have come to where an earlier one ended: a host that sends whole blobs only begins anew each time.
 const MOST_IN_VAIN: u32 = 3;
@@ -59,6 +60,8 @@ struct Answer {
     /// It has bytes that came before, and nothing else yet.
     in_vain: bool,
     transfer: Transfer,
+    /// What its host has sent.
+    received: Counter,
 }
 
 impl Answer {
@@ -218,7 +221,8 @@ impl RemoteBlob {
     fn answer(&self, url: Url, response: Response, asked: Instant, skip: u64) -> Answer {
         let link = self.repository.shared.hosts.link(&url);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
-        Answer { url, response, skip, in_vain: skip > 0, transfer: link.answered(asked) }
+        let received = METRICS.received_from(hosts::named(&url));
+        Answer { url, response, skip, in_vain: skip > 0, transfer: link.answered(asked), received }
     }
 
     fn all(&self) -> ByteRange {
@@ -365,6 +369,7 @@ impl RangedBody {
         self.blob.counters.bytes.fetch_add(length, Ordering::Relaxed);
         let is_progress = self.patience.moved(length);
         answer.transfer.moved(length);
+        answer.received.inc_by(length);
         let skipped = answer.skip.min(length);
         answer.skip -= skipped;
         bytes = from(bytes, skipped);

@@ -346,9 +346,7 @@ impl Repository {
         gate.admit().await;
         ask.counters.requests.fetch_add(1, Ordering::Relaxed);
         let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
-        let response = self.shared.transport.send(url, request, &self.shared.throttle).await?;
-        tracing::trace!(url = %Redacted::of(url), status = response.status().as_u16(), "asked");
-        Ok(response)
+        self.shared.transport.send(url, request, &self.shared.throttle).await
     }
 
     /// A manifest or index, by tag or digest, whatever its digest turns out to be.

@@ -7,12 +7,14 @@
 //! while holds up the window that all others share.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response};
 use rustls::ClientConfig;
+use tracing::Instrument as _;
 use url::{Host, Url};
 
 use super::errors::{ProxyTrouble, deepest, tls_failure};
@@ -20,7 +22,8 @@ use super::proxy::{Proxies, Proxy};
 use super::resolver::Resolver;
 use super::throttle::Throttle;
 use super::tls::{self, Certificates};
-use super::{Error, Options, Redacted, curve};
+use super::{Error, Options, Redacted, curve, hosts};
+use crate::metrics::METRICS;
 
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
 const LONGEST_CONNECT: Duration = Duration::from_secs(10);
@@ -51,6 +54,8 @@ pub(super) struct Transport {
     certificates: Certificates,
     connect_timeout: Duration,
     resolver: Resolver,
+    /// Requests so far, which are told apart by their numbers in the log.
+    sent: AtomicU64,
 }
 
 impl Transport {
@@ -65,13 +70,24 @@ impl Transport {
             certificates: options.cert_dir.as_deref().map(Certificates::of).transpose()?.unwrap_or_default(),
             connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
             resolver,
+            sent: AtomicU64::new(1),
         })
     }
 
     /// Sends a request that was made for `url`, and learns from what comes of it.
     pub(super) async fn send(&self, url: &Url, request: RequestBuilder, learns: &Throttle) -> Result<Response, Error> {
+        let number = self.sent.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::debug_span!("http", number, url = %Redacted::of(url));
+        self.send_and_learn(url, request, learns).instrument(span).await
+    }
+
+    async fn send_and_learn(&self, url: &Url, request: RequestBuilder, learns: &Throttle) -> Result<Response, Error> {
+        let (asked, start) = (METRICS.asks(hosts::named(url)), Instant::now());
         match request.send().await {
             Ok(response) => {
+                let status = response.status().as_u16();
+                asked.answered(status);
+                tracing::debug!(status, took = ?start.elapsed(), "answered");
                 learns.note(url, &response);
                 Ok(response)
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::control::{self, Request};
+use super::control::{self, Answer, Request};
 pub use super::open::Listing;
 use super::open::{self, Lock, Store};
 use super::paths::Paths;
@@ -67,10 +67,22 @@ pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
 /// Where the store cannot be read.
 pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
     if let Some(server) = answered(paths, connect)? {
-        return control::ask(server, &Request::List, paths.log(), &mut |_| {});
+        return Ok(control::ask(server, &Request::List, paths.log(), &mut |_| {})?.images());
     }
     let records = answered(paths, |paths| Records::read(&paths.records()))?;
     Ok(records.images.iter().map(|image| open::listing(&records, image)).collect())
+}
+
+/// The metrics of the store's server, where one runs.
+///
+/// # Errors
+/// Where it does not answer.
+pub fn metrics(paths: &Paths) -> Result<Option<String>, Error> {
+    let Some(server) = answered(paths, connect)? else { return Ok(None) };
+    match control::ask(server, &Request::Metrics, paths.log(), &mut |_| {})? {
+        Answer::Metrics(text) => Ok(Some(text)),
+        _ => Ok(None),
+    }
 }
 
 fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
@@ -78,7 +90,7 @@ fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listi
     // Progress that nobody hears is none.
     let mut on_event = |event: &Event| drop(report(event));
     match changer(paths)? {
-        Changer::Server(server) => control::ask(server, &request, paths.log(), &mut on_event),
+        Changer::Server(server) => Ok(control::ask(server, &request, paths.log(), &mut on_event)?.images()),
         Changer::Here(lock) => {
             let (asked, own, report) = (paths.clone(), paths.clone(), Arc::clone(report));
             let done =
@@ -136,5 +148,5 @@ fn here(paths: &Paths, request: Request, lock: Lock, report: &Report) -> Result<
         _ => Cache::none(),
     };
     let store = Arc::new(Store::new(paths.clone(), cache, None, lock)?);
-    runtime()?.block_on(store.perform(request, report))
+    Ok(runtime()?.block_on(store.perform(request, report))?.images())
 }

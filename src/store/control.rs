@@ -40,28 +40,43 @@ pub(super) enum Request {
     Remove { names: Vec<String>, podman: Vec<PathBuf> },
     List,
     Share { user: String, stop: bool },
+    Metrics,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
     Event(Event),
     /// The request is being worked on.
     Working,
     Images(Vec<Listing>),
+    Metrics(String),
     Failed {
         message: String,
     },
 }
 
+impl Answer {
+    /// Those that it is about.
+    pub(super) fn images(self) -> Vec<Listing> {
+        match self {
+            Self::Images(images) => images,
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl Store {
     /// Does what is asked for. `report` hears how far it is.
-    pub(super) async fn perform(&self, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
+    pub(super) async fn perform(&self, request: Request, report: &Report) -> Result<Answer, Error> {
         match request {
-            Request::Add { source, name, full } => Ok(vec![self.add(*source, name, full, report).await?]),
-            Request::Remove { names, podman } => self.remove(&names, &podman, report).await,
-            Request::List => Ok(self.list().await),
-            Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Vec::new()),
+            Request::Add { source, name, full } => {
+                Ok(Answer::Images(vec![self.add(*source, name, full, report).await?]))
+            }
+            Request::Remove { names, podman } => self.remove(&names, &podman, report).await.map(Answer::Images),
+            Request::List => Ok(Answer::Images(self.list().await)),
+            Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Answer::Images(Vec::new())),
+            Request::Metrics => Ok(Answer::Metrics(tokio::task::block_in_place(|| self.metrics()))),
         }
     }
 }
@@ -116,15 +131,15 @@ async fn converse(stream: tokio::net::UnixStream, store: Arc<Store>) -> io::Resu
         }
     };
     let answer = match outcome {
-        Ok(images) => {
+        Ok(answer) => {
             if adds {
-                let (store, added) = (Arc::clone(&store), images.clone());
+                let (store, added) = (Arc::clone(&store), answer.clone().images());
                 tokio::spawn(async move {
                     store.join_added(&added).await;
                     store.opened.notify_one();
                 });
             }
-            Answer::Images(images)
+            answer
         }
         Err(error) => Answer::Failed { message: error.chain() },
     };
@@ -175,7 +190,7 @@ pub(super) fn ask(
     request: &Request,
     log: PathBuf,
     on_event: &mut dyn FnMut(&Event),
-) -> Result<Vec<Listing>, Error> {
+) -> Result<Answer, Error> {
     ask_within(SILENCE, stream, request, log, on_event)
 }
 
@@ -185,7 +200,7 @@ fn ask_within(
     request: &Request,
     log: PathBuf,
     on_event: &mut dyn FnMut(&Event),
-) -> Result<Vec<Listing>, Error> {
+) -> Result<Answer, Error> {
     let silent = |source: io::Error| match source.kind() {
         io::ErrorKind::WouldBlock => Error::Stopped { log: log.clone(), seconds: silence.as_secs() },
         _ => Error::Silent { log: log.clone(), source },
@@ -205,8 +220,8 @@ fn ask_within(
         match answer.map_err(wrong)? {
             Answer::Event(event) => on_event(&event),
             Answer::Working => {}
-            Answer::Images(images) => return Ok(images),
             Answer::Failed { message } => return Err(Error::Reported { message }),
+            answer => return Ok(answer),
         }
     }
     Err(silent(io::ErrorKind::UnexpectedEof.into()))
@@ -229,6 +244,6 @@ mod tests {
         for answer in [Answer::Working, Answer::Images(Vec::new())] {
             theirs.write_all(&[serde_json::to_vec(&answer).unwrap(), b"\n".to_vec()].concat()).unwrap();
         }
-        assert!(ask(ours, &Request::List, "/log".into(), &mut |_| {}).unwrap().is_empty());
+        assert!(ask(ours, &Request::List, "/log".into(), &mut |_| {}).unwrap().images().is_empty());
     }
 }

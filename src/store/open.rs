@@ -29,6 +29,7 @@ use super::trees::{self, Prepared, Trees};
 use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
+use crate::metrics::{METRICS, Snapshot};
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until, read_ahead};
@@ -160,6 +161,12 @@ impl Store {
     pub(super) fn tell_what_it_does(&self) {
         let layers: Vec<_> = self.trees.planted().values().map(|planted| Arc::clone(&planted.layer.contents)).collect();
         doing::tell(&layers, self.common.cache());
+    }
+
+    /// What it has counted, and how it is now.
+    pub(super) fn metrics(&self) -> String {
+        let server = self.paths.root.display().to_string();
+        METRICS.text(&Snapshot { server, kind: "store", ..self.common.levels() })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {

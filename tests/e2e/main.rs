@@ -28,6 +28,7 @@ mod life;
 #[path = "../it/registry/mod.rs"]
 #[allow(dead_code)]
 mod lying;
+mod metrics;
 mod namespaces;
 mod offline;
 mod ordinary_user;

@@ -10,6 +10,7 @@ use super::seen::Seen;
 use super::underway::Underway;
 use super::wish::Origin;
 use crate::blob::ByteRange;
+use crate::metrics::METRICS;
 
 /// Nothing is guessed any more when more than so many times what was read was asked for (and a little).
 const MOST_ASKED: u64 = 3;
@@ -118,6 +119,7 @@ impl History {
             self.read = self.read.saturating_add(planned.needed);
             self.used = self.used.saturating_add(planned.used);
         }
+        METRICS.guesses(origin.name(), planned.guessed.iter().map(|(_, bytes)| bytes).sum());
         let guess = |(check, bytes): &(u32, u64)| ((layer, *check), Guessed { bytes: *bytes, counts, origin });
         self.guessed.extend(planned.guessed.iter().map(guess));
     }
@@ -128,7 +130,7 @@ impl History {
         if !self.guessed.is_empty() {
             for check in checks {
                 let Some(guess) = self.guessed.remove(&(layer, check)) else { continue };
-                tracing::trace!(layer, check, bytes = guess.bytes, origin = ?guess.origin, "a guess was right");
+                METRICS.guessed_right(guess.origin.name(), guess.bytes);
                 self.read = self.read.saturating_add(guess.bytes);
                 self.used = self.used.saturating_add(guess.bytes);
                 self.asked = self.asked.saturating_add(if guess.counts { 0 } else { guess.bytes });

@@ -22,6 +22,19 @@ pub(super) enum Origin {
 }
 
 impl Origin {
+    /// By which it is counted.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Miss => "miss",
+            Self::Rest => "rest",
+            Self::Library => "library",
+            Self::Mention => "mention",
+            Self::Command => "command",
+            Self::Near => "near",
+            Self::Everything => "everything",
+        }
+    }
+
     /// In this order they are asked for wishes: the first that has one is served. A miss asks for itself.
     pub(super) const TURNS: [Self; 6] =
         [Self::Rest, Self::Library, Self::Mention, Self::Command, Self::Near, Self::Everything];

@@ -10,9 +10,11 @@
 //! made metadata three times as expensive (docs/performance.md).
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use fuser::{Errno, ReplyData};
 use tokio::runtime::Handle;
+use tracing::Instrument as _;
 
 use super::errno;
 use super::overdue::Overdue;
@@ -20,6 +22,7 @@ use crate::fetch::Disk;
 use crate::fs::errno::Refused;
 use crate::fs::tree::Ino;
 use crate::fs::view::View;
+use crate::metrics::{Found, METRICS};
 use crate::threads::{self, Work};
 
 /// Buffers that are kept while nobody uses them.
@@ -31,6 +34,7 @@ pub(super) struct Read {
     pub(super) offset: u64,
     pub(super) size: u32,
     pub(super) reply: ReplyData,
+    came: Instant,
 }
 
 /// The reply to a READ that local disk may keep from being given.
@@ -49,19 +53,28 @@ impl Late {
 }
 
 impl Read {
+    /// One that has just come.
+    pub(super) fn new(ino: Ino, offset: u64, size: u32, reply: ReplyData) -> Self {
+        Self { ino, offset, size, reply, came: Instant::now() }
+    }
+
     /// Answers it, here and now if that needs no waiting.
     pub(super) fn answer(self, runtime: &Handle, view: &Arc<View>, buffers: &Arc<Buffers>, overdue: &Overdue<Late>) {
         let _in_runtime = runtime.enter();
-        let Some(Self { ino, offset, size, reply }) = self.answer_from_memory(view, buffers) else { return };
+        let Some(Self { ino, offset, size, reply, came }) = self.answer_from_memory(view, buffers) else { return };
         let held = overdue.hold(Late { view: Arc::clone(view), ino, reply }, view.patience());
         let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
         let _answered = threads::run(Work::Local, move || {
             let mut buffer = buffers.take();
             let cached = view.read_cached(ino, offset, size.into(), &mut buffer, Disk::MayWait);
             match (cached, held.take()) {
-                (Some(bytes), Some(Late { reply, .. })) => reply.data(bytes),
+                (Some(bytes), Some(Late { reply, .. })) => {
+                    reply.data(bytes);
+                    METRICS.read(Found::There, came.elapsed());
+                }
                 (None, Some(Late { reply, .. })) => {
-                    drop(tasks.spawn(Self { ino, offset, size, reply }.by_fetching(view)))
+                    let read = Self { ino, offset, size, reply, came };
+                    drop(tasks.spawn(read.by_fetching(view).in_current_span()));
                 }
                 // It has taken too long.
                 (_, None) => {}
@@ -76,6 +89,7 @@ impl Read {
         let unanswered = match view.read_cached(self.ino, self.offset, self.size.into(), &mut buffer, Disk::InMemory) {
             Some(bytes) => {
                 self.reply.data(bytes);
+                METRICS.read(Found::There, self.came.elapsed());
                 None
             }
             None => Some(self),
@@ -85,16 +99,20 @@ impl Read {
     }
 
     async fn by_fetching(self, view: Arc<View>) {
-        let Self { ino, offset, size, reply } = self;
+        let Self { ino, offset, size, reply, came } = self;
         match view.read(ino, offset, size.into()).await {
-            Ok(bytes) => reply.data(&bytes),
+            Ok(bytes) => {
+                reply.data(&bytes);
+                tracing::debug!(offset, size, took = ?came.elapsed(), "read");
+            }
             Err(error) => {
                 let refused = Refused::from(error);
                 let why = &refused as &dyn std::error::Error;
-                tracing::debug!(ino = ino.get(), offset, size, error = why, "a read failed");
+                tracing::debug!(offset, size, took = ?came.elapsed(), error = why, "a read failed");
                 reply.error(errno(&refused));
             }
         }
+        METRICS.read(Found::Fetched, came.elapsed());
     }
 }
 

@@ -68,7 +68,8 @@ fn a_state_goes_with_all_that_a_server_puts_into_it() {
     let bases = [dir.path().join("crfs")];
     let state = OwnState::create(&bases).unwrap();
     state.write(&record(&state)).unwrap();
-    let _sockets = [state.socket(), state.leave_socket()].map(|path| control::bind(&path).unwrap());
+    let _sockets =
+        [state.socket(), state.leave_socket(), state.metrics_socket()].map(|path| control::bind(&path).unwrap());
     for log in [LOG, OLD_LOG] {
         fs::write(state.dir.join(log), "{}\n").unwrap();
     }
