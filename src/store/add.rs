@@ -9,15 +9,18 @@ use serde::Deserialize;
 use super::open::{Listing, Store, layer_error};
 use super::records::{Blob, Image, Layer, Records};
 use super::tar_splits::Staged;
-use super::{Error, files, podman, tar_splits, trees};
+use super::trees::{self, Prepared};
+use super::{Error, files, podman, tar_splits};
 use crate::blob::Digest;
+use crate::fs::tree::Tree;
 use crate::index::{Identity, Trust};
 use crate::mount::image::{Engine, Until};
 use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::tar_splits::keep_usable;
-use crate::mount::{Event, Report};
+use crate::mount::{self, Event, Report};
 use crate::registry::{self, ImageRef, Reference, json};
+use crate::threads::{self, Work};
 
 /// What is needed of an image's config (OCI image specification 1.1, config.md).
 #[derive(Deserialize)]
@@ -58,9 +61,10 @@ impl Store {
         let engine = self.splitting_engine(&source)?;
         let mut found = Self::find(&engine, name, report).await?;
         let splits = self.split(&engine, &mut found, full, report).await?;
+        let prepared = self.prepare(&mut found).await?;
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
-        tokio::task::block_in_place(|| self.take_in(&mut records, found, splits, source))
+        tokio::task::block_in_place(|| self.take_in(&mut records, (found, prepared), splits, source))
     }
 
     async fn find(engine: &Arc<Engine>, name: String, report: &Report) -> Result<Found, Error> {
@@ -107,11 +111,9 @@ impl Store {
 
     /// The layers that are to have a tar-split, by their numbers and with their diffIDs.
     fn wanted(&self, records: &Records, found: &Found) -> Result<BTreeMap<usize, Digest>, Error> {
-        let (mut wanted, mut seen, mut ids) = (BTreeMap::new(), HashSet::new(), Vec::new());
-        for (number, (layer, diff_id)) in found.layers.iter().zip(&found.config.rootfs.diff_ids).enumerate() {
-            let candidate = Candidate::new(layer, diff_id, &found.image.digest);
-            let own = own_layer(records, &found.config_digest, number);
-            ids.push(layer_id(records, &candidate, ids.last(), own));
+        let (mut wanted, mut seen) = (BTreeMap::new(), HashSet::new());
+        for (number, candidate) in found.candidates().enumerate() {
+            let diff_id = &candidate.diff_id;
             let donor = tar_splits::donor(records, &candidate.contents, diff_id);
             let has = donor.is_some_and(|donor| donor.is_verified() && self.paths.tar_split(&donor.id).exists());
             // What the image has twice takes part in the first.
@@ -119,27 +121,47 @@ impl Store {
                 wanted.insert(number, *diff_id);
             }
         }
-        refuse_others(records, &found.name, &found.config_digest, &ids, &blobs(&found.layers))?;
+        refuse_others(records, &found.name, &found.config_digest, &found.ids(records), &blobs(&found.layers))?;
         Ok(wanted)
+    }
+
+    /// Makes the trees of the layers that are not served yet: `None` for the others. With the records free: others may be building.
+    async fn prepare(&self, found: &mut Found) -> Result<Vec<Option<Prepared>>, Error> {
+        let records = self.records.lock().await.clone();
+        let known = found.ids(&records).into_iter().zip(found.candidates());
+        let tree = |(id, candidate): (Digest, Candidate)| self.trees.tree(self.number(&records, &id, &candidate)?);
+        let known: Vec<_> = known.map(tree).collect();
+        let layers = std::mem::take(&mut found.layers);
+        let preparing = threads::run(Work::Opening, move || {
+            let prepared = prepare_each(&layers, known);
+            (layers, prepared)
+        });
+        let lost = |lost| Error::from(mount::Error::Merge { source: lost });
+        let (layers, prepared) = preparing.await.map_err(lost)?;
+        found.layers = layers;
+        prepared.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
+    }
+
+    /// The number of a layer that was there before, whether or not it still is.
+    fn number(&self, records: &Records, id: &Digest, candidate: &Candidate) -> Option<u32> {
+        let same = records.layer(id).filter(|old| old.contents == candidate.contents).map(|old| old.number);
+        same.or_else(|| self.trees.number(id, &candidate.contents))
     }
 
     fn take_in(
         &self,
         records: &mut Records,
-        found: Found,
+        (found, prepared): (Found, Vec<Option<Prepared>>),
         mut splits: BTreeMap<usize, Staged>,
         source: ImageOptions,
     ) -> Result<Listing, Error> {
+        let (ids, candidates): (_, Vec<_>) = (found.ids(records), found.candidates().collect());
         let Found { name, image, config_bytes, config_digest, config, layers } = found;
-        let mut changed = records.clone();
-        let (mut ids, blobs): (Vec<Digest>, _) = (Vec::new(), blobs(&layers));
-        for (number, (layer, diff_id)) in layers.into_iter().zip(&config.rootfs.diff_ids).enumerate() {
-            let parent = ids.last().copied();
-            let candidate = Candidate::new(&layer, diff_id, &image.digest);
-            let id = layer_id(&changed, &candidate, parent.as_ref(), own_layer(&changed, &config_digest, number));
-            let taken = self.take_layer(&mut changed, layer, candidate, id, parent);
+        let (mut changed, blobs, mut parent) = (records.clone(), blobs(&layers), None);
+        let each = ids.iter().zip(candidates).zip(layers.into_iter().zip(prepared));
+        for (number, ((id, candidate), (layer, prepared))) in each.enumerate() {
+            let taken = self.take_layer(&mut changed, (layer, prepared), candidate, *id, parent.replace(*id));
             taken.map_err(|source| layer_error(&name, number, &image, source))?;
-            ids.push(id);
         }
         let new = Image {
             id: config_digest,
@@ -166,34 +188,77 @@ impl Store {
     fn take_layer(
         &self,
         records: &mut Records,
-        layer: OpenLayer,
+        (layer, prepared): (OpenLayer, Option<Prepared>),
         candidate: Candidate,
         id: Digest,
         parent: Option<Digest>,
-    ) -> Result<(), crate::mount::Error> {
-        let Candidate { contents, diff_id, .. } = candidate;
-        let same = records.layer(&id).filter(|old| old.contents == contents).map(|old| old.number);
-        if same.and_then(|number| self.trees.view(number)).is_some() {
-            return Ok(());
-        }
-        let lowers = self.trees.chain(records, parent.as_ref());
-        let prepared = trees::prepare(&layer, lowers.as_deref())?;
-        let number = same.or_else(|| self.trees.number(&id, &contents));
+    ) -> Result<(), mount::Error> {
+        let known = self.number(records, &id, &candidate);
+        let Candidate { contents, diff_id, blob, .. } = candidate;
         // An image that was refused may have left layers open.
-        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.view(number).is_some()));
+        let number = known.unwrap_or_else(|| records.take_number(|number| self.trees.is_open(number)));
+        let blob = Some(Blob { digest: blob, size: layer.layer.size });
+        let facts = match self.trees.facts(number) {
+            Some(facts) => facts,
+            None => {
+                // It was open when the others were prepared.
+                let again = || trees::prepare(&layer, self.trees.chain(records, parent.as_ref()).as_deref());
+                let prepared = prepared.map_or_else(again, Ok)?;
+                self.trees.plant(number, (id, contents.clone()), layer, prepared)
+            }
+        };
+        self.problems().remove(&id);
+        let same = records.layer(&id).is_some_and(|old| old.contents == contents);
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
-        let blob = Some(Blob { digest: layer.layer.digest, size: layer.layer.size });
-        let record =
-            Layer { id, parent, number, link, diff_id, blob, contents, facts: prepared.facts.clone(), tar: None };
-        self.plant(&record, layer, prepared);
+        let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
         match records.layers.iter_mut().find(|old| old.id == id) {
-            Some(_) if same.is_some() => {}
+            Some(_) if same => {}
             // By another number: what runs goes on with what it has. A tar-split names files of the contents that it was made with.
             Some(old) => *old = record,
             None => records.layers.push(record),
         }
         Ok(())
     }
+}
+
+impl Found {
+    fn candidates(&self) -> impl Iterator<Item = Candidate> {
+        let diff_ids = &self.config.rootfs.diff_ids;
+        self.layers.iter().zip(diff_ids).map(|(layer, diff_id)| Candidate::new(layer, diff_id, &self.image.digest))
+    }
+
+    /// The ids of its layers, the lowest first.
+    fn ids(&self, records: &Records) -> Vec<Digest> {
+        let mut ids = Vec::new();
+        for (number, candidate) in self.candidates().enumerate() {
+            let own = own_layer(records, &self.config_digest, number);
+            ids.push(layer_id(records, &candidate, ids.last(), own));
+        }
+        ids
+    }
+}
+
+/// The trees of layers, the lowest first, each above those below it; not of those of which one is known.
+fn prepare_each(
+    layers: &[OpenLayer],
+    known: Vec<Option<Arc<Tree>>>,
+) -> Result<Vec<Option<Prepared>>, (usize, mount::Error)> {
+    let (mut prepared, mut below) = (Vec::new(), Vec::new());
+    for (number, (layer, known)) in layers.iter().zip(known).enumerate() {
+        let new = match known {
+            Some(tree) => {
+                below.push(tree);
+                None
+            }
+            None => {
+                let new = trees::prepare(layer, Some(&below)).map_err(|error| (number, error))?;
+                below.push(Arc::clone(&new.tree));
+                Some(new)
+            }
+        };
+        prepared.push(new);
+    }
+    Ok(prepared)
 }
 
 /// What a layer is, before it has an id.

@@ -25,7 +25,7 @@ use super::paths::{Paths, open_own};
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
 use super::stubs::Stubs;
-use super::trees::{self, Prepared, Trees};
+use super::trees::{self, Trees};
 use super::{Error, carried, files, podman, share};
 use crate::blob::Digest;
 use crate::cache::Cache;
@@ -33,7 +33,7 @@ use crate::metrics::{METRICS, Snapshot};
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
 use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until, read_ahead};
-use crate::mount::layer::OpenLayer;
+use crate::mount::layer::{OpenLayer, blocking};
 use crate::mount::mounts::{Device, Mount};
 use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, doing, mounts};
@@ -275,7 +275,7 @@ impl Store {
         let records = self.records.lock().await.clone();
         // Of a removed image some are gone.
         let is_closed = |records: &Records, id: &Digest| {
-            records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_none())
+            records.layer(id).is_some_and(|layer| !self.trees.is_open(layer.number))
         };
         let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(&records, id)).collect();
         if closed.is_empty() {
@@ -302,36 +302,42 @@ impl Store {
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
         let results = engine.open_each(&resolved, wanted.collect(), Until::AllAreKnown, report).await;
-        let records = self.records.lock().await;
         let mut outcome = Ok(());
         for (number, result) in results {
-            let Some(record) = image.layers.get(number).and_then(|id| records.layer(id)) else { continue };
-            let planted = result.and_then(|layer| self.plant_opened(&records, record, layer));
+            let Some(id) = image.layers.get(number) else { continue };
+            let planted = match result {
+                Ok(layer) => self.plant_opened(id, layer).await,
+                Err(error) => Err(error),
+            };
             // The lowest one's error is told: the layers above it wait for it.
             outcome = outcome.and(planted.map_err(|source| layer_error(image.name(), number, &resolved, source)));
         }
         // Also what could be opened of an image is: other images may have those layers.
-        self.trees.show(&records);
+        self.trees.show(&*self.records.lock().await);
         self.read_ahead();
         outcome
     }
 
     /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
     /// may show as its own.
-    fn plant_opened(&self, records: &Records, record: &Layer, layer: OpenLayer) -> Result<(), mount::Error> {
-        let Some(lowers) = self.trees.chain(records, record.parent.as_ref()) else { return Ok(()) };
-        if self.trees.view(record.number).is_some() {
-            return Ok(());
+    async fn plant_opened(&self, id: &Digest, layer: OpenLayer) -> Result<(), mount::Error> {
+        let is_closed = |layer: &&Layer| !self.trees.is_open(layer.number);
+        let lowers = {
+            let records = self.records.lock().await;
+            let Some(record) = records.layer(id).filter(is_closed) else { return Ok(()) };
+            let Some(lowers) = self.trees.chain(&records, record.parent.as_ref()) else { return Ok(()) };
+            lowers
+        };
+        // With the records free: others may be building.
+        let digest = layer.layer.digest;
+        let prepare = move || trees::prepare(&layer, Some(&lowers)).map(|prepared| (layer, prepared));
+        let (layer, prepared) = blocking(digest, prepare).await?;
+        let records = self.records.lock().await;
+        if let Some(record) = records.layer(id).filter(is_closed) {
+            self.trees.plant(record.number, (record.id, record.contents.clone()), layer, prepared);
+            self.problems().remove(id);
         }
-        let prepared = tokio::task::block_in_place(|| trees::prepare(&layer, Some(&lowers)))?;
-        self.plant(record, layer, prepared);
         Ok(())
-    }
-
-    /// Makes a layer readable, from now on.
-    pub(super) fn plant(&self, record: &Layer, layer: OpenLayer, prepared: Prepared) {
-        self.trees.plant(record, layer, prepared);
-        self.problems().remove(&record.id);
     }
 
     pub(super) async fn list(&self) -> Vec<Listing> {
@@ -342,7 +348,7 @@ impl Store {
     pub(super) fn listing(&self, records: &Records, image: &Image) -> Listing {
         let problems = self.problems();
         let problem = image.layers.iter().find_map(|layer| problems.get(layer).cloned());
-        let is_open = |id: &Digest| records.layer(id).is_some_and(|layer| self.trees.view(layer.number).is_some());
+        let is_open = |id: &Digest| records.layer(id).is_some_and(|layer| self.trees.is_open(layer.number));
         let served = self.device.get().is_some() && image.layers.iter().all(is_open);
         Listing { served, problem, ..listing(records, image) }
     }
@@ -447,7 +453,7 @@ impl Store {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+    pub(super) fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
 use super::podman;
-use super::records::{Facts, Image, Layer, Records};
+use super::records::{Facts, Image, Records};
 use crate::blob::Digest;
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
@@ -30,9 +30,11 @@ const MERGED: u8 = 4;
 pub(super) struct Planted {
     id: Digest,
     contents: String,
-    pub(super) view: Arc<View>,
+    view: Arc<View>,
+    tree: Arc<Tree>,
+    facts: Facts,
     pub(super) layer: OpenLayer,
-    pub(super) read: Arc<LayerContents>,
+    read: Arc<LayerContents>,
 }
 
 /// All layers that are open, and what is shown of them.
@@ -45,17 +47,17 @@ pub(super) struct Trees {
 
 /// What is needed to serve a layer, and what podman is to know of it.
 pub(super) struct Prepared {
-    tree: Arc<Tree>,
+    pub(super) tree: Arc<Tree>,
     holes: Holes,
-    pub(super) facts: Facts,
+    facts: Facts,
 }
 
 /// One layer as a lower directory above those layers, the lowest first, where they are known. Its root has the attributes of the root
-/// below it where it says nothing of its own root. Takes a while.
-pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<View>]>) -> Result<Prepared, mount::Error> {
+/// below it where it says nothing of its own root. Takes a while, and waits for others that build: not for whoever has the records.
+pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result<Prepared, mount::Error> {
     let index = layer.contents.index();
     let (entries, holes) = (index.entries()?, index.holes()?);
-    let lowers = lowers.map(|lowers| lowers.iter().map(|lower| lower.tree()).collect());
+    let lowers = lowers.map(|lowers| lowers.iter().map(AsRef::as_ref).collect());
     let tree = Tree::single_over(&entries, OpaqueXattr::Both, lowers, index.budget())?;
     let (users, groups) = tree.owners();
     let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
@@ -74,15 +76,21 @@ impl Trees {
         Arc::clone(&self.forest)
     }
 
-    /// Makes a layer readable by its number, from now on and for as long as the process lives.
-    pub(super) fn plant(&self, record: &Layer, layer: OpenLayer, prepared: Prepared) {
-        let Prepared { tree, holes, .. } = prepared;
-        let (contents, wants) = (Arc::clone(&layer.contents), self.wants.clone());
-        let read = LayerContents::new(record.number, contents, Arc::clone(&tree), wants);
-        let view = View::new(tree, Arc::clone(&read) as Arc<dyn Contents>).with_holes(vec![holes]);
+    /// Makes a layer readable by its number, from now on. Gives what podman is told of it.
+    pub(super) fn plant(
+        &self,
+        number: u32,
+        (id, contents): (Digest, String),
+        layer: OpenLayer,
+        prepared: Prepared,
+    ) -> Facts {
+        let Prepared { tree, holes, facts } = prepared;
+        let (read, wants) = (Arc::clone(&layer.contents), self.wants.clone());
+        let read = LayerContents::new(number, read, Arc::clone(&tree), wants);
+        let view = View::new(Arc::clone(&tree), Arc::clone(&read) as Arc<dyn Contents>).with_holes(vec![holes]);
         let view = Arc::new(view);
-        let planted = Planted { id: record.id, contents: record.contents.clone(), view, layer, read };
-        self.planted().insert(record.number, planted);
+        self.planted().insert(number, Planted { id, contents, view, tree, facts: facts.clone(), layer, read });
+        facts
     }
 
     /// Whether more is fetched than what is read.
@@ -111,16 +119,25 @@ impl Trees {
         found.map(|(number, _)| *number)
     }
 
-    pub(super) fn view(&self, number: u32) -> Option<Arc<View>> {
-        self.planted().get(&number).map(|planted| Arc::clone(&planted.view))
+    pub(super) fn is_open(&self, number: u32) -> bool {
+        self.planted().contains_key(&number)
     }
 
-    /// The views of a layer and of all below it, the lowest first; `None` where one of them is not open.
-    pub(super) fn chain(&self, records: &Records, top: Option<&Digest>) -> Option<Vec<Arc<View>>> {
+    /// What podman is told of a layer that is open.
+    pub(super) fn facts(&self, number: u32) -> Option<Facts> {
+        self.planted().get(&number).map(|planted| planted.facts.clone())
+    }
+
+    pub(super) fn tree(&self, number: u32) -> Option<Arc<Tree>> {
+        self.planted().get(&number).map(|planted| Arc::clone(&planted.tree))
+    }
+
+    /// The trees of a layer and of all below it, the lowest first; `None` where one of them is not open.
+    pub(super) fn chain(&self, records: &Records, top: Option<&Digest>) -> Option<Vec<Arc<Tree>>> {
         let (planted, mut chain, mut next) = (self.planted(), Vec::new(), top);
         while let Some(id) = next {
             let layer = records.layer(id)?;
-            chain.push(Arc::clone(&planted.get(&layer.number)?.view));
+            chain.push(Arc::clone(&planted.get(&layer.number)?.tree));
             next = layer.parent.as_ref();
         }
         chain.reverse();
