@@ -50,6 +50,9 @@ pub(super) enum Command {
     /// Clears up after a store's server. The server starts it.
     #[command(name = crate::store::GUARD, hide = true)]
     StoreGuard,
+    /// Reads the layers of an image for a store's server. The server starts it.
+    #[command(name = crate::store::READER, hide = true)]
+    StoreReader,
 }
 
 /// Mount an image, read-only, on a directory

@@ -88,7 +88,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     let log = options::log(verbose, environment);
     // A server starts its log itself, when it has a directory for it.
     let serves = match &command {
-        Command::Serve | Command::UserNamespace | Command::StoreGuard => true,
+        Command::Serve | Command::UserNamespace | Command::StoreGuard | Command::StoreReader => true,
         Command::Mount(args) => args.foreground,
         Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
         _ => false,
@@ -102,6 +102,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Serve => engine::background::serve().map_err(|_| Failure::Reported),
         Command::UserNamespace => Ok(crate::store::hold_namespace()?),
         Command::StoreGuard => Ok(crate::store::guard()?),
+        Command::StoreReader => Ok(crate::store::read()?),
         Command::Inspect(args) => show::inspect(args, environment),
         Command::Index(args) => show::index(args, environment),
         Command::Ls(args) => show::ls(args, environment),

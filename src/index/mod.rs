@@ -55,6 +55,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::budget::{Budget, Charge};
@@ -67,7 +68,8 @@ pub struct LayerKey {
 }
 
 /// The identity of an index (docs/design.md, "Cache").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Identity {
     /// The TOC's digest as the manifest names it.
     Toc(Digest),
@@ -116,7 +118,8 @@ impl fmt::Display for Format {
 }
 
 /// Who vouches for the TOC of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Trust {
     /// The manifest names the TOC's digest.
     Manifest,

@@ -105,6 +105,8 @@ pub enum Error {
         "layer {layer}: the cache would not keep its index; give crfs a --cache-dir that can be written and has room"
     )]
     NotKept { layer: Digest },
+    #[error("layer {layer}: its index cannot be taken over from the process that has read the layer")]
+    Handed { layer: Digest, source: io::Error },
     #[error("a tar-split cannot be written in {}", dir.display())]
     TarSplit { dir: PathBuf, source: io::Error },
     #[error("{} cannot be written", path.display())]

@@ -1,5 +1,8 @@
 //! Bytes that stay in memory, and are charged for as long as they do.
 
+use std::fs::File;
+use std::io::{self, Read};
+
 use bytes::Bytes;
 
 use crate::blob::{ByteRange, ByteSource, SourceError};
@@ -18,6 +21,20 @@ impl Here {
         let mut charge = memory.charge(0);
         charge.settle(bytes.len() as u64, 0)?;
         Ok(Self { bytes, charge })
+    }
+
+    /// All of a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or the image must not take so much memory.
+    pub(super) fn read(file: &File, memory: &Budget) -> io::Result<Self> {
+        let len = file.metadata()?.len();
+        let mut charge = memory.charge(0);
+        charge.settle(len, 0).map_err(io::Error::other)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(usize::try_from(len).map_err(io::Error::other)?).map_err(io::Error::other)?;
+        file.take(len).read_to_end(&mut bytes)?;
+        Ok(Self { bytes: bytes.into(), charge })
     }
 
     /// What has a charge of its own already.

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::again::told_apart;
 use super::config::{Config, Unusable};
 use super::control::{Activity, Figures};
 use super::doing::{self, Doing};
@@ -259,19 +260,21 @@ impl Engine {
                 _ = ticks.tick() => reading.tell(report),
             }
         }
-        for (number, layer, first) in again {
-            let Some(Ok(open)) = results.get(&first) else { continue };
-            let (diff_id, open) = (open.summary().diff_id, open.again(layer));
-            let checked = match diff_id {
-                Some(_) => {
-                    let named = self.diff_id(image, number).await;
-                    named.and_then(|named| check_diff_id(&open.layer, diff_id, named))
-                }
-                None => Ok(()),
-            };
-            results.insert(number, checked.map(|()| open));
-        }
+        self.open_again(image, again, &mut results).await;
         results
+    }
+
+    /// A layer, unless it is known not to be what the image's config says of it.
+    pub(super) async fn checked(
+        &self,
+        image: &registry::Image,
+        number: usize,
+        open: OpenLayer,
+    ) -> Result<OpenLayer, Error> {
+        if let Some(diff_id) = open.summary().diff_id {
+            check_diff_id(&open.layer, Some(diff_id), self.diff_id(image, number).await?)?;
+        }
+        Ok(open)
     }
 
     /// Looks at all layers at once, for `crfs inspect`: what came of each, by their numbers, and which layers are others again.
@@ -306,11 +309,7 @@ impl Engine {
     ) -> Result<OpenLayer, Error> {
         let looked = self.clone().look(image, layer).await?;
         match looked {
-            Looked::Open(open) if open.summary().diff_id.is_none() => Ok(open),
-            Looked::Open(open) => {
-                check_diff_id(&open.layer, open.summary().diff_id, self.diff_id(image, number).await?)?;
-                Ok(open)
-            }
+            Looked::Open(open) => self.checked(image, number, open).await,
             Looked::Pass(pending) => self.pass(image, pending, number, reading).await,
         }
     }
@@ -432,26 +431,11 @@ impl OpenImage {
 }
 
 /// Counts what came of a layer.
-fn note(opened: &Result<OpenLayer, Error>) {
+pub(super) fn note(opened: &Result<OpenLayer, Error>) {
     match opened {
         Ok(layer) => METRICS.layer(layer.summary().format.name(), if layer.is_lazy() { "lazy" } else { "whole" }),
         Err(_) => METRICS.layer("unknown", "refused"),
     }
-}
-
-/// Layers, each different one once, and those that are others again: with their numbers, and that of the first.
-type ToldApart = (Vec<(usize, registry::Layer)>, Vec<(usize, registry::Layer, usize)>);
-
-fn told_apart(layers: Vec<(usize, registry::Layer)>) -> ToldApart {
-    let (mut first, mut once, mut again) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (number, layer) in layers {
-        let registry::Layer { digest, size, media_type, annotations, .. } = &layer;
-        match *first.entry((*digest, *size, media_type.clone(), annotations.clone())).or_insert(number) {
-            first if first == number => once.push((number, layer)),
-            first => again.push((number, layer, first)),
-        }
-    }
-    (once, again)
 }
 
 /// Whether it is known which is the lowest layer that cannot be opened: all below it are open.

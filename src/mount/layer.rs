@@ -203,23 +203,9 @@ impl Opener {
         ztoc: Option<registry::Layer>,
     ) -> Result<Looked, Error> {
         let descriptor = descriptor(&layer);
-        let named = index::named_identity(&descriptor);
-        let ztoc = ztoc.filter(|_| named.is_none());
-        let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
-        let found = found.or_else(|| self.cached(&descriptor, Identity::Ztoc(ztoc.as_ref()?.digest)));
-        // What the manifest names may not have fitted.
-        let found = found.or_else(|| self.cached(&descriptor, named.map(|_| Identity::Own)?));
-        if let Some((key, index)) = found {
-            let index = index.within(self.memory())?;
-            let is_huge = index.has_huge_unit()?;
-            let mut open = self.layer(layer, Some(key), trust(&key), index, (None, ztoc));
-            open.misfit = named.filter(|_| key.identity == Identity::Own).map(|_| OWN_INSTEAD.to_owned());
-            if is_huge && !open.contents.is_kept()? {
-                let OpenLayer { layer, misfit, .. } = open;
-                let reason = Reason::Evicted;
-                return Ok(Looked::Pass(Pending { layer, reason, misfit, blob: None, body: None, diff_id: None }));
-            }
-            return Ok(Looked::Open(open));
+        let ztoc = ztoc.filter(|_| index::named_identity(&descriptor).is_none());
+        if let Some(looked) = self.look_at_cached(&layer, ztoc.as_ref())? {
+            return Ok(looked);
         }
         match ztoc.map(|ztoc| self.read_ztoc(&descriptor, &ztoc).map(|opened| (opened, ztoc))) {
             Some(Ok((opened, ztoc))) => {
@@ -232,6 +218,32 @@ impl Opener {
             }
             None => self.fresh(layer, &descriptor),
         }
+    }
+
+    /// The same by what an earlier mount has left in the cache, if it has.
+    pub(super) fn look_at_cached(
+        self: &Arc<Self>,
+        layer: &registry::Layer,
+        ztoc: Option<&registry::Layer>,
+    ) -> Result<Option<Looked>, Error> {
+        let descriptor = descriptor(layer);
+        let named = index::named_identity(&descriptor);
+        let ztoc = ztoc.filter(|_| named.is_none());
+        let found = self.cached(&descriptor, named.unwrap_or(Identity::Own));
+        let found = found.or_else(|| self.cached(&descriptor, Identity::Ztoc(ztoc?.digest)));
+        // What the manifest names may not have fitted.
+        let found = found.or_else(|| self.cached(&descriptor, named.map(|_| Identity::Own)?));
+        let Some((key, index)) = found else { return Ok(None) };
+        let index = index.within(self.memory())?;
+        let is_huge = index.has_huge_unit()?;
+        let mut open = self.layer(layer.clone(), Some(key), trust(&key), index, (None, ztoc.cloned()));
+        open.misfit = named.filter(|_| key.identity == Identity::Own).map(|_| OWN_INSTEAD.to_owned());
+        if is_huge && !open.contents.is_kept()? {
+            let OpenLayer { layer, misfit, .. } = open;
+            let reason = Reason::Evicted;
+            return Ok(Some(Looked::Pass(Pending { layer, reason, misfit, blob: None, body: None, diff_id: None })));
+        }
+        Ok(Some(Looked::Open(open)))
     }
 
     /// What a layer holds, where an earlier mount has its index in the cache.
@@ -523,7 +535,7 @@ impl Opener {
         Ok(index.within(self.memory())?)
     }
 
-    fn layer(
+    pub(super) fn layer(
         self: &Arc<Self>,
         layer: registry::Layer,
         key: Option<LayerKey>,

@@ -51,6 +51,32 @@ pub(crate) fn start_server(options: &LogOptions, file: Option<RotatingLog>) -> i
     Ok(Settled)
 }
 
+/// The same for a process whose log is its server's: lines of JSON on standard error, for [`take_over`].
+pub(crate) fn start_for_server(options: &LogOptions) {
+    let level = file_level(options);
+    let lines = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(io::stderr);
+    // An error says that logging has been started before, which is as good.
+    let _started_before = tracing_subscriber::registry().with(lines.with_filter(filter(options, level))).try_init();
+    hear_of_panics();
+}
+
+/// Logs a line that such a process has logged. `None`: it is none.
+pub(crate) fn take_over(line: &str) -> Option<()> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let mut fields = line.get("fields")?.as_object()?.clone();
+    let message = fields.remove("message");
+    let message = message.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+    let facts = if fields.is_empty() { None } else { Some(serde_json::Value::from(fields).to_string()) };
+    match line.get("level")?.as_str()? {
+        "ERROR" => tracing::error!(facts, "{message}"),
+        "WARN" => tracing::warn!(facts, "{message}"),
+        "INFO" => tracing::info!(facts, "{message}"),
+        "DEBUG" => tracing::debug!(facts, "{message}"),
+        _ => tracing::trace!(facts, "{message}"),
+    }
+    Some(())
+}
+
 /// Writes what was logged, within a limit, when it is dropped.
 #[must_use]
 pub(crate) struct Settled;
@@ -82,12 +108,20 @@ fn install(options: &LogOptions, terminal: BoxMakeWriter, file: Option<BoxMakeWr
         .with_target(false)
         .with_filter(filter(options, terminal_level(options.verbosity)));
     let file = file.map(|file| {
-        let level = if options.verbosity > 1 { terminal_level(options.verbosity) } else { "info,fuser=off" };
+        let level = file_level(options);
         let json = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(file);
         json.with_filter(filter(options, level))
     });
     // An error says that logging has been started before, which is as good.
     let _started_before = tracing_subscriber::registry().with(terminal).with(file).try_init();
+    hear_of_panics();
+}
+
+fn file_level(options: &LogOptions) -> &'static str {
+    if options.verbosity > 1 { terminal_level(options.verbosity) } else { "info,fuser=off" }
+}
+
+fn hear_of_panics() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(%panic, "panicked: this is a bug in crfs");
         // For the log, not for the terminal.

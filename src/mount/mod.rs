@@ -9,6 +9,7 @@
 //!
 //! The state directory of a mount (state.rs) is what `crfs status` and `crfs umount` know it by.
 
+mod again;
 mod attach;
 pub mod background;
 pub(crate) mod config;
@@ -23,6 +24,7 @@ pub mod holders;
 pub mod image;
 pub mod indexes;
 pub mod inspect;
+pub(crate) mod known;
 pub(crate) mod layer;
 pub mod log;
 pub mod look;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::apart::{For, Opened, Unsplit};
 use super::open::{Listing, Store, layer_error};
 use super::records::{Blob, Image, Layer, Records};
 use super::tar_splits::Staged;
@@ -14,7 +15,7 @@ use super::{Error, files, podman, tar_splits};
 use crate::blob::Digest;
 use crate::fs::tree::Tree;
 use crate::index::{Identity, Trust};
-use crate::mount::image::{Engine, Until};
+use crate::mount::image::Engine;
 use crate::mount::layer::OpenLayer;
 use crate::mount::options::ImageOptions;
 use crate::mount::tar_splits::keep_usable;
@@ -59,15 +60,25 @@ impl Store {
         let name = name.map_or_else(|| name_of(&source.image), |name| given_name(&source.image, &name))?;
         let source = ImageOptions { cache_dir: "/".into(), cache_size: None, ..source };
         let engine = self.splitting_engine(&source)?;
-        let mut found = Self::find(&engine, name, report).await?;
-        let splits = self.split(&engine, &mut found, full, report).await?;
+        let (mut found, mut opened) = self.find(&engine, name, &source, full, report).await?;
+        let splits = self.split(&engine, &mut found, &mut opened, full, report).await?;
+        if let Some(reader) = opened.reader {
+            reader.end().await;
+        }
         let prepared = self.prepare(&mut found).await?;
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
         tokio::task::block_in_place(|| self.take_in(&mut records, (found, prepared), splits, source))
     }
 
-    async fn find(engine: &Arc<Engine>, name: String, report: &Report) -> Result<Found, Error> {
+    async fn find(
+        &self,
+        engine: &Arc<Engine>,
+        name: String,
+        source: &ImageOptions,
+        full: bool,
+        report: &Report,
+    ) -> Result<(Found, Opened<'_>), Error> {
         let image = engine.resolve(report).await?;
         // Progress that nobody hears is none.
         let _heard =
@@ -78,12 +89,13 @@ impl Store {
         let config = read_config(&name, &config_bytes, image.layers.len())?;
         let image = Arc::new(image);
         let wanted = image.layers.iter().cloned().enumerate().collect();
-        let results = engine.open_each(&image, wanted, Until::OneIsRefused, report).await;
-        let opened = results
-            .into_iter()
-            .map(|(number, result)| result.map_err(|source| layer_error(&name, number, &image, source)));
-        let layers = opened.collect::<Result<_, _>>()?;
-        Ok(Found { name, image, config_bytes, config_digest, config, layers })
+        let (of, purpose) = ((&*name, source), For::Adding { full });
+        let mut opened = self.open_apart(engine, of, (&image, wanted), purpose, report).await?;
+        let results = std::mem::take(&mut opened.layers).into_iter();
+        let layers =
+            results.map(|(number, result)| result.map_err(|source| layer_error(&name, number, &image, source)));
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok((Found { name, image, config_bytes, config_digest, config, layers }, opened))
     }
 
     /// Gives the tar-splits of layers of which podman has none that is known to be right, by their numbers: with `full` of all that can have one,
@@ -92,21 +104,31 @@ impl Store {
         &self,
         engine: &Arc<Engine>,
         found: &mut Found,
+        opened: &mut Opened<'_>,
         full: bool,
         report: &Report,
     ) -> Result<BTreeMap<usize, Staged>, Error> {
         let wanted = self.wanted(&*self.records.lock().await, found)?;
-        let split = match full {
-            true => engine.split_each(&mut found.layers, &wanted, report).await,
-            false => keep_usable(&mut found.layers).await,
-        };
-        split.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))?;
-        // Also those that nobody wants: the layers stay for as long as the server.
-        let made = found.layers.iter_mut().map(|layer| layer.tar_split.take()).enumerate();
-        let made = made.filter(|(number, _)| wanted.contains_key(number));
-        let made = made.filter_map(|(number, split)| Some((number, split?.ok()?)));
+        let refused = |number, source| layer_error(&found.name, number, &found.image, source);
+        let mut made = std::mem::take(&mut opened.splits);
+        if let Some(reader) = opened.reader.as_mut().filter(|_| full) {
+            made = reader.split(&wanted, report).await.map_err(|unsplit| match unsplit {
+                Unsplit::Layer(number, source) => refused(number, source),
+                Unsplit::Image(error) => error,
+            })?;
+        } else if opened.reader.is_none() {
+            let split = match full {
+                true => engine.split_each(&mut found.layers, &wanted, report).await,
+                false => keep_usable(&mut found.layers).await,
+            };
+            split.map_err(|(number, source)| refused(number, source))?;
+            // Also those that nobody wants: the layers stay for as long as the server.
+            let splits = found.layers.iter_mut().map(|layer| layer.tar_split.take()?.ok()).enumerate();
+            made.extend(splits.filter_map(|(number, split)| split.map(|split| (number, (split.file, split.tar_len)))));
+        }
+        made.retain(|number, _| wanted.contains_key(number));
         let stage = |(number, split)| Ok((number, Staged::new(&self.paths, split)?));
-        tokio::task::block_in_place(|| made.map(stage).collect())
+        tokio::task::block_in_place(|| made.into_iter().map(stage).collect())
     }
 
     /// The layers that are to have a tar-split, by their numbers and with their diffIDs.

@@ -183,7 +183,7 @@ impl Store {
     }
 
     async fn keep_carried(&self, carrier: &Carrier, split: TarSplit) -> Result<(), Error> {
-        let staged = tokio::task::block_in_place(|| Staged::new(&self.paths, split))?;
+        let staged = tokio::task::block_in_place(|| Staged::new(&self.paths, (split.file, split.tar_len)))?;
         let mut records = self.records.lock().await;
         if !records.layer(&carrier.id).is_some_and(|layer| carrier.is_of(layer)) {
             return Ok(());

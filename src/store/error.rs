@@ -43,6 +43,11 @@ pub enum Error {
     #[error("{image}: layer {number} ({layer}) cannot be served")]
     Layer { image: String, number: usize, layer: Digest, source: Box<mount::Error> },
 
+    #[error("{image}: the process that reads its layers cannot be started, or listened to")]
+    Reader { image: String, source: io::Error },
+    #[error("{image}: reading its layers {end}; no other image is touched by that")]
+    Reading { image: String, end: String },
+
     #[error(
         "{image}: the store has that image ({}) already as {name}, with layers of other blobs; `crfs store rm` that first", id.hex()
     )]

@@ -22,6 +22,7 @@
 //! The layout is that of containers/storage 1.43 (podman 4.3.1), and what later versions up to 1.62 read of it; docs/podman.md says more.
 
 mod add;
+mod apart;
 mod carried;
 mod contents;
 mod control;
@@ -45,6 +46,7 @@ mod trees;
 pub mod commands;
 pub mod places;
 
+pub use apart::{SUBCOMMAND as READER, read};
 pub use error::Error;
 pub use guard::{SUBCOMMAND as GUARD, guard};
 pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};

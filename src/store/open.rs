@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
+use super::apart::{For, Readers};
 use super::contents::Wants;
 use super::lockfile::PATIENCE;
 use super::paths::{Paths, open_own};
@@ -32,7 +33,7 @@ use crate::cache::Cache;
 use crate::metrics::{METRICS, Snapshot};
 use crate::mount::config::Config;
 use crate::mount::fusedev::{self, Detach};
-use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until, read_ahead};
+use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
 use crate::mount::layer::{OpenLayer, blocking};
 use crate::mount::mounts::{Device, Mount};
 use crate::mount::options::ImageOptions;
@@ -99,6 +100,8 @@ pub(super) struct Store {
     /// Those that read such tar-splits.
     pub(super) carried_reads: Semaphore,
     pub(super) lock: Lock,
+    /// Who reads images, if that is not this process.
+    pub(super) readers: Option<Readers>,
 }
 
 /// An image, as `crfs store ls --json` has it.
@@ -154,7 +157,13 @@ impl Store {
             opened,
             carried_reads,
             lock,
+            readers: None,
         })
+    }
+
+    /// The same, where images are read by others than this process.
+    pub(super) fn with_readers(self, readers: Readers) -> Self {
+        Self { readers: Some(readers), ..self }
     }
 
     /// Writes to the log what is waited for at this moment.
@@ -274,9 +283,8 @@ impl Store {
     async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
         let records = self.records.lock().await.clone();
         // Of a removed image some are gone.
-        let is_closed = |records: &Records, id: &Digest| {
-            records.layer(id).is_some_and(|layer| !self.trees.is_open(layer.number))
-        };
+        let is_closed =
+            |records: &Records, id: &Digest| records.layer(id).is_some_and(|layer| !self.trees.is_open(layer.number));
         let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(&records, id)).collect();
         if closed.is_empty() {
             return Ok(());
@@ -301,9 +309,13 @@ impl Store {
         let engine = self.engine(&image.source)?;
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
-        let results = engine.open_each(&resolved, wanted.collect(), Until::AllAreKnown, report).await;
+        let (of, wanted) = ((image.name(), &image.source), (&resolved, wanted.collect()));
+        let opened = self.open_apart(&engine, of, wanted, For::Start, report).await?;
+        if let Some(reader) = opened.reader {
+            reader.end().await;
+        }
         let mut outcome = Ok(());
-        for (number, result) in results {
+        for (number, result) in opened.layers {
             let Some(id) = image.layers.get(number) else { continue };
             let planted = match result {
                 Ok(layer) => self.plant_opened(id, layer).await,

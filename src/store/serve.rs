@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::apart::Readers;
 use super::commands::answered;
 use super::guard::Guard;
 use super::open::{Lock, Store};
@@ -138,7 +139,9 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
     let wants = Some(wants).filter(|_| options.guesses);
-    let new = move |paths: &Paths| Store::new(paths.clone(), cache, wants, lock);
+    let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
+    let readers = Readers::new(place, options.log.clone());
+    let new = move |paths: &Paths| Ok(Store::new(paths.clone(), cache, wants, lock)?.with_readers(readers));
     let store = Arc::new(answered(&options.paths, new)?);
     spawn(&store, |store| async move { store.join_layers(wanted).await });
     begin(&store, options).await?;

@@ -2,6 +2,8 @@
 //!
 //! `crfs store add --full` makes them, by reading the layers; those that blobs carry a server takes (carried.rs).
 
+use std::fs::File;
+
 use tempfile::NamedTempFile;
 
 use super::open::Store;
@@ -9,7 +11,6 @@ use super::paths::Paths;
 use super::records::{Layer, Records, Tar};
 use super::{Error, files};
 use crate::blob::Digest;
-use crate::index::TarSplit;
 
 /// A tar-split that needs nothing but its name.
 pub(super) struct Staged {
@@ -19,8 +20,8 @@ pub(super) struct Staged {
 
 impl Staged {
     /// Takes a while: it is not for whoever has the records.
-    pub(super) fn new(paths: &Paths, mut split: TarSplit) -> Result<Self, Error> {
-        Ok(Self { file: files::stage_tar_split(paths, &mut split.file)?, tar_len: split.tar_len })
+    pub(super) fn new(paths: &Paths, (mut split, tar_len): (File, u64)) -> Result<Self, Error> {
+        Ok(Self { file: files::stage_tar_split(paths, &mut split)?, tar_len })
     }
 }
 

@@ -66,6 +66,27 @@ pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result
     Ok(Prepared { tree: Arc::new(tree), holes, facts })
 }
 
+/// Makes all that a server makes of layers, the lowest first, and lets it go again; those that are all of an image are joined, too. Takes a while.
+///
+/// # Errors
+/// Where a layer cannot be served, with its place.
+pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize, mount::Error)> {
+    let (mut below, mut holes, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for (place, layer) in layers.iter().enumerate() {
+        let prepared = prepare(layer, is_image.then_some(&below[..])).map_err(|error| (place, error))?;
+        let tree = Arc::clone(&prepared.tree);
+        let contents = LayerContents::new(0, Arc::clone(&layer.contents), Arc::clone(&tree), None);
+        parts.push(Part { contents, is_own: false });
+        holes.push(prepared.holes);
+        below.push(tree);
+    }
+    if is_image {
+        // A server does without where it cannot be done.
+        let _unjoined = contents::join(&parts, Vec::new());
+    }
+    Ok(())
+}
+
 impl Trees {
     pub(super) fn new(wants: Option<Wants>) -> Self {
         let forest = Forest::store(grown(&Records::default(), &HashMap::new()));

@@ -42,6 +42,7 @@ mod stopped;
 mod store;
 mod store_life;
 mod store_push;
+mod store_readers;
 mod store_users;
 mod support;
 mod surroundings;

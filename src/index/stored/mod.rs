@@ -126,6 +126,11 @@ impl StoredIndex {
         (0..(self.digests.len() / BLOCK_DIGEST) as u64).try_for_each(|number| self.block(number).map(drop))
     }
 
+    /// Where it is read from, as it is.
+    pub fn source(&self) -> Arc<dyn ByteSource> {
+        Arc::clone(&self.source.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Goes on with another source of the same index, where the one it had is damaged; says whether it is the same.
     pub fn replace(&self, source: Arc<dyn ByteSource>) -> bool {
         let head = source.read_at(ByteRange { start: 0, end: header::LEN as u64 });
@@ -386,8 +391,7 @@ impl StoredIndex {
     }
 
     fn read(&self, range: ByteRange) -> Result<Bytes, Damaged> {
-        let source = Arc::clone(&self.source.read().unwrap_or_else(PoisonError::into_inner));
-        source.read_at(range).map_err(|error| self.damaged(format!("{range} cannot be read: {error}")))
+        self.source().read_at(range).map_err(|error| self.damaged(format!("{range} cannot be read: {error}")))
     }
 
     fn damaged(&self, what: impl Into<String>) -> Damaged {

@@ -69,6 +69,13 @@ impl Store {
         fs::create_dir(&self.cache).unwrap();
     }
 
+    /// Has a file in the place of its cache; no server may run.
+    pub(crate) fn without_cache(&self) {
+        assert!(self.server.is_none());
+        fs::remove_dir_all(&self.cache).unwrap();
+        fs::write(&self.cache, "").unwrap();
+    }
+
     /// Starts the server, and waits until it says that podman can use the store. Gives that line.
     #[track_caller]
     pub(crate) fn serve(&mut self) -> String {
@@ -109,7 +116,7 @@ impl Store {
         run(self.command(command).args(arguments))
     }
 
-    fn command(&self, name: &str) -> Command {
+    pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = Command::new(CRFS);
         command.args(["store", name, "--root"]).arg(&self.root);
         if let Some(state) = &self.state {

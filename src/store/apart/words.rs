@@ -1,0 +1,85 @@
+//! What a server and a reader say to each other: lines of JSON, on the reader's standard input and output.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::Digest;
+use crate::index::{Identity, Trust};
+use crate::mount::Event;
+use crate::mount::options::{ImageOptions, LogOptions};
+
+/// What a reader is to do. It is told to open first, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Ask {
+    Open(Box<Open>),
+    /// The tar-splits of these layers, with their diffIDs, as `--full` makes them.
+    Split(BTreeMap<usize, Digest>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Open {
+    pub(super) source: ImageOptions,
+    /// Byte for byte: both read the same image.
+    pub(super) manifest: String,
+    /// The layers, by their numbers.
+    pub(super) wanted: Vec<usize>,
+    /// For an image that is added.
+    pub(super) adds: Option<Adds>,
+    pub(super) log: LogOptions,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Adds {
+    /// Where tar-splits are written, without a name.
+    pub(super) tar_splits: OsString,
+    /// All that can have one get one. Else those get one that are read whole anyway.
+    pub(super) full: bool,
+}
+
+/// What a reader says. Descriptors are its own: the server opens them by /proc.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Said {
+    Event(Event),
+    /// It lives.
+    Working,
+    Opened(BTreeMap<usize, Came>),
+    Split(BTreeMap<usize, Split>),
+    /// Nothing came of it: why, and because of which layer.
+    Failed {
+        layer: Option<usize>,
+        message: String,
+    },
+}
+
+/// What came of a layer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Came {
+    Open {
+        /// `None`: it is in the cache.
+        index: Option<Index>,
+        split: Option<Split>,
+    },
+    Refused {
+        message: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Index {
+    pub(super) identity: Option<Identity>,
+    pub(super) trust: Trust,
+    pub(super) file: RawFd,
+}
+
+/// A tar-split that can be used.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Split {
+    pub(super) file: RawFd,
+    pub(super) tar_len: u64,
+}
