@@ -10,7 +10,7 @@
 //! forest lives: whoever grows it gives each view a number that no other had.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 
@@ -52,7 +52,11 @@ pub struct Grown {
 }
 
 /// Everything that a frontend serves.
-pub struct Forest(Kind);
+pub struct Forest {
+    kind: Kind,
+    /// How often the kernel was told of a node of a view and has not forgotten that, by the views' numbers. Of a store alone, whose views can go.
+    remembered: Mutex<HashMap<u32, u64>>,
+}
 
 enum Kind {
     Alone { view: Arc<View>, group: u32 },
@@ -101,18 +105,52 @@ impl Forest {
     /// fuse-overlayfs shows the numbers of its lower directories as they are, and files of different layers would look like hard links
     /// of each other.
     #[must_use]
-    pub const fn alone(view: Arc<View>, group: u32) -> Self {
-        Self(Kind::Alone { view, group })
+    pub fn alone(view: Arc<View>, group: u32) -> Self {
+        Self::of(Kind::Alone { view, group })
     }
 
     #[must_use]
     pub fn store(grown: Grown) -> Self {
-        Self(Kind::Store(RwLock::new(Arc::new(grown))))
+        Self::of(Kind::Store(RwLock::new(Arc::new(grown))))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, remembered: Mutex::default() }
+    }
+
+    /// The kernel is told of a node.
+    pub(crate) fn remember(&self, number: u64) {
+        self.remembered_of(number, |times| times.saturating_add(1));
+    }
+
+    /// It has forgotten that so many times.
+    pub(crate) fn forget(&self, number: u64, times: u64) {
+        self.remembered_of(number, |known| known.saturating_sub(times));
+    }
+
+    fn remembered_of(&self, number: u64, change: impl FnOnce(u64) -> u64) {
+        let Ok(group) = u32::try_from(number >> 32) else { return };
+        let is_made = number & u64::from(u32::MAX) > u64::from(u32::MAX - u32::from(MADE));
+        if is_made || !self.is_store() {
+            return;
+        }
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = remembered.entry(group).or_default();
+        *times = change(*times);
+        if *times == 0 {
+            remembered.remove(&group);
+        }
+    }
+
+    /// Whether the kernel may still ask for a node of a view.
+    #[must_use]
+    pub fn is_remembered(&self, group: u32) -> bool {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&group)
     }
 
     /// What is served from now on, by a store.
     pub fn grow(&self, grown: Grown) {
-        if let Kind::Store(current) = &self.0 {
+        if let Kind::Store(current) = &self.kind {
             *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(grown);
         }
     }
@@ -120,7 +158,7 @@ impl Forest {
     pub(super) fn node(&self, number: u64) -> Result<Node, Refused> {
         let group = u32::try_from(number >> 32).map_err(|_| Refused::UnknownInode)?;
         let ino = Ino::new(number & u64::from(u32::MAX)).ok_or(Refused::UnknownInode)?;
-        match &self.0 {
+        match &self.kind {
             Kind::Alone { view, group: own } => {
                 let is_ours = if ino == Ino::ROOT { group == 0 } else { group == *own };
                 let view = Some(view).filter(|_| is_ours).ok_or(Refused::UnknownInode)?;
@@ -139,7 +177,7 @@ impl Forest {
 
     /// The number by which the kernel knows a node of a view.
     fn number(&self, group: u32, ino: Ino) -> u64 {
-        match self.0 {
+        match self.kind {
             Kind::Alone { .. } if ino == Ino::ROOT => ROOT,
             _ => (u64::from(group) << 32) | ino.get(),
         }
@@ -215,7 +253,7 @@ impl Forest {
 
     /// The number of the made directory that holds the root of a view.
     fn above(&self, root: u64) -> u64 {
-        match &self.0 {
+        match &self.kind {
             Kind::Alone { .. } => ROOT,
             Kind::Store(grown) => grown.read().unwrap_or_else(PoisonError::into_inner).above(root),
         }
@@ -235,7 +273,7 @@ impl Forest {
 
     /// Whether the kernel is to ask for ACLs and to enforce them. It is told once: a store may get layers with ACLs later.
     pub(super) fn has_acls(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Alone { view, .. } => view.tree().has_acls(),
             Kind::Store(_) => true,
         }
@@ -306,14 +344,14 @@ impl Forest {
     }
 
     pub(super) fn totals(&self) -> Totals {
-        match &self.0 {
+        match &self.kind {
             Kind::Alone { view, .. } => view.totals(),
             Kind::Store(grown) => grown.read().unwrap_or_else(PoisonError::into_inner).totals(),
         }
     }
 
     fn is_store(&self) -> bool {
-        matches!(self.0, Kind::Store(_))
+        matches!(self.kind, Kind::Store(_))
     }
 }
 
@@ -390,6 +428,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_view_is_remembered_until_all_of_it_is_forgotten() {
+        let forest = Forest::store(grown(&Spec::default().with("f", What::File { size: 7 })));
+        let (root, file) = (root_of(7), root_of(7) + 1);
+        forest.remember(made(7, 0));
+        assert!(!forest.is_remembered(7), "what is made is of no view");
+        [root, file, file].into_iter().for_each(|number| forest.remember(number));
+        forest.forget(file, 2);
+        assert!(forest.is_remembered(7) && !forest.is_remembered(8));
+        forest.forget(root, 1);
+        assert!(!forest.is_remembered(7));
+    }
+
     /// A root with a file, a symlink and a directory that holds the roots of two views, of which one is not there.
     fn grown(spec: &Spec) -> Grown {
         let made = HashMap::from([
@@ -405,7 +456,7 @@ mod tests {
         match forest.named(parent, name.as_bytes()).unwrap() {
             Named::Node(stat) => Some((stat.number, stat.lasting)),
             Named::Nothing { lasting } => {
-                let may_come = matches!(forest.0, Kind::Store(_)) && parent == ROOT;
+                let may_come = matches!(forest.kind, Kind::Store(_)) && parent == ROOT;
                 assert_ne!(lasting, may_come, "what may come is not remembered as missing");
                 None
             }

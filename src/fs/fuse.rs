@@ -212,12 +212,17 @@ impl Filesystem for Frontend {
         answered(req, "lookup", parent, || match self.forest.named(parent.0, name.as_bytes()) {
             Ok(Named::Node(stat)) => {
                 let (ttl, attr) = reply_attr(&stat);
+                self.forest.remember(stat.number);
                 reply.entry(&ttl, &attr, GENERATION);
             }
             Ok(Named::Nothing { lasting: true }) => reply.entry(&FOR_EVER, &no_entry(), GENERATION),
             Ok(Named::Nothing { lasting: false }) => reply.error(Errno::ENOENT),
             Err(refused) => reply.error(errno(&refused)),
         });
+    }
+
+    fn forget(&self, req: &Request, ino: INodeNo, times: u64) {
+        answered(req, "forget", ino, || self.forest.forget(ino.0, times));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -254,7 +259,12 @@ impl Filesystem for Frontend {
         answered(req, "readdirplus", ino, || {
             let full = |next: u64, name: &[u8], stat: &Stat| {
                 let (ttl, attr) = reply_attr(stat);
-                reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION)
+                let is_full = reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION);
+                // The kernel knows these already.
+                if !is_full && ![&b"."[..], b".."].contains(&name) {
+                    self.forest.remember(stat.number);
+                }
+                is_full
             };
             match self.forest.entries(ino.0, offset, full) {
                 Ok(()) => reply.ok(),

@@ -81,6 +81,11 @@ impl Common {
         let cache = self.cache.room().map(|room| [room.taken, room.limit]);
         Snapshot { cache, memory: self.memory.used(), ..Snapshot::default() }
     }
+
+    #[cfg(test)]
+    pub(crate) const fn memory(&self) -> &Budget {
+        &self.memory
+    }
 }
 
 /// Opens images: the registry client, the cache, and what was asked for.

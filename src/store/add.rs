@@ -68,7 +68,14 @@ impl Store {
         let prepared = self.prepare(&mut found).await?;
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
-        tokio::task::block_in_place(|| self.take_in(&mut records, (found, prepared), splits, source))
+        tokio::task::block_in_place(|| {
+            let taken = self.take_in(&mut records, (found, prepared), splits, source);
+            self.trees.close_left_over(&records);
+            if !self.trees.left_over(&records).is_empty() {
+                self.removed.notify_one();
+            }
+            taken
+        })
     }
 
     async fn find(
@@ -151,7 +158,7 @@ impl Store {
     async fn prepare(&self, found: &mut Found) -> Result<Vec<Option<Prepared>>, Error> {
         let records = self.records.lock().await.clone();
         let known = found.ids(&records).into_iter().zip(found.candidates());
-        let tree = |(id, candidate): (Digest, Candidate)| self.trees.tree(self.number(&records, &id, &candidate)?);
+        let tree = |(id, candidate): (_, Candidate)| self.trees.tree(candidate.same(&records, &id)?);
         let known: Vec<_> = known.map(tree).collect();
         let layers = std::mem::take(&mut found.layers);
         let preparing = threads::run(Work::Opening, move || {
@@ -162,12 +169,6 @@ impl Store {
         let (layers, prepared) = preparing.await.map_err(lost)?;
         found.layers = layers;
         prepared.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
-    }
-
-    /// The number of a layer that was there before, whether or not it still is.
-    fn number(&self, records: &Records, id: &Digest, candidate: &Candidate) -> Option<u32> {
-        let same = records.layer(id).filter(|old| old.contents == candidate.contents).map(|old| old.number);
-        same.or_else(|| self.trees.number(id, &candidate.contents))
     }
 
     fn take_in(
@@ -215,12 +216,13 @@ impl Store {
         id: Digest,
         parent: Option<Digest>,
     ) -> Result<(), mount::Error> {
-        let known = self.number(records, &id, &candidate);
+        let same = candidate.same(records, &id);
         let Candidate { contents, diff_id, blob, .. } = candidate;
-        // An image that was refused may have left layers open.
-        let number = known.unwrap_or_else(|| records.take_number(|number| self.trees.is_open(number)));
+        // A removed one may still be open. It goes on with what this comes from.
+        let number = same.or_else(|| self.trees.number(&id, &contents));
+        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.is_open(number)));
         let blob = Some(Blob { digest: blob, size: layer.layer.size });
-        let facts = match self.trees.facts(number) {
+        let facts = match same.and_then(|number| self.trees.facts(number)) {
             Some(facts) => facts,
             None => {
                 // It was open when the others were prepared.
@@ -230,11 +232,10 @@ impl Store {
             }
         };
         self.problems().remove(&id);
-        let same = records.layer(&id).is_some_and(|old| old.contents == contents);
         let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
         match records.layers.iter_mut().find(|old| old.id == id) {
-            Some(_) if same => {}
+            Some(_) if same.is_some() => {}
             // By another number: what runs goes on with what it has. A tar-split names files of the contents that it was made with.
             Some(old) => *old = record,
             None => records.layers.push(record),
@@ -294,6 +295,11 @@ struct Candidate {
 impl Candidate {
     fn new(layer: &OpenLayer, diff_id: &Digest, image: &Digest) -> Self {
         Self { contents: contents(layer, image), blob: layer.layer.digest, diff_id: *diff_id, trust: layer.trust }
+    }
+
+    /// The number of the layer by that id, where that is the same.
+    fn same(&self, records: &Records, id: &Digest) -> Option<u32> {
+        records.layer(id).filter(|old| old.contents == self.contents).map(|old| old.number)
     }
 
     /// Whether it can stand in the place of a layer, for all images that have that: they name the same blob, which was read whole and vouches for this.

@@ -52,3 +52,6 @@ pub use guard::{SUBCOMMAND as GUARD, guard};
 pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
 pub use paths::Paths;
 pub use serve::{ServeOptions, serve};
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,7 @@ use crate::mount::options::ImageOptions;
 use crate::mount::{self, Report, doing, mounts};
 use crate::registry::{self, Hosts};
 use crate::sys::outside;
+use crate::threads::{self, Work};
 
 /// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
 const LINGER: Duration = Duration::from_secs(60);
@@ -164,6 +165,12 @@ impl Store {
     /// The same, where images are read by others than this process.
     pub(super) fn with_readers(self, readers: Readers) -> Self {
         Self { readers: Some(readers), ..self }
+    }
+
+    /// What all images take.
+    #[cfg(test)]
+    pub(super) const fn memory(&self) -> &crate::budget::Budget {
+        self.common.memory()
     }
 
     /// Writes to the log what is waited for at this moment.
@@ -417,16 +424,37 @@ impl Store {
     }
 
     async fn sweep_once(&self) -> bool {
-        let mut records = self.records.lock().await;
-        self.note_unused(&records);
-        let due = |id: &Digest| {
-            let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-            unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+        let swept = {
+            let mut records = self.records.lock().await;
+            self.note_unused(&records);
+            let due = |id: &Digest| {
+                let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+                unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
+            };
+            let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
+            files::remove_other_images(&self.paths, &records);
+            files::remove_other_tar_splits(&self.paths, &records);
+            swept
         };
-        let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
-        files::remove_other_images(&self.paths, &records);
-        files::remove_other_tar_splits(&self.paths, &records);
-        swept
+        swept & self.close_left_over().await
+    }
+
+    /// Closes removed layers that nobody has open. `false`: some are left.
+    pub(super) async fn close_left_over(&self) -> bool {
+        let left_over = self.trees.left_over(&*self.records.lock().await);
+        if left_over.is_empty() {
+            return true;
+        }
+        // The kernel notices that a name is gone when somebody looks it up, and then forgets what is below, as far as nobody has it open.
+        let mount = self.paths.mount();
+        let looking = threads::run(Work::Outside, move || {
+            left_over.iter().for_each(|id| drop(std::fs::symlink_metadata(mount.join(id.hex()))));
+        });
+        // One that hangs is looked up again.
+        let _looked = tokio::time::timeout(LINGER, looking).await;
+        let records = self.records.lock().await;
+        tokio::task::block_in_place(|| self.trees.close_left_over(&records));
+        self.trees.left_over(&records).is_empty()
     }
 
     /// `false`: podman is busy, for as long as it unpacks a layer.

@@ -3,7 +3,7 @@
 //! Numbers: 1 is the root, 2 is `l/`; a layer's number is the upper half of all inode numbers that belong to it, so that they are the same after
 //! a restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
@@ -16,6 +16,7 @@ use crate::fs::view::{Contents, View};
 use crate::index::Holes;
 use crate::mount;
 use crate::mount::layer::OpenLayer;
+use crate::sys;
 
 const LINKS: u64 = 2;
 
@@ -163,6 +164,28 @@ impl Trees {
         }
         chain.reverse();
         Some(chain)
+    }
+
+    /// Those that are open and that the records do not have: their ids.
+    pub(super) fn left_over(&self, records: &Records) -> Vec<Digest> {
+        let kept: HashSet<u32> = records.layers.iter().map(|layer| layer.number).collect();
+        self.planted().iter().filter(|(number, _)| !kept.contains(number)).map(|(_, planted)| planted.id).collect()
+    }
+
+    /// Closes those of which the kernel knows nothing any more: what it still knows somebody may have open. Whatever they have taken is given back.
+    pub(super) fn close_left_over(&self, records: &Records) {
+        let kept: HashSet<u32> = records.layers.iter().map(|layer| layer.number).collect();
+        let is_over = |number: &u32| !kept.contains(number) && !self.forest.is_remembered(*number);
+        let closed: Vec<_> = {
+            let mut planted = self.planted();
+            let over: Vec<_> = planted.keys().copied().filter(is_over).collect();
+            over.iter().filter_map(|number| planted.remove(number)).collect()
+        };
+        if !closed.is_empty() {
+            self.show(records);
+            drop(closed);
+            sys::give_back_heap();
+        }
     }
 
     /// Shows what the records have.

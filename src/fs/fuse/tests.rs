@@ -2,7 +2,7 @@
 
 mod mounted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -16,6 +16,7 @@ use self::mounted::{Counting, Mounted, Never, Panics, SlowDisk, mount_overlay, s
 use super::*;
 use crate::budget::Charge;
 use crate::fs::fake::{FakeLayer, MADE_UP, Ramp, Spec, What, ramp};
+use crate::fs::forest::{Grown, Made, ROOT, made, root_of};
 use crate::fs::overlay::merge;
 use crate::fs::tree::{Builder, Ino, NewNode, Tree};
 use crate::fs::view::View;
@@ -130,6 +131,45 @@ fn the_kernel_asks_nothing_twice() {
     assert!(asked("getxattr") <= 1);
     assert_eq!((asked("read"), asked("readdir")), (20, 0));
     assert!(asked("getattr") <= 1, "{counts:?}");
+}
+
+/// The kernel forgets what is below a name that is gone once somebody looks for that, as far as nobody has it open.
+#[test]
+fn a_store_knows_what_the_kernel_remembers() {
+    if skipped() {
+        return;
+    }
+    let view = Arc::new(view(&Spec::default().with("d/f", file(5)).with("d/g", file(5))));
+    let dir = |entries: &[(&str, u64)]| Made::Dir {
+        entries: entries.iter().map(|(name, number)| (name.as_bytes().to_vec(), *number)).collect(),
+        lasting: false,
+    };
+    let grown = |is_there: bool| {
+        let root = if is_there { vec![("layer", made(7, 0))] } else { Vec::new() };
+        let all = HashMap::from([(ROOT, dir(&root)), (made(7, 0), dir(&[("diff", root_of(7))]))]);
+        Grown { views: HashMap::from([(7, Arc::clone(&view))]), made: all, changed: 0 }
+    };
+    for is_open in [true, false] {
+        let forest = Arc::new(Forest::store(grown(true)));
+        let mounted = Mounted::of(Arc::clone(&forest), |frontend| frontend);
+        assert!(!forest.is_remembered(7));
+        for name in ["f", "g"] {
+            assert_eq!(fs::read(mounted.path("layer/diff/d").join(name)).unwrap().len(), 5);
+        }
+        assert_eq!(fs::read_dir(mounted.path("layer/diff/d")).unwrap().count(), 2);
+        let open = is_open.then(|| File::open(mounted.path("layer/diff/d/f")).unwrap());
+        assert!(forest.is_remembered(7));
+        forest.grow(grown(false));
+        let look = || assert!(fs::symlink_metadata(mounted.path("layer")).is_err());
+        look();
+        let start = std::time::Instant::now();
+        while open.is_none() && forest.is_remembered(7) {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            // The kernel says so when it can.
+            look();
+        }
+        assert_eq!(forest.is_remembered(7), is_open);
+    }
 }
 
 #[test]

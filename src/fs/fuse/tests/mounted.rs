@@ -46,8 +46,11 @@ impl Mounted {
     }
 
     pub(super) fn with<F: Filesystem>(view: View, around: impl FnOnce(Frontend) -> F) -> Self {
+        Self::of(Arc::new(Forest::alone(Arc::new(view), 3)), around)
+    }
+
+    pub(super) fn of<F: Filesystem>(forest: Arc<Forest>, around: impl FnOnce(Frontend) -> F) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-        let forest = Arc::new(Forest::alone(Arc::new(view), 3));
         let frontend =
             Frontend::new(forest, runtime.handle().clone(), Options { list_trusted: true, nfs_export: true });
         let dir = tempfile::tempdir().unwrap();
