@@ -9,8 +9,8 @@ use clap_complete::Shell;
 
 use super::{help, values};
 use crate::blob::Digest;
-use crate::mount::options::LayerChoice;
 use crate::registry::Platform;
+use crate::serve::options::LayerChoice;
 
 /// Container images, readable at once.
 ///
@@ -42,7 +42,7 @@ pub(super) enum Command {
     Man(ManArgs),
     Completions(CompletionsArgs),
     /// Serves a mount whose options come on standard input. `crfs mount` starts it.
-    #[command(name = crate::mount::background::SUBCOMMAND, hide = true)]
+    #[command(name = crate::serve::background::SUBCOMMAND, hide = true)]
     Serve,
     /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
     #[command(name = crate::store::NAMESPACE, hide = true)]

@@ -8,7 +8,7 @@ use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::{Failure, json, options, print};
 use crate::cache::{self, Cleared, LayerUse, Usage, Verification};
-use crate::mount::{Error, escape};
+use crate::image::{Error, escape};
 
 pub(super) fn cache(command: CacheCommand, environment: &Environment) -> Result<(), Failure> {
     match command {

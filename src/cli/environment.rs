@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::fs::tree::OpaqueXattr;
-use crate::mount::state_dirs;
+use crate::serve::state_dirs;
 
 /// CAP_SYS_ADMIN in the bit sets of /proc/PID/status (capabilities(7)).
 const SYS_ADMIN: u64 = 1 << 21;

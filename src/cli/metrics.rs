@@ -3,8 +3,9 @@
 use super::args::MetricsArgs;
 use super::environment::Environment;
 use super::{Failure, complain, options, print};
+use crate::errors::chain;
 use crate::metrics::together;
-use crate::mount::{chain, status};
+use crate::serve::status;
 use crate::store::commands;
 
 pub(super) fn metrics(args: &MetricsArgs, environment: &Environment) -> Result<(), Failure> {

@@ -23,7 +23,8 @@ use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
-use crate::mount::{self as engine, Error};
+use crate::image::{self, Error};
+use crate::serve;
 use args::{Cli, Command, StoreCommand};
 use environment::Environment;
 use options::UsageError;
@@ -42,7 +43,9 @@ pub fn run() -> ExitCode {
             Cli::command().error(ErrorKind::ValueValidation, format::printable(&causes(&error))).exit()
         }
         // Whoever read our output has had enough of it.
-        Err(Failure::Failed(Error::Output { source })) if source.kind() == io::ErrorKind::BrokenPipe => {
+        Err(Failure::Failed(serve::Error::Image(Error::Output { source })))
+            if source.kind() == io::ErrorKind::BrokenPipe =>
+        {
             ExitCode::SUCCESS
         }
         Err(Failure::Reported) => ExitCode::FAILURE,
@@ -60,7 +63,7 @@ pub fn run() -> ExitCode {
 /// Why a command did not work.
 enum Failure {
     Usage(UsageError),
-    Failed(Error),
+    Failed(serve::Error),
     Store(crate::store::Error),
     /// Whoever waits has been told already.
     Reported,
@@ -78,9 +81,15 @@ impl From<crate::store::Error> for Failure {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
+impl From<serve::Error> for Failure {
+    fn from(error: serve::Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+impl From<image::Error> for Failure {
+    fn from(error: image::Error) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -94,12 +103,12 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         _ => false,
     };
     if !serves {
-        engine::log::start(&log);
+        serve::log::start(&log);
     }
     match command {
         Command::Mount(args) => mount::mount(args, verbose, environment),
         Command::Umount(args) => mount::umount(&args, environment),
-        Command::Serve => engine::background::serve().map_err(|_| Failure::Reported),
+        Command::Serve => serve::background::serve().map_err(|_| Failure::Reported),
         Command::UserNamespace => Ok(crate::store::hold_namespace()?),
         Command::StoreGuard => Ok(crate::store::guard()?),
         Command::StoreReader => Ok(crate::store::read()?),

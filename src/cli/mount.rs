@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::args::{MountArgs, UmountArgs};
 use super::environment::Environment;
 use super::{Failure, complain, format, options, print};
-use crate::mount::holders::named;
-use crate::mount::unmount::{Outcome, unmount, unmount_all};
-use crate::mount::{self as engine, Event, Ready, Report, background, server};
+use crate::image;
+use crate::serve::holders::named;
+use crate::serve::unmount::{Outcome, unmount, unmount_all};
+use crate::serve::{self as engine, Event, Ready, Report, background, server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
     let foreground = args.foreground;
@@ -30,7 +31,11 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         server::run(&options, &report(said), std::future::pending())?;
     } else {
         let mut progress = Progress::new();
-        let ready = background::mount(&options, &mut |event| progress.show(event));
+        let ready = background::mount(&options, &mut |event| {
+            if let Event::Image(event) = event {
+                progress.show(event);
+            }
+        });
         progress.clear();
         // It is mounted, whether or not anybody could be told.
         if let Err(error) = said(&ready?) {
@@ -51,19 +56,20 @@ fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'st
                 // A closed standard output is no reason to take the mount away.
                 said(ready).or(Ok(()))
             }
-            event => {
+            Event::Image(event) => {
                 progress.show(event);
                 Ok(())
             }
+            Event::Mounted { .. } | Event::Failed { .. } => Ok(()),
         }
     })
 }
 
 /// Shows on a terminal how far `work` is.
-pub(super) fn with_progress<T>(work: impl FnOnce(&Report) -> T) -> T {
+pub(super) fn with_progress<T>(work: impl FnOnce(&image::Report) -> T) -> T {
     let progress = Arc::new(Mutex::new(Progress::new()));
     let shown = Arc::clone(&progress);
-    let report: Report = Arc::new(move |event| {
+    let report: image::Report = Arc::new(move |event| {
         shown.lock().unwrap_or_else(PoisonError::into_inner).show(event);
         Ok(())
     });
@@ -92,7 +98,7 @@ fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
     outcome
 }
 
-fn said(dir: &Path, outcome: Outcome) -> Result<(), engine::Error> {
+fn said(dir: &Path, outcome: Outcome) -> Result<(), image::Error> {
     let Outcome::StillInUse(holders) = outcome else { return Ok(()) };
     let whom = match holders.as_slice() {
         [] => ", which this user cannot see".to_owned(),
@@ -142,9 +148,9 @@ impl Progress {
         Self { visible: io::stderr().is_terminal(), shown: false, reading: None }
     }
 
-    pub(super) fn show(&mut self, event: &Event) {
+    pub(super) fn show(&mut self, event: &image::Event) {
         let text = match event {
-            Event::Reading { bytes, of } => {
+            image::Event::Reading { bytes, of } => {
                 let since = *self.reading.get_or_insert_with(Instant::now);
                 Some(reading_text(*bytes, *of, since.elapsed()))
             }
@@ -168,14 +174,14 @@ fn write(text: &str) {
     let _shown = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
 }
 
-fn progress_text(event: &Event) -> Option<String> {
+fn progress_text(event: &image::Event) -> Option<String> {
     match event {
-        Event::Resolved { name, layers, .. } => Some(format!("{name}: 0/{layers} layers open")),
-        Event::Opened { layers, of, fetched } => {
+        image::Event::Resolved { name, layers, .. } => Some(format!("{name}: 0/{layers} layers open")),
+        image::Event::Opened { layers, of, fetched } => {
             Some(format!("{layers}/{of} layers open, {} fetched", format::bytes(*fetched)))
         }
         // Shown with what only whoever shows it knows: the rate.
-        Event::Reading { .. } | Event::Mounted { .. } | Event::Ready(_) | Event::Failed { .. } => None,
+        image::Event::Reading { .. } => None,
     }
 }
 
@@ -229,9 +235,9 @@ mod tests {
 
     #[test]
     fn only_what_happens_before_it_is_ready_is_progress() {
-        let opened = Event::Opened { layers: 1, of: 3, fetched: 2048 };
+        let opened = image::Event::Opened { layers: 1, of: 3, fetched: 2048 };
         assert_eq!(progress_text(&opened).as_deref(), Some("1/3 layers open, 2.0 KiB fetched"));
-        assert_eq!(progress_text(&Event::Failed { message: "x".into() }), None);
+        assert_eq!(progress_text(&image::Event::Reading { bytes: 1, of: 2 }), None);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use super::args::{
 };
 use super::environment::Environment;
 use crate::fs::tree::OpaqueXattr;
-use crate::mount::options::{Frontend, ImageOptions, LogOptions, MountOptions, Prefetch};
+use crate::image::options::ImageOptions;
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
+use crate::serve::options::{Frontend, LogOptions, MountOptions, Prefetch};
 use crate::store::Paths;
 use crate::sys::{limit, trusted};
 

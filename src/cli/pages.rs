@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::args::Cli;
-use crate::mount::Error;
+use crate::image::Error;
 
 /// Writes crfs.1, crfs-mount.1 and so on into a directory.
 pub(super) fn man(dir: &Path) -> Result<(), Error> {

@@ -12,12 +12,12 @@ use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
 use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
-use crate::mount::escape;
-use crate::mount::holders::named;
-use crate::mount::indexes::{self, Indexed, IndexedLayer};
-use crate::mount::inspect::{self as inspection, DiffIds, IndexFrom, Inspection, LayerInspection};
-use crate::mount::look::{Listing, Look, Node};
-use crate::mount::status::{self as mounts, Elsewhere, State, Status};
+use crate::image::escape;
+use crate::image::indexes::{self, Indexed, IndexedLayer};
+use crate::image::inspect::{self as inspection, DiffIds, IndexFrom, Inspection, LayerInspection};
+use crate::image::look::{Listing, Look, Node};
+use crate::serve::holders::named;
+use crate::serve::status::{self as mounts, Elsewhere, State, Status};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
     let options = options::image(args.image, environment)?;
@@ -298,7 +298,7 @@ mod tests {
     use super::*;
     use crate::blob::Digest;
     use crate::fetch::Stats;
-    use crate::mount::inspect::IndexInspection;
+    use crate::image::inspect::IndexInspection;
 
     fn node(path: &[u8]) -> Node {
         Node {
@@ -405,7 +405,7 @@ mod tests {
             dir: "/m".into(),
             started: 0,
             elsewhere: None,
-            activity: crate::mount::Activity { stats, last_error: Some("gone\n".into()) },
+            activity: crate::serve::Activity { stats, last_error: Some("gone\n".into()) },
         };
         let text = status_text(std::slice::from_ref(&mount));
         assert!(text.contains("  2.0 KiB  1.0 KiB  1.0 KiB         3       1  /m\n"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::mount::options::LayerChoice;
+use crate::serve::options::LayerChoice;
 
 /// A week: whoever waits longer has mistyped a unit.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);

@@ -1,10 +1,17 @@
 //! Why a layer has no index: facts as fields, and in the message what to do about it.
 
-use super::stored::Damaged;
-use super::{ZtocProblem, names};
+use super::ZtocProblem;
 use crate::blob::{ByteRange, Digest, SourceError};
 use crate::budget::Exceeded;
 use crate::sys::expansion::{Expands, WideTable};
+
+/// The encoded index is not (or no longer) what was written: it is to be made again.
+#[derive(Debug, thiserror::Error)]
+#[error("index of {blob}: {what}")]
+pub struct Damaged {
+    pub blob: Digest,
+    pub what: String,
+}
 
 /// Why a layer has no index.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +217,7 @@ pub(crate) struct Rejected {
 
 impl Rejected {
     pub(crate) fn entry(raw_name: &[u8], problem: Problem) -> Self {
-        Self { entry: Some(names::shown(raw_name)), problem }
+        Self { entry: Some(shown(raw_name)), problem }
     }
 
     pub(crate) fn at(self, layer: Digest) -> Error {
@@ -222,4 +229,12 @@ impl From<Problem> for Rejected {
     fn from(problem: Problem) -> Self {
         Self { entry: None, problem }
     }
+}
+
+/// A name as messages show it: escaped, and cut where it is very long.
+pub(crate) fn shown(raw: &[u8]) -> String {
+    const LONGEST: usize = 1024;
+    let text = String::from_utf8_lossy(raw.get(..LONGEST).unwrap_or(raw));
+    let cut = if raw.len() > LONGEST { "..." } else { "" };
+    format!("\"{}\"{cut}", text.escape_debug())
 }

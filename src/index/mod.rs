@@ -26,7 +26,7 @@ mod xattrs;
 mod zstd_chunked;
 
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
-pub use error::{Error, Problem};
+pub use error::{Damaged, Error, Problem};
 pub use footer::{Footer, TocPosition};
 pub use holes::Holes;
 pub use soci::ZtocProblem;
@@ -43,7 +43,7 @@ pub(crate) use plain::{Event, Failed, Unpacker, make, split};
 pub use plain::{Made, Split};
 #[cfg(fuzzing)]
 pub use soci::read_for_fuzzing as read_ztoc_for_fuzzing;
-pub use stored::{Check, CheckKind, Codec, Damaged, Of, Piece, StoredIndex, Unit, Window};
+pub use stored::{Check, CheckKind, Codec, Of, Piece, StoredIndex, Unit, Window};
 #[cfg(fuzzing)]
 pub use tar::read_for_fuzzing as read_tar_for_fuzzing;
 #[cfg(fuzzing)]

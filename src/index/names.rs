@@ -53,17 +53,10 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// A name as messages show it: escaped, and cut where it is very long.
-pub(crate) fn shown(raw: &[u8]) -> String {
-    const LONGEST: usize = 1024;
-    let text = String::from_utf8_lossy(raw.get(..LONGEST).unwrap_or(raw));
-    let cut = if raw.len() > LONGEST { "..." } else { "" };
-    format!("\"{}\"{cut}", text.escape_debug())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::error::shown;
 
     fn clean(raw: &str) -> Result<String, Problem> {
         let mut out = Vec::new();

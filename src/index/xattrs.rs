@@ -8,12 +8,13 @@
 //!
 //! Encoded, a set is its pairs one after the other: u8 name length, name, u32 value length, value.
 
+use crate::index::error::shown;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 
 use super::error::Problem;
+use super::limits;
 use super::once::{ByHash, Once};
-use super::{limits, names};
 
 /// All sets, by number; number 0 is the empty one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -262,7 +263,7 @@ fn is_overlays_own(name: &[u8]) -> bool {
 fn check(xattrs: &[Xattr]) -> Result<(), Problem> {
     let mut list = 0;
     for (name, value) in xattrs {
-        let refused = |what| Problem::Xattr { name: names::shown(name), what };
+        let refused = |what| Problem::Xattr { name: shown(name), what };
         // A name's length has one byte here, and as many values as Linux allows (XATTR_NAME_MAX is 255).
         if !(1..=255).contains(&name.len()) || name.contains(&0) {
             return Err(refused("a name has 1 to 255 bytes, none of them NUL"));
@@ -279,7 +280,7 @@ fn check(xattrs: &[Xattr]) -> Result<(), Problem> {
 }
 
 fn long_list(name: &[u8]) -> Problem {
-    Problem::Xattr { name: names::shown(name), what: "the names of all take more than 65536 bytes" }
+    Problem::Xattr { name: shown(name), what: "the names of all take more than 65536 bytes" }
 }
 
 #[cfg(test)]

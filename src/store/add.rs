@@ -6,20 +6,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::Store;
 use super::apart::{For, Opened, Unsplit};
-use super::open::{Listing, Store, layer_error};
+use super::open::{Listing, layer_error};
 use super::records::{Blob, Image, Layer, Records};
 use super::tar_splits::Staged;
 use super::trees::{self, Prepared};
 use super::{Error, files, podman, tar_splits};
 use crate::blob::Digest;
 use crate::fs::tree::Tree;
+use crate::image::engine::Engine;
+use crate::image::layer::OpenLayer;
+use crate::image::options::ImageOptions;
+use crate::image::tar_splits::keep_usable;
+use crate::image::{self, Event, Report};
 use crate::index::{Identity, Trust};
-use crate::mount::image::Engine;
-use crate::mount::layer::OpenLayer;
-use crate::mount::options::ImageOptions;
-use crate::mount::tar_splits::keep_usable;
-use crate::mount::{self, Event, Report};
 use crate::registry::{self, ImageRef, Reference, json};
 use crate::threads::{self, Work};
 
@@ -165,7 +166,7 @@ impl Store {
             let prepared = prepare_each(&layers, known);
             (layers, prepared)
         });
-        let lost = |lost| Error::from(mount::Error::Merge { source: lost });
+        let lost = |lost| Error::from(image::Error::Merge { source: lost });
         let (layers, prepared) = preparing.await.map_err(lost)?;
         found.layers = layers;
         prepared.map_err(|(number, source)| layer_error(&found.name, number, &found.image, source))
@@ -215,7 +216,7 @@ impl Store {
         candidate: Candidate,
         id: Digest,
         parent: Option<Digest>,
-    ) -> Result<(), mount::Error> {
+    ) -> Result<(), image::Error> {
         let same = candidate.same(records, &id);
         let Candidate { contents, diff_id, blob, .. } = candidate;
         // A removed one may still be open. It goes on with what this comes from.
@@ -265,7 +266,7 @@ impl Found {
 fn prepare_each(
     layers: &[OpenLayer],
     known: Vec<Option<Arc<Tree>>>,
-) -> Result<Vec<Option<Prepared>>, (usize, mount::Error)> {
+) -> Result<Vec<Option<Prepared>>, (usize, image::Error)> {
     let (mut prepared, mut below) = (Vec::new(), Vec::new());
     for (number, (layer, known)) in layers.iter().zip(known).enumerate() {
         let new = match known {

@@ -37,16 +37,18 @@ use tokio::time::timeout;
 pub use self::reader::read;
 use self::words::{Ask, Came, Open, Said, Split};
 use super::Error;
-use super::open::Store;
+use super::Store;
 use super::records::CachePlace;
 use crate::blob::Digest;
+use crate::image::engine::{Engine, Until};
+use crate::image::known::Handed;
+use crate::image::layer::OpenLayer;
+use crate::image::options::ImageOptions;
+use crate::image::{self, Report};
 use crate::metrics::METRICS;
-use crate::mount::image::{Engine, Until};
-use crate::mount::known::Handed;
-use crate::mount::layer::OpenLayer;
-use crate::mount::options::{ImageOptions, LogOptions};
-use crate::mount::{self, Report, log};
 use crate::registry;
+use crate::serve::log;
+use crate::serve::options::LogOptions;
 use crate::sys::own::regular;
 use crate::{sys, threads};
 
@@ -88,7 +90,7 @@ pub(super) enum For {
 
 /// Layers that were opened.
 pub(super) struct Opened<'a> {
-    pub(super) layers: BTreeMap<usize, Result<OpenLayer, mount::Error>>,
+    pub(super) layers: BTreeMap<usize, Result<OpenLayer, image::Error>>,
     /// The tar-splits of those that were read whole, with the lengths of their tars.
     pub(super) splits: BTreeMap<usize, (File, u64)>,
     /// Who has read them, where that was not this process.
@@ -233,7 +235,7 @@ impl<'a> Reader<'a> {
             match came {
                 Came::Refused { message } => {
                     METRICS.layer("unknown", "refused");
-                    layers.insert(number, Err(mount::Error::Reported { message }));
+                    layers.insert(number, Err(image::Error::Reported { message }));
                 }
                 Came::Open { index, split } => {
                     if let Some(words::Index { identity, trust, file }) = index {
@@ -249,7 +251,7 @@ impl<'a> Reader<'a> {
         let digests: Vec<_> = open.iter().map(|(number, layer)| (*number, layer.digest)).collect();
         layers.extend(engine.open_known(image, open, handed).await?);
         for (number, layer) in digests {
-            layers.entry(number).or_insert(Err(mount::Error::NotKept { layer }));
+            layers.entry(number).or_insert(Err(image::Error::NotKept { layer }));
         }
         Ok((layers, splits))
     }
@@ -267,7 +269,7 @@ impl<'a> Reader<'a> {
                 each.collect::<Result<_, Error>>().map_err(Unsplit::Image)
             }
             Said::Failed { layer: Some(number), message } => {
-                Err(Unsplit::Layer(number, mount::Error::Reported { message }))
+                Err(Unsplit::Layer(number, image::Error::Reported { message }))
             }
             said => Err(Unsplit::Image(self.lost(said))),
         }
@@ -297,11 +299,11 @@ impl<'a> Reader<'a> {
 }
 
 /// Layers that are open, or why not, by their numbers.
-type Layers = BTreeMap<usize, Result<OpenLayer, mount::Error>>;
+type Layers = BTreeMap<usize, Result<OpenLayer, image::Error>>;
 
 /// Why there are no tar-splits.
 pub(super) enum Unsplit {
-    Layer(usize, mount::Error),
+    Layer(usize, image::Error),
     Image(Error),
 }
 

@@ -9,16 +9,17 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 
-use super::open::Store;
+use super::Store;
 use super::records::{Layer, Records};
 use super::tar_splits::Staged;
 use super::{Error, tar_splits};
 use crate::blob::Digest;
+use crate::errors::chain;
 use crate::fetch;
+use crate::image;
+use crate::image::layer::{blocking, descriptor};
 use crate::index::carried_tar_split::{self as carried, Carried};
 use crate::index::{Descriptor, Format, NoTarSplit, TarSplit, TocPosition};
-use crate::mount::layer::{blocking, descriptor};
-use crate::mount::{self, chain};
 use crate::registry::Freshness;
 
 /// How long no reader has waited when a tar-split is read: whoever adds an image starts it soon.
@@ -212,7 +213,7 @@ impl Carrier {
     }
 
     /// One for podman, written without a name, if there is one. Wrong bytes are read once more, past caches.
-    async fn read(&self, dir: PathBuf) -> Result<Result<Option<TarSplit>, NoTarSplit>, mount::Error> {
+    async fn read(&self, dir: PathBuf) -> Result<Result<Option<TarSplit>, NoTarSplit>, image::Error> {
         match self.read_once(dir.clone(), Freshness::Any).await? {
             Err(problem) if problem.may_be_wrong_bytes() => {
                 tracing::debug!(layer = %self.blob.digest, problem = chain(&problem), "reading the tar-split that it carries once more");
@@ -226,7 +227,7 @@ impl Carrier {
         &self,
         dir: PathBuf,
         freshness: Freshness,
-    ) -> Result<Result<Option<TarSplit>, NoTarSplit>, mount::Error> {
+    ) -> Result<Result<Option<TarSplit>, NoTarSplit>, image::Error> {
         let position = match self.find(freshness).await? {
             Ok(Some(position)) => position,
             none => return Ok(none.map(|_| None)),
@@ -244,14 +245,14 @@ impl Carrier {
                 return Ok(Err(problem));
             }
             let entries = layer.index().entries()?;
-            let file = tempfile::tempfile_in(&dir).map_err(|source| mount::Error::TarSplit { dir, source })?;
+            let file = tempfile::tempfile_in(&dir).map_err(|source| image::Error::TarSplit { dir, source })?;
             Ok(carried::convert(&stored, position.decoded, &entries, file).map(Some))
         };
         blocking(self.blob.digest, convert).await
     }
 
     /// Where the tar-split is, if there is one.
-    async fn find(&self, freshness: Freshness) -> Result<Result<Option<TocPosition>, NoTarSplit>, mount::Error> {
+    async fn find(&self, freshness: Freshness) -> Result<Result<Option<TocPosition>, NoTarSplit>, image::Error> {
         match carried::find(&self.blob) {
             Carried::At(position) => Ok(Ok(Some(position))),
             Carried::SeeFooter(range) => {

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
+use super::Store;
 use super::control::{self, Answer, Request};
+use super::lock::Lock;
+use super::open;
 pub use super::open::Listing;
-use super::open::{self, Lock, Store};
 use super::paths::Paths;
 use super::records::Records;
 use crate::cache::Cache;
-use crate::mount::look::runtime;
-use crate::mount::options::ImageOptions;
-use crate::mount::{Event, Report};
+use crate::image::look::runtime;
+use crate::image::options::ImageOptions;
+use crate::image::{Event, Report};
 use crate::sys::limit;
 
 /// How long a server that starts, or another command, is waited for.
@@ -132,7 +134,7 @@ fn changer(paths: &Paths) -> Result<Changer, Error> {
 
 /// The store's server, where there is one.
 fn connect(paths: &Paths) -> Result<Option<UnixStream>, Error> {
-    match super::serve::connect(paths, ANSWER) {
+    match control::connect(paths, ANSWER) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
             Err(Error::Stopped { log: paths.log(), seconds: ANSWER.as_secs() })
         }

@@ -18,8 +18,8 @@ use crate::budget::Budget;
 use crate::fetch::{self, Disk, Files, Readahead};
 use crate::fs::tree::{Ino, Tree};
 use crate::fs::view::Contents;
-use crate::mount;
-use crate::mount::image::of_each;
+use crate::image;
+use crate::image::engine::of_each;
 
 /// Where layers say that they were read and belong to no image yet: by their numbers.
 pub(super) type Wants = UnboundedSender<u32>;
@@ -64,7 +64,7 @@ pub(super) struct Part {
 
 /// Makes the tree of an image of its layers, the lowest first, so that they are read as its parts. `command`: the files that its command starts.
 /// Takes a while.
-pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), mount::Error> {
+pub(super) fn join(parts: &[Part], command: Vec<Vec<String>>) -> Result<(), image::Error> {
     let layers: Vec<_> = parts.iter().map(|part| Arc::clone(&part.contents.layer)).collect();
     let entries = of_each(&layers, |index| index.entries().map(Arc::new))?;
     // Other images have some of these layers: neither takes what the other may.

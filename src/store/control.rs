@@ -2,7 +2,9 @@
 //!
 //! Whoever goes away before that wants its request no more; what has begun to be written is still written whole.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,10 +17,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
 use super::Error;
-use super::open::{Listing, Store};
+use super::Store;
+use super::open::Listing;
 use super::paths::Paths;
-use crate::mount::options::ImageOptions;
-use crate::mount::{Event, Report};
+use crate::image::options::ImageOptions;
+use crate::image::{Event, Report};
+use crate::serve::state::short_path;
 use crate::threads::{self, Work};
 
 /// How long a client may take to say what it wants, and how long to wait where there are no descriptors.
@@ -54,6 +58,14 @@ pub(super) enum Answer {
     Failed {
         message: String,
     },
+}
+
+pub(super) const SOCKET: &str = "control.sock";
+
+/// Connects to the server by a name that is short enough for a socket, wherever the store is.
+pub(super) fn connect(paths: &Paths, patience: Duration) -> io::Result<UnixStream> {
+    let dir = File::open(&paths.state)?;
+    crate::serve::control::connect(&short_path(dir.as_fd()).join(SOCKET), patience)
 }
 
 impl Answer {

@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::blob::Digest;
-use crate::mount;
+use crate::errors::chain;
 use crate::registry::list;
+use crate::{image, kernel, serve};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -41,7 +42,7 @@ pub enum Error {
     #[error("{image}: {text:?} is no name for podman ({reason}); give it one with --name")]
     Name { image: String, text: String, reason: String },
     #[error("{image}: layer {number} ({layer}) cannot be served")]
-    Layer { image: String, number: usize, layer: Digest, source: Box<mount::Error> },
+    Layer { image: String, number: usize, layer: Digest, source: Box<image::Error> },
 
     #[error("{image}: the process that reads its layers cannot be started, or listened to")]
     Reader { image: String, source: io::Error },
@@ -81,12 +82,26 @@ pub enum Error {
     Namespace { source: io::Error },
 
     #[error(transparent)]
-    Mount(Box<mount::Error>),
+    Image(Box<image::Error>),
+    #[error(transparent)]
+    Server(Box<serve::Error>),
 }
 
-impl From<mount::Error> for Error {
-    fn from(error: mount::Error) -> Self {
-        Self::Mount(Box::new(error))
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        Self::Image(Box::new(error))
+    }
+}
+
+impl From<serve::Error> for Error {
+    fn from(error: serve::Error) -> Self {
+        Self::Server(Box::new(error))
+    }
+}
+
+impl From<kernel::Error> for Error {
+    fn from(error: kernel::Error) -> Self {
+        serve::Error::from(error).into()
     }
 }
 
@@ -94,6 +109,6 @@ impl Error {
     /// The message and its causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        mount::chain(self)
+        chain(self)
     }
 }

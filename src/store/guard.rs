@@ -17,12 +17,12 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
-use super::open::Lock;
+use super::lock::Lock;
 use super::paths::Paths;
 use super::{Error, share};
-use crate::mount::fusedev::{self, Detach};
-use crate::mount::mounts::{self, Device};
-use crate::mount::signals;
+use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::mounts::{self, Device};
+use crate::serve::signals;
 use crate::{sys, threads};
 
 /// The hidden subcommand.

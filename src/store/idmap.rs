@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::Error;
-use crate::mount::mounts::{self, Device};
+use crate::kernel::mounts::{self, Device};
 use crate::sys::{self, outside};
 use crate::threads;
 

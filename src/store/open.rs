@@ -1,44 +1,37 @@
 //! The store as the process has it that may change it: what it holds, which layers are open, and how they are opened.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::ready;
 use futures_util::stream::{self, FuturesUnordered};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
+use super::Store;
 use super::apart::{For, Readers};
-use super::contents::Wants;
 use super::lockfile::PATIENCE;
-use super::paths::{Paths, open_own};
 use super::records::{Image, Layer, Records};
 use super::refer::Users;
-use super::stubs::Stubs;
-use super::trees::{self, Trees};
-use super::{Error, carried, files, podman, share};
+use super::trees::{self};
+use super::{Error, files, podman};
 use crate::blob::Digest;
-use crate::cache::Cache;
+use crate::image::config::Config;
+use crate::image::engine::{Engine, RESOLVE_WITHIN, read_ahead};
+use crate::image::layer::{OpenLayer, blocking};
+use crate::image::options::ImageOptions;
+use crate::image::{self, Report};
+use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::mounts::Mount;
+use crate::kernel::{self, mounts};
 use crate::metrics::{METRICS, Snapshot};
-use crate::mount::config::Config;
-use crate::mount::fusedev::{self, Detach};
-use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, read_ahead};
-use crate::mount::layer::{OpenLayer, blocking};
-use crate::mount::mounts::{Device, Mount};
-use crate::mount::options::ImageOptions;
-use crate::mount::{self, Report, doing, mounts};
-use crate::registry::{self, Hosts};
+use crate::registry::{self};
+use crate::serve::doing;
 use crate::sys::outside;
 use crate::threads::{self, Work};
 
@@ -52,58 +45,6 @@ const TURN: Duration = Duration::from_millis(500);
 
 /// How long an image is waited for before those that failed are tried again. It goes on by itself.
 const OPENED_WITHIN: Duration = Duration::from_secs(60);
-
-/// Whoever has this may change the store. Nobody else may, in any process.
-pub(super) struct Lock {
-    held: Flock<File>,
-}
-
-impl Lock {
-    /// `None`: somebody has it.
-    pub(super) fn take(paths: &Paths) -> Result<Option<Self>, Error> {
-        let path = paths.lock();
-        let failed = |source| Error::File { path: path.clone(), source };
-        let file = open_own(&path, OpenOptions::new().append(true).create(true).mode(0o600)).map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Some(Self { held })),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
-    }
-
-    /// For another process, which has it then, too.
-    pub(super) fn file(&self) -> io::Result<File> {
-        self.held.try_clone()
-    }
-}
-
-/// A store that this process may change.
-pub(super) struct Store {
-    pub(super) paths: Paths,
-    common: Common,
-    pub(super) records: tokio::sync::Mutex<Records>,
-    pub(super) trees: Trees,
-    /// What is mounted, once it is.
-    pub(super) device: OnceLock<Device>,
-    /// Why a layer is not open.
-    problems: Mutex<HashMap<Digest, String>>,
-    /// Images that are being opened, by their manifests.
-    opening: Mutex<HashSet<Digest>>,
-    /// Since when no image has a layer.
-    unused: Mutex<HashMap<Digest, Instant>>,
-    stubs: Stubs,
-    /// Images were removed: what is left of them can go later.
-    pub(super) removed: Notify,
-    /// Those of the users that have the store, by their names.
-    pub(super) user_stubs: Mutex<BTreeMap<String, Stubs>>,
-    /// Layers were opened: their blobs may carry tar-splits.
-    pub(super) opened: Notify,
-    /// Those that read such tar-splits.
-    pub(super) carried_reads: Semaphore,
-    pub(super) lock: Lock,
-    /// Who reads images, if that is not this process.
-    pub(super) readers: Option<Readers>,
-}
 
 /// An image, as `crfs store ls --json` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,40 +69,6 @@ pub struct Listing {
 }
 
 impl Store {
-    /// `wants`: who joins layers to images, where more is to be fetched than what is read.
-    pub(super) fn new(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
-        let mount = paths.mount();
-        clear_point(&mount)?;
-        let stubs = Stubs::open(&mount, None).map_err(|source| Error::File { path: mount, source })?;
-        files::remove_unfinished(&paths);
-        let records = Records::read(&paths.records())?;
-        let trees = Trees::new(wants);
-        trees.show(&records);
-        let common = Common::new(cache, Hosts::default());
-        let (problems, opening, unused) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
-        let records = tokio::sync::Mutex::new(records);
-        let device = OnceLock::new();
-        let (removed, opened, carried_reads) = (Notify::new(), Notify::new(), Semaphore::new(carried::READS));
-        Ok(Self {
-            paths,
-            common,
-            records,
-            trees,
-            device,
-            problems,
-            opening,
-            unused,
-            stubs,
-            user_stubs,
-            removed,
-            opened,
-            carried_reads,
-            lock,
-            readers: None,
-        })
-    }
-
     /// The same, where images are read by others than this process.
     pub(super) fn with_readers(self, readers: Readers) -> Self {
         Self { readers: Some(readers), ..self }
@@ -339,7 +246,7 @@ impl Store {
 
     /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
     /// may show as its own.
-    async fn plant_opened(&self, id: &Digest, layer: OpenLayer) -> Result<(), mount::Error> {
+    async fn plant_opened(&self, id: &Digest, layer: OpenLayer) -> Result<(), image::Error> {
         let is_closed = |layer: &&Layer| !self.trees.is_open(layer.number);
         let lowers = {
             let records = self.records.lock().await;
@@ -499,8 +406,8 @@ impl Store {
 }
 
 /// Takes away the mounts of servers that are gone. None can be alive: this process has the lock.
-fn clear_point(dir: &Path) -> Result<(), Error> {
-    let failed = |source| mount::Error::Directory { dir: dir.to_owned(), source };
+pub(super) fn clear_point(dir: &Path) -> Result<(), Error> {
+    let failed = |source| kernel::Error::Directory { dir: dir.to_owned(), source };
     let parent = dir.parent().unwrap_or(Path::new("/")).canonicalize().map_err(failed)?;
     let dir = parent.join(dir.file_name().unwrap_or_default());
     while mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_stores()) {
@@ -549,12 +456,7 @@ pub(super) fn listing(records: &Records, image: &Image) -> Listing {
     }
 }
 
-pub(super) fn layer_error(
-    image: &str,
-    number: usize,
-    resolved: &registry::Image,
-    source: crate::mount::Error,
-) -> Error {
+pub(super) fn layer_error(image: &str, number: usize, resolved: &registry::Image, source: image::Error) -> Error {
     let layer = resolved.layers.get(number).map_or(resolved.digest, |layer| layer.digest);
     Error::Layer { image: image.to_owned(), number, layer, source: Box::new(source) }
 }

@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::Error;
 use crate::blob::Digest;
-use crate::mount::options::ImageOptions;
+use crate::image::options::ImageOptions;
 use crate::sys::outside;
 
 const VERSION: u32 = 1;

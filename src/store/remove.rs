@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Error;
+use super::Store;
 use super::lockfile::{GLANCE, PATIENCE};
-use super::open::{Listing, Store};
+use super::open::Listing;
 use super::records::{Image, Records};
 use super::refer::{self, Users};
-use crate::mount::Report;
+use crate::image::Report;
 use crate::registry::ImageRef;
 
 /// Hexadecimal digits of an id that are enough to mean one.
@@ -118,8 +119,8 @@ pub(super) mod tests {
     use super::*;
     use crate::blob::Digest;
     use crate::cache::Cache;
+    use crate::store::lock::Lock;
     use crate::store::lockfile::Held;
-    use crate::store::open::Lock;
     use crate::store::paths::Paths;
     use crate::store::records::tests::{image, layer};
 

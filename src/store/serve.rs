@@ -8,10 +8,9 @@
 //! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which its
 //! guard takes away (guard.rs), and where that was killed as well the next server.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,28 +19,30 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::Store;
 use super::apart::Readers;
 use super::commands::answered;
 use super::guard::Guard;
-use super::open::{Lock, Store};
+use super::lock::Lock;
 use super::paths::Paths;
 use super::records::{CachePlace, Records};
 use super::{Error, control, files, share};
 use crate::cache::Cache;
 use crate::fs::fuse::{Frontend, Options, Server};
-use crate::mount::fusedev::{Detach, Target};
-use crate::mount::log::{self, RotatingLog};
-use crate::mount::look::runtime;
-use crate::mount::options::LogOptions;
-use crate::mount::session::{End, Unserved, raise_descriptor_limit};
-use crate::mount::signals::{self, ServerSignals};
-use crate::mount::state::short_path;
-use crate::mount::{self, Report, mounts};
+use crate::image::Report;
+use crate::image::look::runtime;
+use crate::kernel::Target;
+use crate::kernel::fusedev::Detach;
+use crate::kernel::mounts;
+use crate::serve;
+use crate::serve::log::{self, RotatingLog};
+use crate::serve::options::LogOptions;
+use crate::serve::session::{End, Unserved, raise_descriptor_limit};
+use crate::serve::signals::{self, ServerSignals};
+use crate::serve::state::short_path;
 use crate::sys;
 use crate::sys::own::{EntryKind, OwnDir};
 use crate::threads;
-
-const SOCKET: &str = "control.sock";
 
 /// How long the mount may take to answer for the first time.
 const USABLE: Duration = Duration::from_secs(30);
@@ -92,7 +93,7 @@ pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), E
     signals::block_meaningless();
     answered(&options.paths, Paths::create)?;
     let lock = lock(&options.paths, PATIENCE)?;
-    let failed = |source| Error::from(mount::Error::Runtime { source });
+    let failed = |source| Error::from(serve::Error::Runtime { source });
     let _log = log::start_server(&options.log, RotatingLog::open(&options.paths.log()).ok()).map_err(failed)?;
     // A working directory on a mount would keep that one busy, its own for ever.
     nix::unistd::chdir("/").map_err(|errno| failed(errno.into()))?;
@@ -124,17 +125,12 @@ fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
 
 /// One that is stopped has the store as well.
 fn is_answered(paths: &Paths) -> bool {
-    connect(paths, Duration::from_secs(1)).map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
-}
-
-/// Connects to the server by a name that is short enough for a socket, wherever the store is.
-pub(super) fn connect(paths: &Paths, patience: Duration) -> io::Result<UnixStream> {
-    let dir = File::open(&paths.state)?;
-    mount::control::connect(&short_path(dir.as_fd()).join(SOCKET), patience)
+    control::connect(paths, Duration::from_secs(1))
+        .map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
 }
 
 async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
-    let failed = |source| Error::from(mount::Error::Runtime { source });
+    let failed = |source| Error::from(serve::Error::Runtime { source });
     let mut signals = ServerSignals::listen().map_err(failed)?;
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
@@ -153,7 +149,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
         Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false, nfs_export: false });
     let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
     let usable = tokio::time::timeout(USABLE, session.become_usable()).await;
-    usable.map_err(|late| mount::Error::NotReady { dir: dir.clone(), source: late.into() })??;
+    usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
     // Now that all threads are there that it cannot do without.
     threads::fill();
     let guard = Guard::start(&options.paths, session.mounted.identity.device, &store.lock);
@@ -187,7 +183,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
             session.mounted.stays = false;
             Ok(())
         }
-        End::Failed(source) => Err(mount::Error::Session { dir, source }.into()),
+        End::Failed(source) => Err(serve::Error::Session { dir, source }.into()),
     }
 }
 
@@ -267,11 +263,11 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
 }
 
 fn bind(paths: &Paths) -> Result<UnixListener, Error> {
-    let path = paths.state.join(SOCKET);
+    let path = paths.state.join(control::SOCKET);
     let failed = |source| Error::File { path: path.clone(), source };
     let state = OwnDir::open(&paths.state).map_err(failed)?;
-    state.remove_known(SOCKET, EntryKind::Socket).map_err(failed)?;
-    mount::control::bind(&short_path(state.as_fd()).join(SOCKET)).map_err(failed)
+    state.remove_known(control::SOCKET, EntryKind::Socket).map_err(failed)?;
+    serve::control::bind(&short_path(state.as_fd()).join(control::SOCKET)).map_err(failed)
 }
 
 #[cfg(test)]

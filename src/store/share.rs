@@ -15,14 +15,14 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use super::Store;
 use super::idmap::{Account, Map, mount_clone};
-use super::open::Store;
 use super::paths::{Paths, make_dir};
 use super::records::Records;
 use super::stubs::{self, Stubs};
 use super::{Error, places};
-use crate::mount::fusedev::{self, Detach};
-use crate::mount::mounts::{self, Device, Mount};
+use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::mounts::{self, Device, Mount};
 use crate::sys::own::{EntryKind, OwnDir};
 
 /// Root's own directories that a user's lead to.

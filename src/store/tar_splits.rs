@@ -6,7 +6,7 @@ use std::fs::File;
 
 use tempfile::NamedTempFile;
 
-use super::open::Store;
+use super::Store;
 use super::paths::Paths;
 use super::records::{Layer, Records, Tar};
 use super::{Error, files};

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
-use super::open::{Listing, Lock, Store};
+use super::Store;
+use super::lock::Lock;
+use super::open::Listing;
 use super::paths::Paths;
 use super::records::tests::source;
 use crate::budget::DEFAULT_LIMIT;
 use crate::cache::Cache;
-use crate::mount::options::ImageOptions;
-use crate::mount::{Event, Report};
+use crate::image::options::ImageOptions;
+use crate::image::{Event, Report};
 use crate::registry::ImageRef;
 use crate::threads;
 

@@ -13,9 +13,9 @@ use crate::blob::Digest;
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
+use crate::image;
+use crate::image::layer::OpenLayer;
 use crate::index::Holes;
-use crate::mount;
-use crate::mount::layer::OpenLayer;
 use crate::sys;
 
 const LINKS: u64 = 2;
@@ -55,7 +55,7 @@ pub(super) struct Prepared {
 
 /// One layer as a lower directory above those layers, the lowest first, where they are known. Its root has the attributes of the root
 /// below it where it says nothing of its own root. Takes a while, and waits for others that build: not for whoever has the records.
-pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result<Prepared, mount::Error> {
+pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result<Prepared, image::Error> {
     let index = layer.contents.index();
     let (entries, holes) = (index.entries()?, index.holes()?);
     let lowers = lowers.map(|lowers| lowers.iter().map(AsRef::as_ref).collect());
@@ -71,7 +71,7 @@ pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result
 ///
 /// # Errors
 /// Where a layer cannot be served, with its place.
-pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize, mount::Error)> {
+pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize, image::Error)> {
     let (mut below, mut holes, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for (place, layer) in layers.iter().enumerate() {
         let prepared = prepare(layer, is_image.then_some(&below[..])).map_err(|error| (place, error))?;
@@ -121,7 +121,7 @@ impl Trees {
     }
 
     /// Lets the layers of an image be read as its parts; those of it that are not open are left out. Takes a while.
-    pub(super) fn join(&self, records: &Records, image: &Image, command: Vec<Vec<String>>) -> Result<(), mount::Error> {
+    pub(super) fn join(&self, records: &Records, image: &Image, command: Vec<Vec<String>>) -> Result<(), image::Error> {
         let parts: Vec<_> = {
             let planted = self.planted();
             let part = |id: &Digest| {

@@ -1,6 +1,6 @@
 //! What an image may take of memory: a layer that would take more is refused by name, whatever its format, also where an earlier mount has indexed it.
 
-use crfs::mount::options::ImageOptions;
+use crfs::image::options::ImageOptions;
 
 use crate::contents::{Lab, open};
 use crate::evil::{self, Evil, WRITERS};

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use crfs::cache::LAYOUT;
 use crfs::fetch::Readahead;
 use crfs::fs::view::{LastSymlink, ReadError, View};
+use crfs::image::engine::{Engine, OpenImage};
+use crfs::image::options::ImageOptions;
+use crfs::image::{Error, Event, Report};
 use crfs::index::{Identity, Trust};
-use crfs::mount::image::{Engine, OpenImage};
-use crfs::mount::options::ImageOptions;
-use crfs::mount::{Error, Event, Report};
 use crfs::registry::SociChoice;
 
 use crate::image::{File, Layer, estargz, manifest, noise, ramp, stargz, zstd_chunked};

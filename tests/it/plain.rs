@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use crfs::blob::Digest;
 use crfs::cache::{LAYOUT, clear};
-use crfs::mount::inspect::{LayerInspection, inspect};
-use crfs::mount::options::ImageOptions;
-use crfs::mount::{Event, Report};
+use crfs::image::inspect::{LayerInspection, inspect};
+use crfs::image::options::ImageOptions;
+use crfs::image::{Event, Report};
 
 use crate::contents::{Opened, image_options, open, walk};
 use crate::image::{File, Layer, config, gzip, manifest_with, noise, plain, ramp, skippable, tar, zstd};

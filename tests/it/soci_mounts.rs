@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crfs::blob::Digest;
 use crfs::cache::{LAYOUT, clear};
+use crfs::image::options::ImageOptions;
 use crfs::index::Trust;
-use crfs::mount::options::ImageOptions;
 use crfs::registry::SociChoice;
 use serde_json::{Value, json};
 
@@ -274,8 +274,8 @@ async fn an_index_of_our_own_takes_the_place_of_a_lying_ztoc() {
         drop(opened);
 
         let options = lab.options("a");
-        let report = Arc::new(|_: &crfs::mount::Event| Ok(())) as crfs::mount::Report;
-        let index = move || crfs::mount::indexes::index(&options, None, &report);
+        let report = Arc::new(|_: &crfs::image::Event| Ok(())) as crfs::image::Report;
+        let index = move || crfs::image::indexes::index(&options, None, &report);
         let indexed = tokio::task::spawn_blocking(index).await.unwrap().unwrap();
         assert!(indexed.layers[0].index_size.is_some(), "{what}: {indexed:?}");
         assert_eq!(lab.keys(), ["own".to_owned(), key(ztoc)]);

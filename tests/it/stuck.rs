@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crfs::fetch::{Prefetch, prefetch};
-use crfs::mount::options::ImageOptions;
+use crfs::image::options::ImageOptions;
 
 use crate::contents::{Opened, image_options, open, open_guessing};
 use crate::image::{File, Layer, manifest, noise, zstd_chunked};

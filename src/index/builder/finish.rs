@@ -1,5 +1,6 @@
 //! The last step of building a layer: hard links are resolved, whiteouts and hidden names settled, and the tree is laid out.
 
+use crate::index::error::shown;
 use std::ops::Range;
 
 use super::paths::{DETACHED, Dentry, Paths, Slot};
@@ -8,7 +9,6 @@ use super::{LateLink, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, WHITEOUT, hidden_
 use crate::budget::Charge;
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};
 use crate::index::error::{Problem, Rejected};
-use crate::index::names;
 use crate::index::xattrs::XattrSets;
 
 pub(super) fn entries(
@@ -131,7 +131,7 @@ impl Resolver<'_> {
 
     fn refused(&self, link: &LateLink, problem: impl FnOnce(String) -> Problem) -> Rejected {
         let paths = self.unpacked.paths;
-        Rejected::entry(&paths.path(link.dentry), problem(names::shown(link.target.of(&paths.names))))
+        Rejected::entry(&paths.path(link.dentry), problem(shown(link.target.of(&paths.names))))
     }
 }
 

@@ -23,6 +23,7 @@ use super::xattrs::XattrBuilder;
 use super::{acl, limits, names};
 use crate::blob::ByteRange;
 use crate::budget::{Charge, Exceeded};
+use crate::index::error::shown;
 
 pub(super) use super::names::WHITEOUT;
 
@@ -216,7 +217,7 @@ impl Builder {
             self.set_opaque(dir);
         }
         match hidden_by(name) {
-            Some(b"" | b"." | b"..") => Err(Problem::Whiteout(names::shown(name))),
+            Some(b"" | b"." | b"..") => Err(Problem::Whiteout(shown(name))),
             hidden => Ok(hidden.map(|_| Slot::Whiteout)),
         }
     }
@@ -361,10 +362,8 @@ impl Builder {
         let late = Slot::Link(u32::try_from(self.links.len()).unwrap_or(u32::MAX));
         let Ok(found) = self.unpacked().entry(target) else { return Ok(late) };
         match self.paths.dentry(found).map(|dentry| dentry.slot) {
-            Some(Slot::Node(_)) if self.dir_node(found).is_some() => {
-                Err(Problem::LinkToDirectory(names::shown(target)))
-            }
-            Some(Slot::Whiteout) => Err(Problem::LinkToWhiteout(names::shown(target))),
+            Some(Slot::Node(_)) if self.dir_node(found).is_some() => Err(Problem::LinkToDirectory(shown(target))),
+            Some(Slot::Whiteout) => Err(Problem::LinkToWhiteout(shown(target))),
             Some(slot @ Slot::Node(_)) => Ok(slot),
             Some(Slot::Link(_)) | None => Ok(late),
         }

@@ -7,6 +7,7 @@
 use super::paths::{Paths, Slot};
 use crate::index::entries::{Node, NodeKind};
 use crate::index::error::Problem;
+use crate::index::error::shown;
 use crate::index::{limits, names};
 
 /// Where the path of a directory leads.
@@ -69,7 +70,7 @@ impl<'a> Unpacked<'a> {
             None => place.missing.push(name),
             Some((found, Some(NodeKind::Dir { .. }))) => place.dir = found,
             Some((_, Some(NodeKind::Symlink(target)))) => return Ok(Some(target.of(&self.paths.names))),
-            Some((found, _)) => return Err(Problem::ParentNotADirectory(names::shown(&self.paths.path(found)))),
+            Some((found, _)) => return Err(Problem::ParentNotADirectory(shown(&self.paths.path(found)))),
         }
         Ok(None)
     }

@@ -4,9 +4,10 @@ use bytes::Bytes;
 
 use super::entries;
 use super::header::{self, Header, Section};
+use super::room::Room;
 use super::tables::{self, BLOCK, BLOCK_DIGEST, Check, Piece, Record, Tables, Unit, u64_at};
 use crate::blob::Digest;
-use crate::budget::{Charge, Exceeded};
+use crate::budget::Charge;
 use crate::index::builder::Layer;
 use crate::index::{Error, Format, Identity, Summary};
 
@@ -61,18 +62,6 @@ pub(crate) fn encode(
 
 /// What an entry of an honest layer takes in an encoded index, of one file with one chunk, before it is packed.
 const HONEST: u64 = Tables::EACH + 64;
-
-/// What is taken for an index while it is written.
-pub(super) struct Room {
-    charge: Charge,
-    honest: u64,
-}
-
-impl Room {
-    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), Exceeded> {
-        self.charge.cover(bytes as u64, self.honest)
-    }
-}
 
 fn assemble(
     blob: Digest,

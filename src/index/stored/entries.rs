@@ -14,7 +14,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::encode::Room;
+use super::room::Room;
 use super::tables::{u32_at, u64_at};
 use crate::budget::{Charge, Exceeded};
 use crate::index::entries::{ChildRecord, Entries, Node, NodeKind, Span, Target};

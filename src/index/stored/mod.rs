@@ -15,6 +15,7 @@ mod blocks;
 mod encode;
 mod entries;
 mod header;
+mod room;
 mod tables;
 
 use std::io::{self, Read};
@@ -32,6 +33,7 @@ pub(crate) use self::tables::Tables;
 use self::tables::{BLOCK, BLOCK_DIGEST, Record};
 pub use self::tables::{Check, CheckKind, Codec, Of, Piece, Unit, Window};
 use super::entries::BLOCK as FILE_BLOCK;
+use super::error::Damaged;
 use super::holes::Gathered;
 use super::plain::window;
 use super::{Entries, Error, Holes, Identity, LayerKey, Summary, limits};
@@ -47,14 +49,6 @@ pub struct StoredIndex {
     blocks: Blocks,
     /// For what is held of it; what is read of it is charged where this is.
     charge: Charge,
-}
-
-/// The encoded index is not (or no longer) what was written: it is to be made again.
-#[derive(Debug, thiserror::Error)]
-#[error("index of {blob}: {what}")]
-pub struct Damaged {
-    pub blob: Digest,
-    pub what: String,
 }
 
 impl StoredIndex {

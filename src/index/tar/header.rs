@@ -11,8 +11,9 @@
 //! of 12 bytes at 386, whether more follow at 482, the file's size at 483; a block of more has 21 pairs and says at 504 whether another follows.
 
 use crate::index::error::Problem;
+use crate::index::error::shown;
 use crate::index::toc::EntryType;
-use crate::index::{Time, limits, names};
+use crate::index::{Time, limits};
 
 /// Bytes of a block: headers are one, contents are padded to a multiple.
 pub(super) const BLOCK: usize = 512;
@@ -70,7 +71,7 @@ impl<'a> Header<'a> {
         }
         match octal(self.field(148, 8)) {
             Some(said) if said == unsigned || said.checked_add(negative) == Some(unsigned) => Ok(()),
-            _ => Err(Problem::Checksum { said: names::shown(self.field(148, 8)), sum: unsigned }),
+            _ => Err(Problem::Checksum { said: shown(self.field(148, 8)), sum: unsigned }),
         }
     }
 
@@ -210,7 +211,7 @@ impl<'a> Header<'a> {
             Some(first) if *first >= 0x80 => base_256(field),
             _ => octal(field).and_then(|number| i64::try_from(number).ok()),
         };
-        number.ok_or_else(|| Problem::Value { key, found: names::shown(field) })
+        number.ok_or_else(|| Problem::Value { key, found: shown(field) })
     }
 }
 

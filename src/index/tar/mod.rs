@@ -25,6 +25,7 @@ mod stream;
 #[cfg(test)]
 pub(super) mod tests;
 
+use crate::index::error::shown;
 use std::io::{self, BufRead};
 
 use self::header::{BLOCK, Block, Header, Purpose, text};
@@ -32,8 +33,8 @@ use self::pax::{Globals, Key, Records};
 use self::sparse::Parts;
 use self::stream::{Stream, padding};
 use super::error::Problem;
+use super::limits;
 use super::toc::{EntryType, TocEntry};
-use super::{limits, names};
 use crate::blob::ByteRange;
 use crate::budget::Charge;
 
@@ -218,7 +219,7 @@ impl<R: BufRead> Reader<R> {
                 Fault::Io(error) => Error::Io(error),
                 Fault::Bad(problem) => {
                     let name = self.entry.raw_name();
-                    let entry = (!name.is_empty()).then(|| names::shown(name));
+                    let entry = (!name.is_empty()).then(|| shown(name));
                     Error::Malformed { offset: self.header_at, entry, problem }
                 }
             }

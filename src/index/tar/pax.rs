@@ -3,13 +3,14 @@
 //! A record without a value says that nothing is said: the header's own field counts. An xattr's record without a value is an empty
 //! xattr, as GNU tar writes and reads it. Unknown keys are passed over, `hdrcharset` among them.
 
+use crate::index::error::shown;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::index::error::Problem;
 use crate::index::xattrs::Xattr;
-use crate::index::{Time, limits, names};
+use crate::index::{Time, limits};
 
 /// The records that crfs has a use for, each a place in [`Fields`].
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +88,7 @@ impl Globals {
         let records = Records::of(self, raw, &mut xattrs)?;
         for (key, _) in split(raw).flatten() {
             if [&b"path"[..], b"linkpath", b"size"].contains(&key) || key.starts_with(SPARSE) {
-                return Err(Problem::GlobalRecord(names::shown(key)));
+                return Err(Problem::GlobalRecord(shown(key)));
             }
         }
         let fields = records.fields.map(|field| field.map(<[u8]>::to_vec));
@@ -151,13 +152,13 @@ impl<'a> Records<'a> {
     pub(super) fn number(&self, key: Key, limit: u64) -> Result<Option<u64>, Problem> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let name = KEYS.get(key as usize).map_or("", |(name, _)| name);
-        let number = decimal(value).ok_or_else(|| Problem::Value { key: name, found: names::shown(value) })?;
+        let number = decimal(value).ok_or_else(|| Problem::Value { key: name, found: shown(value) })?;
         if number <= limit { Ok(Some(number)) } else { Err(Problem::Number { key: name, value: number, limit }) }
     }
 
     pub(super) fn mtime(&self) -> Result<Option<Time>, Problem> {
         let Some(value) = self.get(Key::Mtime) else { return Ok(None) };
-        time(value).map(Some).ok_or_else(|| Problem::Value { key: "mtime", found: names::shown(value) })
+        time(value).map(Some).ok_or_else(|| Problem::Value { key: "mtime", found: shown(value) })
     }
 
     pub(super) fn says_sparse(&self) -> bool {
@@ -246,7 +247,7 @@ fn time(text: &[u8]) -> Option<Time> {
 }
 
 fn libarchive_xattr(name: &[u8], value: &[u8]) -> Result<Xattr, Problem> {
-    let refused = |what| Problem::Xattr { name: names::shown(name), what };
+    let refused = |what| Problem::Xattr { name: shown(name), what };
     let value = BASE64.decode(value).map_err(|_| refused("its value is not base64"))?;
     Ok((url_decoded(name).ok_or_else(|| refused("its name is not encoded as in a URL"))?, value))
 }

@@ -7,6 +7,7 @@
 //! | pax 0.1 | one record |
 //! | pax 1.0 | in front of the contents, in lines, padded to a block |
 
+use crate::index::error::shown;
 use std::io::BufRead;
 
 use super::Fault;
@@ -17,7 +18,7 @@ use super::stream::Stream;
 use crate::blob::ByteRange;
 use crate::budget::{Charge, Exceeded};
 use crate::index::error::Problem;
-use crate::index::{limits, names};
+use crate::index::limits;
 
 /// Parts of a file, within a budget.
 #[derive(Debug, Default)]
@@ -138,7 +139,7 @@ pub(super) fn pax<R: BufRead>(
         (None, None) | (Some(b"0"), Some(b"0" | b"1")) => in_records(&mut map, records)?,
         (major, minor) => {
             let found = [major.unwrap_or_default(), b".", minor.unwrap_or_default()].concat();
-            return Err(Problem::Value { key: "GNU.sparse.major", found: names::shown(&found) }.into());
+            return Err(Problem::Value { key: "GNU.sparse.major", found: shown(&found) }.into());
         }
     }
     Ok(map.finish(*stored)?)

@@ -129,7 +129,7 @@ impl TocEntry {
 
     fn add_xattr(&mut self, name: String, value: &Value<'_>) {
         if self.xattrs.len() >= limits::XATTR_LIST {
-            let name = crate::index::names::shown(name.as_bytes());
+            let name = crate::index::error::shown(name.as_bytes());
             self.fault.get_or_insert(Problem::Xattr { name, what: "the names of all take more than 65536 bytes" });
             return;
         }
@@ -141,7 +141,7 @@ impl TocEntry {
         match decoded {
             Ok(value) => self.xattrs.push((name.into_bytes(), value)),
             Err(what) => {
-                let name = crate::index::names::shown(name.as_bytes());
+                let name = crate::index::error::shown(name.as_bytes());
                 self.fault.get_or_insert(Problem::Xattr { name, what });
             }
         }

@@ -18,7 +18,7 @@ impl Value<'_> {
     pub(super) fn shown(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),
-            Self::Text(text) => crate::index::names::shown(text.as_bytes()),
+            Self::Text(text) => crate::index::error::shown(text.as_bytes()),
             Self::Number(number) => number.to_string(),
             Self::Other(what) => (*what).to_owned(),
         }

@@ -15,13 +15,14 @@ use super::words::{Ask, Came, Index, Open, Said, Split};
 use super::{Error, SIGN_OF_LIFE};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::cache::Cache;
+use crate::image::engine::{Common, Engine, RESOLVE_WITHIN, Until};
+use crate::image::layer::OpenLayer;
+use crate::image::look::runtime;
+use crate::image::tar_splits::keep_usable;
+use crate::image::{self, Report};
 use crate::index::{LayerKey, TarSplit};
-use crate::mount::image::{Common, Engine, RESOLVE_WITHIN, Until};
-use crate::mount::layer::OpenLayer;
-use crate::mount::look::runtime;
-use crate::mount::tar_splits::keep_usable;
-use crate::mount::{self, Report, log, signals};
 use crate::registry::Hosts;
+use crate::serve::{self, log, signals};
 use crate::store::trees;
 use crate::sys;
 use crate::threads::{self, Work};
@@ -41,10 +42,10 @@ pub fn read() -> Result<(), Error> {
     // What a terminal sends is for the server. Fails only for the leader of a process group.
     let _own_session = nix::unistd::setsid();
     let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
-    let failed = |source| Error::from(mount::Error::Runtime { source });
+    let failed = |source| Error::from(image::Error::Runtime { source });
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(failed)?;
-    let asked = serde_json::from_str(&line).map_err(|source| mount::Error::Handover { source })?;
+    let asked = serde_json::from_str(&line).map_err(|source| serve::Error::Handover { source })?;
     let Ask::Open(open) = asked else { return Ok(()) };
     log::start_for_server(&open.log);
     let asks = listen().map_err(failed)?;
@@ -96,7 +97,7 @@ async fn answer(open: Open, mut asks: UnboundedReceiver<Ask>) {
     signs.abort();
 }
 
-fn failed(layer: Option<usize>, error: &mount::Error) -> Said {
+fn failed(layer: Option<usize>, error: &image::Error) -> Said {
     Said::Failed { layer, message: error.chain() }
 }
 
@@ -112,7 +113,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn open(&mut self, open: Open, report: &Report) -> Result<Said, mount::Error> {
+    async fn open(&mut self, open: Open, report: &Report) -> Result<Said, image::Error> {
         let Open { source, manifest, wanted, adds, .. } = open;
         let common = Common::new(Cache::open(&source.cache_dir, source.cache_size), Hosts::default());
         let dir = adds.as_ref().map(|adds| PathBuf::from(&adds.tar_splits));
@@ -143,7 +144,7 @@ impl Reading {
     }
 
     /// All else that a server does with open layers and that depends on what is in them.
-    async fn finish(&mut self, engine: &Arc<Engine>, is_image: bool) -> Result<(), (usize, mount::Error)> {
+    async fn finish(&mut self, engine: &Arc<Engine>, is_image: bool) -> Result<(), (usize, image::Error)> {
         let (numbers, mut layers): (Vec<_>, Vec<_>) = std::mem::take(&mut self.layers).into_iter().unzip();
         let at = |(place, error): (usize, _)| (numbers.get(place).copied().unwrap_or_default(), error);
         let usable = if self.is_full { Ok(()) } else { keep_usable(&mut layers).await };
@@ -151,7 +152,7 @@ impl Reading {
             let tried = trees::try_out(&layers, is_image);
             (layers, tried)
         });
-        let lost = |lost| (0, mount::Error::Merge { source: lost });
+        let lost = |lost| (0, image::Error::Merge { source: lost });
         let (layers, tried) = trying.await.map_err(|error| at(lost(error)))?;
         self.layers = numbers.iter().copied().zip(layers).collect();
         usable.and(tried).map_err(at)?;
@@ -171,7 +172,7 @@ impl Reading {
     }
 
     /// What the server needs to open the layers as they are open here.
-    async fn hand_over(&mut self, cache: &Cache) -> Result<Vec<(usize, Came)>, mount::Error> {
+    async fn hand_over(&mut self, cache: &Cache) -> Result<Vec<(usize, Came)>, image::Error> {
         let mut handed = HashMap::new();
         let mut opened = Vec::new();
         for (number, layer) in &mut self.layers {
@@ -182,8 +183,8 @@ impl Reading {
                 None => {
                     let (source, digest) = (layer.contents.index().source(), layer.layer.digest);
                     let copying = threads::run(Work::Opening, move || copy(&*source));
-                    let copied = copying.await.map_err(|source| mount::Error::LayerTask { layer: digest, source })?;
-                    let file = copied.map_err(|source| mount::Error::Handed { layer: digest, source })?;
+                    let copied = copying.await.map_err(|source| image::Error::LayerTask { layer: digest, source })?;
+                    let file = copied.map_err(|source| image::Error::Handed { layer: digest, source })?;
                     Some(Index { identity: layer.identity, trust: layer.trust, file: keep(&mut self.files, file) })
                 }
             };
@@ -221,7 +222,7 @@ fn keep(files: &mut Vec<File>, file: File) -> RawFd {
     number
 }
 
-fn refused(error: &mount::Error) -> Came {
+fn refused(error: &image::Error) -> Came {
     Came::Refused { message: error.chain() }
 }
 

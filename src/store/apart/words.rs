@@ -7,9 +7,10 @@ use std::os::fd::RawFd;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::Digest;
+use crate::image::Event;
+use crate::image::options::ImageOptions;
 use crate::index::{Identity, Trust};
-use crate::mount::Event;
-use crate::mount::options::{ImageOptions, LogOptions};
+use crate::serve::options::LogOptions;
 
 /// What a reader is to do. It is told to open first, once.
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crfs::blob::Digest;
 use crfs::fetch::{Prefetch, prefetch};
-use crfs::mount::options::ImageOptions;
+use crfs::image::options::ImageOptions;
 
 use super::table::{Host, Phase, Row, Span, Trouble};
 use super::{Outcome, Seen};
@@ -107,7 +107,7 @@ impl<'a> Stage<'a> {
         ImageOptions { io_deadline: deadline, insecure_unverified_toc: false, ..options }
     }
 
-    async fn open(&self) -> Result<Opened, crfs::mount::Error> {
+    async fn open(&self) -> Result<Opened, crfs::image::Error> {
         let options = self.options();
         open_with(&options, options.io_deadline, self.guesses).await
     }

@@ -2,9 +2,9 @@
 
 use crfs::blob::Digest;
 use crfs::cache::clear;
+use crfs::image::inspect::IndexFrom;
+use crfs::image::options::ImageOptions;
 use crfs::index::Trust;
-use crfs::mount::inspect::IndexFrom;
-use crfs::mount::options::ImageOptions;
 
 use super::{Lab, members};
 use crate::contents::open;

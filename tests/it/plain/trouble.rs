@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crfs::blob::Digest;
 use crfs::cache::clear;
-use crfs::mount::options::ImageOptions;
+use crfs::image::options::ImageOptions;
 
 use super::{COMPRESSORS, Lab};
 use crate::contents::{FORMATS, image_options, open};

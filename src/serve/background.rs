@@ -25,11 +25,12 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 
 use super::event::{Deadline, Event, Ready, Report};
-use super::fusedev::{self, Detach};
-use super::mounts::Identity;
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
-use super::{Error, log, mounts, server, state};
+use super::{Error, log, server, state};
+use crate::errors::chain;
+use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::mounts::{self, Identity};
 use crate::threads;
 
 /// The hidden subcommand that becomes the server.
@@ -76,7 +77,7 @@ fn clear_away(dir: &Path, made: &Identity, state_dirs: &[PathBuf]) {
     match fusedev::unmount(dir, Detach::Lazily, move |now| *now == mount) {
         // Its state goes with it.
         Ok(()) => drop(state::found_in(state_dirs)),
-        Err(error) => tracing::error!(error = error.chain(), "a mount stays behind"),
+        Err(error) => tracing::error!(error = chain(&error), "a mount stays behind"),
     }
 }
 

@@ -11,13 +11,13 @@ use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::Error;
+use super::engine::{Engine, OpenImage, RESOLVE_WITHIN};
 use super::escape::escape;
 use super::event::Report;
-use super::image::{Engine, OpenImage, RESOLVE_WITHIN};
-use super::options::ImageOptions;
 use crate::blob::{ByteRange, Digest};
 use crate::fs::tree::{Ino, Tree, Type};
 use crate::fs::view::{LastSymlink, View};
+use crate::image::options::ImageOptions;
 use crate::threads::{self, Runtime};
 
 /// Bytes of one read of `cat`, and how many are on their way at once.

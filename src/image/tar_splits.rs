@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use super::Error;
+use super::engine::{Engine, TICK};
 use super::event::Report;
-use super::image::{Engine, TICK};
 use super::layer::{OpenLayer, Opener, Reading, blocking, check_diff_id};
-use super::{Error, chain};
 use crate::blob::Digest;
+use crate::errors::chain;
 use crate::fetch::{self, PassError};
 use crate::index::{NoTarSplit, Split, TarSplit, TarSplitOrder};
 use crate::registry::{self, Freshness};
@@ -72,7 +73,7 @@ impl Engine {
         // An error says that there are no permits any more: nobody closes them.
         let _permit = self.passes.acquire().await;
         if self.lowest_failed.load(Ordering::Relaxed) < number {
-            return Err(Error::Interrupted);
+            return Err(Error::Read(fetch::Error::Interrupted));
         }
         let outcome = self.split(wanted, reading).await;
         if outcome.is_err() {

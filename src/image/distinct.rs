@@ -1,10 +1,7 @@
-//! Layers that an image has several times: they are opened once.
+//! Layers that an image has several times, told apart.
 
 use std::collections::BTreeMap;
 
-use super::Error;
-use super::image::Engine;
-use super::layer::OpenLayer;
 use crate::registry;
 
 /// Layers, each different one once, and those that are others again: with their numbers, and that of the first.
@@ -20,20 +17,4 @@ pub(super) fn told_apart(layers: Vec<(usize, registry::Layer)>) -> ToldApart {
         }
     }
     (once, again)
-}
-
-impl Engine {
-    /// Layers that are others of these again.
-    pub(super) async fn open_again(
-        &self,
-        image: &registry::Image,
-        again: Vec<(usize, registry::Layer, usize)>,
-        results: &mut BTreeMap<usize, Result<OpenLayer, Error>>,
-    ) {
-        for (number, layer, first) in again {
-            let Some(Ok(open)) = results.get(&first) else { continue };
-            let open = open.again(layer);
-            results.insert(number, self.checked(image, number, open).await);
-        }
-    }
 }

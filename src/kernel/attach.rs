@@ -12,7 +12,7 @@ use rustix::mount::{
     fsmount, fsopen, move_mount,
 };
 
-use super::fusedev::Target;
+use super::Target;
 use super::mounts::{Device, Identity};
 
 /// Mounts, with those options of the kernel's fuse. The descriptor is one of the mount's root directory, and keeps the mount busy.

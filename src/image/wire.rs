@@ -35,45 +35,43 @@ impl From<WirePath> for PathBuf {
     }
 }
 
-pub(super) mod path {
+pub(crate) mod path {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
         WirePath::from(path).serialize(serializer)
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
         Ok(WirePath::deserialize(deserializer)?.into())
     }
 }
 
-pub(super) mod paths {
+pub(crate) mod paths {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(paths.iter().map(|path| WirePath::from(path.as_path())))
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
         Ok(Vec::<WirePath>::deserialize(deserializer)?.into_iter().map(Into::into).collect())
     }
 }
 
-pub(super) mod optional_path {
+pub(crate) mod optional_path {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
         path.as_deref().map(WirePath::from).serialize(serializer)
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<PathBuf>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
         Ok(Option::<WirePath>::deserialize(deserializer)?.map(Into::into))
     }
 }
 
-pub(super) mod image {
+pub(crate) mod image {
     use super::*;
 
     #[derive(Serialize, Deserialize)]
@@ -85,7 +83,7 @@ pub(super) mod image {
         DockerArchive { file: WirePath, name: Option<String> },
     }
 
-    pub(in super::super) fn serialize<S: Serializer>(image: &ImageRef, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(image: &ImageRef, serializer: S) -> Result<S::Ok, S::Error> {
         let wire = match image {
             ImageRef::Registry(reference) => WireImage::Registry(reference.to_string()),
             ImageRef::Layout { dir, tag } => WireImage::Layout { dir: dir.as_path().into(), tag: tag.clone() },
@@ -97,7 +95,7 @@ pub(super) mod image {
         wire.serialize(serializer)
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ImageRef, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ImageRef, D::Error> {
         Ok(match WireImage::deserialize(deserializer)? {
             WireImage::Registry(text) => text.parse().map_err(serde::de::Error::custom)?,
             WireImage::Layout { dir, tag } => ImageRef::Layout { dir: dir.into(), tag },
@@ -109,7 +107,7 @@ pub(super) mod image {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Platform")]
-pub(super) struct WirePlatform {
+pub(crate) struct WirePlatform {
     os: String,
     architecture: String,
     variant: Option<String>,
@@ -117,7 +115,7 @@ pub(super) struct WirePlatform {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "OpaqueXattr", rename_all = "kebab-case")]
-pub(super) enum WireOpaque {
+pub(crate) enum WireOpaque {
     Trusted,
     User,
     Both,

@@ -244,11 +244,11 @@ const GLANCE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does what may wait for the server of a filesystem that `path` leads through.
-pub(crate) fn answered<T: Send + 'static>(
+pub(crate) fn answered<T: Send + 'static, E: From<Error> + Send + 'static>(
     path: &Path,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let unanswered = || Err(Error::Unanswered { path: path.to_owned(), seconds: PATIENCE.as_secs() });
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    let unanswered = || Err(Error::Unanswered { path: path.to_owned(), seconds: PATIENCE.as_secs() }.into());
     limit::within(PATIENCE, work).unwrap_or_else(unanswered)
 }
 

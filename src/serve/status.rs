@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::Error;
 use super::control::Activity;
 use super::holders::{self, Holder};
-use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
 use crate::blob::Digest;
+use crate::kernel::mounts::{self, Mount};
 
 /// How a mount is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -34,7 +34,7 @@ pub struct Status {
     pub digest: Digest,
     pub frontend: String,
     /// The mount point; what is not UTF-8 in it is replaced.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "holders::lossy")]
     pub dir: PathBuf,
     /// Seconds since 1970.
     pub started: u64,
@@ -52,10 +52,6 @@ pub struct Elsewhere {
     pub namespace: Option<String>,
     /// Who has it, as far as this user may see.
     pub holders: Vec<Holder>,
-}
-
-pub(super) fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// Asks every server whose state is below one of `state_dirs`, in the order of their start; and why one of these directories cannot be asked.

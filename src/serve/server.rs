@@ -17,43 +17,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Error;
-use super::control::{self, Figures};
+use super::control::{self};
 use super::doing::Doing;
-use super::event::{Deadline, Event, Ready, Report};
-use super::fusedev::Target;
+use super::event::{self, Deadline, Event, Ready, Report};
 use super::holders;
-use super::image;
 use super::log::{self, RotatingLog};
-use super::look::runtime;
-use super::mounts;
+use super::mounted::{self, Served};
 use super::options::MountOptions;
-use super::session::{End, Serve, Session, Unserved, raise_descriptor_limit, unmount_if_idle};
+use super::session::{End, Session, Unserved, raise_descriptor_limit, unmount_if_idle};
 use super::signals::{self, ServerSignals};
 use super::state::{OwnState, Record};
-use crate::blob::Digest;
+use crate::errors::chain;
+use crate::image::look::runtime;
+use crate::kernel::Target;
+use crate::kernel::mounts;
 use crate::metrics::{METRICS, Snapshot};
 use crate::registry::Hosts;
 use crate::{sys, threads};
-
-/// What is served, waiting for its descriptor only.
-pub(crate) struct Served {
-    pub(crate) name: String,
-    pub(crate) digest: Digest,
-    pub(crate) layers: usize,
-    /// Those of them that are not on local disk as a whole.
-    pub(crate) lazy: usize,
-    pub(crate) sent_whole: usize,
-    pub(crate) serve: Serve,
-    /// KiB that the kernel is to read ahead.
-    pub(crate) read_ahead: u32,
-    /// Runs once the mount is ready.
-    pub(crate) prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
-    pub(crate) figures: Figures,
-    /// Writes what it does to the log.
-    pub(crate) doing: Doing,
-    /// What is true now, for its metrics.
-    pub(crate) levels: Box<dyn Fn() -> Snapshot + Send + Sync>,
-}
 
 /// Mounts and serves until the mount ends. `abandoned` comes true when nobody waits for it to be ready any more.
 ///
@@ -96,7 +76,7 @@ async fn mount_and_serve(
     });
     let hosts = Hosts::default();
     let becoming_ready = async {
-        let served = image::served(options, hosts.clone(), &report).await?;
+        let served = mounted::served(options, hosts.clone(), &event::of_image(&report)).await?;
         let session = start(options, dir, state, served, &report)?.serve()?;
         session.become_ready(&report).await
     };
@@ -168,7 +148,7 @@ impl Start {
         tokio::spawn(control::answer_metrics(metrics, text));
         let (dir, identity) = (mount.mounted.dir.clone(), mount.mounted.identity.clone());
         tokio::spawn(control::answer_leave(leave, move || {
-            unmount_if_idle(&dir, &identity).map_err(|error| error.chain())
+            unmount_if_idle(&dir, &identity).map_err(|error| chain(&error))
         }));
         let session = mount.serve(serve)?;
         let (fetched, pid) = (figures().stats.fetched, std::process::id());

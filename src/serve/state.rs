@@ -32,9 +32,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::control::{self, Activity, Left};
-use super::mounts::{self, Device};
-use super::{Error, holders, wire};
+use super::{Error, holders};
 use crate::blob::Digest;
+use crate::image::wire;
+use crate::kernel::mounts::{self, Device};
 use crate::sys::own::{Entry, EntryKind, OwnDir};
 use crate::sys::trusted;
 

@@ -1,7 +1,7 @@
 //! From a reference to something that can be served or looked into: resolve, open all layers at once, merge.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,24 +15,19 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
-use super::again::told_apart;
+use super::Error;
 use super::config::{Config, Unusable};
-use super::control::{Activity, Figures};
-use super::doing::{self, Doing};
+use super::distinct::told_apart;
 use super::event::{Event, Report};
 use super::layer::{Looked, OpenLayer, Opener, Pending, Reading, check_diff_id};
-use super::options::{ImageOptions, LayerChoice, MountOptions};
-use super::server::Served;
 use super::silence::{unless_silent, until_silent};
-use super::{Error, lowers};
 use crate::blob::Digest;
 use crate::budget::Budget;
 use crate::cache::Cache;
-use crate::fetch::{self, Files, Prefetch, Readahead};
-use crate::fs::forest::Forest;
-use crate::fs::fuse::{Frontend, Options, Server};
+use crate::fetch::{self, Files, Readahead};
 use crate::fs::tree::{self, OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
+use crate::image::options::ImageOptions;
 use crate::index::{self, Entries, StoredIndex, Summary};
 use crate::metrics::{METRICS, Snapshot};
 use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
@@ -349,7 +344,7 @@ impl Engine {
         // An error says that there are no permits any more: nobody closes them.
         let _permit = self.passes.acquire().await;
         if self.lowest_failed.load(Ordering::Relaxed) < number {
-            return Err(Error::Interrupted);
+            return Err(Error::Read(fetch::Error::Interrupted));
         }
         let read = self.opener.pass(pending, reading).await;
         if read.is_err() {
@@ -397,7 +392,7 @@ impl Engine {
     }
 
     /// The image's config, read once.
-    pub(super) async fn config(&self, image: &registry::Image) -> Result<&Config, &Unusable> {
+    pub(crate) async fn config(&self, image: &registry::Image) -> Result<&Config, &Unusable> {
         self.config.get_or_init(|| Config::read(image, self.cache())).await.as_ref()
     }
 }
@@ -462,89 +457,11 @@ pub(crate) fn of_each<T: Clone, E>(
     layers.iter().map(one).collect()
 }
 
-/// The contents of layers, each once.
-fn distinct(layers: &[OpenLayer]) -> Vec<Arc<fetch::Layer>> {
-    let mut seen = HashSet::new();
-    let contents = layers.iter().map(|layer| &layer.contents);
-    contents.filter(|contents| seen.insert(Arc::as_ptr(contents))).cloned().collect()
-}
-
 /// How a layer is served without those below it.
 pub struct Alone {
     pub opaque: OpaqueXattr,
     /// What the layers below it hold, the lowest first, where that is known.
     pub lowers: Option<Vec<Entries>>,
-}
-
-/// The layer that `--layer` means.
-fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, registry::Layer), Error> {
-    let is_chosen = |number: u32, layer: &registry::Layer| match choice {
-        LayerChoice::Number(wanted) => number == wanted,
-        LayerChoice::Digest(digest) => layer.digest == digest,
-    };
-    let found = (0..).zip(layers).find(|(number, layer)| is_chosen(*number, layer));
-    let (number, layer) =
-        found.ok_or_else(|| Error::NoSuchLayer { wanted: choice.to_string(), count: layers.len() })?;
-    Ok((number, layer.clone()))
-}
-
-/// All that a server needs before it mounts.
-pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report) -> Result<Served, Error> {
-    let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
-    let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
-    let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
-    let mut image = engine.resolve(report).await?;
-    let mut inode_group = 0;
-    let whole = Arc::new(image.clone());
-    if let Some(choice) = options.layer {
-        let (number, layer) = chosen(&image.layers, choice)?;
-        image.layers = vec![layer];
-        inode_group = number;
-    }
-    // Progress that nobody hears is none.
-    let _heard =
-        report(&Event::Resolved { name: image.name.clone(), digest: image.digest, layers: image.layers.len() });
-    let guesses = options.prefetch != Prefetch::None;
-    let config = Handle::current().spawn(started(Arc::clone(&engine), image.clone(), guesses));
-    let image = engine.open(image, inode_group as usize, report).await?;
-    let alone = match (options.layer, image.layers.as_slice()) {
-        (Some(_), [layer]) => {
-            let lowers = lowers::of(&engine, &whole, layer, inode_group as usize);
-            let lowers = tokio::time::timeout(options.mount_deadline / 4, lowers).await.ok().flatten();
-            Some(Alone { opaque: options.opaque_xattr, lowers })
-        }
-        _ => None,
-    };
-    let merging = threads::run(Work::Opening, move || image.view(alone, guesses).map(|view| (image, view)));
-    let (image, (view, readahead)) = merging.await.map_err(|source| Error::Merge { source })??;
-    tokio::spawn(async move {
-        if let Ok(started) = config.await {
-            readahead.starts(started).await;
-        }
-    });
-    let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    let answers = Options { list_trusted: options.system_admin, nfs_export: options.nfs_export };
-    let frontend = Frontend::new(forest, Handle::current(), answers);
-    let contents = distinct(&image.layers);
-    let doing = doing(engine.cache().clone(), &image.layers);
-    Ok(Served {
-        name: image.image.name.clone(),
-        digest: image.image.digest,
-        layers: image.layers.len(),
-        lazy: image.layers.iter().filter(|layer| layer.is_lazy()).count(),
-        sent_whole: image.layers.iter().filter(|layer| layer.sent_whole).count(),
-        read_ahead: read_ahead(image.layers.iter()),
-        serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
-        prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
-        doing,
-        levels: Box::new(move || common.levels()),
-        figures: figures(image.layers),
-    })
-}
-
-/// What the image starts, if that is to be guessed from. Nobody waits for it.
-async fn started(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> Vec<Vec<String>> {
-    if guesses { engine.config(&image).await.map(Config::started).unwrap_or_default() } else { Vec::new() }
 }
 
 /// How many KiB the kernel is to read ahead: 16 units, since a read brings whole units anyway, but no more than the 1 MiB of a READ.
@@ -553,20 +470,6 @@ pub(crate) fn read_ahead<'a>(layers: impl Iterator<Item = &'a OpenLayer> + Clone
     let (bytes, units) = (total(|summary| summary.layer_file_len), total(|summary| summary.units.into()));
     let unit = bytes.checked_div(units).unwrap_or(0);
     u32::try_from(unit.saturating_mul(16) >> 10).unwrap_or(u32::MAX).clamp(READ_AHEAD.start, READ_AHEAD.end)
-}
-
-fn doing(cache: Cache, layers: &[OpenLayer]) -> Doing {
-    let layers = distinct(layers);
-    Arc::new(move || doing::tell(&layers, &cache))
-}
-
-fn figures(layers: Vec<OpenLayer>) -> Figures {
-    let layers = distinct(&layers);
-    Arc::new(move || layers.iter().fold(Activity::default(), |sum, layer| sum.and(layer_activity(layer))))
-}
-
-pub(crate) fn layer_activity(layer: &fetch::Layer) -> Activity {
-    Activity { stats: layer.stats(), last_error: layer.last_error() }
 }
 
 #[cfg(test)]

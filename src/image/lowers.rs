@@ -5,9 +5,9 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
-use super::error::chain;
-use super::image::Engine;
+use super::engine::Engine;
 use super::layer::{Looked, OpenLayer, Reading};
+use crate::errors::chain;
 use crate::index::Entries;
 use crate::registry::{self, Image};
 use crate::threads::{self, Work};
@@ -16,7 +16,7 @@ use crate::threads::{self, Work};
 ///
 /// Their indexes are taken from the cache. They are fetched where that of the layer itself was: a request or two for each, which their own mounts
 /// then need no more. None of them is read whole for this, unless it is small. Nothing that goes wrong keeps the layer from being mounted.
-pub(super) async fn of(
+pub(crate) async fn of(
     engine: &Arc<Engine>,
     image: &Arc<Image>,
     layer: &OpenLayer,

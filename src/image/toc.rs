@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
-use super::error::{Error, chain};
+use super::error::Error;
 use super::layer::{Opener, Toc};
 use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::errors::chain;
 use crate::index::{self, Admit, Descriptor, Found, Identity, LayerKey, Opened};
 use crate::registry::{self, Freshness, Parts};
 use crate::threads::wait;

@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use super::Error;
 use super::config::Config;
+use super::engine::{Engine, RESOLVE_WITHIN};
 use super::event::Report;
-use super::image::{Engine, RESOLVE_WITHIN};
 use super::layer::{Fetches, Looked, OpenLayer, Pending, Reason};
 use super::look::runtime;
-use super::options::ImageOptions;
 use crate::blob::Digest;
+use crate::image::options::ImageOptions;
 use crate::index::Trust;
 use crate::registry::{self, Platform, Soci, SociSource};
 

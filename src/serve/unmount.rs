@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::fusedev::{self, Detach};
 use super::holders::{self, Holder, named};
-use super::mounts::{self, Mount};
 use super::state::{self, FoundState};
 use super::status::{Elsewhere, elsewhere};
+use crate::kernel;
+use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::mounts::{self, Mount};
 use crate::registry::list;
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
@@ -50,7 +51,9 @@ pub fn unmount(target: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> 
             let (all, silent) = state::found_where_answered(state_dirs);
             // What is meant may be known where there was no answer.
             unmount_elsewhere(target, &all, none).map_err(|none| match none {
-                Error::NotMounted { .. } | Error::Directory { .. } => silent.unwrap_or(none),
+                Error::Kernel(kernel::Error::NotMounted { .. } | kernel::Error::Directory { .. }) => {
+                    silent.unwrap_or(none)
+                }
                 other => other,
             })
         }
@@ -62,7 +65,7 @@ fn unmount_elsewhere(target: &Path, all: &[FoundState], none: Error) -> Result<O
     if let Some(state) = all.iter().find(|state| Path::new(&state.record.id) == target) {
         return unmount_known(state, all, Whose::Named);
     }
-    if !matches!(none, Error::NotMounted { .. } | Error::Directory { .. }) {
+    if !matches!(none, Error::Kernel(kernel::Error::NotMounted { .. } | kernel::Error::Directory { .. })) {
         return Err(none);
     }
     let dir = std::path::absolute(target).unwrap_or_default();
@@ -106,7 +109,7 @@ enum Whose {
 fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result<Outcome, Error> {
     let record = &state.record;
     let dir = || record.dir.clone();
-    let top = mounts::at(&record.dir).map_err(|source| Error::Directory { dir: dir(), source })?;
+    let top = mounts::at(&record.dir).map_err(|source| kernel::Error::Directory { dir: dir(), source })?;
     match (top, elsewhere(state, all)) {
         (Some(top), _) if record.describes(&top) => unmount_here(&top, |_| Some(state.clone())),
         (Some(top), None) => Err(Error::Covered { dir: dir(), kind: top.kind.to_string_lossy().into_owned() }),
@@ -159,13 +162,16 @@ fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundSta
 
 /// The crfs mount that `dir` leads to. The mount itself is asked nothing, so that a dead one is found, too.
 fn find(dir: &Path) -> Result<Mount, Error> {
-    let given = |source| Error::Directory { dir: dir.to_owned(), source };
+    let given = |source| kernel::Error::Directory { dir: dir.to_owned(), source };
     let mut found = None;
     for point in spellings(dir).map_err(given)? {
         found = found.or(mounts::at(&point).map_err(given)?);
     }
     match found {
-        None => Err(dir.symlink_metadata().map_or_else(given, |_| Error::NotMounted { dir: dir.to_owned() })),
+        None => {
+            let none = dir.symlink_metadata().map_or_else(given, |_| kernel::Error::NotMounted { dir: dir.to_owned() });
+            Err(none.into())
+        }
         Some(mount) if mount.is_ours() => Ok(mount),
         Some(mount) => Err(Error::NotCrfs { dir: dir.to_owned(), kind: mount.kind.to_string_lossy().into_owned() }),
     }
@@ -202,8 +208,11 @@ mod tests {
     #[test]
     fn only_crfs_mounts_are_unmounted() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(unmount(dir.path(), &[]), Err(Error::NotMounted { .. })));
-        assert!(matches!(unmount(&dir.path().join("missing"), &[]), Err(Error::Directory { .. })));
+        assert!(matches!(unmount(dir.path(), &[]), Err(Error::Kernel(kernel::Error::NotMounted { .. }))));
+        assert!(matches!(
+            unmount(&dir.path().join("missing"), &[]),
+            Err(Error::Kernel(kernel::Error::Directory { .. }))
+        ));
         match unmount(Path::new("/proc"), &[]) {
             Err(error @ Error::NotCrfs { .. }) => assert!(error.to_string().contains("type proc"), "{error}"),
             other => panic!("{other:?}"),
@@ -213,7 +222,7 @@ mod tests {
     /// As the kernel does it: the lowest number that is free is given first.
     #[test]
     fn a_new_mount_with_the_number_of_the_old_is_not_taken_for_it() {
-        use super::super::fusedev::Target;
+        use crate::kernel::Target;
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let made = |name: &str| {

@@ -10,10 +10,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
 use super::Error;
-use super::fusedev::{self, Detach, Made, Target};
-use super::mounts::{self, Identity};
 use super::signals::{Asked, ServerSignals};
 use super::state::short_path;
+use crate::errors::chain;
+use crate::kernel;
+use crate::kernel::Target;
+use crate::kernel::fusedev::{self, Detach, Made};
+use crate::kernel::mounts::{self, Identity};
 use crate::threads;
 
 /// How long the end of serving may come after the failure of the lookup that it made fail.
@@ -146,15 +149,15 @@ fn panicked() -> io::Error {
 }
 
 /// Unmounts a mount where nothing uses it, in the mount namespace of this process.
-pub(crate) fn unmount_if_idle(dir: &Path, identity: &Identity) -> Result<(), Error> {
+pub(crate) fn unmount_if_idle(dir: &Path, identity: &Identity) -> Result<(), kernel::Error> {
     unmount(dir, identity, Detach::IfIdle).map_err(|error| match error {
-        Error::Replaced { dir } => Error::NotMounted { dir },
+        kernel::Error::Replaced { dir } => kernel::Error::NotMounted { dir },
         error => error,
     })
 }
 
 /// Unmounts this very mount, and no other.
-fn unmount(dir: &Path, identity: &Identity, how: Detach) -> Result<(), Error> {
+fn unmount(dir: &Path, identity: &Identity, how: Detach) -> Result<(), kernel::Error> {
     let identity = identity.clone();
     fusedev::unmount(dir, how, move |mount| identity.is(mount))
 }
@@ -177,13 +180,16 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     /// An image over an image would hide a server that nobody sees any more: of two that were mounted at once, the upper one goes.
-    fn refuse_over_another(&self) -> Result<(), Error> {
+    fn refuse_over_another(&self) -> Result<(), kernel::Error> {
         let dir = || self.dir.clone();
-        let table = mounts::all().map_err(|source| Error::Directory { dir: dir(), source })?;
-        let own = table.iter().find(|mount| self.identity.is(mount)).ok_or_else(|| Error::NotMounted { dir: dir() })?;
+        let table = mounts::all().map_err(|source| kernel::Error::Directory { dir: dir(), source })?;
+        let own = table
+            .iter()
+            .find(|mount| self.identity.is(mount))
+            .ok_or_else(|| kernel::Error::NotMounted { dir: dir() })?;
         match mounts::ours_below(&table, own) {
             Some(other) => {
-                Err(Error::AlreadyMounted { dir: dir(), image: other.source.to_string_lossy().into_owned() })
+                Err(kernel::Error::AlreadyMounted { dir: dir(), image: other.source.to_string_lossy().into_owned() })
             }
             None => Ok(()),
         }
@@ -203,11 +209,11 @@ impl Mounted {
                 tracing::warn!(%dir, "unmounted; still in use by another mount; once more to leave all the same");
             }
             Ok(()) => {}
-            Err(Error::Replaced { .. }) => {
+            Err(kernel::Error::Replaced { .. }) => {
                 tracing::warn!(%dir, "asked to end: still in use by another mount; once more to leave all the same");
             }
             Err(error) => {
-                tracing::warn!(error = error.chain(), "asked to end, and staying; once more to leave all the same");
+                tracing::warn!(error = chain(&error), "asked to end, and staying; once more to leave all the same");
             }
         }
     }
@@ -219,7 +225,7 @@ impl Drop for Mounted {
             return;
         }
         if let Err(error) = unmount(&self.dir, &self.identity, Detach::Lazily) {
-            tracing::error!(error = error.chain(), "a mount stays behind");
+            tracing::error!(error = chain(&error), "a mount stays behind");
         }
     }
 }
@@ -236,15 +242,15 @@ mod tests {
         let dir = dir.path().canonicalize().unwrap();
         let target = Target { dir: &dir, source: "image@digest", allow_other: false };
         let Ok(first) = Unserved::mount(&target) else { return };
-        assert!(matches!(Unserved::mount(&target), Err(Error::AlreadyMounted { .. })));
+        assert!(matches!(Unserved::mount(&target), Err(Error::Kernel(kernel::Error::AlreadyMounted { .. }))));
         // By somebody who looked before the first was there.
         let made = fusedev::mount(&target).unwrap();
         let second = Mounted { dir: dir.clone(), identity: made.identity, stays: false };
         assert_ne!(first.mounted.identity, second.identity);
-        assert!(matches!(second.refuse_over_another(), Err(Error::AlreadyMounted { .. })));
+        assert!(matches!(second.refuse_over_another(), Err(kernel::Error::AlreadyMounted { .. })));
         first.mounted.refuse_over_another().unwrap();
         let below = unmount(&dir, &first.mounted.identity, Detach::Lazily);
-        assert!(matches!(below, Err(Error::Replaced { .. })), "the second is not the first's to unmount");
+        assert!(matches!(below, Err(kernel::Error::Replaced { .. })), "the second is not the first's to unmount");
         drop(second);
         assert!(first.mounted.identity.is(&mounts::at(&dir).unwrap().unwrap()));
         drop(first);

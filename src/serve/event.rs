@@ -7,25 +7,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::mounts::Identity;
 use crate::blob::Digest;
+use crate::image;
+use crate::kernel::mounts::Identity;
 
 /// One step of a mount. From a background server they come as JSON lines on its standard output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The reference was resolved.
-    Resolved { name: String, digest: Digest, layers: usize },
-    /// So many layers are open.
-    Opened { layers: usize, of: usize, fetched: u64 },
-    /// So many bytes are read of the `of` that layers without an index have.
-    Reading { bytes: u64, of: u64 },
     /// It is mounted, and not yet served.
     Mounted { mount: Identity },
     /// The mount point can be used.
     Ready(Ready),
     /// It will not be: why, with its causes, on one line.
     Failed { message: String },
+    /// The image is being opened.
+    #[serde(untagged)]
+    Image(image::Event),
 }
 
 /// What was mounted.
@@ -57,7 +55,7 @@ impl Deadline {
     }
 
     pub(super) fn heard(&self, event: &Event) {
-        if matches!(event, Event::Reading { .. }) {
+        if matches!(event, Event::Image(image::Event::Reading { .. })) {
             *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }
@@ -79,10 +77,16 @@ impl Deadline {
 /// Takes the events; fails where nobody listens any more.
 pub type Report = Arc<dyn Fn(&Event) -> io::Result<()> + Send + Sync>;
 
+/// Tells what an image tells as well.
+pub(super) fn of_image(report: &Report) -> image::Report {
+    let report = Arc::clone(report);
+    Arc::new(move |event| report(&Event::Image(event.clone())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount::mounts::Device;
+    use crate::kernel::mounts::Device;
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_time_in_which_nothing_is_read() {
@@ -91,8 +95,8 @@ mod tests {
         let read = async {
             for bytes in 0..5 {
                 tokio::time::sleep(Duration::from_secs(50)).await;
-                deadline.heard(&Event::Reading { bytes, of: 9 });
-                deadline.heard(&Event::Opened { layers: 1, of: 2, fetched: 3 });
+                deadline.heard(&Event::Image(image::Event::Reading { bytes, of: 9 }));
+                deadline.heard(&Event::Image(image::Event::Opened { layers: 1, of: 2, fetched: 3 }));
             }
         };
         tokio::join!(read, deadline.passed(Duration::from_secs(5)));
@@ -106,9 +110,9 @@ mod tests {
         let device = Device { major: 0, minor: 52 };
         let mount = Identity { id: 97, device, source: "n@s".into(), user: Some(0) };
         let events = [
-            Event::Resolved { name: "n".into(), digest, layers: 3 },
-            Event::Opened { layers: 1, of: 3, fetched: 5 },
-            Event::Reading { bytes: 1, of: 2 },
+            Event::Image(image::Event::Resolved { name: "n".into(), digest, layers: 3 }),
+            Event::Image(image::Event::Opened { layers: 1, of: 3, fetched: 5 }),
+            Event::Image(image::Event::Reading { bytes: 1, of: 2 }),
             Event::Mounted { mount },
             Event::Ready(ready),
             Event::Failed { message: "a\nb".into() },

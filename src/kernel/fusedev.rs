@@ -18,7 +18,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getegid, geteuid};
 
 use super::mounts::{self, Identity, Mount};
-use super::{Error, attach};
+use super::{Error, Target, attach};
+use crate::errors::chain;
 use crate::sys::{self, limit};
 use crate::threads;
 
@@ -28,17 +29,6 @@ const HELPER: &str = "fusermount3";
 /// How long it may take: it looks at the mount point, whose filesystem may not answer.
 const HELPER_LIMIT: Duration = Duration::from_secs(10);
 const LONGEST_MESSAGE: u64 = 4096;
-
-/// What is mounted where.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Target<'a> {
-    /// A directory, absolute, without symbolic links.
-    pub(crate) dir: &'a Path,
-    /// What /proc/mounts shows: the image, pinned.
-    pub(crate) source: &'a str,
-    /// Whether other users may look into it.
-    pub(crate) allow_other: bool,
-}
 
 /// What mounting gives.
 pub(crate) struct Made {
@@ -65,7 +55,7 @@ pub(crate) fn mount(target: &Target<'_>) -> Result<Made, Error> {
         None => mount_by_helper(target)?,
     };
     let made = mounts::all().map_err(failed).and_then(|after| made_since(&before, &after, target));
-    let made = made.inspect_err(|error| tracing::error!(error = error.chain(), "a mount may stay behind"));
+    let made = made.inspect_err(|error| tracing::error!(error = chain(&error), "a mount may stay behind"));
     Ok(Made { device, identity: made?, root: None })
 }
 

@@ -9,9 +9,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::Error;
-use super::again::told_apart;
+use super::distinct::told_apart;
+use super::engine::{Engine, note};
 use super::here::Here;
-use super::image::{Engine, note};
 use super::layer::{Looked, OpenLayer, Opener};
 use super::silence::unless_silent;
 use crate::index::{Identity, LayerKey, StoredIndex, Trust};

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Error;
+use super::engine::{Engine, RESOLVE_WITHIN};
 use super::event::Report;
-use super::image::{Engine, RESOLVE_WITHIN};
 use super::layer::OpenLayer;
 use super::look::runtime;
-use super::options::ImageOptions;
 use crate::blob::{ByteRange, Digest};
 use crate::cache::Cache;
+use crate::image::options::ImageOptions;
 use crate::index::{Identity, LayerKey, Trust};
 
 /// What came of an image. The names of the fields are those of `crfs index --json`.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::mounts::{self, Mount};
+use crate::kernel::mounts::{self, Mount};
 use crate::registry::list;
 
 /// A place where a mount is, or an overlayfs that is made of it.
@@ -22,7 +22,7 @@ pub struct Holder {
     /// The name of its mount namespace, where this user may know it.
     pub namespace: Option<String>,
     /// Where it is for that process.
-    #[serde(serialize_with = "super::status::lossy")]
+    #[serde(serialize_with = "lossy")]
     pub point: PathBuf,
     /// Whether it is an overlayfs.
     pub overlay: bool,
@@ -99,7 +99,11 @@ fn link(pid: u32, name: &str) -> Option<String> {
 /// Its name may hold anything.
 fn name_of(pid: u32) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    super::escape(name.trim_ascii_end())
+    crate::image::escape(name.trim_ascii_end())
+}
+
+pub(super) fn lossy<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 #[cfg(test)]

@@ -1,0 +1,25 @@
+//! Opens images: from a reference to a tree that can be served or looked into. Knows nothing of servers, and of the kernel nothing.
+
+mod again;
+pub(crate) mod config;
+mod distinct;
+pub mod engine;
+mod error;
+pub(crate) mod escape;
+mod event;
+mod here;
+pub mod indexes;
+pub mod inspect;
+pub(crate) mod known;
+pub(crate) mod layer;
+pub mod look;
+pub(crate) mod lowers;
+pub mod options;
+mod silence;
+pub(crate) mod tar_splits;
+mod toc;
+pub(crate) mod wire;
+
+pub use error::Error;
+pub use escape::escape;
+pub use event::{Event, Report};

@@ -1,0 +1,21 @@
+//! What crfs asks of the kernel: mounts, /dev/fuse, and what is mounted where. Knows nothing of images.
+
+mod attach;
+mod error;
+pub(crate) mod fusedev;
+pub(crate) mod mounts;
+
+pub use error::Error;
+
+use std::path::Path;
+
+/// What is mounted where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    /// A directory, absolute, without symbolic links.
+    pub(crate) dir: &'a Path,
+    /// What /proc/mounts shows: the image, pinned.
+    pub(crate) source: &'a str,
+    /// Whether other users may look into it.
+    pub(crate) allow_other: bool,
+}
