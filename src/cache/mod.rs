@@ -132,7 +132,7 @@ impl Cache {
         }
     }
 
-    /// How much of its room is taken; `None`: there is no cache, or others hold that up.
+    /// How much of its room is taken; `None`: there is no cache, or that is changing this moment.
     #[must_use]
     pub fn room(&self) -> Option<Taken> {
         self.store.as_ref()?.taken()

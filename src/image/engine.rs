@@ -40,6 +40,9 @@ pub(crate) const RESOLVE_WITHIN: Duration = Duration::from_secs(20);
 /// Layers that are read whole at a time: the link is shared anyway, and each takes memory and two threads.
 const PASSES: usize = 6;
 
+/// How long whoever asks for metrics waits for the cache's disk.
+const GLANCE: Duration = Duration::from_secs(1);
+
 /// How often it is told how far they are.
 pub(super) const TICK: Duration = Duration::from_millis(200);
 
@@ -54,6 +57,8 @@ pub(crate) struct Common {
     archives: Archives,
     fetch: fetch::Shared,
     memory: Budget,
+    /// Whoever looks at the cache for metrics.
+    looking: Arc<AsyncMutex<()>>,
 }
 
 impl Common {
@@ -64,6 +69,7 @@ impl Common {
             archives: Archives::default(),
             fetch: fetch::Shared::default(),
             memory: Budget::of_process(),
+            looking: Arc::default(),
         }
     }
 
@@ -72,9 +78,16 @@ impl Common {
     }
 
     /// What is true of them now, for the metrics of who serves them.
-    pub(crate) fn levels(&self) -> Snapshot {
-        let cache = self.cache.room().map(|room| [room.taken, room.limit]);
-        Snapshot { cache, memory: self.memory.used(), ..Snapshot::default() }
+    pub(crate) async fn levels(&self) -> Snapshot {
+        Snapshot { cache: self.room().await, memory: self.memory.used(), ..Snapshot::default() }
+    }
+
+    /// The bytes in the cache, and its limit; `None`: its disk does not say so at once. However many ask, one thread waits for it.
+    async fn room(&self) -> Option<[u64; 2]> {
+        let (cache, turn) = (self.cache.clone(), Arc::clone(&self.looking).try_lock_owned().ok()?);
+        let looked = threads::run(Work::Local, move || (cache.room(), turn));
+        let (room, _turn) = tokio::time::timeout(GLANCE, looked).await.ok()?.ok()?;
+        room.map(|room| [room.taken, room.limit])
     }
 
     #[cfg(test)]
@@ -131,7 +144,7 @@ impl Engine {
         resolve_within: Duration,
         tar_splits: Option<PathBuf>,
     ) -> Result<Self, Error> {
-        let Common { cache, hosts, archives, fetch: shared, memory } = common;
+        let Common { cache, hosts, archives, fetch: shared, memory, .. } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
             tls_verify: options.tls_verify,

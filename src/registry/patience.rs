@@ -131,11 +131,11 @@ impl Patience {
         let asked_for = asked_for.map(|time| time.min(self.deadline / 2));
         let pause = asked_for.unwrap_or_default().saturating_add(backoff(self.tries)).min(self.left());
         let what = self.wait.what();
-        METRICS.retries(url.host());
         tracing::debug!(what, %url, %error, tries = self.tries, ?pause, "will ask again");
         tokio::time::sleep(pause).await;
         self.idle = self.idle.saturating_add(pause);
         if !self.left().is_zero() {
+            METRICS.retries(url.host());
             return Ok(());
         }
         let (url, tries) = (url.clone(), self.tries);

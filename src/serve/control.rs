@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for a server that unmounts: the filesystem that it has mounted on may be slow (mounts.rs, fusedev.rs).
 const UNMOUNTING: Duration = Duration::from_secs(25);
 /// More than any answer has.
-const LONGEST_ANSWER: usize = 1 << 20;
+const LONGEST_ANSWER: usize = 8 << 20;
 
 /// What a server says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,25 +67,21 @@ pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
     serve(listener, PATIENCE, move || std::future::ready(serde_json::to_vec(&figures()))).await;
 }
 
-/// Asks the server for its metrics in Prometheus' text format.
-pub(crate) type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
-
-/// Tells the server's metrics until the task is dropped.
-pub(crate) async fn answer_metrics(listener: UnixListener, metrics: Metrics) {
-    // Looking at the cache may wait for its disk.
-    let answer = move || {
-        let metrics = Arc::clone(&metrics);
-        async move {
-            let text = threads::run(Work::Local, move || metrics()).await;
-            serde_json::to_vec(&text.map_err(|lost| lost.to_string()))
-        }
+/// Tells the server's metrics, in Prometheus' text format, until the task is dropped.
+pub(crate) async fn answer_metrics<T>(listener: UnixListener, metrics: impl Fn() -> T)
+where
+    T: Future<Output = String> + Send + 'static,
+{
+    let answer = || {
+        let text = metrics();
+        async move { serde_json::to_vec(&text.await) }
     };
     serve(listener, PATIENCE, answer).await;
 }
 
 /// Asks the server behind such a socket for its metrics.
 pub(crate) fn ask_for_metrics(path: &Path) -> io::Result<String> {
-    told_within::<Result<String, String>>(path, PATIENCE)?.map_err(io::Error::other)
+    told_within(path, PATIENCE)
 }
 
 /// What came of asking a server to unmount: where it has not, why.
@@ -160,7 +156,8 @@ fn told_within<T: DeserializeOwned>(path: &Path, patience: Duration) -> io::Resu
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         match stream.read(&mut part)? {
             0 => return Ok(serde_json::from_slice(&answer)?),
-            _ if left.is_zero() || answer.len() > LONGEST_ANSWER => return Err(io::ErrorKind::TimedOut.into()),
+            _ if answer.len() > LONGEST_ANSWER => return Err(io::Error::other("its answer is too long")),
+            _ if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
             read => answer.extend(part.get(..read).unwrap_or_default()),
         }
     }
@@ -221,7 +218,7 @@ mod tests {
         let path = dir.path().join("metrics.sock");
         let listener = bind(&path).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.spawn(answer_metrics(listener, Arc::new(|| "crfs_served_bytes_total 1\n".to_owned())));
+        runtime.spawn(answer_metrics(listener, || std::future::ready("crfs_served_bytes_total 1\n".to_owned())));
         assert_eq!(ask_for_metrics(&path).unwrap(), "crfs_served_bytes_total 1\n");
     }
 

@@ -21,7 +21,6 @@ use crate::image::config::Config;
 use crate::image::engine::{Alone, Common, Engine, RESOLVE_WITHIN, read_ahead};
 use crate::image::layer::OpenLayer;
 use crate::image::{self, Event, Report, lowers};
-use crate::metrics::Snapshot;
 use crate::registry::{self, Hosts};
 use crate::threads::{self, Work};
 
@@ -41,8 +40,8 @@ pub(crate) struct Served {
     pub(crate) figures: Figures,
     /// Writes what it does to the log.
     pub(crate) doing: Doing,
-    /// What is true now, for its metrics.
-    pub(crate) levels: Box<dyn Fn() -> Snapshot + Send + Sync>,
+    /// What its metrics tell of now.
+    pub(crate) common: Common,
 }
 
 /// The layer that `--layer` means.
@@ -106,7 +105,7 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
         serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
         prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
         doing,
-        levels: Box::new(move || common.levels()),
+        common,
         figures: figures(image.layers),
     })
 }

@@ -140,11 +140,14 @@ impl Start {
     /// Lets the view answer, and the sockets.
     fn serve(self) -> Result<Serving, Error> {
         let Self { mount, control, leave, metrics, state, served } = self;
-        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, levels, read_ahead } =
+        let Served { name, digest, layers, lazy, sent_whole, serve, prefetch, figures, doing, common, read_ahead } =
             served;
         tokio::spawn(control::answer(control, figures.clone()));
         let id = state.id();
-        let text = Arc::new(move || METRICS.text(&Snapshot { server: id.clone(), kind: "mount", ..levels() }));
+        let text = move || {
+            let (server, common) = (id.clone(), common.clone());
+            async move { METRICS.text(&Snapshot { server, kind: "mount", ..common.levels().await }) }
+        };
         tokio::spawn(control::answer_metrics(metrics, text));
         let (dir, identity) = (mount.mounted.dir.clone(), mount.mounted.identity.clone());
         tokio::spawn(control::answer_leave(leave, move || {

@@ -88,7 +88,7 @@ impl Store {
             Request::Remove { names, podman } => self.remove(&names, &podman, report).await.map(Answer::Images),
             Request::List => Ok(Answer::Images(self.list().await)),
             Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Answer::Images(Vec::new())),
-            Request::Metrics => Ok(Answer::Metrics(tokio::task::block_in_place(|| self.metrics()))),
+            Request::Metrics => Ok(Answer::Metrics(self.metrics().await)),
         }
     }
 }

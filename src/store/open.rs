@@ -87,9 +87,9 @@ impl Store {
     }
 
     /// What it has counted, and how it is now.
-    pub(super) fn metrics(&self) -> String {
+    pub(super) async fn metrics(&self) -> String {
         let server = self.paths.root.display().to_string();
-        METRICS.text(&Snapshot { server, kind: "store", ..self.common.levels() })
+        METRICS.text(&Snapshot { server, kind: "store", ..self.common.levels().await })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {

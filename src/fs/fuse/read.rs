@@ -42,6 +42,7 @@ pub(super) struct Late {
     view: Arc<View>,
     ino: Ino,
     reply: ReplyData,
+    came: Instant,
 }
 
 impl Late {
@@ -49,6 +50,7 @@ impl Late {
     pub(super) fn give_up(self) {
         self.view.gave_up(self.ino);
         self.reply.error(Errno::EIO);
+        METRICS.read(Found::Fetched, self.came.elapsed());
     }
 }
 
@@ -62,7 +64,7 @@ impl Read {
     pub(super) fn answer(self, runtime: &Handle, view: &Arc<View>, buffers: &Arc<Buffers>, overdue: &Overdue<Late>) {
         let _in_runtime = runtime.enter();
         let Some(Self { ino, offset, size, reply, came }) = self.answer_from_memory(view, buffers) else { return };
-        let held = overdue.hold(Late { view: Arc::clone(view), ino, reply }, view.patience());
+        let held = overdue.hold(Late { view: Arc::clone(view), ino, reply, came }, view.patience());
         let (view, buffers, tasks) = (Arc::clone(view), Arc::clone(buffers), runtime.clone());
         let _answered = threads::run(Work::Local, move || {
             let mut buffer = buffers.take();
