@@ -221,7 +221,7 @@ impl Store {
         let Candidate { contents, diff_id, blob, .. } = candidate;
         // A removed one may still be open. It goes on with what this comes from.
         let number = same.or_else(|| self.trees.number(&id, &contents));
-        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.is_open(number)));
+        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.was_given(number)));
         let blob = Some(Blob { digest: blob, size: layer.layer.size });
         let facts = match same.and_then(|number| self.trees.facts(number)) {
             Some(facts) => facts,

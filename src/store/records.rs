@@ -170,7 +170,7 @@ impl Records {
         self.changes = self.changes.wrapping_add(1);
     }
 
-    /// `is_taken`: by a layer that is open and that the records do not have (any more).
+    /// `is_taken`: by a layer that the records do not have (any more).
     pub(super) fn take_number(&mut self, is_taken: impl Fn(u32) -> bool) -> u32 {
         let taken = |number: &u32| is_taken(*number) || self.layers.iter().any(|layer| layer.number == *number);
         let number = (self.next..u32::MAX).find(|number| !taken(number)).unwrap_or(u32::MAX);

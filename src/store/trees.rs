@@ -4,6 +4,7 @@
 //! a restart.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
@@ -42,6 +43,8 @@ pub(super) struct Planted {
 pub(super) struct Trees {
     forest: Arc<Forest>,
     planted: Mutex<HashMap<u32, Planted>>,
+    /// The highest number that a layer has had: the kernel may remember what it stood for, whatever became of the layer.
+    highest: AtomicU32,
     /// Who joins layers to images, if anybody does.
     wants: Option<Wants>,
 }
@@ -91,7 +94,7 @@ pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize
 impl Trees {
     pub(super) fn new(wants: Option<Wants>) -> Self {
         let forest = Forest::store(grown(&Records::default(), &HashMap::new()));
-        Self { forest: Arc::new(forest), planted: Mutex::default(), wants }
+        Self { forest: Arc::new(forest), planted: Mutex::default(), highest: AtomicU32::new(0), wants }
     }
 
     pub(super) fn forest(&self) -> Arc<Forest> {
@@ -111,6 +114,7 @@ impl Trees {
         let read = LayerContents::new(number, read, Arc::clone(&tree), wants);
         let view = View::new(Arc::clone(&tree), Arc::clone(&read) as Arc<dyn Contents>).with_holes(vec![holes]);
         let view = Arc::new(view);
+        self.highest.fetch_max(number, Ordering::Relaxed);
         self.planted().insert(number, Planted { id, contents, view, tree, facts: facts.clone(), layer, read });
         facts
     }
@@ -139,6 +143,11 @@ impl Trees {
         let planted = self.planted();
         let found = planted.iter().find(|(_, planted)| planted.id == *id && planted.contents == contents);
         found.map(|(number, _)| *number)
+    }
+
+    /// Whether a layer has had this number since the server began.
+    pub(super) fn was_given(&self, number: u32) -> bool {
+        number <= self.highest.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_open(&self, number: u32) -> bool {
