@@ -15,7 +15,7 @@ pub(crate) mod layer;
 pub mod look;
 pub(crate) mod lowers;
 pub mod options;
-mod silence;
+pub(crate) mod silence;
 pub(crate) mod tar_splits;
 mod toc;
 pub(crate) mod wire;

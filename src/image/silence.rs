@@ -16,7 +16,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What `work` gives, or that the cache has not answered for [`PATIENCE`].
-pub(super) async fn unless_silent<T>(cache: &Cache, work: impl Future<Output = T>) -> Result<T, Error> {
+pub(crate) async fn unless_silent<T>(cache: &Cache, work: impl Future<Output = T>) -> Result<T, Error> {
     tokio::select! {
         done = work => Ok(done),
         error = until_silent(cache) => Err(error),

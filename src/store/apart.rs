@@ -28,7 +28,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::Signal;
 use serde::Serialize;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
@@ -44,6 +44,7 @@ use crate::image::engine::{Engine, Until};
 use crate::image::known::Handed;
 use crate::image::layer::OpenLayer;
 use crate::image::options::ImageOptions;
+use crate::image::silence::unless_silent;
 use crate::image::{self, Report};
 use crate::metrics::METRICS;
 use crate::registry;
@@ -59,22 +60,28 @@ pub const SUBCOMMAND: &str = "store-reader";
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of the longest answer of a reader, which has some for each layer, and of a line that it logs.
+const LONGEST_ANSWER: u64 = 64 << 20;
+const LONGEST_LINE: u64 = 64 << 10;
+
 /// How long one may take to end that is not wanted any more.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Readers at a time. Most of their time they wait for registries.
-const READERS: usize = 32;
+/// Readers at a time, of images that are added and of those at a start: a registry that does not answer is not to keep either from the other. Each
+/// may take as much memory as one image may.
+const READERS: usize = 8;
 
 /// What is needed to start readers. Only a server has any: a command has nobody to protect.
 pub(super) struct Readers {
     place: CachePlace,
     log: LogOptions,
-    places: Semaphore,
+    adding: Semaphore,
+    starting: Semaphore,
 }
 
 impl Readers {
     pub(super) fn new(place: CachePlace, log: LogOptions) -> Self {
-        Self { place, log, places: Semaphore::new(READERS) }
+        Self { place, log, adding: Semaphore::new(READERS), starting: Semaphore::new(READERS) }
     }
 }
 
@@ -140,8 +147,10 @@ impl Store {
             adds,
             log: readers.log.clone(),
         };
-        let mut reader = Reader::start(readers, name).await?;
-        let said = reader.ask(&Ask::Open(Box::new(open)), report).await?;
+        let places = if purpose == For::Start { &readers.starting } else { &readers.adding };
+        let mut reader = Reader::start(places, name).await?;
+        // It says that it lives also while the cache's disk keeps it from its work.
+        let said = unless_silent(engine.cache(), reader.ask(&Ask::Open(Box::new(open)), report)).await??;
         let Said::Opened(came) = said else { return Err(reader.lost(said)) };
         let (read, splits) = reader.take_over(engine, image, (unknown, came)).await?;
         layers.extend(read);
@@ -158,16 +167,16 @@ pub(super) struct Reader<'a> {
     image: String,
     child: Child,
     input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
+    output: BufReader<ChildStdout>,
     /// Comes to what it has said last that was no line of a log.
     words: JoinHandle<Option<String>>,
     _place: Option<SemaphorePermit<'a>>,
 }
 
 impl<'a> Reader<'a> {
-    async fn start(readers: &'a Readers, image: &str) -> Result<Self, Error> {
+    async fn start(places: &'a Semaphore, image: &str) -> Result<Self, Error> {
         // An error says that there are no places any more: nobody closes them.
-        let place = readers.places.acquire().await.ok();
+        let place = places.acquire().await.ok();
         let failed = |source| failed(image, source);
         sys::close_inherited_on_exec();
         let mut command = Command::new("/proc/self/exe");
@@ -176,7 +185,7 @@ impl<'a> Reader<'a> {
         let mut child = command.spawn().map_err(|error| failed(threads::explained(error)))?;
         let pipe = || failed(io::ErrorKind::BrokenPipe.into());
         let input = child.stdin.take().ok_or_else(pipe)?;
-        let output = BufReader::new(child.stdout.take().ok_or_else(pipe)?).lines();
+        let output = BufReader::new(child.stdout.take().ok_or_else(pipe)?);
         let words = tokio::spawn(hand_on(child.stderr.take().ok_or_else(pipe)?));
         Ok(Self { image: image.to_owned(), child, input, output, words, _place: place })
     }
@@ -188,12 +197,12 @@ impl<'a> Reader<'a> {
         // One that has ended says why below; one that does not read says nothing.
         let _unread = timeout(SILENCE, self.input.write_all(&line)).await;
         loop {
-            let Ok(line) = timeout(SILENCE, self.output.next_line()).await else {
+            let Ok(line) = timeout(SILENCE, next_line(&mut self.output, LONGEST_ANSWER)).await else {
                 let end = format!("was given up: its process has said nothing for {} s", SILENCE.as_secs());
                 return Err(Error::Reading { image: self.image.clone(), end });
             };
             let Ok(Some(line)) = line else { return Err(self.ended().await) };
-            match serde_json::from_str(&line).map_err(|error| failed(&self.image, error.into()))? {
+            match serde_json::from_slice(&line).map_err(|error| failed(&self.image, error.into()))? {
                 // Progress that nobody hears is none.
                 Said::Event(event) => drop(report(&event)),
                 Said::Working => {}
@@ -230,6 +239,9 @@ impl<'a> Reader<'a> {
         (wanted, came): (Vec<Numbered>, BTreeMap<usize, Came>),
     ) -> Result<(Layers, BTreeMap<usize, (File, u64)>), Error> {
         let (mut layers, mut handed, mut splits) = (BTreeMap::new(), HashMap::new(), BTreeMap::new());
+        if !is_answer(wanted.iter().map(|(number, _)| *number), &came) {
+            return Err(failed(&self.image, io::ErrorKind::InvalidData.into()));
+        }
         let wanted: Vec<_> = wanted.into_iter().filter(|(number, _)| came.contains_key(number)).collect();
         for (number, came) in came {
             match came {
@@ -298,6 +310,13 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether a reader has answered for each layer that it was asked for, and for no other. Where one is refused those above it are left out.
+fn is_answer(wanted: impl Iterator<Item = usize> + Clone, came: &BTreeMap<usize, Came>) -> bool {
+    let is_refused = came.values().any(|came| matches!(came, Came::Refused { .. }));
+    let has_all = wanted.clone().all(|number| came.contains_key(&number));
+    (has_all || is_refused) && came.keys().all(|number| wanted.clone().any(|wanted| wanted == *number))
+}
+
 /// Layers that are open, or why not, by their numbers.
 type Layers = BTreeMap<usize, Result<OpenLayer, image::Error>>;
 
@@ -309,14 +328,26 @@ pub(super) enum Unsplit {
 
 /// Logs what a reader logs. Gives the last line that is none.
 async fn hand_on(said: ChildStderr) -> Option<String> {
-    let (mut lines, mut last) = (BufReader::new(said).lines(), None);
-    while let Ok(Some(line)) = lines.next_line().await {
+    let (mut lines, mut last) = (BufReader::new(said), None);
+    while let Ok(Some(line)) = next_line(&mut lines, LONGEST_LINE).await {
+        let line = String::from_utf8_lossy(&line).into_owned();
         if log::take_over(&line).is_none() && !line.trim().is_empty() {
             tracing::warn!(line, "a reader of an image says");
             last = Some(line);
         }
     }
     last
+}
+
+/// A line of at most so many bytes, without its end; what is longer is taken for several. `None` at the end.
+async fn next_line(from: &mut (impl AsyncBufRead + Unpin), longest: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    from.take(longest).read_until(b'\n', &mut line).await?;
+    let is_end = line.is_empty();
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    Ok((!is_end).then_some(line))
 }
 
 /// How a reader came to its end.
@@ -330,5 +361,30 @@ fn told(status: ExitStatus, words: Option<String>) -> String {
         ),
         Some(signal) => format!("ended by {signal}{words}"),
         None => format!("ended ({status}){words}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_answers_for_each_layer() {
+        let open = || Came::Open { index: None, split: None };
+        let refused = || Came::Refused { message: "no".into() };
+        let is_answer = |came: Vec<(usize, Came)>| is_answer([1, 2].into_iter(), &came.into_iter().collect());
+        assert!(is_answer(vec![(1, open()), (2, open())]) && is_answer(vec![(1, refused())]));
+        assert!(!is_answer(vec![(1, open())]) && !is_answer(vec![]), "a smaller image");
+        assert!(!is_answer(vec![(1, open()), (2, open()), (3, open())]), "nobody has asked for it");
+    }
+
+    #[tokio::test]
+    async fn lines_have_a_limit() {
+        let mut said = b"one\n\nlonger than that".as_slice();
+        let mut lines = Vec::new();
+        while let Some(line) = next_line(&mut said, 8).await.unwrap() {
+            lines.push(String::from_utf8(line).unwrap());
+        }
+        assert_eq!(lines, ["one", "", "longer t", "han that"]);
     }
 }
