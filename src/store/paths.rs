@@ -28,6 +28,10 @@ pub struct Paths {
     pub state: PathBuf,
 }
 
+/// What a podman keeps in its own root, besides the two lists.
+const OF_PODMAN: [&str; 5] =
+    ["overlay-layers/volatile-layers.json", "overlay-containers", "libpod", "db.sql", "storage.lock"];
+
 impl Paths {
     /// `state`: below the root where none is given. Symlinks on the way to the root are followed now: the kernel's list of mounts has none.
     #[must_use]
@@ -118,7 +122,9 @@ impl Paths {
     fn check_own(&self) -> Result<(), Error> {
         let is_there = |path: &Path| path.symlink_metadata().is_ok();
         let lists = [Kind::Layers, Kind::Images].map(|kind| self.podman(kind, "json"));
-        match lists.iter().find(|list| is_there(list) && !is_there(&self.lock())) {
+        // What podman has besides, also before it has a list.
+        let others = OF_PODMAN.map(|name| self.root.join(name));
+        match lists.iter().chain(&others).find(|list| is_there(list) && !is_there(&self.lock())) {
             Some(list) => Err(Error::NotAStore { root: self.root.clone(), list: list.clone() }),
             None => Ok(()),
         }
@@ -137,14 +143,20 @@ impl Paths {
 
     /// Whoever could write there could have the server read any image, with its owner's credentials.
     fn check_private(&self) -> Result<(), Error> {
-        let failed = |source| Error::File { path: self.state.clone(), source };
-        let meta = fs::symlink_metadata(&self.state).map_err(failed)?;
-        if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 == 0 {
-            return Ok(());
-        }
-        let why = "not a directory of this user alone (mode 0700)";
-        Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)))
+        check_ours(&self.state, 0o077, "not a directory of this user alone (mode 0700)")?;
+        // What is put there before crfs comes could lead it elsewhere.
+        check_ours(&self.root, 0o022, "not a directory of this user's in which nobody else may write")
     }
+}
+
+/// Where a path is no directory of this user's, or has any of these bits, refuses it.
+fn check_ours(path: &Path, never: u32, why: &str) -> Result<(), Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & never == 0 {
+        return Ok(());
+    }
+    Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, why)))
 }
 
 /// Makes a directory where there is none, with that mode whatever the umask is. Those above it that are missing everybody may go through.
@@ -244,6 +256,29 @@ mod tests {
         assert!(!paths.mount().exists());
         fs::write(paths.lock(), "").unwrap();
         paths.create().unwrap();
+    }
+
+    #[test]
+    fn a_podman_that_has_no_list_yet_has_other_files() {
+        for name in OF_PODMAN {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+            assert!(matches!(Paths::new(dir.path(), None).create(), Err(Error::NotAStore { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_root_that_others_may_write_in_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        for (mode, is_fine) in [(0o777, false), (0o770, false), (0o1777, false), (0o755, true), (0o700, true)] {
+            let _made_before = fs::create_dir(&root);
+            fs::set_permissions(&root, Permissions::from_mode(mode)).unwrap();
+            let made = Paths::new(&root, Some(dir.path().join("state"))).create();
+            assert_eq!(made.is_ok(), is_fine, "{mode:o}: {made:?}");
+        }
     }
 
     #[test]
