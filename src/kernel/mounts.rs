@@ -217,11 +217,19 @@ pub(crate) fn reserve(dir: &Path) -> Result<Option<File>, Error> {
     let asked = dir.to_owned();
     answered(dir, move || {
         // Before it is opened: what is mounted there may not answer.
-        find_point(&asked)?;
+        still_there(&asked)?;
         let reserved = lock(&asked);
-        find_point(&asked)?;
+        still_there(&asked)?;
         Ok(reserved)
     })
+}
+
+/// Whether a directory that was found without symbolic links has none now, either: somebody else may have put one into its path meanwhile.
+fn still_there(dir: &Path) -> Result<(), Error> {
+    match find_point(dir)? == dir {
+        true => Ok(()),
+        false => Err(Error::Replaced { dir: dir.to_owned() }),
+    }
 }
 
 fn lock(dir: &Path) -> Option<File> {

@@ -187,6 +187,10 @@ impl Mounted {
             .iter()
             .find(|mount| self.identity.is(mount))
             .ok_or_else(|| kernel::Error::NotMounted { dir: dir() })?;
+        // A symbolic link that has come into the path leads elsewhere.
+        if own.point != self.dir {
+            return Err(kernel::Error::Replaced { dir: dir() });
+        }
         match mounts::ours_below(&table, own) {
             Some(other) => {
                 Err(kernel::Error::AlreadyMounted { dir: dir(), image: other.source.to_string_lossy().into_owned() })
