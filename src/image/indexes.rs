@@ -1,11 +1,13 @@
 //! `crfs index`: makes the indexes of all plain layers of an image ahead of time.
 
-use std::fs::File;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use super::Error;
 use super::engine::{Engine, RESOLVE_WITHIN};
@@ -91,7 +93,7 @@ fn kept(layer: &OpenLayer, cache: &Cache, archive: Option<&mut Archive>) -> Resu
 
 /// A tar of regular files (POSIX.1-2024, "ustar Interchange Format").
 struct Archive {
-    file: File,
+    file: NamedTempFile,
     path: PathBuf,
 }
 
@@ -99,9 +101,16 @@ struct Archive {
 const BLOCK: usize = 512;
 
 impl Archive {
+    /// It gets its name once all is written: the image may be read from what has that name now.
     fn create(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Archive { path: path.to_owned(), source };
-        Ok(Self { file: File::create(path).map_err(failed)?, path: path.to_owned() })
+        if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(failed(io::Error::other("it is there, and no regular file")));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mode = Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new().permissions(mode).tempfile_in(dir).map_err(failed)?;
+        Ok(Self { file, path: path.to_owned() })
     }
 
     fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -114,7 +123,9 @@ impl Archive {
     }
 
     fn finish(mut self) -> Result<(), Error> {
-        self.file.write_all(&[0; 2 * BLOCK]).map_err(|error| self.failed(error))
+        self.file.write_all(&[0; 2 * BLOCK]).map_err(|error| self.failed(error))?;
+        let Self { file, path } = self;
+        file.persist(&path).map(drop).map_err(|error| Error::Archive { path, source: error.error })
     }
 
     fn failed(&self, source: io::Error) -> Error {
