@@ -163,7 +163,7 @@ mod tests {
             Ok(())
         };
         // So long that a thread has begun by then, also on a busy machine.
-        let first = disks.ask(dead, Duration::from_secs(1), wait).await.unwrap_err();
+        let first = disks.ask(dead, Duration::from_secs(10), wait).await.unwrap_err();
         assert!(first.to_string().contains("/dead"), "{first}");
         let again = disks
             .clone()

@@ -140,7 +140,7 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     }
 }
 
-/// `find`: what is known of it, which is asked when it is unmounted. It is told which [`Device::instance`] it was.
+/// `find`: what is known of it, which is asked when it is unmounted. It is told which instance of its device it was.
 fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundState>) -> Result<Outcome, Error> {
     // Before it is gone: a new mount may have its number at once, and be of the same image.
     let instance = mount.device.instance();

@@ -21,8 +21,9 @@ const IMAGE: &str = "late-zc-new";
 /// Runs a script in a mount namespace of its own, where `places` are empty and are root's alone or, with that mode, everybody's.
 #[track_caller]
 pub(crate) fn apart(lab: &Lab, places: &[(&str, &str)], script: &str) -> Finished {
-    let mounts =
-        places.iter().map(|(place, mode)| format!("mkdir -p {place}; mount -t tmpfs -o mode={mode} t {place}; "));
+    let mounts = places
+        .iter()
+        .map(|(place, mode)| format!("mkdir -p -m 0700 {place}; mount -t tmpfs -o mode={mode} t {place}; "));
     let script = format!("set -e; {}{script}", mounts.collect::<String>());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).env("CRFS", CRFS);
