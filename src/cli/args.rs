@@ -587,16 +587,14 @@ mod tests {
     #[test]
     fn every_command_has_its_own_help_with_examples() {
         fn check(command: &mut clap::Command) {
-            let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
-            for part in ["Examples:", "Exit status:", "Usage:"] {
-                assert!(help.contains(part), "{name}: {part}");
-            }
+            let lacks = ["Examples:", "Exit status:", "Usage:"].iter().find(|part| !help.contains(**part));
+            assert_eq!(lacks, None, "{}", command.get_name());
             command.get_subcommands_mut().for_each(check);
         }
         let mut crfs = Cli::command();
         crfs.get_subcommands_mut().filter(|command| !command.is_hide_set()).for_each(check);
         assert_eq!(parse(&["mount", "--help"]).unwrap_err().kind(), ErrorKind::DisplayHelp);
-        assert!(!crfs.render_long_help().to_string().contains("serve"));
+        assert!(!crfs.render_long_help().to_string().contains(" serve "));
     }
 }
