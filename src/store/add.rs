@@ -120,7 +120,7 @@ impl Store {
         let refused = |number, source| layer_error(&found.name, number, &found.image, source);
         let mut made = std::mem::take(&mut opened.splits);
         if let Some(reader) = opened.reader.as_mut().filter(|_| full) {
-            made = reader.split(&wanted, report).await.map_err(|unsplit| match unsplit {
+            made = reader.split(&wanted, (engine.cache(), report)).await.map_err(|unsplit| match unsplit {
                 Unsplit::Layer(number, source) => refused(number, source),
                 Unsplit::Image(error) => error,
             })?;

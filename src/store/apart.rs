@@ -40,6 +40,7 @@ use super::Error;
 use super::Store;
 use super::records::CachePlace;
 use crate::blob::Digest;
+use crate::cache::Cache;
 use crate::image::engine::{Engine, Until};
 use crate::image::known::Handed;
 use crate::image::layer::OpenLayer;
@@ -134,7 +135,6 @@ impl Store {
         if unknown.is_empty() {
             return Ok(Opened { layers, splits: BTreeMap::new(), reader: None });
         }
-        let manifest = String::from_utf8(image.manifest.to_vec());
         let adds = match purpose {
             For::Adding { full } => Some(words::Adds { tar_splits: self.paths.tar_splits().into(), full }),
             For::Start => None,
@@ -142,7 +142,7 @@ impl Store {
         let CachePlace { dir, size } = readers.place.clone();
         let open = Open {
             source: ImageOptions { cache_dir: dir, cache_size: size, ..source.clone() },
-            manifest: manifest.map_err(|error| failed(name, io::Error::other(error)))?,
+            manifest: image.manifest.to_vec(),
             wanted: unknown.iter().map(|(number, _)| *number).collect(),
             adds,
             log: readers.log.clone(),
@@ -272,9 +272,10 @@ impl<'a> Reader<'a> {
     pub(super) async fn split(
         &mut self,
         wanted: &BTreeMap<usize, Digest>,
-        report: &Report,
+        (cache, report): (&Cache, &Report),
     ) -> Result<BTreeMap<usize, (File, u64)>, Unsplit> {
-        let said = self.ask(&Ask::Split(wanted.clone()), report).await.map_err(Unsplit::Image)?;
+        let asked = unless_silent(cache, self.ask(&Ask::Split(wanted.clone()), report)).await;
+        let said = asked.map_err(Error::from).and_then(|said| said).map_err(Unsplit::Image)?;
         match said {
             Said::Split(splits) => {
                 let each = splits.into_iter().map(|(number, split)| Ok((number, self.split_of(split)?)));

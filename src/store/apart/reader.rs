@@ -228,7 +228,9 @@ fn refused(error: &image::Error) -> Came {
 
 /// An index in a file without a name, in memory: no disk may have room for it.
 fn copy(source: &dyn ByteSource) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"index", MemfdFlags::CLOEXEC)?);
+    // Where vm.memfd_noexec wants it so; Linux before 6.3 does not know it.
+    let sealed = memfd_create(c"index", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL);
+    let mut file = File::from(sealed.or_else(|_| memfd_create(c"index", MemfdFlags::CLOEXEC))?);
     let (size, mut start) = (source.size(), 0);
     while start < size {
         let end = size.min(start.saturating_add(STEP));

@@ -24,8 +24,8 @@ pub(super) enum Ask {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Open {
     pub(super) source: ImageOptions,
-    /// Byte for byte: both read the same image.
-    pub(super) manifest: String,
+    /// Byte for byte, whether or not that is text: both read the same image.
+    pub(super) manifest: Vec<u8>,
     /// The layers, by their numbers.
     pub(super) wanted: Vec<usize>,
     /// For an image that is added.
