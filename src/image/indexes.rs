@@ -159,3 +159,25 @@ fn header(name: &str, size: usize) -> Vec<u8> {
     header.iter_mut().skip(CHECKSUM).zip(format!("{sum:06o}\0").bytes()).for_each(|(to, from)| *to = from);
     header
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_once_all_is_written_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        fs::write(&path, "the image").unwrap();
+        let mut archive = Archive::create(&path).unwrap();
+        archive.add("index", b"bytes").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"the image");
+        archive.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap().len(), 4 * BLOCK);
+        drop(Archive::create(&path).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "what was given up leaves nothing");
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(Archive::create(&fifo), Err(Error::Archive { .. })));
+    }
+}

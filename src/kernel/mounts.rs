@@ -307,6 +307,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mount_point_into_whose_path_a_link_has_come_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (theirs, other) = (root.join("theirs"), root.join("other"));
+        std::fs::create_dir_all(theirs.join("etc")).unwrap();
+        std::fs::create_dir_all(other.join("etc")).unwrap();
+        let point = usable_point(&theirs.join("etc")).unwrap();
+        assert!(reserve(&point).is_ok());
+        std::fs::rename(&theirs, root.join("away")).unwrap();
+        std::os::unix::fs::symlink(&other, &theirs).unwrap();
+        assert!(matches!(reserve(&point), Err(Error::Replaced { dir }) if dir == point));
+    }
+
+    #[test]
     fn lines_of_the_kernel_are_understood() {
         let line = b"97 31 0:52 / /mnt/a\\040b\\134c ro,nosuid,nodev shared:7 master:3 - fuse.crfs docker.io/x@sha256:00 ro,user_id=0";
         let mount = parse(line).unwrap();

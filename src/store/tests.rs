@@ -110,6 +110,9 @@ async fn a_refused_image_leaves_nothing_taken_and_the_next_is_added() {
     assert!(matches!(refused, Err(Error::File { .. })), "{refused:?}");
     until_nothing_is_taken(&store).await;
     assert!(store.trees.planted().is_empty());
+    // Whatever the kernel remembers of it must come to mean nothing else.
+    let next = store.records.lock().await.clone().take_number(|number| store.trees.was_given(number));
+    assert!(store.trees.was_given(next - 1) && !store.trees.was_given(next));
     fs::remove_file(&place).unwrap();
 
     let damaged = copy(&fixture("sink-estargz"), dir.path());
