@@ -61,10 +61,25 @@ impl Patience {
         self.deadline.saturating_sub(self.idle)
     }
 
-    /// Waits for an answer; `None` where it takes too long.
-    pub(super) async fn answer<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
-        let limit = self.answer_window().min(self.left());
-        self.spend(limit, future).await
+    /// Waits for an answer; `None` where it takes too long. While the request `is_queued` it was not sent yet: whoever gave up then would only lose
+    /// its turn.
+    pub(super) async fn answer<T>(
+        &mut self,
+        is_queued: impl Fn() -> bool,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut future = pin!(future);
+        // A request that was sent within a window has all of the next one.
+        let mut was_queued = false;
+        loop {
+            let limit = self.answer_window().min(self.left());
+            let outcome = self.spend(limit, &mut future).await;
+            let is_queued = is_queued();
+            if outcome.is_some() || !(was_queued || is_queued) || self.left().is_zero() {
+                return outcome;
+            }
+            was_queued = is_queued;
+        }
     }
 
     /// Waits for the next bytes of a body; `None` where it has stalled.
@@ -218,9 +233,31 @@ mod tests {
             let _asked = waits.begin(Waiting::for_program("docker-credential-x".into()));
             tokio::time::sleep(Duration::from_secs(25)).await;
         };
-        assert!(patience.answer(program).await.is_some());
-        assert!(patience.answer(tokio::time::sleep(Duration::from_secs(2))).await.is_none());
+        assert!(patience.answer(|| false, program).await.is_some());
+        assert!(patience.answer(|| false, tokio::time::sleep(Duration::from_secs(2))).await.is_none());
         assert!(patience.pause(reset(), &url()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_waited_for_as_long_as_the_deadline_and_an_answer_is_not() {
+        let queued = std::cell::Cell::new(true);
+        let mut turn = patience(Duration::from_secs(120));
+        let sent_after = |seconds| {
+            queued.set(true);
+            let (turn, queued) = (Duration::from_secs(seconds), &queued);
+            async move {
+                tokio::time::sleep(turn).await;
+                queued.set(false);
+                tokio::time::sleep(Duration::from_secs(20)).await;
+            }
+        };
+        assert!(turn.answer(|| queued.get(), sent_after(80)).await.is_some());
+        let start = Instant::now();
+        assert!(turn.answer(|| queued.get(), sent_after(80)).await.is_none());
+        assert_eq!(start.elapsed().as_secs(), 20, "what is left");
+        let start = Instant::now();
+        assert!(patience(Duration::from_secs(120)).answer(|| false, sent_after(80)).await.is_none());
+        assert_eq!(start.elapsed().as_secs(), 30);
     }
 
     #[tokio::test(start_paused = true)]

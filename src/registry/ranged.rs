@@ -349,11 +349,9 @@ impl RangedBody {
     async fn connect(&mut self, is_first: bool) -> Result<(), Error> {
         let Self { blob, rest, freshness, connection, patience, taken, .. } = self;
         *taken = None;
-        let opened = patience.answer(Box::pin(blob.open(*rest, *freshness, (*connection, is_first), taken))).await;
-        self.answer = match opened {
-            Some(answer) => answer?,
-            None => return Err(Error::Transfer { url: self.shown_url(), what: "no answer in time", source: None }),
-        };
+        let opening = Box::pin(blob.open(*rest, *freshness, (*connection, is_first), taken));
+        let opened = patience.answer(|| blob.counters.is_queued(), opening).await;
+        self.answer = opened.unwrap_or_else(|| Err(self.blob.counters.late(self.shown_url())))?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! One repository of one registry (OCI distribution specification 1.1): where it is, and a request to it with authorisation
 //! and redirects, as often as the rules allow and no more.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -94,11 +94,41 @@ pub(super) struct Counters {
     pub(super) mixed_up: AtomicBool,
     /// To the host that was asked last.
     gate: Mutex<Option<Arc<Gate>>>,
+    /// Requests that wait for their turn with a host that asks for restraint.
+    queued: AtomicUsize,
+}
+
+/// A request that waits for its turn.
+struct Queued<'a>(&'a Counters);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Counters {
-    fn asks(&self, gate: &Arc<Gate>) {
+    /// Waits until the host behind the gate may be asked.
+    async fn admit(&self, gate: &Arc<Gate>) {
         *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(gate));
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(self);
+        gate.admit().await;
+    }
+
+    /// Whether a request has not been sent yet, since its host asks for restraint.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > 0
+    }
+
+    /// The error of whoever waited too long for an answer.
+    pub(super) fn late(&self, url: Redacted) -> Error {
+        let what = if self.is_restrained() {
+            "no answer in time: its host asks for pauses between requests"
+        } else {
+            "no answer in time"
+        };
+        Error::Transfer { url, what, source: None }
     }
 
     /// Whether the host that was asked last asks for restraint just now.
@@ -341,9 +371,7 @@ impl Repository {
     }
 
     async fn send(&self, url: &Url, headers: HeaderMap, ask: &Ask<'_>) -> Result<Response, Error> {
-        let gate = self.shared.throttle.gate(url);
-        ask.counters.asks(&gate);
-        gate.admit().await;
+        ask.counters.admit(&self.shared.throttle.gate(url)).await;
         ask.counters.requests.fetch_add(1, Ordering::Relaxed);
         let request = self.shared.transport.get(url, ask.connection)?.headers(headers);
         self.shared.transport.send(url, request, &self.shared.throttle).await
@@ -409,9 +437,8 @@ impl Repository {
             }
             self.follow(&url, &ask).await
         };
-        let answer = patience.answer(asked).await;
-        let silent = || Err(Error::Transfer { url: self.shown(kind, name), what: "no answer in time", source: None });
-        let (url, response) = answer.unwrap_or_else(silent)?;
+        let answer = patience.answer(|| counters.is_queued(), asked).await;
+        let (url, response) = answer.unwrap_or_else(|| Err(counters.late(self.shown(kind, name))))?;
         if response.status().as_u16() != 200 {
             return Err(status_error(&url, &response));
         }

@@ -17,7 +17,7 @@ use crate::registry::{Auth, Fault, Lasting, Lie, OCI_MANIFEST, On, Registry};
 use crate::support::{pause, until, within};
 
 /// Nothing moves for so long: EIO. Where the fault passes, no deadline must be near even on a busy machine.
-const PATIENCE: [(Span, Duration); 2] = [(Span::Once, Duration::from_secs(8)), (Span::Stays, Duration::from_secs(3))];
+const PATIENCE: [(Span, Duration); 2] = [(Span::Once, Duration::from_secs(8)), (Span::Stays, Duration::from_secs(6))];
 
 const CHUNK: usize = 10_000;
 
