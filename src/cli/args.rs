@@ -1,5 +1,8 @@
 //! The command line, as clap reads it.
 
+mod cache;
+mod store;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +10,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub(super) use self::cache::*;
+pub(super) use self::store::*;
 use super::{help, values};
 use crate::blob::Digest;
 use crate::registry::Platform;
@@ -292,200 +297,6 @@ pub(super) struct CompletionsArgs {
     pub(super) shell: Shell,
 }
 
-/// Let podman run images without pulling them: its additional image store
-///
-/// One server shows the layers of all images that were added. podman lists these images as read-only (R/O), and runs them at once; what a container
-/// reads is fetched when it first reads it.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE, disable_help_subcommand = true)]
-pub(super) struct StoreArgs {
-    #[command(subcommand)]
-    pub(super) command: StoreCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum StoreCommand {
-    Serve(StoreServeArgs),
-    Add(StoreAddArgs),
-    Rm(StoreRmArgs),
-    Ls(StoreLsArgs),
-    Config(StoreConfigArgs),
-    Share(StoreShareArgs),
-}
-
-/// Which store.
-#[derive(Debug, Args)]
-pub(super) struct StorePlaceArgs {
-    /// The store's directory, for podman. Default: /var/lib/crfs/store for root, else $XDG_DATA_HOME/crfs/store.
-    #[arg(long, value_name = "DIR")]
-    pub(super) root: Option<PathBuf>,
-    /// Where crfs keeps what it knows of the store, its socket and its log: a directory for its owner alone. Default: crfs in the
-    /// store's directory.
-    #[arg(long, value_name = "DIR")]
-    pub(super) state: Option<PathBuf>,
-}
-
-/// Serve a store, in the foreground
-///
-/// Says on standard error, and to a service manager, when podman can use the store. Images may be added and removed meanwhile, by other commands.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_SERVE)]
-pub(super) struct StoreServeArgs {
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-    #[command(flatten)]
-    pub(super) cache: CachePlaceArgs,
-    /// What to fetch beyond what is read: with none, nothing.
-    #[arg(long, value_enum, default_value = "hints")]
-    pub(super) prefetch: StorePrefetchArg,
-}
-
-/// Add images to a store
-///
-/// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there
-/// already, its name is added, and with --full what podman needs to push it.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_ADD)]
-pub(super) struct StoreAddArgs {
-    #[arg(
-        value_name = "IMAGE",
-        required = true,
-        help = "The images: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
-    )]
-    pub(super) images: Vec<OsString>,
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-    /// The name that podman is to know the image by. Default: its own; of one on disk, localhost and the last part of its path.
-    #[arg(long, value_name = "NAME[:TAG]")]
-    pub(super) name: Option<String>,
-    /// Read every layer whole, once, so that podman can push images that are built on these to where their layers are not. What each layer
-    /// unpacks to is compared with the image's config.
-    #[arg(long)]
-    pub(super) full: bool,
-    #[command(flatten)]
-    pub(super) access: AccessArgs,
-    /// Print one JSON array.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// Remove images from a store
-///
-/// An image that a container or an image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_RM)]
-pub(super) struct StoreRmArgs {
-    /// The images, by name or id.
-    #[arg(value_name = "IMAGE", required = true)]
-    pub(super) images: Vec<String>,
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-    /// A store of podman's own (its --root) that may need the image, besides those that a storage.conf names. May be given several times.
-    #[arg(long, value_name = "DIR")]
-    pub(super) podman_root: Vec<PathBuf>,
-    /// Print one JSON array.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// List the images of a store
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_LS)]
-pub(super) struct StoreLsArgs {
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-    /// Print one JSON array.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// Print what has to stand in storage.conf for podman to use a store
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_CONFIG)]
-pub(super) struct StoreConfigArgs {
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-}
-
-/// Let a user's rootless podman use root's store
-///
-/// For that user the layers are mounted once more, so that what root owns in them is the user's. It stays so after a restart of the server. Needs Linux 6.12
-/// and the user's ids in /etc/subuid and /etc/subgid.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::STORE_SHARE)]
-pub(super) struct StoreShareArgs {
-    #[command(flatten)]
-    pub(super) place: StorePlaceArgs,
-    /// The user.
-    #[arg(long, value_name = "NAME")]
-    pub(super) user: String,
-    /// Take it away again.
-    #[arg(long)]
-    pub(super) stop: bool,
-}
-
-/// Show, clear or verify what was fetched and is kept on disk
-///
-/// All mounts of a user share one cache. It may be shown, cleared and verified while they are in use.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::CACHE, disable_help_subcommand = true)]
-pub(super) struct CacheArgs {
-    #[command(subcommand)]
-    pub(super) command: CacheCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum CacheCommand {
-    Show(CacheShowArgs),
-    Clear(CacheClearArgs),
-    Verify(CacheVerifyArgs),
-}
-
-/// Where the cache is.
-#[derive(Debug, Args)]
-pub(super) struct CacheDirArgs {
-    /// The cache directory; crfs's is what is in `v2` below it. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
-    #[arg(long, value_name = "DIR")]
-    pub(super) cache_dir: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// Show what is cached of each layer, and the limit
-#[derive(Debug, Args)]
-#[command(after_long_help = help::CACHE_SHOW)]
-pub(super) struct CacheShowArgs {
-    #[command(flatten)]
-    pub(super) dir: CacheDirArgs,
-    /// The limit that mounts are given, if they are.
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
-    pub(super) cache_size: Option<u64>,
-}
-
-/// Remove what is cached
-///
-/// Mounts go on: what they need again they fetch again. Of a layer that is in use the index stays.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::CACHE_CLEAR)]
-pub(super) struct CacheClearArgs {
-    #[command(flatten)]
-    pub(super) dir: CacheDirArgs,
-    /// Only files' contents: indexes and manifests stay, so that mounting stays as quick as it was.
-    #[arg(long)]
-    pub(super) contents: bool,
-}
-
-/// Check every cached byte against its digest
-///
-/// Says what is wrong, and changes nothing. A mount would notice by itself, at its first use, and fetch it again.
-#[derive(Debug, Args)]
-#[command(after_long_help = help::CACHE_VERIFY)]
-pub(super) struct CacheVerifyArgs {
-    #[command(flatten)]
-    pub(super) dir: CacheDirArgs,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum PrefetchArg {
     /// Nothing but what is read.
@@ -494,14 +305,6 @@ pub(super) enum PrefetchArg {
     Hints,
     /// The hints, then everything.
     All,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum StorePrefetchArg {
-    /// Nothing but what is read.
-    None,
-    /// What is likely read next.
-    Hints,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

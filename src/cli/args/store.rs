@@ -1,0 +1,149 @@
+//! `crfs store`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{AccessArgs, CachePlaceArgs};
+use crate::cli::help;
+
+/// Let podman run images without pulling them: its additional image store
+///
+/// One server shows the layers of all images that were added. podman lists these images as read-only (R/O), and runs them at once; what a container
+/// reads is fetched when it first reads it.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE, disable_help_subcommand = true)]
+pub(in crate::cli) struct StoreArgs {
+    #[command(subcommand)]
+    pub(in crate::cli) command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum StoreCommand {
+    Serve(StoreServeArgs),
+    Add(StoreAddArgs),
+    Rm(StoreRmArgs),
+    Ls(StoreLsArgs),
+    Config(StoreConfigArgs),
+    Share(StoreShareArgs),
+}
+
+/// Which store.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct StorePlaceArgs {
+    /// The store's directory, for podman. Default: /var/lib/crfs/store for root, else $XDG_DATA_HOME/crfs/store.
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) root: Option<PathBuf>,
+    /// Where crfs keeps what it knows of the store, its socket and its log: a directory for its owner alone. Default: crfs in the
+    /// store's directory.
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) state: Option<PathBuf>,
+}
+
+/// Serve a store, in the foreground
+///
+/// Says on standard error, and to a service manager, when podman can use the store. Images may be added and removed meanwhile, by other commands.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_SERVE)]
+pub(in crate::cli) struct StoreServeArgs {
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+    #[command(flatten)]
+    pub(in crate::cli) cache: CachePlaceArgs,
+    /// What to fetch beyond what is read: with none, nothing.
+    #[arg(long, value_enum, default_value = "hints")]
+    pub(in crate::cli) prefetch: StorePrefetchArg,
+}
+
+/// Add images to a store
+///
+/// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there
+/// already, its name is added, and with --full what podman needs to push it.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_ADD)]
+pub(in crate::cli) struct StoreAddArgs {
+    #[arg(
+        value_name = "IMAGE",
+        required = true,
+        help = "The images: NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
+    )]
+    pub(in crate::cli) images: Vec<OsString>,
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+    /// The name that podman is to know the image by. Default: its own; of one on disk, localhost and the last part of its path.
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub(in crate::cli) name: Option<String>,
+    /// Read every layer whole, once, so that podman can push images that are built on these to where their layers are not. What each layer
+    /// unpacks to is compared with the image's config.
+    #[arg(long)]
+    pub(in crate::cli) full: bool,
+    #[command(flatten)]
+    pub(in crate::cli) access: AccessArgs,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// Remove images from a store
+///
+/// An image that a container or an image in podman's own stores needs is not removed. Of an image with several names, the one that is given goes.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_RM)]
+pub(in crate::cli) struct StoreRmArgs {
+    /// The images, by name or id.
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(in crate::cli) images: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+    /// A store of podman's own (its --root) that may need the image, besides those that a storage.conf names. May be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) podman_root: Vec<PathBuf>,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// List the images of a store
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_LS)]
+pub(in crate::cli) struct StoreLsArgs {
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// Print what has to stand in storage.conf for podman to use a store
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_CONFIG)]
+pub(in crate::cli) struct StoreConfigArgs {
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+}
+
+/// Let a user's rootless podman use root's store
+///
+/// For that user the layers are mounted once more, so that what root owns in them is the user's. It stays so after a restart of the server. Needs Linux 6.12
+/// and the user's ids in /etc/subuid and /etc/subgid.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_SHARE)]
+pub(in crate::cli) struct StoreShareArgs {
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
+    /// The user.
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) user: String,
+    /// Take it away again.
+    #[arg(long)]
+    pub(in crate::cli) stop: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum StorePrefetchArg {
+    /// Nothing but what is read.
+    None,
+    /// What is likely read next.
+    Hints,
+}
