@@ -133,7 +133,8 @@ Fields of --json:
     index_from            toc: its own table of contents; own: made by crfs from
                           the layer; soci: a zTOC; none: all of it has to be
                           read first
-    wait                  bytes that a mount fetches of it before it is ready
+    requests, wait        requests for it, and bytes that a mount fetches of it,
+                          before it is ready
     advice                what would make it better
     format, entries, units, toc_size, contents_size
                           where it can be opened; toc_size is that of the table

@@ -372,9 +372,11 @@ mod tests {
             media_type: "m".into(),
             lazy: index.is_some(),
             index_from: if index.is_some() { IndexFrom::Toc } else { IndexFrom::None },
+            requests: 1,
             wait: 512,
             reason: reason.into(),
             advice: index.is_none().then(|| "convert it".into()),
+            since: None,
             index,
         };
         let layers = vec![layer(Some(index), "named"), layer(None, "plain\n gzip")];

@@ -11,13 +11,13 @@ use tokio::runtime::Handle;
 use super::Error;
 use super::event::{Event, Report};
 use super::here::Here;
+use super::pending::{Pending, Reason, descriptor};
 use crate::blob::{ByteSource, Digest};
 use crate::budget::{Budget, Charge};
 use crate::cache::Cache;
 use crate::fetch::{self, Held, Pass, Passed, Reindex};
 use crate::index::{
-    self, Descriptor, Entries, Format, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit,
-    Trust,
+    self, Descriptor, Entries, Found, Identity, LayerKey, NoTarSplit, Opened, StoredIndex, Summary, TarSplit, Trust,
 };
 use crate::registry::{self, Body, Client, Freshness, ImageRef};
 use crate::sys::expansion::Allowance;
@@ -39,8 +39,29 @@ pub struct OpenLayer {
     pub misfit: Option<String>,
     /// Its host has sent all of it when it was asked for a part.
     pub sent_whole: bool,
+    /// Why it was read whole before it was ready; `None`: it was not.
+    pub(crate) read_for: Option<Reason>,
+    /// What was asked for it before it was ready.
+    pub cost: Cost,
     /// Its tar-split, where one was made, or why not; whether it can be used is not looked at yet.
     pub tar_split: Option<Result<TarSplit, NoTarSplit>>,
+}
+
+/// What something has cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub requests: u64,
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// What was asked for some blobs until now.
+    fn of<'a>(blobs: impl Iterator<Item = &'a registry::Layer>) -> Self {
+        blobs.map(|layer| layer.blob.traffic()).fold(Self::default(), |sum, traffic| Self {
+            requests: sum.requests.saturating_add(traffic.requests),
+            bytes: sum.bytes.saturating_add(traffic.bytes),
+        })
+    }
 }
 
 /// What is fetched of a layer to read something of it.
@@ -64,8 +85,10 @@ impl OpenLayer {
     /// The same layer at another place of its image.
     pub(super) fn again(&self, layer: registry::Layer) -> Self {
         let (contents, misfit) = (Arc::clone(&self.contents), self.misfit.clone());
-        let Self { trust, identity, whole, sent_whole, .. } = *self;
-        Self { layer, trust, identity, contents, whole, misfit, sent_whole, tar_split: None }
+        let Self { trust, identity, whole, sent_whole, read_for, .. } = *self;
+        // It is fetched once.
+        let cost = Cost::default();
+        Self { layer, trust, identity, contents, whole, misfit, sent_whole, read_for, cost, tar_split: None }
     }
 
     /// Whether those of its contents are fetched that are read.
@@ -139,58 +162,6 @@ pub(super) enum Toc {
     Found(Found),
     /// All of the blob, from its first byte on.
     SentWhole(Body),
-}
-
-/// A layer of which all has to be read before any of it can be served.
-pub(super) struct Pending {
-    pub(super) layer: registry::Layer,
-    pub(super) reason: Reason,
-    /// Why the TOC that the manifest names is not used.
-    pub(super) misfit: Option<String>,
-    /// All of it, where it was small and its digest was right.
-    blob: Option<Arc<Here>>,
-    /// All of it, where it has begun to come.
-    body: Option<Body>,
-    /// The digest of the unpacked layer, by the image's config.
-    pub(super) diff_id: Option<Digest>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// It has no table of contents.
-    Plain,
-    /// It has one that only the blob's digest can vouch for.
-    Unvouched(Format),
-    /// Whether it has one cannot be seen: its host sends all of it for a part.
-    SentWhole,
-    /// It was indexed, but can only be unpacked from its start, and what was is not there any more.
-    Evicted,
-}
-
-impl Pending {
-    /// Whether the digest of the unpacked layer tells whether it is right, rather than its table of contents.
-    pub(super) fn is_told_by_diff_id(&self) -> bool {
-        match self.reason {
-            Reason::Plain | Reason::Evicted => true,
-            Reason::Unvouched(_) => false,
-            Reason::SentWhole => index::named_identity(&descriptor(&self.layer)).is_none(),
-        }
-    }
-
-    /// Whether the layer was small, so that all of it is here already.
-    pub(super) const fn is_here(&self) -> bool {
-        self.blob.is_some()
-    }
-
-    fn source(&self) -> fetch::Source {
-        match &self.blob {
-            Some(here) => {
-                let bytes = Held::new(Arc::clone(here) as Arc<dyn ByteSource>);
-                fetch::Source::Held { blob: self.layer.blob.clone(), bytes }
-            }
-            None => fetch::Source::Blob(self.layer.blob.clone()),
-        }
-    }
 }
 
 impl Opener {
@@ -307,13 +278,16 @@ impl Opener {
         if pending.reason == Reason::SentWhole {
             tracing::warn!(layer = %pending.layer.digest, "its host sends all of it for a part; it is read whole, and kept");
         }
-        match self.read_whole(&mut pending, Freshness::Any, reading).await {
+        let open = match self.read_whole(&mut pending, Freshness::Any, reading).await {
             Err(error) if error.is_wrong_bytes() => {
                 tracing::warn!(layer = %pending.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
                 self.read_whole(&mut pending, Freshness::PastCaches, reading).await
             }
             read => read,
-        }
+        }?;
+        // A misfit that the full read has found says more.
+        let misfit = open.misfit.clone().or(pending.misfit);
+        Ok(OpenLayer { read_for: Some(pending.reason), misfit, ..open })
     }
 
     async fn read_whole(
@@ -545,6 +519,7 @@ impl Opener {
     ) -> OpenLayer {
         let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = held.is_some();
+        let cost = Cost::of(std::iter::once(&layer).chain(&ztoc));
         let blob = layer.blob.in_use();
         let source = match held {
             Some(bytes) => fetch::Source::Held { blob, bytes: Held::new(bytes) },
@@ -560,6 +535,8 @@ impl Opener {
             whole,
             sent_whole: false,
             misfit: None,
+            read_for: None,
+            cost,
             tar_split: None,
         }
     }
@@ -578,15 +555,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     threads::run(Work::Opening, work).await.map_err(|source| Error::LayerTask { layer, source })?
-}
-
-pub(crate) fn descriptor(layer: &registry::Layer) -> Descriptor {
-    Descriptor {
-        digest: layer.digest,
-        size: layer.size,
-        media_type: layer.media_type.clone(),
-        annotations: layer.annotations.clone(),
-    }
 }
 
 fn trust(key: &LayerKey) -> Trust {

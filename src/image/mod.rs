@@ -15,9 +15,11 @@ pub(crate) mod layer;
 pub mod look;
 pub(crate) mod lowers;
 pub mod options;
+pub(crate) mod pending;
 pub(crate) mod silence;
 pub(crate) mod tar_splits;
 mod toc;
+mod why;
 pub(crate) mod wire;
 
 pub use error::Error;
