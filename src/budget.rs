@@ -72,15 +72,24 @@ struct Places {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Exceeded {
     #[error(
-        "the image takes more than {} MiB of memory beside what its entries are worth; if it is to be trusted, give it more by --memory-limit", limit >> 20
+        "the image takes more than {} of memory beside what its entries are worth; if it is to be trusted, give it more by --memory-limit", size(*limit)
     )]
     Image { limit: u64 },
     #[error(
-        "all images of this process together take more than {} MiB of memory, which is half of what there is, or twice an image's --memory-limit; use \
+        "all images of this process together take more than {} of memory, which is half of what there is, or twice an image's --memory-limit; use \
          fewer at a time, or give it more memory",
-        limit >> 20
+        size(*limit)
     )]
     All { limit: u64 },
+}
+
+/// As it may have been typed: in the largest unit of which it is at least one.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..0x10_0000 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
 }
 
 impl Budget {
@@ -373,6 +382,15 @@ mod tests {
     use super::*;
 
     const ANY: u64 = u64::MAX;
+
+    #[test]
+    fn limits_are_said_in_a_unit_that_they_have() {
+        let said = |limit| Exceeded::Image { limit }.to_string();
+        assert!(said(1000).contains("more than 1000 bytes of memory"), "{}", said(1000));
+        assert!(
+            said(1024).contains("more than 1 KiB of memory") && said(256 << 20).contains("more than 256 MiB of memory")
+        );
+    }
 
     #[test]
     fn what_is_dropped_is_given_back() {

@@ -128,7 +128,7 @@ pub struct Outcome<T>(oneshot::Receiver<T>);
 
 /// A piece of work that has no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("its thread panicked, or none could be made; the log says which")]
+#[error("its thread panicked, which is a bug, or none could be made (ulimit -u, pids.max); the log says which")]
 pub struct Lost;
 
 impl<T> Future for Outcome<T> {

@@ -9,7 +9,7 @@ use super::args::{MountArgs, UmountArgs};
 use super::environment::Environment;
 use super::{Failure, complain, format, options, print};
 use crate::image;
-use crate::serve::holders::named;
+use crate::serve::holders::{Holder, named};
 use crate::serve::unmount::{Outcome, unmount, unmount_all};
 use crate::serve::{self as engine, Event, Ready, Report, background, server};
 
@@ -39,7 +39,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         progress.clear();
         // It is mounted, whether or not anybody could be told.
         if let Err(error) = said(&ready?) {
-            tracing::warn!(error = error.chain(), "mounted all the same");
+            tracing::warn!(dir = %options.dir.display(), error = error.chain(), "the image is mounted, but nobody could be told so");
         }
     }
     Ok(())
@@ -100,12 +100,18 @@ fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
 
 fn said(dir: &Path, outcome: Outcome) -> Result<(), image::Error> {
     let Outcome::StillInUse(holders) = outcome else { return Ok(()) };
-    let whom = match holders.as_slice() {
-        [] => ", which this user cannot see".to_owned(),
-        holders => format!(": {}", named(holders)),
-    };
-    let line = format!("{}: unmounted; still in use by another mount{whom}", dir.display());
+    let line = format!("{}: unmounted; still in use {}", dir.display(), by_whom(&holders));
     print(&(format::printable(&line) + "\n"))
+}
+
+/// By whom a mount is used that is not at its directory any more.
+pub(super) fn by_whom(holders: &[Holder]) -> String {
+    match holders {
+        // Which process has a file of it open cannot be told once it is detached (umount -l).
+        [] => "by a process that has a file or its working directory there, or by a mount that this user cannot see"
+            .to_owned(),
+        holders => format!("by another mount: {}", named(holders)),
+    }
 }
 
 fn ready_line(ready: &Ready, dir: &Path, elapsed: Duration) -> String {

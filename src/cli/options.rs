@@ -32,9 +32,11 @@ pub(super) enum UsageError {
     OpaqueWithoutLayer,
     #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]
     AuthFile { path: PathBuf, source: std::io::Error },
-    #[error("there can be no store at {path:?}: {source}")]
+    #[error("the store's directory {path:?} cannot be used: {source}; give another with --root")]
     Place { path: PathBuf, source: std::io::Error },
-    #[error("the path {path:?} has no meaning here: {source}")]
+    #[error("{path:?} is no store of podman's own: {source}; give the graphRoot that `podman info` shows")]
+    PodmanRoot { path: PathBuf, source: std::io::Error },
+    #[error("the path {path:?} cannot be made absolute: {source}; it is empty, or the working directory is gone")]
     Path { path: PathBuf, source: std::io::Error },
 }
 
@@ -129,7 +131,7 @@ pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Resu
 
 /// One of podman's own stores that is not there would be taken for one that uses nothing.
 pub(super) fn podman_root(path: &Path) -> Result<PathBuf, UsageError> {
-    let missing = |source| UsageError::Path { path: path.to_owned(), source };
+    let missing = |source| UsageError::PodmanRoot { path: path.to_owned(), source };
     let layers = path.join("overlay-layers");
     limit::answered(PATIENCE, move || layers.metadata()).map_err(missing)?;
     rooted(path)

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
-use super::mount::with_progress;
+use super::mount::{by_whom, with_progress};
 use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::image::escape;
@@ -257,8 +257,7 @@ fn whereabouts(mount: &Status, elsewhere: &Elsewhere) -> String {
         (Some(namespace), holders) => {
             format!("{dir}: mounted in {namespace}, where others see it: {}; {way}", named(holders))
         }
-        (None, []) => format!("{dir}: unmounted; still in use by another mount, which this user cannot see"),
-        (None, holders) => format!("{dir}: unmounted; still in use by another mount: {}", named(holders)),
+        (None, holders) => format!("{dir}: unmounted; still in use {}", by_whom(holders)),
     }
 }
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use crate::blob::{ByteRange, ByteSource, Digest, Documents};
 use crate::cache::Cache;
+use crate::errors::chain;
 use crate::fetch::LONGEST_PATH;
 use crate::registry::{self, Freshness, Parts, Platform, json};
 use crate::threads::{self, Work};
@@ -48,8 +49,8 @@ struct Execution {
 /// Why a config says nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    #[error("cannot be had")]
-    Missing,
+    #[error("cannot be had: {0}")]
+    Missing(String),
     #[error("cannot be read ({0})")]
     Malformed(String),
     #[error("names {named} layers, and the manifest {layers}")]
@@ -62,7 +63,7 @@ impl Config {
     /// # Errors
     /// Where it cannot be had, is not what the manifest names, or is of an image with other layers.
     pub(super) async fn read(image: &registry::Image, cache: &Cache) -> Result<Self, Unusable> {
-        let bytes = Self::bytes(image, cache).await.ok_or(Unusable::Missing)?;
+        let bytes = Self::bytes(image, cache).await?;
         Self::parse(&bytes).map_err(|error| Unusable::Malformed(error.to_string()))?.of_layers(image.layer_count)
     }
 
@@ -81,21 +82,27 @@ impl Config {
     }
 
     /// Its bytes as they stand in the registry.
-    pub(super) async fn bytes(image: &registry::Image, cache: &Cache) -> Option<Bytes> {
-        let config = image.config.clone().filter(|config| config.size <= LARGEST)?;
+    ///
+    /// # Errors
+    /// Where they cannot be had, or are not those that the manifest names.
+    pub(super) async fn bytes(image: &registry::Image, cache: &Cache) -> Result<Bytes, Unusable> {
+        let missing = |why: String| Unusable::Missing(why);
+        let config = image.config.clone().ok_or_else(|| missing("the manifest names none".to_owned()))?;
+        if config.size > LARGEST {
+            return Err(missing(format!("it has {} bytes; the limit is {LARGEST}", config.size)));
+        }
         let cache = cache.clone();
-        let read = move || {
-            cache.get(&config.digest).or_else(|| {
-                let range = ByteRange { start: 0, end: config.size };
-                let right = |source: &dyn ByteSource| {
-                    source.read_at(range).ok().filter(|read| Digest::of(read) == config.digest)
-                };
-                let read = right(&config.blob).or_else(|| right(&Parts::new(&config.blob, Freshness::PastCaches)))?;
+        let read = move || match cache.get(&config.digest) {
+            Some(kept) => Ok(kept),
+            None => {
+                let read = right(&config, &config.blob)
+                    .or_else(|_| right(&config, &Parts::new(&config.blob, Freshness::PastCaches)))?;
                 cache.put(&config.digest, &read);
-                Some(read)
-            })
+                Ok(read)
+            }
         };
-        threads::run(Work::Opening, read).await.ok()?
+        let read = threads::run(Work::Opening, read).await;
+        read.unwrap_or_else(|lost| Err(lost.to_string())).map_err(missing)
     }
 
     /// `None` where it does not say.
@@ -125,6 +132,15 @@ impl Config {
             false => vec![format!("{dir}/{word}")],
         };
         words.enumerate().filter(|(_, word)| word.len() <= LONGEST_PATH).map(paths).collect()
+    }
+}
+
+/// The config's bytes, where they are those that the manifest names.
+fn right(config: &registry::Layer, source: &dyn ByteSource) -> Result<Bytes, String> {
+    let read = source.read_at(ByteRange { start: 0, end: config.size }).map_err(|error| chain(&*error))?;
+    match Digest::of(&read) {
+        got if got == config.digest => Ok(read),
+        got => Err(format!("what came has the digest {got}, and the manifest names {}", config.digest)),
     }
 }
 

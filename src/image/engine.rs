@@ -401,7 +401,10 @@ impl Engine {
     }
 
     /// The bytes of the image's config.
-    pub(crate) async fn config_bytes(&self, image: &registry::Image) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// Where they cannot be had.
+    pub(crate) async fn config_bytes(&self, image: &registry::Image) -> Result<Bytes, Unusable> {
         Config::bytes(image, self.cache()).await
     }
 

@@ -48,9 +48,9 @@ pub enum Error {
     NoConfig { layer: Digest, why: crate::image::config::Unusable },
     #[error("the image's config {why}; push the image again")]
     OtherLayers { why: crate::image::config::Unusable },
-    #[error("layer {layer} was given up")]
+    #[error("layer {layer} could not be opened")]
     LayerTask { layer: Digest, source: crate::threads::Lost },
-    #[error("the layers were not merged")]
+    #[error("the layers could not be merged to one tree")]
     Merge { source: crate::threads::Lost },
     #[error(transparent)]
     Path(#[from] crate::fs::view::ResolveError),

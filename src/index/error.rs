@@ -101,7 +101,7 @@ pub enum Problem {
     Position(ByteRange),
     #[error("a TOC of {len} bytes, more than the {limit} that crfs reads")]
     TocTooLarge { len: u64, limit: u64 },
-    #[error("a TOC of {0}")]
+    #[error("the TOC is too large: {0}")]
     TocExpands(#[from] WideTable),
     #[error("the TOC is longer or shorter than the {said} bytes that the layer declares")]
     DecodedLength { said: u64 },

@@ -91,9 +91,9 @@ impl Store {
         // Progress that nobody hears is none.
         let _heard =
             report(&Event::Resolved { name: image.name.clone(), digest: image.digest, layers: image.layers.len() });
-        let no_config = || Error::NoConfig { image: name.clone() };
-        let config_digest = image.config.as_ref().ok_or_else(no_config)?.digest;
-        let config_bytes = engine.config_bytes(&image).await.ok_or_else(no_config)?;
+        let no_config = |why| Error::NoConfig { image: name.clone(), why };
+        let config_bytes = engine.config_bytes(&image).await.map_err(no_config)?;
+        let config_digest = Digest::of(&config_bytes);
         let config = read_config(&name, &config_bytes, image.layers.len())?;
         let image = Arc::new(image);
         let wanted = image.layers.iter().cloned().enumerate().collect();
@@ -205,7 +205,7 @@ impl Store {
         files::remove_other_tar_splits(&self.paths, records);
         self.note_unused(records);
         let added = records.images.iter().find(|image| image.id == config_digest);
-        added.map(|image| self.listing(records, image)).ok_or(Error::NoConfig { image: config_digest.to_string() })
+        added.map(|image| self.listing(records, image)).ok_or(Error::NoImage { name: config_digest.to_string() })
     }
 
     /// Has a layer in the records by that id, and served: what was by that id already is kept where it is the same.

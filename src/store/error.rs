@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::blob::Digest;
 use crate::errors::chain;
+use crate::image::config::Unusable;
 use crate::registry::list;
 use crate::{image, kernel, serve};
 
@@ -35,8 +36,8 @@ pub enum Error {
     )]
     Stopped { log: PathBuf, seconds: u64 },
 
-    #[error("{image}: its config cannot be had; add it again, or push it again")]
-    NoConfig { image: String },
+    #[error("{image}: its config {why}; add it again, or push it again")]
+    NoConfig { image: String, why: Unusable },
     #[error("{image}: its config is refused: {reason}")]
     Config { image: String, reason: String },
     #[error("{image}: {text:?} is no name for podman ({reason}); give it one with --name")]
@@ -68,7 +69,7 @@ pub enum Error {
     #[error("{} is not of the form that podman writes, so nobody knows what uses the image", path.display())]
     Podman { path: PathBuf, source: serde_json::Error },
 
-    #[error("the user {name}")]
+    #[error("the store cannot be shared with the user {name}")]
     User { name: String, source: io::Error },
     #[error("the store cannot be cloned to {}", dir.display())]
     Clone { dir: PathBuf, source: io::Error },
@@ -76,7 +77,7 @@ pub enum Error {
         "the store cannot be cloned to {}: this kernel cannot map the owners of a FUSE mount (Linux 6.12 can); let the user run a store of their own", dir.display()
     )]
     NoMapping { dir: PathBuf },
-    #[error("the guard of a store's server")]
+    #[error("the process that unmounts a store whose server is gone cannot do that")]
     Guard { source: io::Error },
     #[error("a user namespace cannot be made")]
     Namespace { source: io::Error },

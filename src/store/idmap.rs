@@ -65,7 +65,9 @@ impl Account {
     pub(super) fn find(name: &str) -> Result<Self, Error> {
         let failed = |source| Error::User { name: name.to_owned(), source };
         let user = nix::unistd::User::from_name(name).map_err(|errno| failed(errno.into()))?;
-        let user = user.ok_or_else(|| failed(io::Error::new(io::ErrorKind::NotFound, "there is no such user")))?;
+        let user = user.ok_or_else(|| {
+            failed(io::Error::new(io::ErrorKind::NotFound, "there is no such user; `getent passwd` lists them"))
+        })?;
         Ok(Self { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw(), home: user.dir })
     }
 
@@ -75,7 +77,12 @@ impl Account {
             let failed = |source| Error::File { path: file.into(), source };
             let text = outside::read(Path::new(file), LONGEST_LIST).map_err(failed)?;
             let ranges = ranges(&String::from_utf8_lossy(&text), &self.name, self.uid, own);
-            let none = || failed(io::Error::new(io::ErrorKind::NotFound, format!("{} has no ids in it", self.name)));
+            let none = || {
+                failed(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("{} has no ids in it; usermod --add-subuids and --add-subgids add some", self.name),
+                ))
+            };
             if ranges.len() > 1 { Ok(ranges) } else { Err(none()) }
         };
         Ok(Map { users: ids("/etc/subuid", self.uid)?, groups: ids("/etc/subgid", self.gid)? })

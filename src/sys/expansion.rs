@@ -132,7 +132,7 @@ pub(crate) const fn table_limit(packed: u64) -> u64 {
 
 /// A table of contents that unpacks to too much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{packed} bytes that unpack to {unpacked}, and crfs reads {limit} of such at most")]
+#[error("{packed} bytes unpack to {unpacked}, and crfs reads {limit} of so many at most")]
 pub struct WideTable {
     packed: u64,
     unpacked: u64,

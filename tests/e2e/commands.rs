@@ -4,9 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use crfs::blob::Digest;
 use serde_json::Value;
 
+use crate::image::{File, config, gzip, plain, ramp, tar};
+use crate::lying::{Fault, Lie, On};
 use crate::support::lab::CRFS;
+use crate::support::lies::Liar;
 use crate::support::registry::Access;
 use crate::support::{Lab, Proxy, Registry, run};
 
@@ -170,6 +174,18 @@ fn inspect_counts() {
     let contents = 4_194_304 + 4_194_305 + 8_400_953 + 4_500_000 + 18;
     assert!(number("contents_size") >= contents && number("contents_size") < contents + 5 * 4096, "{layers:?}");
     assert!(number("units") > 4 && number("toc_size") > 0, "{layers:?}");
+}
+
+#[test]
+fn a_config_that_is_missing_says_why() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let layer = plain(gzip(&tar(&[File { name: "file", content: ramp(9000, 1) }])));
+    let image = liar.push(&[&layer]);
+    liar.fault(Fault::always(On::Blobs, Lie::Status(404, Vec::new())).about(&Digest::of(&config(&[])).to_string()));
+    let mount = lab.try_mount(&image, &lab.fresh("cache"), &["--whole-layer-below", "0"]);
+    let message = mount.err().unwrap().refused();
+    assert!(message.contains("cannot be had: ") && message.contains("(404)"), "{message}");
 }
 
 #[test]

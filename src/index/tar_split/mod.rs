@@ -32,7 +32,7 @@ use crate::budget::{Charge, Exceeded};
 /// Why a layer has no tar-split.
 #[derive(Debug, thiserror::Error)]
 pub enum NoTarSplit {
-    #[error("it cannot be written")]
+    #[error("the tar-split cannot be written to the disk of the store")]
     Write(#[from] io::Error),
     #[error("more than {limit} bytes of {what} would have to stand in it")]
     TooLarge { what: &'static str, limit: u64 },
@@ -42,13 +42,13 @@ pub enum NoTarSplit {
     Memory(#[from] Exceeded),
     #[error("it is no tar that crfs can read")]
     NoTar(#[source] Box<super::Error>),
-    #[error("what the blob carries is no tar-split: line {line}: {problem}")]
+    #[error("the tar-split that the blob carries is malformed in line {line}: {problem}")]
     Malformed { line: u64, problem: String },
-    #[error("what the blob carries has {len} bytes; the limit is {limit}")]
+    #[error("the tar-split that the blob carries has {len} bytes; the limit is {limit}")]
     CarriedTooLarge { len: u64, limit: u64 },
-    #[error("what the blob carries cannot be decompressed")]
+    #[error("the tar-split that the blob carries cannot be decompressed")]
     Undecodable(#[source] io::Error),
-    #[error("what came as what the blob carries has the digest {got}, and the image names {named:?}")]
+    #[error("the tar-split that came has the digest {got}, and the image names {named:?} for it")]
     OtherDigest { named: String, got: Digest },
     #[error("the layer's index does not have all files of its tar under their names")]
     Unreadable,
@@ -56,7 +56,7 @@ pub enum NoTarSplit {
     SentWhole,
     #[error("its tar ends within a file")]
     CutOff,
-    #[error("none was asked for")]
+    #[error("no tar-split was wanted when the layer was read; `crfs store add --full` makes one")]
     NotAsked,
 }
 
