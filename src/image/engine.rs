@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
+use tracing::{Instrument as _, Span};
 
 use super::Error;
 use super::config::{Config, Unusable};
@@ -109,6 +110,8 @@ pub struct Engine {
     /// `None`: no SOCI index is used.
     soci_choice: Option<SociChoice>,
     soci: OnceCell<Option<Soci>>,
+    /// Around all that is done to open the image, so that lines of the log say which it is.
+    span: Span,
 }
 
 /// How far layers are opened.
@@ -172,11 +175,17 @@ impl Engine {
         let (config, soci) = (OnceCell::new(), OnceCell::new());
         let (turns, lowest_failed) = (Mutex::default(), AtomicUsize::new(usize::MAX));
         let soci_choice = options.soci;
-        Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci })
+        let span = tracing::debug_span!("image", image = %options.image);
+        Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci, span })
     }
 
     pub(crate) fn cache(&self) -> &Cache {
         &self.opener.cache
+    }
+
+    /// Around all that is done to open one of its layers.
+    pub(super) fn layer_span(&self, number: usize, layer: &registry::Layer) -> Span {
+        tracing::debug_span!(parent: &self.span, "layer", number, layer = %layer.digest)
     }
 
     /// Resolves the reference, once. Tells how far an archive is unpacked for it.
@@ -188,7 +197,7 @@ impl Engine {
         // Not on this task: documents are read from the cache, whose disk may stop.
         let (asking, image) = (client.clone(), self.opener.image.clone());
         let mut resolving = JoinSet::new();
-        resolving.spawn(async move { asking.resolve(&image).await });
+        resolving.spawn(async move { asking.resolve(&image).await }.instrument(self.span.clone()));
         let mut silent = pin!(until_silent(self.cache()));
         let mut ticks = tokio::time::interval(TICK);
         let mut told = 0;
@@ -247,7 +256,8 @@ impl Engine {
         let (of, numbers) = (wanted.len(), wanted.iter().map(|(number, _)| *number).collect::<Vec<_>>());
         let open = |(number, layer): (usize, registry::Layer)| {
             let (engine, image, reading) = (Arc::clone(self), Arc::clone(image), Arc::clone(&reading));
-            async move { (number, engine.open_layer(&image, layer, number, &reading).await) }
+            let span = self.layer_span(number, &layer);
+            async move { (number, engine.open_layer(&image, layer, number, &reading).await) }.instrument(span)
         };
         let mut opening: FuturesUnordered<_> = wanted.into_iter().map(open).collect();
         let mut silent = pin!(until_silent(self.cache()));
@@ -296,7 +306,10 @@ impl Engine {
         self: &Arc<Self>,
         image: &registry::Image,
     ) -> Result<(BTreeMap<usize, Result<Looked, Error>>, BTreeMap<usize, usize>), Error> {
-        let look = |(number, layer)| async move { (number, self.clone().look(image, layer).await) };
+        let look = |(number, layer): (usize, registry::Layer)| {
+            let span = self.layer_span(number, &layer);
+            async move { (number, self.clone().look(image, layer).await) }.instrument(span)
+        };
         let (once, again) = told_apart(image.layers.iter().cloned().enumerate().collect());
         let looking: FuturesUnordered<_> = once.into_iter().map(look).collect();
         let looked = unless_silent(self.cache(), looking.collect()).await?;
@@ -389,7 +402,7 @@ impl Engine {
                 found => found.map_err(Error::from),
             }
         };
-        Ok(self.soci.get_or_try_init(find).await?.as_ref())
+        Ok(self.soci.get_or_try_init(|| find().instrument(self.span.clone())).await?.as_ref())
     }
 
     /// The image of a manifest that was verified before, without asking a registry.
@@ -410,7 +423,7 @@ impl Engine {
 
     /// The image's config, read once.
     pub(crate) async fn config(&self, image: &registry::Image) -> Result<&Config, &Unusable> {
-        self.config.get_or_init(|| Config::read(image, self.cache())).await.as_ref()
+        self.config.get_or_init(|| Config::read(image, self.cache()).instrument(self.span.clone())).await.as_ref()
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tracing::Instrument as _;
 
 use super::Error;
 use super::distinct::told_apart;
@@ -40,11 +41,13 @@ impl Engine {
         let handed = Mutex::new(handed);
         let open = |(number, layer): (usize, registry::Layer)| {
             let handed = handed.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-            async move {
+            let span = self.layer_span(number, &layer);
+            let open = async move {
                 let opened = self.open_one_known(image, (number, layer), handed).await.transpose()?;
                 note(&opened);
                 Some((number, opened))
-            }
+            };
+            open.instrument(span)
         };
         let opening: FuturesUnordered<_> = wanted.into_iter().map(open).collect();
         let opening = opening.filter_map(std::future::ready).collect();

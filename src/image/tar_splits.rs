@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tracing::Instrument as _;
 
 use super::Error;
 use super::engine::{Engine, TICK};
@@ -48,7 +49,9 @@ impl Engine {
             let (engine, reading) = (Arc::clone(self), Arc::clone(&reading));
             let (made, contents) = (layer.tar_split.take(), Arc::clone(&layer.contents));
             let wanted = Wanted { layer: layer.layer.clone(), contents, made, diff_id };
-            splitting.push(async move { (number, engine.split_unless_vain(wanted, number, &reading).await) });
+            let span = self.layer_span(number, &wanted.layer);
+            let split = async move { (number, engine.split_unless_vain(wanted, number, &reading).await) };
+            splitting.push(split.instrument(span));
         }
         let results = with_progress(splitting, &reading, report).await;
         for (number, result) in results {

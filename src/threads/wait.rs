@@ -12,6 +12,7 @@ use std::future::Future;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 /// The runtime ended before the task did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +26,7 @@ pub struct Ended;
 pub fn wait<T: Send + 'static>(runtime: &Handle, future: impl Future<Output = T> + Send + 'static) -> Result<T, Ended> {
     let (tell, heard) = oneshot::channel();
     // The thread waits for as long as the task runs.
-    runtime.spawn(async move { drop(tell.send(future.await)) });
+    runtime.spawn(async move { drop(tell.send(future.await)) }.in_current_span());
     heard.blocking_recv().map_err(|_| Ended)
 }
 

@@ -176,6 +176,25 @@ fn inspect_counts() {
     assert!(number("units") > 4 && number("toc_size") > 0, "{layers:?}");
 }
 
+/// In the order of their spans: image, layer, request.
+#[test]
+fn the_log_of_an_opening_says_for_which_image_and_layer_each_request_is() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let options = ["--whole-layer-below", "0", "--cache-dir"];
+    let (image, cache) = (registry.push(&lab, "sink-mixed"), lab.fresh("cache"));
+    let said = lab.crfs(&[&["-vv", "ls"], &options[..], &[cache.to_str().unwrap(), &image]].concat());
+    assert!(said.good(), "{said}");
+    let requests: Vec<_> = said.stderr.lines().filter(|line| line.contains(": answered")).collect();
+    assert!(requests.iter().all(|line| line.contains(&format!("image{{image={image}"))), "{requests:#?}");
+    assert!(requests.iter().any(|line| line.contains("/manifests/")), "{requests:#?}");
+    for (number, (digest, _)) in lab.layers("sink-mixed").iter().enumerate() {
+        let of_layer = format!("layer{{number={number} layer={digest}}}:http{{");
+        let its: Vec<_> = requests.iter().filter(|line| line.contains(&format!("/blobs/{digest}"))).collect();
+        assert!(!its.is_empty() && its.iter().all(|line| line.contains(&of_layer)), "{of_layer}: {requests:#?}");
+    }
+}
+
 #[test]
 fn a_config_that_is_missing_says_why() {
     let Some(lab) = Lab::new() else { return };
