@@ -8,17 +8,8 @@ use std::io::BufReader;
 
 use crfs::blob::ByteRange;
 use crfs::index::read_tar_for_fuzzing;
+use crfs_fuzz::with_right_checksums;
 use libfuzzer_sys::fuzz_target;
-
-fn with_checksums(tar: &[u8]) -> Vec<u8> {
-    let mut tar = tar.to_vec();
-    for block in tar.chunks_exact_mut(512).filter(|block| block[148] != b' ' && block.iter().any(|byte| *byte != 0)) {
-        block[148..156].fill(b' ');
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    }
-    tar
-}
 
 type Seen = (u64, Vec<ByteRange>, Vec<(u64, u64, u64)>);
 
@@ -45,7 +36,7 @@ fn read(tar: &[u8], part: usize, read: u8) -> (Vec<Seen>, Result<(), String>) {
 
 fuzz_target!(|input: &[u8]| {
     let [cut, mask, tar @ ..] = input else { return };
-    let tar = with_checksums(tar);
+    let tar = with_right_checksums(tar.to_vec());
     let (all, end) = read(&tar, 1 + usize::from(*cut) * 7, *mask);
     let mut floor = 0;
     for (size, stored, runs) in &all {

@@ -23,6 +23,19 @@ pub(super) enum Acl {
     Extended(u16),
 }
 
+/// For the fuzz target, which cannot see this module: whether there would be an ACL, and the permission bits that come of it.
+///
+/// # Errors
+/// As [`read`].
+#[cfg(fuzzing)]
+pub fn read_for_fuzzing(value: &[u8]) -> Result<(bool, Option<u16>), &'static str> {
+    Ok(match read(value)? {
+        Acl::Nothing => (false, None),
+        Acl::Bits(mode) => (false, Some(mode)),
+        Acl::Extended(mode) => (true, Some(mode)),
+    })
+}
+
 /// What the kernel would make of an ACL.
 ///
 /// # Errors

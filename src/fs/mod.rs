@@ -20,3 +20,6 @@ mod sparse;
 pub mod tree;
 pub mod view;
 mod xattr;
+
+#[cfg(fuzzing)]
+pub use acl::read_for_fuzzing as read_acl_for_fuzzing;

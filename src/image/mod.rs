@@ -22,6 +22,8 @@ mod toc;
 mod why;
 pub(crate) mod wire;
 
+#[cfg(fuzzing)]
+pub use config::started_for_fuzzing as started_of_config_for_fuzzing;
 pub use error::Error;
 pub use escape::escape;
 pub use event::{Event, Report};

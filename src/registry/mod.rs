@@ -20,6 +20,8 @@ mod disk;
 mod docker_archive;
 mod errors;
 mod file_blob;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gate;
 mod grammar;
 mod helper;
