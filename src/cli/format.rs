@@ -1,5 +1,7 @@
 //! How figures, times and modes are shown to people.
 
+use crate::index::time::date;
+
 /// Bytes with a unit of a power of 1024 and one decimal: `17 B`, `1.2 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -32,24 +34,6 @@ pub(super) fn time(seconds: i64) -> String {
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = date(days);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
-}
-
-/// Year, month and day of a count of days since 1970.
-///
-/// Years are taken from March on, so that the leap day is the last of its year, in eras of 400 years, which all have the same
-/// number of days.
-fn date(days: i64) -> (i64, i64, i64) {
-    const ERA: i64 = 146_097;
-    // From 1970-01-01 to 0000-03-01.
-    let days = days.saturating_add(719_468);
-    let (era, of_era) = (days.div_euclid(ERA), days.rem_euclid(ERA));
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month, day)
 }
 
 /// `drwxr-xr-x`, as ls(1) has it. `kind` is the letter of the type.

@@ -20,7 +20,7 @@ mod source;
 mod stored;
 mod tar;
 mod tar_split;
-mod time;
+pub(crate) mod time;
 mod toc;
 mod xattrs;
 mod zstd_chunked;

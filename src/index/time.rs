@@ -1,4 +1,5 @@
-//! RFC 3339 times, as Go writes them: also years of more than four digits and before year 0, which RFC 3339 does not have.
+//! The calendar: times of RFC 3339, as Go writes them, in seconds since 1970 and back. Also years of more than four digits and before year 0, which
+//! RFC 3339 does not have, and for which no library of dates has room.
 
 use super::Time;
 
@@ -90,9 +91,41 @@ const fn days_since_1970(year: i128, month: i64, day: i64) -> i128 {
     before_this_year + ((month * 153 + 2) / 5 + day - 1 - 306 - 719_162) as i128
 }
 
+/// Year, month and day of a count of days since 1970-01-01.
+///
+/// Years are taken from March on, in eras of 400 years, which all have the same number of days.
+pub(crate) fn date(days: i64) -> (i64, i64, i64) {
+    const ERA: i64 = 146_097;
+    // From 1970-01-01 to 0000-03-01.
+    let days = days.saturating_add(719_468);
+    let (era, of_era) = (days.div_euclid(ERA), days.rem_euclid(ERA));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+/// Whether Go reads a time (RFC 3339, in capitals and with years of four digits).
+pub(crate) fn is_of_go(text: &str) -> bool {
+    let has_four_digits = text.get(4..5) == Some("-") && !text.starts_with('-');
+    has_four_digits && !text.contains(['t', 'z']) && parse(text).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn days_become_dates_and_dates_days() {
+        // Steps of a prime number over some 4,000 years on each side of 1970.
+        for days in (-1_500_000..1_500_000).step_by(997) {
+            let (year, month, day) = date(days);
+            assert_eq!(days_since_1970(year.into(), month, day), days.into());
+            assert!((1..=days_in(year.into(), month)).contains(&day));
+        }
+    }
 
     fn at(secs: i64, nanos: u32) -> Option<Time> {
         Some(Time { secs, nanos })
@@ -151,6 +184,39 @@ mod tests {
             "2020-01-01T00:00:0éZ",
         ] {
             assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_go_reads_is_a_time_of_go() {
+        for good in [
+            "2020-02-29T23:59:59Z",
+            "1970-01-01T00:00:00Z",
+            "2021-01-01T00:00:00.123456789+02:00",
+            "0001-01-01T00:00:00-00:30",
+        ] {
+            assert!(is_of_go(good), "{good}");
+        }
+        let bad = [
+            "",
+            "2021-01-01t00:00:00Z",
+            "2021-01-01T00:00:00z",
+            "10000-01-01T00:00:00Z",
+            "-0001-01-01T00:00:00Z",
+            "2021-02-29T00:00:00Z",
+            "2021-13-01T00:00:00Z",
+            "2021-01-01T24:00:00Z",
+            "2021-01-01 00:00:00Z",
+            "2021-01-01T00:00:00",
+            "2021-01-01T00:00:00.Z",
+            "2021-01-01T00:00:00+2:00",
+            "2021-01-01T00:00:60Z",
+            "+021-01-01T00:00:00Z",
+            "2021-01-01T00:00:00++1:00",
+            "2021-01-01T00:00:00+01:+1",
+        ];
+        for bad in bad {
+            assert!(!is_of_go(bad), "{bad}");
         }
     }
 }

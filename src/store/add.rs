@@ -20,7 +20,7 @@ use crate::image::layer::OpenLayer;
 use crate::image::options::ImageOptions;
 use crate::image::tar_splits::keep_usable;
 use crate::image::{self, Event, Report};
-use crate::index::{Identity, Trust};
+use crate::index::{Identity, Trust, time};
 use crate::registry::{self, ImageRef, Reference, json};
 use crate::threads::{self, Work};
 
@@ -191,7 +191,7 @@ impl Store {
             id: config_digest,
             manifest: image.digest,
             names: vec![name],
-            created: config.created.filter(|time| podman::is_time(time)).unwrap_or_else(|| podman::EPOCH.to_owned()),
+            created: config.created.filter(|time| time::is_of_go(time)).unwrap_or_else(|| podman::EPOCH.to_owned()),
             sizes: [image.manifest.len() as u64, config_bytes.len() as u64],
             layers: ids,
             source,
