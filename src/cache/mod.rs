@@ -197,7 +197,7 @@ impl Cache {
             let checks = stored_checks(index, staged.end()).map_err(io::Error::other)?;
             let groups = Groups::of(index).map_err(io::Error::other)?;
             let is_needed = index.has_huge_unit().map_err(io::Error::other)?;
-            staged.adopt(store, &layer_dir(key), (&groups, checks), is_needed)
+            staged.adopt(store, &layer_dir(key), &groups, checks, is_needed)
         };
         let adopted = adopt().inspect_err(|error| {
             tracing::warn!(blob = %key.blob, %error, "the layer's contents cannot be cached");

@@ -72,7 +72,8 @@ impl Staged {
         mut self,
         store: &Arc<Store>,
         layer: &Path,
-        (groups, checks): (&Groups, u32),
+        groups: &Groups,
+        checks: u32,
         is_needed: bool,
     ) -> io::Result<Option<Adopted>> {
         // From the moment that it has a name it is in use.

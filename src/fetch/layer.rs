@@ -494,7 +494,7 @@ impl Layer {
             let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
             let buffer = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..len));
             let Some(buffer) = buffer.filter(|_| part.start == covered) else { break };
-            match self.copy(number, &check, part, (held.get(&number), right), buffer) {
+            match self.copy(number, &check, part, held.get(&number), right, buffer) {
                 Verdict::There => {}
                 Verdict::Missing => missing.push(number),
                 Verdict::Busy(group) => return Ok(Look::Verifying(group)),
@@ -520,7 +520,8 @@ impl Layer {
         number: u32,
         check: &Check,
         part: ByteRange,
-        (held, right): (Option<&Kept>, Option<&Verifier>),
+        held: Option<&Kept>,
+        right: Option<&Verifier>,
         buffer: &mut [u8],
     ) -> Verdict {
         let Some((digest, of)) = check.kind.digest() else { return Verdict::There };

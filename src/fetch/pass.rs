@@ -80,7 +80,7 @@ impl Pass {
         let (is_huge, memory, meter) = (self.is_huge, self.memory.clone(), Meter::new(&self.allowance));
         self.run(move |layer, parts, cache| {
             let (parts, charge) = counted(parts, &memory);
-            Ok(index_blob(layer, (parts, meter), (cache, is_huge), order, charge)?)
+            Ok(index_blob(layer, (parts, meter), cache, is_huge, order, charge)?)
         })
         .await
     }
@@ -171,7 +171,8 @@ fn counted(parts: mpsc::Receiver<Bytes>, memory: &Budget) -> (Parts, Charge) {
 fn index_blob(
     layer: &Descriptor,
     parts: (Parts, Meter),
-    (cache, is_huge): (&Cache, bool),
+    cache: &Cache,
+    is_huge: bool,
     order: Option<TarSplitOrder>,
     charge: Charge,
 ) -> Result<Passed, index::Error> {

@@ -72,7 +72,7 @@ impl Contents for Readahead {
     }
 
     fn read_cached(self: Arc<Self>, layer: usize, ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
-        Readahead::read_cached(&self, layer, ino.get(), range, (buffer, disk))
+        Readahead::read_cached(&self, layer, ino.get(), range, buffer, disk)
     }
 }
 

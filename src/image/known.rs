@@ -93,7 +93,7 @@ impl Opener {
         index.verify()?;
         let index = index.within(self.memory())?;
         let (is_huge, needed) = (index.has_huge_unit()?, index.summary().layer_file_len);
-        let open = self.layer(layer, key, trust, index, (None, ztoc));
+        let open = self.layer(layer, key, trust, index, None, ztoc);
         if is_huge && !open.contents.is_kept()? {
             return Err(Error::CannotKeep { layer: digest, needed });
         }

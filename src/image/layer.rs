@@ -179,9 +179,7 @@ impl Opener {
             return Ok(looked);
         }
         match ztoc.map(|ztoc| self.read_ztoc(&descriptor, &ztoc).map(|opened| (opened, ztoc))) {
-            Some(Ok((opened, ztoc))) => {
-                Ok(Looked::Open(self.opened(layer, &descriptor, opened, (None, Some(ztoc)))?))
-            }
+            Some(Ok((opened, ztoc))) => Ok(Looked::Open(self.opened(layer, &descriptor, opened, None, Some(ztoc))?)),
             // As without one.
             Some(Err(error)) => {
                 tracing::warn!(layer = %layer.digest, error = error.chain(), "the zTOC of a layer cannot be used");
@@ -207,7 +205,7 @@ impl Opener {
         let Some((key, index)) = found else { return Ok(None) };
         let index = index.within(self.memory())?;
         let is_huge = index.has_huge_unit()?;
-        let mut open = self.layer(layer.clone(), Some(key), trust(&key), index, (None, ztoc.cloned()));
+        let mut open = self.layer(layer.clone(), Some(key), trust(&key), index, None, ztoc.cloned());
         open.misfit = named.filter(|_| key.identity == Identity::Own).map(|_| OWN_INSTEAD.to_owned());
         if is_huge && !open.contents.is_kept()? {
             let OpenLayer { layer, misfit, .. } = open;
@@ -244,7 +242,7 @@ impl Opener {
         let (toc, misfit) = self.read_toc(&layer, descriptor)?;
         let (reason, blob, body) = match toc {
             Toc::Found(Found::Indexed(opened)) => {
-                let open = self.opened(layer, descriptor, opened, (None, None))?;
+                let open = self.opened(layer, descriptor, opened, None, None)?;
                 return Ok(Looked::Open(OpenLayer { misfit, ..open }));
             }
             Toc::Found(Found::Plain { blob }) => {
@@ -263,14 +261,15 @@ impl Opener {
         layer: registry::Layer,
         descriptor: &Descriptor,
         opened: Opened,
-        (held, ztoc): (Option<Arc<dyn ByteSource>>, Option<registry::Layer>),
+        held: Option<Arc<dyn ByteSource>>,
+        ztoc: Option<registry::Layer>,
     ) -> Result<OpenLayer, Error> {
         let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
-        let index = self.stored(descriptor, key.as_ref(), (opened.encoded, opened.charge))?;
+        let index = self.stored(descriptor, key.as_ref(), opened.encoded, opened.charge)?;
         // It is fetched again in parts, where there is no room for it.
         let here = opened.blob.filter(|_| held.is_none()).and_then(|blob| Here::new(blob, self.memory()).ok());
         let held = held.or_else(|| here.map(|here| Arc::new(here) as Arc<dyn ByteSource>));
-        Ok(self.layer(layer, key, opened.trust, index, (held, ztoc)))
+        Ok(self.layer(layer, key, opened.trust, index, held, ztoc))
     }
 
     /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
@@ -348,7 +347,7 @@ impl Opener {
         let open = move || {
             let descriptor = descriptor(&of);
             match opener.open_held_toc(&descriptor, &*blob)? {
-                Some(opened) => opener.opened(of, &descriptor, opened, (Some(blob), None)).map(Some),
+                Some(opened) => opener.opened(of, &descriptor, opened, Some(blob), None).map(Some),
                 None => Ok(None),
             }
         };
@@ -402,9 +401,9 @@ impl Opener {
             // Before the index is kept, so that nobody uses the layer who has found that; and until the layer is open.
             let _adopted = staged.map(adopt).transpose()?;
             opener.cache.put_index(&key, &made.encoded);
-            let index = opener.stored(&descriptor(&layer), Some(&key), (made.encoded, made.charge))?;
+            let index = opener.stored(&descriptor(&layer), Some(&key), made.encoded, made.charge)?;
             let is_huge = index.has_huge_unit()?;
-            let mut open = opener.layer(layer, Some(key), Trust::Blob, index, (None, None));
+            let mut open = opener.layer(layer, Some(key), Trust::Blob, index, None, None);
             open.tar_split = made.split;
             if is_huge && !open.contents.is_kept()? {
                 return Err(Error::CannotKeep { layer: open.layer.digest, needed: open.summary().layer_file_len });
@@ -422,7 +421,7 @@ impl Opener {
             let descriptor = descriptor(&layer);
             let opened = index::open_whole(&descriptor, &*held, opener.memory())?;
             opener.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Own }, &opened.encoded);
-            opener.opened(layer, &descriptor, opened, (Some(held), None))
+            opener.opened(layer, &descriptor, opened, Some(held), None)
         };
         blocking(digest, open).await
     }
@@ -499,7 +498,8 @@ impl Opener {
         &self,
         layer: &Descriptor,
         key: Option<&LayerKey>,
-        (encoded, charge): (Bytes, Charge),
+        encoded: Bytes,
+        charge: Charge,
     ) -> Result<StoredIndex, Error> {
         let kept = key.and_then(|key| StoredIndex::open(self.cache.index(key)?, &layer.digest, Some(key)).ok());
         let index = match kept {
@@ -515,7 +515,8 @@ impl Opener {
         key: Option<LayerKey>,
         trust: Trust,
         index: StoredIndex,
-        (held, ztoc): (Option<Arc<dyn ByteSource>>, Option<registry::Layer>),
+        held: Option<Arc<dyn ByteSource>>,
+        ztoc: Option<registry::Layer>,
     ) -> OpenLayer {
         let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = held.is_some();

@@ -29,7 +29,8 @@ pub(super) fn layer(
     member: &Stored,
     named: Option<Digest>,
     payload: Payload,
-    (blob, charge): (Digest, Charge),
+    blob: Digest,
+    charge: Charge,
 ) -> Result<Layer, Error> {
     let mut tar = GzDecoder::new(member.reader());
     let len = json_len(&mut tar).map_err(|problem| match (named, problem) {
@@ -38,7 +39,7 @@ pub(super) fn layer(
         (_, problem) => Rejected::from(problem).at(blob),
     })?;
     check_table(member.len(), len).map_err(|wide| Rejected::from(Problem::from(wide)).at(blob))?;
-    parse::layer(tar.take(len), len, named, payload, (blob, charge))
+    parse::layer(tar.take(len), len, named, payload, blob, charge)
 }
 
 /// Reads the header of the TOC's tar entry (POSIX ustar): the name at 0, the size in octal at 124, the type at 156.

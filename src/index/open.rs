@@ -14,7 +14,7 @@ use super::stored::{self, Codec, Encoded};
 use super::{
     Admit, Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked,
 };
-use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
+use crate::blob::{ByteRange, ByteSource, SourceError};
 use crate::budget::{Budget, Charge, Place};
 
 /// How much of the blob is known to be right.
@@ -49,19 +49,19 @@ pub(super) fn open(
     external: ExternalToc<'_>,
     options: &Options,
 ) -> Result<Found, Error> {
-    look(layer, source, external, (Vouchers::new(layer, Named::of(layer)?, options), &options.memory))
+    look(layer, source, external, Vouchers::new(layer, Named::of(layer)?, options), &options.memory)
 }
 
 /// The same where what the manifest names is not to be had: only the blob's own digest can vouch.
 pub(super) fn open_unnamed(layer: &Descriptor, source: &dyn ByteSource, options: &Options) -> Result<Found, Error> {
     // What does not fit is no reason to believe more.
     let vouchers = Vouchers { insecure: false, ..Vouchers::new(layer, Named::default(), options) };
-    look(layer, source, &nowhere, (vouchers, &options.memory))
+    look(layer, source, &nowhere, vouchers, &options.memory)
 }
 
 pub(super) fn open_whole(layer: &Descriptor, source: &dyn ByteSource, memory: &Budget) -> Result<Opened, Error> {
     let vouchers = Vouchers { named: Named::default(), whole: Whole::Verified, insecure: false };
-    match look(layer, source, &nowhere, (vouchers, memory))? {
+    match look(layer, source, &nowhere, vouchers, memory)? {
         Found::Indexed(opened) => Ok(opened),
         Found::Plain { .. } | Found::Unvouched(_) => Err(Error::NoToc { layer: layer.digest }),
     }
@@ -75,7 +75,8 @@ fn look(
     layer: &Descriptor,
     source: &dyn ByteSource,
     external: ExternalToc<'_>,
-    (vouchers, memory): (Vouchers, &Budget),
+    vouchers: Vouchers,
+    memory: &Budget,
 ) -> Result<Found, Error> {
     let Vouchers { named, whole, insecure } = vouchers;
     if source.size() != layer.size {
@@ -133,7 +134,7 @@ impl Opening<'_> {
         let (_turn, mut of_toc) = (self.turn(range.len()), self.memory.charge(0));
         let stored = self.blob.toc(range, &mut of_toc)?;
         let payload = Payload { codec: Codec::Gzip, end: toc };
-        let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
+        let parsed = estargz::layer(&stored, named, payload, self.layer.digest, self.build(&stored))?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 
@@ -159,7 +160,7 @@ impl Opening<'_> {
         let toc = read.map_err(|source| Error::ExternalToc { layer, source })?;
         let stored = Stored([toc, Bytes::new()]);
         let payload = Payload { codec: Codec::Gzip, end: self.layer.size - Footer::External.len() };
-        let parsed = estargz::layer(&stored, named, payload, self.build(&stored))?;
+        let parsed = estargz::layer(&stored, named, payload, self.layer.digest, self.build(&stored))?;
         self.finish(format, trust, named.map(Identity::Toc), &stored, parsed)
     }
 
@@ -173,9 +174,9 @@ impl Opening<'_> {
         self.memory.turn(bytes)
     }
 
-    /// The layer's name, and what making its index of its TOC is charged to.
-    fn build(&self, toc: &Stored) -> (Digest, Charge) {
-        (self.layer.digest, self.memory.build(toc.len()))
+    /// What making an index of a TOC is charged to.
+    fn build(&self, toc: &Stored) -> Charge {
+        self.memory.build(toc.len())
     }
 
     fn zstd_chunked(&self, position: TocPosition) -> Result<Found, Error> {
@@ -184,7 +185,8 @@ impl Opening<'_> {
         let Some(trust) = self.trust(identity.is_some()) else { return Ok(Found::Unvouched(Format::ZstdChunked)) };
         let (_turn, mut of_toc) = (self.turn(position.stored.len()), self.memory.charge(0));
         let stored = self.blob.toc(position.stored, &mut of_toc)?;
-        let parsed = zstd_chunked::layer(&stored, position, checksum, toc_digest, self.build(&stored))?;
+        let parsed =
+            zstd_chunked::layer(&stored, position, checksum, toc_digest, self.layer.digest, self.build(&stored))?;
         self.finish(Format::ZstdChunked, trust, identity, &stored, parsed)
     }
 

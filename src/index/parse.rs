@@ -24,7 +24,8 @@ pub(super) fn layer(
     len: u64,
     named: Option<Digest>,
     payload: Payload,
-    (blob, charge): (Digest, Charge),
+    blob: Digest,
+    charge: Charge,
 ) -> Result<Layer, Error> {
     let mut json = Hashing { inner: json, hasher: Sha256::new(), len: 0, limit: len };
     let mut builder = Builder::new(payload.codec, payload.end).charged(charge);

@@ -28,7 +28,8 @@ pub(super) fn layer(
     position: TocPosition,
     checksum: Option<Digest>,
     toc_digest: Option<Digest>,
-    (blob, charge): (Digest, Charge),
+    blob: Digest,
+    charge: Charge,
 ) -> Result<Layer, Error> {
     if let Some(named) = checksum {
         let got = toc.digest();
@@ -48,5 +49,5 @@ pub(super) fn layer(
     let json = zstd::stream::read::Decoder::with_buffer(toc.reader());
     let json = json.map_err(|error| Rejected::from(Problem::Json(serde::de::Error::custom(error))).at(blob))?;
     let payload = Payload { codec: Codec::Zstd, end: position.stored.start.saturating_sub(SKIPPABLE_HEADER) };
-    parse::layer(json.single_frame(), position.decoded, toc_digest, payload, (blob, charge))
+    parse::layer(json.single_frame(), position.decoded, toc_digest, payload, blob, charge)
 }

@@ -184,7 +184,7 @@ impl Archives {
         }
         unpacking.of.fetch_add(plain.size(), Ordering::Relaxed);
         let counted = Counted { file: plain.into_file(), read: Rc::default(), progress: unpacking, doing: &doing };
-        let file = unpack(path, packing, counted, (documents, &Allowance::default()))?;
+        let file = unpack(path, packing, counted, documents, &Allowance::default())?;
         let told: Arc<dyn ByteSource> = Arc::new(Told { file, cache: documents.dir(), doing });
         *unpacked = Some((version, Arc::downgrade(&told)));
         Ok(told)
@@ -195,7 +195,8 @@ fn unpack(
     path: &Path,
     packing: Packing,
     file: Counted<'_>,
-    (documents, allowance): (&dyn Documents, &Allowance),
+    documents: &dyn Documents,
+    allowance: &Allowance,
 ) -> Result<Arc<dyn ByteSource>, Error> {
     let path = path.to_owned();
     let (mut meter, packed, doing) = (Meter::new(allowance), Rc::clone(&file.read), file.doing);
@@ -348,7 +349,7 @@ mod tests {
             let doing = Doing::default();
             let counted =
                 Counted { file: file.reopen().unwrap(), read: Rc::default(), progress: &progress, doing: &doing };
-            unpack(file.path(), packing, counted, (&room, &Allowance::small(allowance)))
+            unpack(file.path(), packing, counted, &room, &Allowance::small(allowance))
         };
         let zeros = vec![0; 32 << 20];
         assert!(unpacked(&gzip(&zeros), 0).is_ok(), "gzip cannot do that");

@@ -78,7 +78,8 @@ impl RemoteBlob {
         &self,
         range: ByteRange,
         freshness: Freshness,
-        (connection, is_first): (Connection, bool),
+        connection: Connection,
+        is_first: bool,
         taken: &mut Option<Taken>,
     ) -> Result<Option<Answer>, Error> {
         let asked = Instant::now();
@@ -349,7 +350,7 @@ impl RangedBody {
     async fn connect(&mut self, is_first: bool) -> Result<(), Error> {
         let Self { blob, rest, freshness, connection, patience, taken, .. } = self;
         *taken = None;
-        let opening = Box::pin(blob.open(*rest, *freshness, (*connection, is_first), taken));
+        let opening = Box::pin(blob.open(*rest, *freshness, *connection, is_first, taken));
         let opened = patience.answer(|| blob.counters.is_queued(), opening).await;
         self.answer = opened.unwrap_or_else(|| Err(self.blob.counters.late(self.shown_url())))?;
         Ok(())

@@ -70,7 +70,7 @@ impl Store {
         let mut records = self.records.lock().await;
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
         tokio::task::block_in_place(|| {
-            let taken = self.take_in(&mut records, (found, prepared), splits, source);
+            let taken = self.take_in(&mut records, found, prepared, splits, source);
             self.trees.close_left_over(&records);
             if !self.trees.left_over(&records).is_empty() {
                 self.removed.notify_one();
@@ -175,7 +175,8 @@ impl Store {
     fn take_in(
         &self,
         records: &mut Records,
-        (found, prepared): (Found, Vec<Option<Prepared>>),
+        found: Found,
+        prepared: Vec<Option<Prepared>>,
         mut splits: BTreeMap<usize, Staged>,
         source: ImageOptions,
     ) -> Result<Listing, Error> {
@@ -184,7 +185,7 @@ impl Store {
         let (mut changed, blobs, mut parent) = (records.clone(), blobs(&layers), None);
         let each = ids.iter().zip(candidates).zip(layers.into_iter().zip(prepared));
         for (number, ((id, candidate), (layer, prepared))) in each.enumerate() {
-            let taken = self.take_layer(&mut changed, (layer, prepared), candidate, *id, parent.replace(*id));
+            let taken = self.take_layer(&mut changed, layer, prepared, candidate, *id, parent.replace(*id));
             taken.map_err(|source| layer_error(&name, number, &image, source))?;
         }
         let new = Image {
@@ -212,7 +213,8 @@ impl Store {
     fn take_layer(
         &self,
         records: &mut Records,
-        (layer, prepared): (OpenLayer, Option<Prepared>),
+        layer: OpenLayer,
+        prepared: Option<Prepared>,
         candidate: Candidate,
         id: Digest,
         parent: Option<Digest>,

@@ -160,9 +160,9 @@ impl Contents for LayerContents {
     fn read_cached(self: Arc<Self>, _layer: usize, ino: Ino, range: ByteRange, buffer: &mut [u8], disk: Disk) -> bool {
         match self.in_image(range) {
             Some((within, node)) => {
-                Readahead::read_cached(&within.image.readahead, within.place, node, range, (buffer, disk))
+                Readahead::read_cached(&within.image.readahead, within.place, node, range, buffer, disk)
             }
-            None => Readahead::read_cached(&self.alone, 0, ino.get(), range, (buffer, disk)),
+            None => Readahead::read_cached(&self.alone, 0, ino.get(), range, buffer, disk),
         }
     }
 }

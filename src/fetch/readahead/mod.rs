@@ -149,7 +149,8 @@ impl Readahead {
         layer: usize,
         file: Node,
         range: ByteRange,
-        (buffer, disk): (&mut [u8], Disk),
+        buffer: &mut [u8],
+        disk: Disk,
     ) -> bool {
         let Some(contents) = self.layers.get(layer) else { return false };
         let Some(checks) = contents.read_cached(range, buffer, disk) else { return false };

@@ -83,7 +83,7 @@ impl Readahead {
             return Ok(Some(Vec::new()));
         }
         tracing::trace!(layer = %contents.digest(), units = ?wish.units, origin = ?wish.origin, "guessing");
-        let jobs = self.jobs(&wish, (contents, flying), &mut state)?;
+        let jobs = self.jobs(&wish, contents, flying, &mut state)?;
         self.show(&state);
         Ok(Some(jobs))
     }
@@ -104,12 +104,13 @@ impl Readahead {
     fn jobs(
         self: &Arc<Self>,
         Wish { layer, units, counts, goes_on, origin }: &Wish,
-        (contents, flying): (&Arc<Layer>, &Flying),
+        contents: &Arc<Layer>,
+        flying: &Flying,
         state: &mut State,
     ) -> Result<Vec<Job>, Error> {
         let ticket = |range| {
             let waiting = contents.gate.reader();
-            Box::new(Ticket::new(self, *layer, waiting, (flying, range))) as Box<dyn Guess>
+            Box::new(Ticket::new(self, *layer, waiting, flying, range)) as Box<dyn Guess>
         };
         let guesses = contents.guess(units.clone(), *goes_on, &ticket)?;
         let asked = guesses.into_iter().map(|(job, planned)| {
@@ -168,7 +169,7 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn new(readahead: &Arc<Readahead>, layer: usize, waiting: Waiting, (flying, range): (&Flying, ByteRange)) -> Self {
+    fn new(readahead: &Arc<Readahead>, layer: usize, waiting: Waiting, flying: &Flying, range: ByteRange) -> Self {
         flying.start(range.len());
         let (left, first) = (AtomicU64::new(range.len()), flying.ask(range));
         Self { readahead: Arc::clone(readahead), layer, left, first, _waiting: waiting }

@@ -88,7 +88,7 @@ impl Reading for Reader {
 
     fn noticed(&self, range: ByteRange, checks: Range<u32>, missed: bool) {
         let mut state = self.readahead.state();
-        let noticed = state.noticed((self.layer, self.file), (range, checks), missed);
+        let noticed = state.noticed(self.layer, self.file, range, checks, missed);
         self.readahead.show(&state);
         drop(state);
         match noticed {

@@ -54,8 +54,10 @@ impl State {
     /// A read of `range`, which `checks` cover; tells whether there may be something to do now.
     pub(super) fn noticed(
         &mut self,
-        (layer, file): (usize, Node),
-        (range, checks): (ByteRange, Range<u32>),
+        layer: usize,
+        file: Node,
+        range: ByteRange,
+        checks: Range<u32>,
         missed: bool,
     ) -> Result<bool, Damaged> {
         let used = self.history.used(layer, checks);
@@ -183,7 +185,7 @@ mod tests {
         let place = lab.image.files().place(lab.node(path)).unwrap();
         lab.bring(lab.units(path).start..lab.units(path).start + 1);
         let range = ByteRange { start: place.range.start, end: place.range.start + 1 };
-        assert!(state.noticed((0, lab.node(path)), (range, 0..0), true).unwrap());
+        assert!(state.noticed(0, lab.node(path), range, 0..0, true).unwrap());
     }
 
     #[test]

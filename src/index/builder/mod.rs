@@ -420,17 +420,17 @@ impl Builder {
         let share = self.share(0);
         let contents = std::mem::replace(&mut self.contents, ContentsBuilder::new(Codec::Stored, 0));
         let (tables, layer_file_len) = contents.finish()?;
-        self.finish_with((tables, share), layer_file_len)
+        self.finish_with(tables, share, layer_file_len)
     }
 
     /// The same where the contents were placed, and others have made the tables, so many bytes of which are honest.
     pub(crate) fn finish_placed(mut self, tables: Tables, share: u64) -> Result<Layer, Rejected> {
         self.cover_finish().map_err(Problem::from)?;
         let layer_file_len = self.contents.filled();
-        self.finish_with((tables, share), layer_file_len)
+        self.finish_with(tables, share, layer_file_len)
     }
 
-    fn finish_with(self, (tables, share): (Tables, u64), layer_file_len: u64) -> Result<Layer, Rejected> {
+    fn finish_with(self, tables: Tables, share: u64, layer_file_len: u64) -> Result<Layer, Rejected> {
         let Self { paths, nodes, links, xattrs, prefetch, is_empty, charge, .. } = self;
         // What the paths of links to lower layers take until they are kept once.
         let mut paths_of_links = charge.beside();

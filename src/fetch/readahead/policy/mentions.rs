@@ -135,7 +135,7 @@ impl Policy for Mentions {
             }
         }
         while let Some((file, counts)) = self.next_wished(ask.is_over) {
-            if let Some(wish) = self.wish_for(known, (file, counts), ask.size, found)? {
+            if let Some(wish) = self.wish_for(known, file, counts, ask.size, found)? {
                 return Ok(Some(wish));
             }
         }
@@ -167,7 +167,7 @@ impl Mentions {
             self.wished.remove(&told.turn);
         }
         let turn = COMMAND_TURNS.saturating_sub(self.reads);
-        self.look_into(image, file, (Told { turn: vec![turn], counts: true }, false), found)
+        self.look_into(image, file, Told { turn: vec![turn], counts: true }, false, found)
     }
 
     /// The image's command starts with a program, or is given a script.
@@ -178,7 +178,7 @@ impl Mentions {
         if let Some(read_at_start) = self.shelves.search_own_of(known.image, file) {
             self.tell(known, read_at_start, &Told { turn: vec![turn - 1], counts: false }, found)?;
         }
-        self.look_into(known.image, file, (Told { turn: vec![turn], counts: false }, true), found)
+        self.look_into(known.image, file, Told { turn: vec![turn], counts: false }, true, found)
     }
 
     /// A file is looked into once all of it is there; `anywhere`: what it names may be anywhere.
@@ -186,7 +186,8 @@ impl Mentions {
         &mut self,
         image: &Image,
         file: Node,
-        (told, anywhere): (Told, bool),
+        told: Told,
+        anywhere: bool,
         found: &mut Found,
     ) -> Result<(), Damaged> {
         let Some(located) = image.locate(file)?.filter(|located| located.place.range.len() <= LOOKED_INTO) else {
@@ -271,7 +272,7 @@ impl Mentions {
         if self.shelves.is_native(file) {
             found.news.push_back(News::Linked(file));
         }
-        if told.steps() <= STEPS { self.look_into(image, file, (told, false), found) } else { Ok(()) }
+        if told.steps() <= STEPS { self.look_into(image, file, told, false, found) } else { Ok(()) }
     }
 
     /// The next file that is wished for, and whether it counts; it is not given again.
@@ -287,7 +288,8 @@ impl Mentions {
     fn wish_for(
         &mut self,
         known: &Known<'_>,
-        (file, counts): (Node, bool),
+        file: Node,
+        counts: bool,
         size: u64,
         found: &mut Found,
     ) -> Result<Option<Wish>, Damaged> {
@@ -303,10 +305,10 @@ impl Mentions {
         if bytes > size {
             self.spend(bytes, counts);
             let whole = Stretch::new(layer, located.units.clone(), located.units.start);
-            return self.in_pieces(known.image, (whole, counts), size, found);
+            return self.in_pieces(known.image, whole, counts, size, found);
         }
         let wished = |file: &Node| self.told.contains_key(file) && !known.history.has_read(*file);
-        let Some(units) = run_of(known.image, file, &located, (size.min(left), wished))? else { return Ok(None) };
+        let Some(units) = run_of(known.image, file, &located, size.min(left), wished)? else { return Ok(None) };
         self.spend(known.image.size(layer, &units)?, counts);
         Ok(Some(Wish { counts, ..Wish::new(Origin::Mention, layer, units) }))
     }
@@ -315,7 +317,8 @@ impl Mentions {
     fn in_pieces(
         &mut self,
         image: &Image,
-        (whole, counts): (Stretch, bool),
+        whole: Stretch,
+        counts: bool,
         size: u64,
         found: &mut Found,
     ) -> Result<Option<Wish>, Damaged> {
@@ -340,7 +343,8 @@ fn run_of(
     image: &Image,
     file: Node,
     Located { place, units, .. }: &Located<'_>,
-    (size, wished): (u64, impl Fn(&Node) -> bool),
+    size: u64,
+    wished: impl Fn(&Node) -> bool,
 ) -> Result<Option<Range<u32>>, Damaged> {
     let layer = place.layer;
     if !image.is_absent(layer, units)? {

@@ -131,7 +131,7 @@ fn next_in(image: &Image, near: &mut Directory, size: u64) -> Result<Option<Run>
         let Some(Small { place, units, bytes }) = small else { continue };
         let is_absent = image.is_absent(place.layer, &units)?;
         if let Some(run) = run.as_mut().filter(|_| is_absent) {
-            if run.join(image, (place.layer, &units, way), near.credit.min(size))? {
+            if run.join(image, place.layer, &units, way, near.credit.min(size))? {
                 continue;
             }
         }
@@ -147,12 +147,7 @@ fn next_in(image: &Image, near: &mut Directory, size: u64) -> Result<Option<Run>
 
 impl Run {
     /// Makes it longer by units that lie next to it, up to a size; says whether it did.
-    fn join(
-        &mut self,
-        image: &Image,
-        (layer, units, way): (usize, &Range<u32>, Way),
-        size: u64,
-    ) -> Result<bool, Damaged> {
+    fn join(&mut self, image: &Image, layer: usize, units: &Range<u32>, way: Way, size: u64) -> Result<bool, Damaged> {
         if self.layer != layer || self.way != way || !touch(image, layer, &self.units, units)? {
             return Ok(false);
         }

@@ -108,7 +108,7 @@ impl Programs {
         for (file, is_started) in std::mem::take(&mut self.waiting) {
             let Some(place) = known.image.files().place(file) else { continue };
             match look_into(known.image, place) {
-                Ok(needed) => self.wish_for(known, (file, is_started), &needed)?,
+                Ok(needed) => self.wish_for(known, file, is_started, &needed)?,
                 Err(Unknown::Missing) => self.waiting.push_back((file, is_started)),
                 Err(Unknown::NotElf) => {}
             }
@@ -117,12 +117,7 @@ impl Programs {
         Ok(())
     }
 
-    fn wish_for(
-        &mut self,
-        known: &Known<'_>,
-        (file, is_started): (Node, bool),
-        needed: &Needed,
-    ) -> Result<(), Damaged> {
+    fn wish_for(&mut self, known: &Known<'_>, file: Node, is_started: bool, needed: &Needed) -> Result<(), Damaged> {
         let dir = known.image.dir(file).unwrap_or(1);
         for library in self.find(known.image, dir, needed).into_iter().rev() {
             if known.history.has_read(library) {

@@ -93,7 +93,7 @@ impl Rest {
         let large = self.large.entry(read.file).or_insert_with(|| Large::new(read.range));
         large.note(read.range);
         if large.is_in_order() {
-            return ahead(large, &mut self.rests, read, (budget, known.history.reads_all()));
+            return ahead(large, &mut self.rests, read, budget, known.history.reads_all());
         }
         if read.missed {
             self.rests.push(around(large, read, budget)?);
@@ -107,7 +107,8 @@ fn ahead(
     large: &mut Large,
     rests: &mut Stack<Stretch>,
     Read { located, here, .. }: &Read<'_>,
-    (budget, reads_all): (u64, bool),
+    budget: u64,
+    reads_all: bool,
 ) -> Result<(), Damaged> {
     let (layer, number) = (located.layer, located.place.layer);
     let window = large.run.clamp(budget.min(LARGEST_AHEAD), LARGEST_AHEAD);

@@ -139,7 +139,7 @@ impl Words {
             for (name, node) in files.children(dir) {
                 let word = wanted.get(shelf::stem(name)).filter(|word| !found.contains_key(*word));
                 let Some(word) = word else { continue };
-                let named = named_as(files, (name, node), (word, &kind), &mut entries);
+                let named = named_as(files, name, node, word, &kind, &mut entries);
                 if !named.is_empty() {
                     found.insert(word, named);
                 }
@@ -150,12 +150,7 @@ impl Words {
 }
 
 /// What a word means by a node of such a name: itself, or what stands for it where it is a directory.
-fn named_as(
-    files: &dyn Files,
-    (name, node): (&[u8], Node),
-    (word, kind): (&[u8], &Kind),
-    entries: &mut u32,
-) -> Vec<Node> {
+fn named_as(files: &dyn Files, name: &[u8], node: Node, word: &[u8], kind: &Kind, entries: &mut u32) -> Vec<Node> {
     let is_file = files.place(node).is_some();
     match Kind::of(name).filter(|_| is_file) {
         Some(other) if kind.may_name(&other) => vec![node],
