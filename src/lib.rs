@@ -23,4 +23,5 @@ pub mod registry;
 pub mod serve;
 pub mod store;
 pub mod sys;
+mod tar;
 pub mod threads;

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use super::Error;
 use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::tar::{self, Block};
 
-const BLOCK: u64 = 512;
+const BLOCK: u64 = tar::BLOCK as u64;
 
 /// Long names and pax headers beyond this are no image's.
 const LARGEST_HEADER: u64 = 64 << 10;
@@ -105,7 +106,7 @@ impl Scan<'_> {
                     let records = self.text(header.data)?;
                     name = record(&records, b"path").map(<[u8]>::to_vec).or(name);
                     target = record(&records, b"linkpath").map(<[u8]>::to_vec).or(target);
-                    let number = record(&records, b"size").map(decimal);
+                    let number = record(&records, b"size").map(tar::decimal);
                     size = number.map(|number| number.ok_or(Broken::Format("a pax size is no number"))).transpose()?;
                     continue;
                 }
@@ -130,13 +131,12 @@ impl Scan<'_> {
             return if is_end { Ok(None) } else { Err(Broken::Format("the file ends in a header")) };
         };
         let block = self.file.read_at(block).map_err(Broken::Read)?;
-        if block.iter().all(|byte| *byte == 0) {
+        let block: &Block = block.as_ref().try_into().map_err(|_| Broken::Format("a header is cut"))?;
+        if tar::is_zero(block) {
             return Ok(None);
         }
-        let (raw_size, checksum) = (number(part(&block, 124, 12)), number(part(&block, 148, 8)));
-        if checksum != Some(sum(&block)) {
-            return Err(Broken::Format("a header's checksum is wrong"));
-        }
+        tar::check(block).map_err(|_sum| Broken::Format("a header's checksum is wrong"))?;
+        let raw_size = tar::number(tar::field(block, 124, 12)).and_then(|size| u64::try_from(size).ok());
         let kind = block.get(156).copied().unwrap_or(0);
         // A pax size is that of the file, not of the headers between.
         let own = if matches!(kind, b'L' | b'K' | b'x' | b'g') { None } else { pax_size };
@@ -146,7 +146,9 @@ impl Scan<'_> {
         let data = ByteRange::at(self.at.saturating_add(BLOCK), size).filter(|data| data.end <= end);
         let data = data.ok_or(Broken::Format("an entry passes the end of the file"))?;
         self.at = data.end.checked_next_multiple_of(BLOCK).ok_or(Broken::Format("an entry is too large"))?.min(end);
-        Ok(Some(Header { kind, name: full_name(&block), target: until_nul(part(&block, 157, 100)).to_vec(), data }))
+        let mut name = Vec::new();
+        tar::name_into(block, &mut name);
+        Ok(Some(Header { kind, name, target: tar::text(tar::field(block, 157, 100)).to_vec(), data }))
     }
 
     fn text(&self, data: ByteRange) -> Result<Vec<u8>, Broken> {
@@ -161,56 +163,10 @@ impl Scan<'_> {
     }
 }
 
-fn part(block: &[u8], start: usize, length: usize) -> &[u8] {
-    block.get(start..start.saturating_add(length)).unwrap_or_default()
-}
-
-fn until_nul(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-fn full_name(block: &[u8]) -> Vec<u8> {
-    let (name, prefix) = (until_nul(part(block, 0, 100)), until_nul(part(block, 345, 155)));
-    // GNU's own format has other things in the place of the prefix.
-    let posix = part(block, 257, 6) == b"ustar\0";
-    if posix && !prefix.is_empty() { [prefix, b"/", name].concat() } else { name.to_vec() }
-}
-
-/// Octal text, or GNU's base-256 where the first bit is set.
-fn number(field: &[u8]) -> Option<u64> {
-    let (first, rest) = field.split_first()?;
-    if *first & 0x80 != 0 {
-        let start = u64::from(*first & 0x7f);
-        return rest.iter().try_fold(start, |value, byte| value.checked_mul(256)?.checked_add(u64::from(*byte)));
-    }
-    let text = until_nul(field).trim_ascii();
-    text.iter().try_fold(0u64, |value, digit| match digit {
-        b'0'..=b'7' => value.checked_mul(8)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    })
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// The sum of a header's bytes, its checksum field counted as blanks.
-fn sum(block: &[u8]) -> u64 {
-    let bytes = block.iter().enumerate();
-    bytes.map(|(index, byte)| if (148..156).contains(&index) { 32 } else { u64::from(*byte) }).sum()
-}
-
-/// The value of a pax record: `LENGTH KEY=VALUE\n`. The last one of a key counts.
-fn record<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let mut found = None;
-    while let Some(blank) = records.iter().position(|byte| *byte == b' ') {
-        let length = records.get(..blank).and_then(decimal).and_then(|length| usize::try_from(length).ok())?;
-        let record = records.get(blank.checked_add(1)?..length)?.strip_suffix(b"\n")?;
-        let value = record.strip_prefix(key).and_then(|rest| rest.strip_prefix(b"="));
-        found = value.or(found);
-        records = records.get(length..)?;
-    }
-    found
+/// The value of a pax record. The last one of a key counts.
+fn record<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let values = tar::records(records).flatten().filter(|(found, _)| *found == key).map(|(_, value)| value);
+    values.last()
 }
 
 #[cfg(test)]
@@ -228,8 +184,9 @@ pub(super) mod tests {
         block[156] = kind;
         block[157..157 + target.len()].copy_from_slice(target.as_bytes());
         block[257..263].copy_from_slice(b"ustar\0");
-        let checksum = format!("{:06o}\0 ", sum(&block));
-        block[148..156].copy_from_slice(checksum.as_bytes());
+        block[148..156].fill(b' ');
+        let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         block
     }
 
@@ -272,13 +229,5 @@ pub(super) mod tests {
             assert!(matches!(&symlink.content, Content::Symlink(target) if target == long.as_bytes()));
         }
         assert!(d.name == b"d" && matches!(d.content, Content::File(data) if data.len() == 1));
-    }
-
-    #[test]
-    fn large_numbers_are_read() {
-        assert_eq!(number(&[0x80, 0, 0, 0, 2, 0, 0, 0, 1]), Some(0x2_0000_0001));
-        assert_eq!(number(&[0xff; 12]), None);
-        assert_eq!(number(b"0000644\0"), Some(0o644));
-        assert_eq!(number(b"9"), None);
     }
 }

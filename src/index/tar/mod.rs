@@ -28,7 +28,7 @@ pub(super) mod tests;
 use crate::index::error::shown;
 use std::io::{self, BufRead};
 
-use self::header::{BLOCK, Block, Header, Purpose, text};
+use self::header::{Header, Purpose};
 use self::pax::{Globals, Key, Records};
 use self::sparse::Parts;
 use self::stream::{Stream, padding};
@@ -37,6 +37,7 @@ use super::limits;
 use super::toc::{EntryType, TocEntry};
 use crate::blob::ByteRange;
 use crate::budget::Charge;
+use crate::tar::{BLOCK, Block, is_zero, text};
 
 /// Why a tar is not read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -262,12 +263,12 @@ impl<R: BufRead> Reader<R> {
         }
         self.header_at = self.stream.at();
         self.stream.block(&mut self.block)?;
-        if !Header(&self.block).is_zero() {
+        if !is_zero(&self.block) {
             return Ok(false);
         }
         if !self.stream.is_at_end()? {
             self.stream.block(&mut self.block)?;
-            if !Header(&self.block).is_zero() {
+            if !is_zero(&self.block) {
                 return Err(Problem::LoneZeroBlock.into());
             }
         }

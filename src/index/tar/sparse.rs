@@ -11,14 +11,14 @@ use crate::index::error::shown;
 use std::io::BufRead;
 
 use super::Fault;
-use super::header::BLOCK;
 use super::header::Header;
-use super::pax::{Key, Records, decimal};
+use super::pax::{Key, Records};
 use super::stream::Stream;
 use crate::blob::ByteRange;
 use crate::budget::{Charge, Exceeded};
 use crate::index::error::Problem;
 use crate::index::limits;
+use crate::tar::{BLOCK, decimal};
 
 /// Parts of a file, within a budget.
 #[derive(Debug, Default)]

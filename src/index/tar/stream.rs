@@ -3,9 +3,9 @@
 use std::io::{self, BufRead, ErrorKind};
 
 use super::Fault;
-use super::header::{BLOCK, Block};
 use crate::index::error::Problem;
 use crate::index::limits;
+use crate::tar::{BLOCK, Block};
 
 #[derive(Debug)]
 pub(super) struct Stream<R> {
