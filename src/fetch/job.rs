@@ -26,7 +26,7 @@ use super::flight::{Duty, Waiter};
 use super::plan::{self, Run};
 use super::seams::{Head, Lender};
 use super::source::Stream;
-use super::whole::{Duties, Reader};
+use super::whole::{Duties, Handed, Reader};
 use super::{Error, Layer};
 use crate::blob::{ByteRange, Digest};
 use crate::index::{Codec, Piece};
@@ -137,6 +137,11 @@ impl Job {
                 Err(failed) => return Attempt { duties, failed: Some(failed), ..Attempt::default() },
             },
         };
+        let duties = match self.hand_over(duties).await {
+            Handed::Over(others) => return Attempt { others, ..Attempt::default() },
+            Handed::Back(duties) if duties.is_empty() => return Attempt::default(),
+            Handed::Back(duties) => duties,
+        };
         tracing::debug!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
         let streaming = self.layer.source.stream(self.run.compressed, freshness);
         match self.unless_restrained(streaming).await {
@@ -159,6 +164,17 @@ impl Job {
                 Attempt { duties, failed: Some(Error::Interrupted), ..Attempt::default() }
             }
         }
+    }
+
+    /// All of the layer may be coming, or have come, while this waited for its turn. What another waits for is fetched all the same.
+    async fn hand_over(&self, duties: HashMap<u32, Duty>) -> Handed {
+        if !self.layer.whole.was_begun() || self.lender.is_some() {
+            return Handed::Back(duties);
+        }
+        let layer = Arc::clone(&self.layer);
+        // Where no thread can be had whoever waits is told that it was interrupted.
+        let handed = threads::run(Work::Local, move || layer.join_whole(duties)).await;
+        handed.unwrap_or_else(|_| Handed::Back(HashMap::new()))
     }
 
     /// All of the blob comes: it is read to its end for all who wait for any of it, unless somebody does that already.

@@ -4,6 +4,7 @@
 //! a cache on the way keeps only what its client has read to the end.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Layer;
@@ -42,9 +43,14 @@ impl Duties {
     }
 }
 
-/// What whoever reads a layer whole is to bring. Nobody does when its reader is gone.
+/// A layer that is read whole.
 #[derive(Default)]
-pub(super) struct Whole(Mutex<Weak<Mutex<HashMap<u32, Duty>>>>);
+pub(super) struct Whole {
+    /// What its reader is to bring. Nobody does when that is gone.
+    reader: Mutex<Weak<Mutex<HashMap<u32, Duty>>>>,
+    /// Somebody reads it, or has read it.
+    was_begun: AtomicBool,
+}
 
 /// Who is to read it.
 pub(super) enum Reader {
@@ -56,9 +62,21 @@ pub(super) enum Reader {
     None,
 }
 
+/// What became of duties.
+pub(super) enum Handed {
+    /// Somebody who reads all of the layer has them.
+    Over(Vec<Waiter>),
+    /// Nobody reads all of it. These have not come with it.
+    Back(HashMap<u32, Duty>),
+}
+
 impl Whole {
     fn lock(&self) -> MutexGuard<'_, Weak<Mutex<HashMap<u32, Duty>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn was_begun(&self) -> bool {
+        self.was_begun.load(Ordering::Acquire)
     }
 
     /// It was read: gives the duties that are left of it. Nobody adds to them any more.
@@ -73,20 +91,12 @@ impl Layer {
     /// Hands duties to whoever reads the layer whole. Where nobody does whoever asks is to, and has the duty for all that nobody brings yet.
     pub(super) fn read_whole(&self, own: HashMap<u32, Duty>) -> Result<Reader, Damaged> {
         let mut reader = self.whole.lock();
-        let checks: Vec<u32> = own.keys().copied().collect();
-        if let Some(duties) = reader.upgrade().map(Duties) {
-            let waiters = checks.iter().filter_map(|check| self.flights.join(*check)).collect();
-            duties.add(own.into_values());
-            // What had come before it was waited for does not come again.
-            self.land_what_is_there(&duties, &checks);
-            return Ok(Reader::Another(waiters));
-        }
+        let own = match self.hand_over(&reader, own) {
+            Handed::Over(waiters) => return Ok(Reader::Another(waiters)),
+            Handed::Back(own) if own.is_empty() => return Ok(Reader::None),
+            Handed::Back(own) => own,
+        };
         let duties = Duties::of(own.into_values());
-        // Another may have read it to its end since this one was told that it comes whole.
-        self.land_what_is_there(&duties, &checks);
-        if duties.lock().is_empty() {
-            return Ok(Reader::None);
-        }
         let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(run) = plan::whole(&self.index)? else { return Ok(Reader::None) };
         // What others are bringing is wanted, too: they may come to hand it over.
@@ -95,7 +105,25 @@ impl Layer {
         let others = wanted.iter().filter_map(|wanted| self.flights.take(wanted.check).ok());
         duties.add(others.map(|(duty, _)| duty));
         *reader = Arc::downgrade(&duties.0);
+        self.whole.was_begun.store(true, Ordering::Release);
         Ok(Reader::First { run, wanted, duties })
+    }
+
+    /// Hands duties to whoever reads the layer whole, or has read it.
+    pub(super) fn join_whole(&self, own: HashMap<u32, Duty>) -> Handed {
+        self.hand_over(&self.whole.lock(), own)
+    }
+
+    fn hand_over(&self, reader: &Weak<Mutex<HashMap<u32, Duty>>>, own: HashMap<u32, Duty>) -> Handed {
+        let checks: Vec<u32> = own.keys().copied().collect();
+        let running = reader.upgrade().map(Duties);
+        let waiters =
+            running.iter().flat_map(|_| checks.iter().filter_map(|check| self.flights.join(*check))).collect();
+        let duties = running.clone().unwrap_or_default();
+        duties.add(own.into_values());
+        // What had come before it was waited for does not come again.
+        self.land_what_is_there(&duties, &checks);
+        if running.is_some() { Handed::Over(waiters) } else { Handed::Back(duties.take()) }
     }
 
     fn land_what_is_there(&self, duties: &Duties, checks: &[u32]) {

@@ -107,9 +107,7 @@ impl LocalBlob {
 
 impl Blob {
     pub(super) fn remote(repository: Repository, layer: &LayerDescriptor, runtime: Handle) -> Self {
-        let counters = Counters::default();
-        let link = Mutex::default();
-        let remote = RemoteBlob { repository, digest: layer.digest, size: layer.size, counters, link };
+        let remote = RemoteBlob::new(repository, layer.digest, layer.size);
         Self { digest: layer.digest, place: Place::Remote(Arc::new(remote), runtime) }
     }
 

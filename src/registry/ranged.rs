@@ -9,7 +9,7 @@
 //! ```
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -49,7 +49,27 @@ pub(super) struct RemoteBlob {
     pub(super) size: u64,
     pub(super) counters: Counters,
     /// To the host that its bytes came from last.
-    pub(super) link: Mutex<Option<Arc<Link>>>,
+    link: Mutex<Option<Arc<Link>>>,
+    /// What one of those takes who were told that all of it is sent.
+    unread: Mutex<Weak<Mutex<Option<Answer>>>>,
+}
+
+/// The whole blob, as its host has begun to send it for a part. Whoever comes to read all of it takes it; it is let go with the last who may.
+type Unread = Arc<Mutex<Option<Answer>>>;
+
+/// What finding the way to a blob brings beside the way.
+enum Found {
+    /// The answer to whoever has asked.
+    Answer(Box<(Url, Response)>),
+    /// All of it, for one of those who wait.
+    Whole(Unread),
+}
+
+/// What comes of asking for a part.
+enum Opened {
+    Answer(Box<Answer>),
+    /// Somebody was sent all of the blob, or is sent it.
+    Whole(Option<Unread>),
 }
 
 /// An answer that holds the wanted bytes, after `skip` others.
@@ -72,16 +92,21 @@ impl Answer {
 }
 
 impl RemoteBlob {
-    /// `taken` is known at any time, so that whoever stops waiting knows what has been silent. `None`: somebody else was sent all of it meanwhile,
-    /// and `is_first` says that nothing has come here yet.
+    pub(super) fn new(repository: Repository, digest: Digest, size: u64) -> Self {
+        let (counters, link, unread) = (Counters::default(), Mutex::default(), Mutex::default());
+        Self { repository, digest, size, counters, link, unread }
+    }
+
+    /// `taken` is known at any time, so that whoever stops waiting knows what has been silent.
+    /// `before`: how often all of it had been sent, where nothing has come here yet.
     async fn open(
         &self,
         range: ByteRange,
         freshness: Freshness,
         connection: Connection,
-        is_first: bool,
+        before: Option<u64>,
         taken: &mut Option<Taken>,
-    ) -> Result<Option<Answer>, Error> {
+    ) -> Result<Opened, Error> {
         let asked = Instant::now();
         let url = self.repository.url("blobs", &self.digest.to_string()).await?;
         let mut ask = Ask { headers: self.range_header(range), connection, counters: &self.counters };
@@ -95,21 +120,26 @@ impl RemoteBlob {
         loop {
             let mut found = None;
             // Boxed, as are the others below a cache: its own frames are large.
-            let finding = Box::pin(self.find_route(&url, &ask, &mut found));
+            let finding = Box::pin(self.find_route(&url, &ask, asked, &mut found));
             let route = routes.try_get_with_by_ref(&url, finding).await;
             let route = route.map_err(Error::shared)?;
             *taken = route.target.is_some().then(|| (url.clone(), route.id));
-            if let Some((url, response)) = found {
-                return self.accept(range, url, response, asked).map(Some);
+            match found {
+                Some(Found::Answer(answer)) => {
+                    let (url, response) = *answer;
+                    return self.accept(range, url, response, asked).map(Opened::Answer);
+                }
+                Some(Found::Whole(unread)) => return Ok(Opened::Whole(Some(unread))),
+                None => {}
             }
-            if is_first && range != self.all() && self.counters.sent_whole.load(Ordering::Relaxed) {
-                return Ok(None);
+            if range != self.all() && before.is_some_and(|before| self.came_whole(before)) {
+                return Ok(Opened::Whole(self.unread(freshness)));
             }
             let known = route.target.as_ref().unwrap_or(&url);
             let may_have_ended = route.target.is_some() && !renewed;
             let error = match self.ask(known, &ask, may_have_ended).await {
                 Ok((url, response)) if is_taken(&response) => {
-                    return self.accept(range, url, response, asked).map(Some);
+                    return self.accept(range, url, response, asked).map(Opened::Answer);
                 }
                 Ok((url, response)) => status_error(&url, &response),
                 Err(error) => error,
@@ -124,6 +154,12 @@ impl RemoteBlob {
             }
             renewed = true;
         }
+    }
+
+    /// Whether all of it is sent, or was since it had come so often.
+    fn came_whole(&self, before: u64) -> bool {
+        let counters = &self.counters;
+        counters.sent_whole.load(Ordering::Relaxed) || counters.wholes.load(Ordering::Relaxed) != before
     }
 
     /// Asks for a range, and where the answer is that there are none, for the whole blob. `may_have_ended`: what may mean something else is
@@ -141,8 +177,15 @@ impl RemoteBlob {
         self.repository.follow(url, &whole).await
     }
 
-    /// Asks the registry itself. The answer goes to whoever asked, the way to it to everyone.
-    async fn find_route(&self, url: &Url, ask: &Ask<'_>, found: &mut Option<(Url, Response)>) -> Result<Route, Error> {
+    /// Asks the registry itself. The answer goes to whoever asked, the way to it to everyone, and so does all of the blob where that was sent for a
+    /// part: whoever asked may not be the one who reads it.
+    async fn find_route(
+        &self,
+        url: &Url,
+        ask: &Ask<'_>,
+        asked: Instant,
+        found: &mut Option<Found>,
+    ) -> Result<Route, Error> {
         let (last, response) = self.ask(url, ask, false).await?;
         if !is_taken(&response) {
             let error = status_error(&last, &response);
@@ -152,14 +195,28 @@ impl RemoteBlob {
             }
             return Err(error);
         }
-        if response.status().as_u16() != 206 && ask.headers.contains_key(RANGE) {
-            // Before those hear of it who wait for the way.
-            let is_new = !self.counters.sends_parts.load(Ordering::Relaxed);
-            self.counters.sent_whole.fetch_or(is_new, Ordering::Relaxed);
-        }
         let target = Some(last.clone()).filter(|last| last != url);
-        *found = Some((last, response));
+        // Before those hear of it who wait for the way.
+        let is_whole = response.status().as_u16() != 206 && ask.headers.contains_key(RANGE);
+        let is_new = !self.counters.sends_parts.load(Ordering::Relaxed);
+        *found = Some(if is_whole && is_new && self.breach(&response).is_none() {
+            self.counters.sent_whole.store(true, Ordering::Relaxed);
+            let unread = Arc::new(Mutex::new(Some(self.answer(last, response, asked, 0))));
+            *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&unread);
+            Found::Whole(unread)
+        } else {
+            self.counters.sent_whole.fetch_or(is_whole && is_new, Ordering::Relaxed);
+            Found::Answer(Box::new((last, response)))
+        });
         Ok(Route { id: self.repository.shared.next_route(), target })
+    }
+
+    /// What may have come from a cache is for nobody who asks past them.
+    fn unread(&self, freshness: Freshness) -> Option<Unread> {
+        if freshness == Freshness::PastCaches {
+            return None;
+        }
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
     /// Drops a route, unless another reader has found a new one already.
@@ -172,33 +229,39 @@ impl RemoteBlob {
     }
 
     /// Takes an answer for what it says it is, if that is what was asked for.
-    fn accept(&self, range: ByteRange, url: Url, response: Response, asked: Instant) -> Result<Answer, Error> {
-        let breach = |what: String| Err(Error::protocol(&url, what));
+    fn accept(&self, range: ByteRange, url: Url, response: Response, asked: Instant) -> Result<Box<Answer>, Error> {
+        if let Some(breach) = self.breach(&response) {
+            return Err(Error::protocol(&url, breach));
+        }
+        if response.status().as_u16() != 206 {
+            return Ok(Box::new(self.answer(url, response, asked, range.start)));
+        }
+        let mut ranges = response.headers().get_all(CONTENT_RANGE).iter();
+        let said = ranges.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
+        match content_range(said, self.size).filter(|_| ranges.next().is_none()) {
+            Some(said) if said == range => {}
+            Some(said) => return Err(self.mixed_up(&url, range, said)),
+            None => {
+                return Err(Error::protocol(&url, format!("asked for {range}, its Content-Range is {said:?}")));
+            }
+        }
+        self.counters.sends_parts.store(true, Ordering::Relaxed);
+        self.counters.sent_whole.store(false, Ordering::Relaxed);
+        Ok(Box::new(self.answer(url, response, asked, 0)))
+    }
+
+    /// What is wrong with an answer, whatever it is to.
+    fn breach(&self, response: &Response) -> Option<String> {
         if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|value| *value != "identity") {
-            return breach(format!("Content-Encoding {encoding:?} was not asked for"));
+            return Some(format!("Content-Encoding {encoding:?} was not asked for"));
         }
         let content_type = response.headers().get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
         if content_type.to_ascii_lowercase().starts_with(b"multipart/") {
-            return breach("a multipart body was not asked for".to_owned());
+            return Some("a multipart body was not asked for".to_owned());
         }
-        if response.status().as_u16() == 206 {
-            let mut ranges = response.headers().get_all(CONTENT_RANGE).iter();
-            let said = ranges.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
-            match content_range(said, self.size).filter(|_| ranges.next().is_none()) {
-                Some(said) if said == range => {}
-                Some(said) => return Err(self.mixed_up(&url, range, said)),
-                None => return breach(format!("asked for {range}, its Content-Range is {said:?}")),
-            }
-            self.counters.sends_parts.store(true, Ordering::Relaxed);
-            self.counters.sent_whole.store(false, Ordering::Relaxed);
-            return Ok(self.answer(url, response, asked, 0));
-        }
-        match response.content_length() {
-            Some(length) if length != self.size => {
-                breach(format!("a whole body of {length} bytes, and the blob has {}", self.size))
-            }
-            _ => Ok(self.answer(url, response, asked, range.start)),
-        }
+        let length =
+            response.content_length().filter(|length| response.status().as_u16() != 206 && *length != self.size)?;
+        Some(format!("a whole body of {length} bytes, and the blob has {}", self.size))
     }
 
     /// Other bytes than asked for: a cache on the way may keep parts without telling them apart. All else of the blob is read past it.
@@ -260,6 +323,8 @@ pub(super) struct RangedBody {
     connection: Connection,
     patience: Patience,
     answer: Option<Answer>,
+    /// All of it, which somebody may take.
+    unread: Option<Unread>,
     taken: Option<Taken>,
     /// Answers that ended before anything new came.
     in_vain: u32,
@@ -271,6 +336,7 @@ impl RangedBody {
         let waits = &blob.repository.shared.hosts.waits;
         let wait = waits.begin(Waiting::for_registry(format!("layer {}", blob.digest)));
         let patience = Patience::new(blob.repository.shared.options.io_deadline, wait);
+        let before = blob.counters.wholes.load(Ordering::Relaxed);
         let mut body = Self {
             blob,
             rest: range,
@@ -279,19 +345,20 @@ impl RangedBody {
             connection: Connection::Pooled,
             patience,
             answer: None,
+            unread: None,
             taken: None,
             in_vain: 0,
         };
         if body.blob.counters.sent_whole.load(Ordering::Relaxed) && !range.is_empty() {
             // Its host would send all of it once more for each part. Whoever takes it asks for it.
-            body.rest = body.blob.all();
+            (body.rest, body.unread) = (body.blob.all(), body.blob.unread(freshness));
             return Ok(body);
         }
         while body.answer.is_none() && !body.rest.is_empty() {
-            if let Err(error) = body.connect(true).await {
+            if let Err(error) = body.connect(Some(before)).await {
                 body.recover(error).await?;
             }
-            if body.believes_whole() {
+            if body.believes_whole(before) {
                 return Ok(body);
             }
         }
@@ -310,7 +377,7 @@ impl RangedBody {
 
     /// Whether a first request for a part is to bring the whole blob: it comes, or did so to somebody else. A host that has sent parts is asked
     /// once more.
-    fn believes_whole(&mut self) -> bool {
+    fn believes_whole(&mut self, before: u64) -> bool {
         let (all, counters) = (self.blob.all(), &self.blob.counters);
         if self.rest == all {
             return false;
@@ -320,11 +387,13 @@ impl RangedBody {
                 (self.answer, self.connection) = (None, Connection::Fresh);
                 return false;
             }
-            Some(answer) if answer.is_whole() => (answer.skip, answer.in_vain) = (0, false),
-            None if counters.sent_whole.load(Ordering::Relaxed) => {}
+            Some(answer) if answer.is_whole() => {
+                (answer.skip, answer.in_vain) = (0, false);
+                counters.sent_whole.store(true, Ordering::Relaxed);
+            }
+            None if self.blob.came_whole(before) => {}
             _ => return false,
         }
-        counters.sent_whole.store(true, Ordering::Relaxed);
         self.rest = all;
         true
     }
@@ -347,18 +416,31 @@ impl RangedBody {
         None
     }
 
-    async fn connect(&mut self, is_first: bool) -> Result<(), Error> {
+    async fn connect(&mut self, before: Option<u64>) -> Result<(), Error> {
+        self.answer = self.take_unread();
+        if self.answer.is_some() {
+            return Ok(());
+        }
         let Self { blob, rest, freshness, connection, patience, taken, .. } = self;
         *taken = None;
-        let opening = Box::pin(blob.open(*rest, *freshness, *connection, is_first, taken));
+        let opening = Box::pin(blob.open(*rest, *freshness, *connection, before, taken));
         let opened = patience.answer(|| blob.counters.is_queued(), opening).await;
-        self.answer = opened.unwrap_or_else(|| Err(self.blob.counters.late(self.shown_url())))?;
+        match opened.unwrap_or_else(|| Err(self.blob.counters.late(self.shown_url())))? {
+            Opened::Answer(answer) => self.answer = Some(*answer),
+            Opened::Whole(unread) => self.unread = unread,
+        }
         Ok(())
+    }
+
+    /// What another was sent and has left to whoever reads all of it.
+    fn take_unread(&mut self) -> Option<Answer> {
+        let unread = self.unread.take().filter(|_| self.rest.start == 0)?;
+        unread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     async fn step(&mut self) -> Result<Bytes, Error> {
         let Some(answer) = &mut self.answer else {
-            return self.connect(false).await.map(|()| Bytes::new());
+            return self.connect(None).await.map(|()| Bytes::new());
         };
         let chunk = self.patience.body(answer.response.chunk()).await;
         let chunk = chunk.ok_or_else(|| Error::transfer(&answer.url, "the body stalled", None))?;
@@ -391,6 +473,7 @@ impl RangedBody {
         let Some(mut answer) = self.answer.take() else { return };
         if answer.is_whole() && self.rest.end == self.blob.size {
             // A cache that had nothing of the blob has all of it now, and may send parts.
+            self.blob.counters.wholes.fetch_add(1, Ordering::Relaxed);
             self.blob.counters.sent_whole.store(false, Ordering::Relaxed);
         }
         // Takes the body's end where it is there already, so that the connection can be used again.

@@ -88,6 +88,8 @@ pub(super) struct Counters {
     pub(super) progress: AtomicU64,
     /// Its host lately sent the whole blob when it was asked for a part.
     pub(super) sent_whole: AtomicBool,
+    /// How often all of it came to its end.
+    pub(super) wholes: AtomicU64,
     /// Its host has sent parts of it.
     pub(super) sends_parts: AtomicBool,
     /// Something on the way has sent other parts than those asked for.
