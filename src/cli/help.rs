@@ -257,7 +257,7 @@ Fields of --json, an array in the order in which they were mounted:
   fetched, requests       bytes and requests asked of the registry
   cached                  bytes given to readers that were on local disk
   errors, last_error      reads that failed, and why the last one did
-  unkept                  bytes that the cache did not take: it is full, or
+  uncached                  bytes that the cache did not take: it is full, or
                             cannot be written
 
 Mounts are looked for in several directories. Where one of them does not answer

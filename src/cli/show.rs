@@ -228,11 +228,13 @@ fn status_text(mounts: &[Status]) -> String {
     use Side::{Left, Right};
     let mut text = table(&[Left, Left, Left, Left, Right, Right, Right, Right, Right, Left], &rows);
     for mount in mounts {
-        if mount.activity.stats.unkept > 0 {
-            let (dir, unkept) = (shown(mount.dir.as_os_str()), format::bytes(mount.activity.stats.unkept));
+        if mount.activity.stats.uncached > 0 {
+            let (dir, uncached) = (shown(mount.dir.as_os_str()), format::bytes(mount.activity.stats.uncached));
             // Writing to a string does not fail.
-            let _written =
-                writeln!(text, "\n{dir}: {unkept} could not be cached, and are fetched again when they are read again");
+            let _written = writeln!(
+                text,
+                "\n{dir}: {uncached} could not be cached, and are fetched again when they are read again"
+            );
         }
         if let Some(elsewhere) = &mount.elsewhere {
             // Writing to a string does not fail.
@@ -395,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_dead_mount_has_no_figures() {
-        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1, unkept: 512 };
+        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1, uncached: 512 };
         let mut mount = Status {
             id: "i".into(),
             state: State::Serving,

@@ -126,7 +126,7 @@ pub struct Stats {
     pub errors: u64,
     /// Bytes of contents that were brought and that the cache would not have, as it is full or cannot be written.
     #[serde(default)]
-    pub unkept: u64,
+    pub uncached: u64,
 }
 
 /// What is waited for of one layer at this moment, for the log.
@@ -146,7 +146,7 @@ pub(super) struct Counters {
     pub(super) served: AtomicU64,
     pub(super) cached: AtomicU64,
     errors: AtomicU64,
-    unkept: AtomicU64,
+    uncached: AtomicU64,
     last_error: Mutex<Option<String>>,
     warned: Mutex<Option<Instant>>,
 }
@@ -332,7 +332,7 @@ impl Layer {
             cached: self.counters.cached.load(Ordering::Relaxed),
             requests: traffic.requests,
             errors: self.counters.errors.load(Ordering::Relaxed),
-            unkept: self.counters.unkept.load(Ordering::Relaxed),
+            uncached: self.counters.uncached.load(Ordering::Relaxed),
         }
     }
 
@@ -561,7 +561,7 @@ impl Layer {
     pub(super) fn land(&self, duties: &Duties, wanted: Wanted, brought: Brought) {
         let Brought { kept, is_stored } = brought;
         if !is_stored {
-            self.counters.unkept.fetch_add(wanted.range.len(), Ordering::Relaxed);
+            self.counters.uncached.fetch_add(wanted.range.len(), Ordering::Relaxed);
             METRICS.uncached.inc_by(wanted.range.len());
             self.aside.set(wanted.check, kept.clone());
         }

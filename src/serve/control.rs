@@ -45,7 +45,7 @@ impl Activity {
             cached: a.cached.saturating_add(b.cached),
             requests: a.requests.saturating_add(b.requests),
             errors: a.errors.saturating_add(b.errors),
-            unkept: a.unkept.saturating_add(b.unkept),
+            uncached: a.uncached.saturating_add(b.uncached),
         };
         Self { stats, last_error: other.last_error.or(self.last_error) }
     }
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
 
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let stats = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: 5, unkept: 6 };
+        let stats = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: 5, uncached: 6 };
         let expected = Activity { stats, last_error: Some("gone".into()) };
         let told = expected.clone();
         runtime.spawn(answer(listener, Arc::new(move || told.clone())));
@@ -224,11 +224,11 @@ mod tests {
 
     #[test]
     fn layers_add_up() {
-        let one = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: u64::MAX, unkept: 6 };
+        let one = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: u64::MAX, uncached: 6 };
         let with_error = Activity { stats: one, last_error: Some("e".into()) };
         let without = Activity { stats: one, last_error: None };
         let sum = with_error.and(without);
-        assert_eq!(sum.stats, Stats { served: 2, fetched: 4, cached: 6, requests: 8, errors: u64::MAX, unkept: 12 });
+        assert_eq!(sum.stats, Stats { served: 2, fetched: 4, cached: 6, requests: 8, errors: u64::MAX, uncached: 12 });
         assert_eq!(sum.last_error.as_deref(), Some("e"));
     }
 
