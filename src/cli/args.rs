@@ -260,10 +260,12 @@ pub(super) struct StatArgs {
     pub(super) json: bool,
 }
 
-/// Show this user's mounts, and what they have done
+/// Show this user's mounts and store, and what they have done
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STATUS)]
 pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
     /// Print one JSON array.
     #[arg(long)]
     pub(super) json: bool,

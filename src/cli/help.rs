@@ -243,12 +243,17 @@ Examples:
   crfs status
   crfs status --json | jq '.[] | select(.state != \"serving\")'
 
-Fields of --json, an array in the order in which they were mounted:
-  id                      the name of the directory of its state
+Fields of --json, an array of the mounts in the order in which they were
+mounted, then the store (docs/STATUS.md has each with its type and unit):
+  kind                    mount or store
+  id                      of a mount the name of the directory of its state, of
+                          a store its root
   state                   serving; silent: its server lives and does not answer,
                           or nobody can tell (see last_error); dead: its server
-                          is gone, `crfs umount` takes it away
-  pid, image, digest, frontend, dir
+                          is gone, `crfs umount` takes a mount away
+  pid, image, digest, frontend
+  dir                     where it is mounted; of a store, its root
+  images, layers          how many it has; layers that can be read
   elsewhere               where it is, if it is not at dir: namespace, where it
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it
@@ -256,12 +261,14 @@ Fields of --json, an array in the order in which they were mounted:
   served                  bytes given to readers
   fetched, requests       bytes and requests asked of the registry
   cached                  bytes given to readers that were on local disk
-  errors, last_error      reads that failed, and why the last one did
+  errors, last_error      reads that failed, and why the last one did, or why
+                          the server does not answer
   uncached                  bytes that the cache did not take: it is full, or
                             cannot be written
 
-Mounts are looked for in several directories. Where one of them does not answer
-or cannot be read, the mounts of the others are shown, and the exit status is 1.
+Mounts are looked for in several directories, the store in the place of --root.
+Where one of them does not answer or cannot be read, the servers of the others
+are shown, and the exit status is 1.
 ",
     exit_help!()
 );

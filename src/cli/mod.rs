@@ -12,6 +12,7 @@ mod mount;
 mod options;
 mod pages;
 mod show;
+mod status;
 mod store;
 mod values;
 
@@ -117,7 +118,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Ls(args) => show::ls(args, environment),
         Command::Cat(args) => show::cat(args, environment),
         Command::Stat(args) => show::stat(args, environment),
-        Command::Status(args) => show::status(&args, environment),
+        Command::Status(args) => status::status(&args, environment),
         Command::Metrics(args) => metrics::metrics(&args, environment),
         Command::Store(args) => store::store(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),

@@ -11,7 +11,7 @@ use super::{Failure, complain, format, options, print};
 use crate::image;
 use crate::serve::holders::{Holder, named};
 use crate::serve::unmount::{Outcome, unmount, unmount_all};
-use crate::serve::{self as engine, Event, Ready, Report, background, server};
+use crate::serve::{self as engine, Event, Ready, Report, background, mount as image_server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
     let foreground = args.foreground;
@@ -28,7 +28,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         Ok::<_, engine::Error>(())
     };
     if foreground {
-        server::run(&options, &report(said), std::future::pending())?;
+        image_server::run(&options, &report(said), std::future::pending())?;
     } else {
         let mut progress = Progress::new();
         let ready = background::mount(&options, &mut |event| {

@@ -12,7 +12,7 @@ use super::environment::Environment;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
-use crate::serve::options::{Frontend, LogOptions, MountOptions, Prefetch};
+use crate::serve::options::{FrontendChoice, LogOptions, MountOptions, Prefetch};
 use crate::store::Paths;
 use crate::sys::{limit, trusted};
 
@@ -59,8 +59,8 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         },
         mount_deadline: args.mount_deadline,
         frontend: match args.frontend {
-            FrontendArg::Auto => Frontend::Auto,
-            FrontendArg::Fuse => Frontend::Fuse,
+            FrontendArg::Auto => FrontendChoice::Auto,
+            FrontendArg::Fuse => FrontendChoice::Fuse,
         },
         layer: args.layer,
         opaque_xattr: match args.opaque_xattr {

@@ -1,23 +1,19 @@
-//! What `inspect`, `ls`, `cat`, `stat` and `status` print.
+//! What `inspect`, `ls`, `cat` and `stat` print.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs, StatusArgs};
+use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
-use super::mount::{by_whom, with_progress};
+use super::mount::with_progress;
 use super::{Failure, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::image::escape;
 use crate::image::indexes::{self, Indexed, IndexedLayer};
 use crate::image::inspect::{self as inspection, DiffIds, IndexFrom, Inspection, LayerInspection};
 use crate::image::look::{Listing, Look, Node};
-use crate::serve::holders::named;
-use crate::serve::status::{self as mounts, Elsewhere, State, Status};
 
 pub(super) fn inspect(args: InspectArgs, environment: &Environment) -> Result<(), Failure> {
     let options = options::image(args.image, environment)?;
@@ -49,18 +45,6 @@ pub(super) fn cat(args: CatArgs, environment: &Environment) -> Result<(), Failur
 pub(super) fn stat(args: StatArgs, environment: &Environment) -> Result<(), Failure> {
     let node = look(args.image, environment)?.stat(args.path.as_bytes())?;
     Ok(print(&if args.json { json(&node)? } else { node_text(&node) })?)
-}
-
-pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
-    let (mounts, silent) = mounts::status(&environment.state_dirs());
-    print(&match (args.json, &silent) {
-        (true, _) => json(&mounts)?,
-        // Nobody knows that.
-        (false, Some(_)) if mounts.is_empty() => String::new(),
-        (false, _) => status_text(&mounts),
-    })?;
-    // Those of the other directories are shown all the same.
-    silent.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn look(args: ImageArgs, environment: &Environment) -> Result<Look, Failure> {
@@ -218,87 +202,12 @@ fn node_text(node: &Node) -> String {
     lines.join("\n") + "\n"
 }
 
-fn status_text(mounts: &[Status]) -> String {
-    if mounts.is_empty() {
-        return "nothing is mounted\n".to_owned();
-    }
-    let titles = ["STATE", "IMAGE", "DIGEST", "FRONTEND", "SERVED", "FETCHED", "CACHED", "REQUESTS", "ERRORS", "DIR"];
-    let rows: Vec<_> =
-        std::iter::once(titles.map(str::to_owned).to_vec()).chain(mounts.iter().map(status_row)).collect();
-    use Side::{Left, Right};
-    let mut text = table(&[Left, Left, Left, Left, Right, Right, Right, Right, Right, Left], &rows);
-    for mount in mounts {
-        if mount.activity.stats.uncached > 0 {
-            let (dir, uncached) = (shown(mount.dir.as_os_str()), format::bytes(mount.activity.stats.uncached));
-            // Writing to a string does not fail.
-            let _written = writeln!(
-                text,
-                "\n{dir}: {uncached} could not be cached, and are fetched again when they are read again"
-            );
-        }
-        if let Some(elsewhere) = &mount.elsewhere {
-            // Writing to a string does not fail.
-            let _written = writeln!(text, "\n{}", printable(&whereabouts(mount, elsewhere)));
-        }
-        if let Some(error) = &mount.activity.last_error {
-            // Writing to a string does not fail.
-            let _written = writeln!(text, "\nlast error of {}: {}", shown(mount.dir.as_os_str()), printable(error));
-        }
-    }
-    text
-}
-
-fn whereabouts(mount: &Status, elsewhere: &Elsewhere) -> String {
-    let dir = shown(mount.dir.as_os_str());
-    let way = match mount.state {
-        State::Dead => "unmount it there".to_owned(),
-        State::Serving | State::Silent => format!("`crfs umount {}` unmounts it", mount.id),
-    };
-    match (&elsewhere.namespace, elsewhere.holders.as_slice()) {
-        (Some(namespace), []) => format!("{dir}: mounted in {namespace}, where nothing but its server sees it: {way}"),
-        (Some(namespace), holders) => {
-            format!("{dir}: mounted in {namespace}, where others see it: {}; {way}", named(holders))
-        }
-        (None, holders) => format!("{dir}: unmounted; still in use {}", by_whom(holders)),
-    }
-}
-
-fn status_row(mount: &Status) -> Vec<String> {
-    let stats = mount.activity.stats;
-    let known = |text: String| if mount.state == State::Serving { text } else { "-".to_owned() };
-    vec![
-        state_name(mount.state).to_owned(),
-        printable(&mount.image),
-        mount.digest.hex().chars().take(12).collect(),
-        mount.frontend.clone(),
-        known(format::bytes(stats.served)),
-        known(format::bytes(stats.fetched)),
-        known(format::bytes(stats.cached)),
-        known(stats.requests.to_string()),
-        known(stats.errors.to_string()),
-        shown(mount.dir.as_os_str()),
-    ]
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Serving => "serving",
-        State::Silent => "silent",
-        State::Dead => "dead",
-    }
-}
-
-fn shown(path: &OsStr) -> String {
-    escape(path.as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::blob::Digest;
-    use crate::fetch::Stats;
     use crate::image::inspect::IndexInspection;
 
     fn node(path: &[u8]) -> Node {
@@ -393,38 +302,5 @@ mod tests {
         assert!(text.ends_with("\n\nto make it better: convert it\n"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&json(&inspection).unwrap()).unwrap();
         assert_eq!((&value["layers"][0]["toc_size"], &value["layers"][1].get("format")), (&300.into(), &None));
-    }
-
-    #[test]
-    fn a_dead_mount_has_no_figures() {
-        let stats = Stats { served: 2048, fetched: 1024, cached: 1024, requests: 3, errors: 1, uncached: 512 };
-        let mut mount = Status {
-            id: "i".into(),
-            state: State::Serving,
-            pid: 1,
-            image: "docker.io/library/a".into(),
-            digest: Digest::of(b""),
-            frontend: "fuse".into(),
-            dir: "/m".into(),
-            started: 0,
-            elsewhere: None,
-            activity: crate::serve::Activity { stats, last_error: Some("gone\n".into()) },
-        };
-        let text = status_text(std::slice::from_ref(&mount));
-        assert!(text.contains("  2.0 KiB  1.0 KiB  1.0 KiB         3       1  /m\n"), "{text}");
-        assert!(text.contains("\n/m: 512 B could not be cached"), "{text}");
-        assert!(text.ends_with("\nlast error of /m: gone\\n\n"), "{text}");
-        let namespace = Some("mnt:[7]".to_owned());
-        mount.elsewhere = Some(Elsewhere { namespace, holders: Vec::new() });
-        let text = status_text(std::slice::from_ref(&mount));
-        assert!(
-            text.contains("\n/m: mounted in mnt:[7], where nothing but its server sees it: `crfs umount i`"),
-            "{text}"
-        );
-        mount.state = State::Dead;
-        assert!(status_text(std::slice::from_ref(&mount)).contains("sees it: unmount it there\n"));
-        let row = status_row(&mount).join(" ");
-        assert!(row.starts_with("dead ") && row.ends_with(" - - - - - /m"), "{row}");
-        assert_eq!(status_text(&[]), "nothing is mounted\n");
     }
 }

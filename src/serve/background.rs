@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use super::event::{Deadline, Event, Ready, Report};
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
-use super::{Error, log, server, state};
+use super::{Error, log, mount, state};
 use crate::errors::chain;
 use crate::kernel::fusedev::{self, Detach};
 use crate::kernel::mounts::{self, Identity};
@@ -176,7 +176,7 @@ pub fn serve() -> Result<(), Error> {
     let outcome = options.map_err(|source| Error::Handover { source }).and_then(|options| {
         let ready = Arc::new(AtomicBool::new(false));
         let gone = parent_gone(ready.clone()).map_err(|source| Error::Runtime { source })?;
-        server::run(&options, &reporter(ready), gone)
+        mount::run(&options, &reporter(ready), gone)
     });
     if let Err(error) = &outcome {
         // After it was ready there is nobody to hear it: standard output is /dev/null.

@@ -1,58 +1,68 @@
-//! The sockets of a mount's server. A connection to the control socket is answered with the server's status, one to the metrics socket with its metrics.
-//! One to the leave socket asks the server to unmount, and is answered with the outcome. Each answer is one JSON document.
+//! The control socket of a server: a request as one line of JSON, answered by lines of JSON of which the last has the outcome.
+//!
+//! Every server answers `status`, `metrics` and `leave`, the first two without waiting for any disk. What it is asked besides is its service's.
+//! Whoever goes away before the outcome wants their request no more; what has begun to be written is still written whole.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt, socket};
-use nix::sys::time::{TimeVal, TimeValLike};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 
-use crate::fetch::Stats;
+use super::frontend::Place;
+use super::service::{Activity, Nothing, Service, Told};
+use crate::errors::chain;
+use crate::image::{Event, Report};
+use crate::kernel::fusedev::Detach;
+use crate::metrics::{METRICS, Snapshot};
 use crate::threads::{self, Work};
 
-/// How long either side waits for the other.
+/// The socket's name in the directory of the server's state.
+pub(crate) const SOCKET: &str = "control.sock";
+
+/// How long a client may take to say what it wants, and how long to wait where there are no descriptors.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The same for a server that unmounts: the filesystem that it has mounted on may be slow (mounts.rs, fusedev.rs).
-const UNMOUNTING: Duration = Duration::from_secs(25);
-/// More than any answer has.
-const LONGEST_ANSWER: usize = 8 << 20;
+/// How often a server that works says that it does.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// How long a disk may take to answer while a request is worked on.
+const DISK: Duration = Duration::from_secs(10);
+/// Bytes of the longest request.
+const LONGEST: u64 = 1 << 20;
 
-/// What a server says of itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activity {
-    #[serde(flatten)]
-    pub stats: Stats,
-    pub last_error: Option<String>,
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Request<Q = Nothing> {
+    Status,
+    Metrics,
+    /// To unmount, where nothing uses the mount.
+    Leave,
+    #[serde(untagged)]
+    Own(Q),
 }
 
-impl Activity {
-    /// Both together; of two last errors, the other's.
-    pub(crate) fn and(self, other: Self) -> Self {
-        let (a, b) = (self.stats, other.stats);
-        let stats = Stats {
-            served: a.served.saturating_add(b.served),
-            fetched: a.fetched.saturating_add(b.fetched),
-            cached: a.cached.saturating_add(b.cached),
-            requests: a.requests.saturating_add(b.requests),
-            errors: a.errors.saturating_add(b.errors),
-            uncached: a.uncached.saturating_add(b.uncached),
-        };
-        Self { stats, last_error: other.last_error.or(self.last_error) }
-    }
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer<A = Nothing> {
+    Event(Event),
+    /// The request is being worked on.
+    Working,
+    Status(Told),
+    Metrics(String),
+    Left,
+    Failed {
+        message: String,
+    },
+    #[serde(untagged)]
+    Own(A),
 }
-
-/// Asks the view for its figures.
-pub(crate) type Figures = Arc<dyn Fn() -> Activity + Send + Sync>;
 
 /// Makes the socket, for its owner alone. Its directory is private, so nobody reaches it before its mode is set.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -62,66 +72,55 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Tells the server's figures until the task is dropped. Needs a tokio runtime.
-pub(crate) async fn answer(listener: UnixListener, figures: Figures) {
-    serve(listener, PATIENCE, move || std::future::ready(serde_json::to_vec(&figures()))).await;
+/// Who answers.
+pub(crate) struct Answering<S> {
+    pub(crate) service: Arc<S>,
+    pub(crate) frontend: &'static str,
+    /// Seconds since 1970.
+    pub(crate) started: u64,
+    pub(crate) place: Place,
 }
 
-/// Tells the server's metrics, in Prometheus' text format, until the task is dropped.
-pub(crate) async fn answer_metrics<T>(listener: UnixListener, metrics: impl Fn() -> T)
-where
-    T: Future<Output = String> + Send + 'static,
-{
-    let answer = || {
-        let text = metrics();
-        async move { serde_json::to_vec(&text.await) }
-    };
-    serve(listener, PATIENCE, answer).await;
+impl<S: Service> Answering<S> {
+    fn told(&self) -> Told {
+        let layers = self.service.layers();
+        let (images, activity) = (self.service.images(), self.service.past().and(Activity::of(&layers)));
+        Told { frontend: self.frontend.to_owned(), started: self.started, images, layers: layers.len(), activity }
+    }
+
+    async fn metrics(&self) -> String {
+        let levels = self.service.common().levels().await;
+        METRICS.text(&Snapshot { server: self.service.id(), kind: S::KIND, ..levels })
+    }
+
+    fn leave(&self) -> Result<(), String> {
+        self.service.let_go(Detach::IfIdle);
+        self.place.leave().map_err(|error| chain(&error))
+    }
+
+    async fn perform(self: Arc<Self>, request: Request<S::Request>, report: Report) -> Answer<S::Answer> {
+        let done = match request {
+            Request::Status => Ok(Answer::Status(self.told())),
+            Request::Metrics => Ok(Answer::Metrics(self.metrics().await)),
+            Request::Leave => {
+                let left = threads::run(Work::Outside, move || self.leave()).await;
+                left.unwrap_or_else(|lost| Err(lost.to_string())).map(|()| Answer::Left)
+            }
+            Request::Own(own) => Arc::clone(&self.service).perform(own, report).await.map(Answer::Own),
+        };
+        done.unwrap_or_else(|message| Answer::Failed { message })
+    }
 }
 
-/// Asks the server behind such a socket for its metrics.
-pub(crate) fn ask_for_metrics(path: &Path) -> io::Result<String> {
-    told_within(path, PATIENCE)
-}
-
-/// What came of asking a server to unmount: where it has not, why.
-pub(crate) type Left = Result<(), String>;
-
-/// Calls `leave` for each connection, and tells what came of it.
-pub(crate) async fn answer_leave(listener: UnixListener, leave: impl Fn() -> Left + Send + Sync + 'static) {
-    let leave = Arc::new(leave);
-    let answer = move || {
-        let leave = Arc::clone(&leave);
-        async move {
-            let left = threads::run(Work::Outside, move || leave()).await;
-            serde_json::to_vec(&left.unwrap_or_else(|lost| Err(lost.to_string())))
-        }
-    };
-    serve(listener, UNMOUNTING, answer).await;
-}
-
-/// Asks the server behind such a socket to unmount.
-pub(crate) fn ask_to_leave(path: &Path) -> io::Result<Left> {
-    told_within(path, UNMOUNTING)
-}
-
-/// The process behind such a socket, by the number that it has here. Its own number is that of its PID namespace.
-pub(crate) fn server_of(path: &Path) -> io::Result<u32> {
-    let server = getsockopt(&connect(path, PATIENCE)?, PeerCredentials)?;
-    u32::try_from(server.pid()).map_err(io::Error::other)
-}
-
-async fn serve<A>(listener: UnixListener, patience: Duration, answer: impl Fn() -> A)
-where
-    A: Future<Output = serde_json::Result<Vec<u8>>> + Send + 'static,
-{
+/// Answers until the task is dropped. Needs a tokio runtime.
+pub(crate) async fn answer<S: Service>(listener: UnixListener, server: Arc<Answering<S>>) {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::warn!(%error, "the control socket cannot be served"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(tokio::time::timeout(patience, tell(stream, answer())))),
+            Ok((stream, _)) => drop(tokio::spawn(converse(stream, Arc::clone(&server)))),
             Err(error) => {
                 // No descriptors, most likely: what is open has to close first.
                 tracing::warn!(%error, "control connection refused");
@@ -131,137 +130,203 @@ where
     }
 }
 
-async fn tell(
-    mut stream: tokio::net::UnixStream,
-    answer: impl Future<Output = serde_json::Result<Vec<u8>>>,
-) -> io::Result<()> {
-    let answer = answer.await?;
-    stream.write_all(&answer).await?;
-    stream.shutdown().await
+async fn converse<S: Service>(stream: tokio::net::UnixStream, server: Arc<Answering<S>>) -> io::Result<()> {
+    let (input, output) = stream.into_split();
+    let output = Arc::new(Mutex::new(output));
+    let mut input = tokio::io::BufReader::new(input.take(LONGEST));
+    let mut line = String::new();
+    tokio::time::timeout(PATIENCE, input.read_line(&mut line)).await??;
+    let request = match serde_json::from_str(&line) {
+        Ok(request) => request,
+        Err(error) => {
+            let message = format!("the server is of another version of crfs: {error}; start it again");
+            return say(&output, &Answer::<Nothing>::Failed { message }).await;
+        }
+    };
+    // By a task of its own: the request may keep its thread for long.
+    let mut signs = JoinSet::new();
+    if !matches!(request, Request::Status | Request::Metrics) {
+        signs.spawn(say_that_it_works(Arc::clone(&output), Arc::clone(&server.service)));
+    }
+    let (events, mut heard) = mpsc::unbounded_channel();
+    let report: Report = Arc::new(move |event| {
+        // Whoever listened may be gone.
+        drop(events.send(event.clone()));
+        Ok(())
+    });
+    let performing = server.perform(request, report);
+    tokio::pin!(performing);
+    let mut rest = Vec::new();
+    let answer = loop {
+        tokio::select! {
+            answer = &mut performing => break answer,
+            Some(event) = heard.recv() => say(&output, &Answer::<Nothing>::Event(event)).await?,
+            _gone = input.read_to_end(&mut rest) => return Ok(()),
+        }
+    };
+    while let Ok(event) = heard.try_recv() {
+        say(&output, &Answer::<Nothing>::Event(event)).await?;
+    }
+    // Where nobody writes, no sign of life is cut short within its line.
+    let mut output = output.lock().await;
+    drop(signs);
+    write(&mut output, &answer).await
 }
 
-/// Asks the server behind a socket.
-pub(crate) fn ask(path: &Path) -> io::Result<Activity> {
-    told_within(path, PATIENCE)
-}
-
-fn told_within<T: DeserializeOwned>(path: &Path, patience: Duration) -> io::Result<T> {
-    let end = Instant::now() + patience;
-    let mut stream = connect(path, patience)?;
-    let mut answer = Vec::new();
-    let mut part = [0; 4096];
+/// Until nobody listens any more, or the task is given up. A server whose disk has stopped does not work: then whoever waits is told so.
+async fn say_that_it_works<S: Service>(output: Arc<Mutex<OwnedWriteHalf>>, service: Arc<S>) {
+    let mut ticks = tokio::time::interval(SIGN_OF_LIFE);
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        // The kernel takes none for no limit at all.
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut part)? {
-            0 => return Ok(serde_json::from_slice(&answer)?),
-            _ if answer.len() > LONGEST_ANSWER => return Err(io::Error::other("its answer is too long")),
-            _ if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
-            read => answer.extend(part.get(..read).unwrap_or_default()),
+        ticks.tick().await;
+        let asked = Arc::clone(&service);
+        let disk = threads::run(Work::Outside, move || asked.ask_disk());
+        if tokio::time::timeout(DISK, disk).await.is_err() {
+            let (id, seconds) = (service.id(), DISK.as_secs());
+            let message = format!("{id}: its filesystem has not answered the server for {seconds} s; this is given up");
+            tracing::warn!("{message}");
+            // Whoever listens has all there is to hear.
+            return drop(say(&output, &Answer::<Nothing>::Failed { message }).await);
+        }
+        if say(&output, &Answer::<Nothing>::Working).await.is_err() {
+            return;
         }
     }
 }
 
-/// Connects to a server. One that is stopped takes as many connections as its backlog has; whoever comes then would wait for ever.
-pub(crate) fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
-    setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(millis.max(1)))?;
-    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(socket.into())
+async fn say<A: Serialize>(output: &Mutex<OwnedWriteHalf>, answer: &Answer<A>) -> io::Result<()> {
+    write(&mut *output.lock().await, answer).await
+}
+
+async fn write<A: Serialize>(output: &mut OwnedWriteHalf, answer: &Answer<A>) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    output.write_all(&line).await
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::{Layer, Stats};
+    use crate::image::engine::Common;
+    use crate::kernel::mounts::{Device, Identity};
+    use crate::registry::Hosts;
+    use crate::serve::ask::{self, GLANCE, Unanswered};
+    use crate::serve::frontend::Mounted;
+    use crate::serve::service::Activity;
+    use crate::sys::own::OwnDir;
 
-    #[test]
-    fn whoever_connects_is_told_the_figures_of_that_moment() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let listener = bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    /// It answers a word with its length, and says before that it has heard it.
+    struct Echo(Common);
 
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let stats = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: 5, uncached: 6 };
-        let expected = Activity { stats, last_error: Some("gone".into()) };
-        let told = expected.clone();
-        runtime.spawn(answer(listener, Arc::new(move || told.clone())));
-        for _ in 0..3 {
-            assert_eq!(ask(&path).unwrap(), expected);
+    impl Service for Echo {
+        const KIND: &'static str = "echo";
+        type Request = String;
+        type Answer = usize;
+
+        fn id(&self) -> String {
+            "e".into()
         }
-        assert_eq!(server_of(&path).unwrap(), std::process::id());
+
+        fn common(&self) -> &Common {
+            &self.0
+        }
+
+        fn images(&self) -> usize {
+            3
+        }
+
+        fn layers(&self) -> Vec<Arc<Layer>> {
+            Vec::new()
+        }
+
+        fn past(&self) -> Activity {
+            Activity { stats: Stats { served: 7, ..Stats::default() }, last_error: Some("gone".into()) }
+        }
+
+        async fn perform(self: Arc<Self>, word: String, report: Report) -> Result<usize, String> {
+            let _heard = report(&Event::Opened { layers: word.len(), of: 9, fetched: 0 });
+            if word.is_empty() { Err("no word".into()) } else { Ok(word.len()) }
+        }
     }
 
-    #[test]
-    fn whoever_asks_a_server_to_leave_is_told_what_came_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("leave.sock");
-        let listener = bind(&path).unwrap();
+    /// A server that answers at a directory until it is dropped. (Nothing is mounted there.)
+    fn serving(dir: &Path) -> tokio::runtime::Runtime {
+        let listener = bind(&dir.join(SOCKET)).unwrap();
+        let device = Device { major: 0, minor: u32::MAX };
+        let identity = Identity { id: u32::MAX, device, source: "e".into(), user: None };
+        let place = Mounted { dir: dir.join("nowhere"), identity, stays: true }.place();
+        let service = Arc::new(Echo(Common::new(Cache::none(), Hosts::default())));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let asked = std::sync::atomic::AtomicUsize::new(0);
-        let leave = move || match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            0 => Err("it is in use".to_owned()),
-            _ => Ok(()),
+        runtime.spawn(answer(listener, Arc::new(Answering { service, frontend: "none", started: 5, place })));
+        runtime
+    }
+
+    fn connected(dir: &Path) -> UnixStream {
+        ask::connect(OwnDir::open(dir).unwrap().as_fd(), GLANCE).unwrap()
+    }
+
+    #[test]
+    fn every_server_says_how_it_is_and_what_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = serving(dir.path());
+        assert_eq!(fs::metadata(dir.path().join(SOCKET)).unwrap().mode() & 0o777, 0o600);
+        let told = ask::status(connected(dir.path())).unwrap();
+        assert_eq!((&*told.frontend, told.started, told.images, told.layers), ("none", 5, 3, 0));
+        assert_eq!((told.activity.stats.served, told.activity.last_error.as_deref()), (7, Some("gone")));
+        let metrics = ask::metrics(connected(dir.path())).unwrap();
+        assert!(metrics.contains(r#"crfs_server{server="e",kind="echo"} 1"#), "{metrics}");
+        assert_eq!(ask::server_of(&connected(dir.path())).unwrap(), std::process::id());
+    }
+
+    #[test]
+    fn whoever_asks_a_server_to_leave_is_told_why_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = serving(dir.path());
+        match ask::leave(connected(dir.path())) {
+            Err(Unanswered::Failed { message }) => assert!(message.contains("nowhere"), "{message}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_service_answers_what_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = serving(dir.path());
+        let asked = |word: &str| {
+            let (mut events, request) = (Vec::new(), Request::Own(word.to_owned()));
+            let mut hear = |event: &Event| events.push(event.clone());
+            let answer = ask::ask::<_, usize>(connected(dir.path()), &request, GLANCE, &mut hear);
+            (answer, events)
         };
-        runtime.spawn(answer_leave(listener, leave));
-        assert_eq!(ask_to_leave(&path).unwrap(), Err("it is in use".to_owned()));
-        assert_eq!(ask_to_leave(&path).unwrap(), Ok(()));
+        let (answer, events) = asked("word");
+        assert_eq!(answer.unwrap(), Answer::Own(4));
+        assert_eq!(events, [Event::Opened { layers: 4, of: 9, fetched: 0 }]);
+        assert!(matches!(asked("").0, Err(Unanswered::Failed { message }) if message == "no word"));
     }
 
     #[test]
-    fn whoever_asks_for_metrics_is_told_them() {
+    fn a_request_that_is_not_understood_is_of_another_version() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.sock");
-        let listener = bind(&path).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.spawn(answer_metrics(listener, || std::future::ready("crfs_served_bytes_total 1\n".to_owned())));
-        assert_eq!(ask_for_metrics(&path).unwrap(), "crfs_served_bytes_total 1\n");
-    }
-
-    #[test]
-    fn layers_add_up() {
-        let one = Stats { served: 1, fetched: 2, cached: 3, requests: 4, errors: u64::MAX, uncached: 6 };
-        let with_error = Activity { stats: one, last_error: Some("e".into()) };
-        let without = Activity { stats: one, last_error: None };
-        let sum = with_error.and(without);
-        assert_eq!(sum.stats, Stats { served: 2, fetched: 4, cached: 6, requests: 8, errors: u64::MAX, uncached: 12 });
-        assert_eq!(sum.last_error.as_deref(), Some("e"));
-    }
-
-    /// As that of a server that is stopped: `status` would hang in connect(2).
-    #[test]
-    fn a_server_whose_backlog_is_full_is_not_waited_for() {
-        use nix::sys::socket::{Backlog, bind, listen};
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        listen(&listener, Backlog::new(0).unwrap()).unwrap();
-        let mut waiting = Vec::new();
-        let full = loop {
-            match connect(&path, Duration::from_millis(20)) {
-                Ok(stream) => waiting.push(stream),
-                Err(error) => break error,
-            }
-        };
-        assert!(!waiting.is_empty() && full.kind() == io::ErrorKind::WouldBlock, "{full}");
-        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
-        // There is room again, and nobody who answers.
-        waiting.clear();
-        let listener = UnixListener::from(listener);
-        drop(listener.accept().unwrap());
-        assert!(told_within::<Activity>(&path, Duration::from_millis(20)).is_err());
-    }
-
-    #[test]
-    fn a_server_that_is_gone_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        drop(bind(&path).unwrap());
-        assert_eq!(ask(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let _server = serving(dir.path());
+        for request in [&b"{\"frobnicate\":1}\n"[..], b"\xff\n", b"\n"] {
+            let mut stream = connected(dir.path());
+            stream.write_all(request).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            let is_told = answer.starts_with("{\"failed\":{\"message\":\"the server is of another version of crfs: ");
+            assert!(is_told && answer.ends_with("\n") || request[0] == 0xff && answer.is_empty(), "{answer}");
+        }
+        let mut stream = connected(dir.path());
+        stream.write_all(&vec![b' '; LONGEST as usize + 1]).unwrap();
+        let mut answer = String::new();
+        // It may be gone before it has read all of it.
+        let _read = stream.read_to_string(&mut answer);
+        assert!(answer.is_empty() || answer.contains("another version"), "{answer}");
     }
 }

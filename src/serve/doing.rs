@@ -6,9 +6,6 @@ use crate::cache::Cache;
 use crate::fetch::Layer;
 use crate::threads;
 
-/// Writes it to the log.
-pub(crate) type Doing = Arc<dyn Fn() + Send + Sync>;
-
 /// The cache, the threads, and the layers that something is waited for of. As warnings, so that they are seen whatever is logged.
 pub(crate) fn tell(layers: &[Arc<Layer>], cache: &Cache) {
     let all: Vec<_> = layers.iter().map(|layer| (layer, layer.doing())).collect();

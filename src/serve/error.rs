@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ask::Unanswered;
 use crate::errors::chain;
 use crate::registry::Waiting;
 use crate::{image, kernel};
@@ -33,7 +34,7 @@ pub enum Error {
     #[error("{} is mounted in several mount namespaces; say which one by its id: {ids} (see `crfs status`)", dir.display())]
     SeveralMounted { dir: PathBuf, ids: String },
     #[error("{} is mounted in another mount namespace, and its server, process {pid} there, cannot be asked to unmount it", dir.display())]
-    NotAsked { dir: PathBuf, pid: u32, source: io::Error },
+    NotAsked { dir: PathBuf, pid: u32, source: Unanswered },
     #[error("in the mount namespace of {}: {why}", dir.display())]
     StaysElsewhere { dir: PathBuf, why: String },
     #[error("{} is covered by another mount, of type {kind}; unmount that one first", dir.display())]

@@ -4,30 +4,38 @@
 //! crfs mount --> background: spawns "crfs serve" --- options (JSON) --> stdin of the server
 //!                                               <-- events (JSON lines) - its stdout
 //!
-//! server:  image (resolve, open the layers) -> start (state directory, /dev/fuse, mount(2)) -> serve -> the kernel says ENODEV
+//! a service (service.rs): a mount's image (mounted.rs), a store
+//!     └── in the frame of all servers (server.rs): set-up, signals, readiness, end
+//!             ├── a frontend (frontend.rs) shows it to the kernel: FUSE (fuse.rs)
+//!             └── a control socket (control.rs) answers those who ask (ask.rs): status, metrics, leave, and what is the service's own
 //! ```
 //!
 //! The state directory of a mount (state.rs) is what `crfs status` and `crfs umount` know it by.
 
+pub(crate) mod ask;
 pub mod background;
 pub(crate) mod control;
-pub(crate) mod doing;
+mod doing;
 mod error;
 mod event;
+pub(crate) mod frontend;
+pub(crate) mod fuse;
 pub mod holders;
 pub mod log;
+pub mod mount;
 mod mounted;
 mod notify;
 pub mod options;
-pub mod server;
-pub(crate) mod session;
+pub(crate) mod server;
+pub(crate) mod service;
 pub(crate) mod signals;
 pub(crate) mod state;
 pub mod status;
 pub mod unmount;
 
-pub use control::Activity;
+pub use ask::Unanswered;
 pub use error::Error;
 pub use event::{Event, Ready, Report};
 pub use notify::notify;
+pub use service::Activity;
 pub use state::state_dirs;

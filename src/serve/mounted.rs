@@ -1,6 +1,5 @@
-//! From an image that is open to what a server of one mount needs.
+//! From an image that is open to the service of a mount.
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,40 +7,73 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::Error;
-use super::control::{Activity, Figures};
-use super::doing::{self, Doing};
 use super::options::{LayerChoice, MountOptions};
-use super::session::Serve;
-use crate::blob::Digest;
+use super::service::{Nothing, Service, distinct};
 use crate::cache::Cache;
 use crate::fetch::{self, Prefetch};
 use crate::fs::forest::Forest;
-use crate::fs::fuse::{Frontend, Options, Server};
 use crate::image::config::Config;
-use crate::image::engine::{Alone, Common, Engine, RESOLVE_WITHIN, read_ahead};
-use crate::image::layer::OpenLayer;
+use crate::image::engine::{Alone, Common, Engine, OpenImage, RESOLVE_WITHIN, read_ahead};
 use crate::image::{self, Event, Report, lowers};
 use crate::registry::{self, Hosts};
 use crate::threads::{self, Work};
 
-/// What is served, waiting for its descriptor only.
+/// One image, whose layers are all open.
+pub(crate) struct MountedImage {
+    id: String,
+    layers: Vec<Arc<fetch::Layer>>,
+    common: Common,
+}
+
+impl Service for MountedImage {
+    const KIND: &'static str = "mount";
+    type Request = Nothing;
+    type Answer = Nothing;
+
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn images(&self) -> usize {
+        1
+    }
+
+    fn layers(&self) -> Vec<Arc<fetch::Layer>> {
+        self.layers.clone()
+    }
+
+    async fn perform(self: Arc<Self>, request: Nothing, _report: Report) -> Result<Nothing, String> {
+        match request {}
+    }
+}
+
+/// What is served, waiting for its mount only.
 pub(crate) struct Served {
-    pub(crate) name: String,
-    pub(crate) digest: Digest,
-    pub(crate) layers: usize,
-    /// Those of them that are not on local disk as a whole.
-    pub(crate) lazy: usize,
-    pub(crate) sent_whole: usize,
-    pub(crate) serve: Serve,
-    /// KiB that the kernel is to read ahead.
-    pub(crate) read_ahead: u32,
+    pub(crate) service: Arc<MountedImage>,
+    pub(crate) forest: Arc<Forest>,
+    pub(crate) image: OpenImage,
     /// Runs once the mount is ready.
     pub(crate) prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
-    pub(crate) figures: Figures,
-    /// Writes what it does to the log.
-    pub(crate) doing: Doing,
-    /// What its metrics tell of now.
-    pub(crate) common: Common,
+}
+
+impl Served {
+    /// Layers that are not on local disk as a whole.
+    pub(crate) fn lazy(&self) -> usize {
+        self.image.layers.iter().filter(|layer| layer.is_lazy()).count()
+    }
+
+    pub(crate) fn sent_whole(&self) -> usize {
+        self.image.layers.iter().filter(|layer| layer.sent_whole).count()
+    }
+
+    /// KiB that the kernel is to read ahead.
+    pub(crate) fn read_ahead(&self) -> u32 {
+        read_ahead(self.image.layers.iter())
+    }
 }
 
 /// The layer that `--layer` means.
@@ -56,8 +88,8 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
     Ok((number, layer.clone()))
 }
 
-/// All that a server needs before it mounts.
-pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report) -> Result<Served, Error> {
+/// All that a server needs before it mounts. `id`: what the mount is known by.
+pub(crate) async fn served(options: &MountOptions, id: String, hosts: Hosts, report: &Report) -> Result<Served, Error> {
     let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
     let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
     let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
@@ -90,48 +122,13 @@ pub(crate) async fn served(options: &MountOptions, hosts: Hosts, report: &Report
             readahead.starts(started).await;
         }
     });
+    let layers = distinct(image.layers.iter().map(|layer| &layer.contents));
+    let prefetch = Box::pin(fetch::prefetch(layers.clone(), options.prefetch));
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    let answers = Options { list_trusted: options.system_admin, nfs_export: options.nfs_export };
-    let frontend = Frontend::new(forest, Handle::current(), answers);
-    let contents = distinct(&image.layers);
-    let doing = doing(engine.cache().clone(), &image.layers);
-    Ok(Served {
-        name: image.image.name.clone(),
-        digest: image.image.digest,
-        layers: image.layers.len(),
-        lazy: image.layers.iter().filter(|layer| layer.is_lazy()).count(),
-        sent_whole: image.layers.iter().filter(|layer| layer.sent_whole).count(),
-        read_ahead: read_ahead(image.layers.iter()),
-        serve: Box::new(move |device| Server::handshake(frontend, device)?.run()),
-        prefetch: Box::pin(fetch::prefetch(contents, options.prefetch)),
-        doing,
-        common,
-        figures: figures(image.layers),
-    })
+    Ok(Served { service: Arc::new(MountedImage { id, layers, common }), forest, image, prefetch })
 }
 
 /// What the image starts, if that is to be guessed from. Nobody waits for it.
 async fn started(engine: Arc<Engine>, image: registry::Image, guesses: bool) -> Vec<Vec<String>> {
     if guesses { engine.config(&image).await.map(Config::started).unwrap_or_default() } else { Vec::new() }
-}
-
-/// The contents of layers, each once.
-fn distinct(layers: &[OpenLayer]) -> Vec<Arc<fetch::Layer>> {
-    let mut seen = HashSet::new();
-    let contents = layers.iter().map(|layer| &layer.contents);
-    contents.filter(|contents| seen.insert(Arc::as_ptr(contents))).cloned().collect()
-}
-
-fn doing(cache: Cache, layers: &[OpenLayer]) -> Doing {
-    let layers = distinct(layers);
-    Arc::new(move || doing::tell(&layers, &cache))
-}
-
-fn figures(layers: Vec<OpenLayer>) -> Figures {
-    let layers = distinct(&layers);
-    Arc::new(move || layers.iter().fold(Activity::default(), |sum, layer| sum.and(layer_activity(layer))))
-}
-
-pub(crate) fn layer_activity(layer: &fetch::Layer) -> Activity {
-    Activity { stats: layer.stats(), last_error: layer.last_error() }
 }

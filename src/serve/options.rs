@@ -22,7 +22,7 @@ pub struct MountOptions {
     pub prefetch: Prefetch,
     /// From the start until the mount point can be used.
     pub mount_deadline: Duration,
-    pub frontend: Frontend,
+    pub frontend: FrontendChoice,
     /// `None`: all layers, merged.
     pub layer: Option<LayerChoice>,
     #[serde(with = "wire::WireOpaque")]
@@ -37,10 +37,10 @@ pub struct MountOptions {
     pub log: LogOptions,
 }
 
-/// `--frontend`: who answers the kernel's requests.
+/// `--frontend`: what shows the image to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Frontend {
+pub enum FrontendChoice {
     Auto,
     Fuse,
 }
@@ -103,7 +103,7 @@ mod tests {
             allow_other: true,
             prefetch: Prefetch::All,
             mount_deadline: Duration::from_secs(60),
-            frontend: Frontend::Fuse,
+            frontend: FrontendChoice::Fuse,
             layer: Some(LayerChoice::Digest(Digest::of(b""))),
             opaque_xattr: OpaqueXattr::User,
             nfs_export: true,

@@ -3,9 +3,7 @@
 //! ```text
 //! $XDG_RUNTIME_DIR/crfs/<id>/     root: /run/crfs/<id>/
 //!     mount.json                  what is mounted where, written before the mount is ready
-//!     control.sock                0600; answers every connection with the server's status as JSON
-//!     metrics.sock                0600; answers every connection with the server's metrics
-//!     leave.sock                  0600; a connection asks the server to unmount, if nothing uses the mount
+//!     control.sock                0600; where the server is asked (control.rs)
 //!     server.log, server.log.1    JSON lines
 //!     state.id                    the id: this directory is crfs's
 //! ```
@@ -20,9 +18,10 @@ use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,18 +30,18 @@ use rustix::fs::{RenameFlags, renameat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::control::{self, Activity, Left};
+use super::ask::{self, GLANCE as ANSWER, Unanswered};
+use super::control::SOCKET;
 use super::{Error, holders};
 use crate::blob::Digest;
 use crate::image::wire;
 use crate::kernel::mounts::{self, Device};
-use crate::sys::own::{Entry, EntryKind, OwnDir};
+use crate::sys::own::{Entry, EntryKind, OwnDir, short_path};
 use crate::sys::trusted;
 
 const RECORD: &str = "mount.json";
-const SOCKET: &str = "control.sock";
-const LEAVE: &str = "leave.sock";
-const METRICS: &str = "metrics.sock";
+/// Those of older servers, which had one for each question.
+const OLD_SOCKETS: [&str; 2] = ["leave.sock", "metrics.sock"];
 const LOG: &str = "server.log";
 /// The record while it is written.
 const NEW_RECORD: &str = "mount.json.new";
@@ -192,15 +191,6 @@ impl OwnState {
         short_path(self.lock.as_fd()).join(SOCKET)
     }
 
-    /// The path of the socket by which the server is asked to unmount.
-    pub(crate) fn leave_socket(&self) -> PathBuf {
-        short_path(self.lock.as_fd()).join(LEAVE)
-    }
-
-    pub(crate) fn metrics_socket(&self) -> PathBuf {
-        short_path(self.lock.as_fd()).join(METRICS)
-    }
-
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let (path, new) = (self.dir.join(RECORD), self.dir.join(NEW_RECORD));
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
@@ -269,22 +259,9 @@ impl FoundState {
         (a.record.started, &a.record.id).cmp(&(b.record.started, &b.record.id))
     }
 
-    /// Asks its server how it is.
-    pub(crate) fn ask(&self) -> io::Result<Activity> {
-        let dir = self.opened()?;
-        control::ask(&short_path(dir.as_fd()).join(SOCKET))
-    }
-
-    /// Asks its server for its metrics.
-    pub(crate) fn ask_for_metrics(&self) -> io::Result<String> {
-        let dir = self.opened()?;
-        control::ask_for_metrics(&short_path(dir.as_fd()).join(METRICS))
-    }
-
-    /// Asks its server to unmount.
-    pub(crate) fn ask_to_leave(&self) -> io::Result<Left> {
-        let dir = self.opened()?;
-        control::ask_to_leave(&short_path(dir.as_fd()).join(LEAVE))
+    /// A connection to its server.
+    pub(crate) fn connect(&self) -> Result<UnixStream, Unanswered> {
+        ask::connect(self.opened().map_err(|source| Unanswered::Ended { source })?.as_fd(), ANSWER)
     }
 
     /// Whether the server still has its directory locked.
@@ -303,7 +280,8 @@ impl FoundState {
     /// The process that serves it.
     pub(crate) fn server(&self) -> Option<u32> {
         let dir = self.opened().ok().filter(|dir| is_locked(dir).unwrap_or(true))?;
-        Some(control::server_of(&short_path(dir.as_fd()).join(SOCKET)).unwrap_or(self.record.pid))
+        let server = ask::connect(dir.as_fd(), ANSWER).ok();
+        Some(server.and_then(|server| ask::server_of(&server).ok()).unwrap_or(self.record.pid))
     }
 
     /// Removes it, if it is still that of this mount and nobody serves it.
@@ -509,7 +487,7 @@ fn is_state(dir: &OwnDir, name: &OsStr) -> bool {
 fn is_of_state(entry: &Entry) -> bool {
     match entry.kind {
         EntryKind::File => [RECORD, NEW_RECORD, LOG, OLD_LOG, MARK].iter().any(|name| entry.name == *name),
-        EntryKind::Socket => [SOCKET, LEAVE, METRICS].iter().any(|name| entry.name == *name),
+        EntryKind::Socket => OLD_SOCKETS.iter().chain([&SOCKET]).any(|name| entry.name == *name),
         _ => false,
     }
 }
@@ -548,11 +526,6 @@ fn remove(path: &Path, open: &File) {
 /// By a description of its own: a lock belongs to one.
 fn lock(dir: &OwnDir, how: FlockArg) -> io::Result<Flock<File>> {
     Flock::lock(dir.enter(".")?.into(), how).map_err(|(_, errno)| errno.into())
-}
-
-/// A name of an open directory that fits into the 108 bytes of a socket's address.
-pub(crate) fn short_path(dir: BorrowedFd<'_>) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
 #[cfg(test)]

@@ -1,43 +1,50 @@
-//! This user's mounts and what they have done.
+//! This user's servers and what they have done.
 
-use std::io;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::Error;
-use super::control::Activity;
+use super::ask::{self, Unanswered};
 use super::holders::{self, Holder};
+use super::mounted::MountedImage;
+use super::service::{Activity, Service, Told};
 use super::state::{self, FoundState};
 use crate::blob::Digest;
+use crate::errors::chain;
 use crate::kernel::mounts::{self, Mount};
 
-/// How a mount is.
+/// How a server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Its server answers.
+    /// It answers.
     Serving,
-    /// Its server lives and does not answer.
+    /// It lives and does not answer.
     Silent,
-    /// Its server is gone and the mount is still there.
+    /// It is gone and its mount is still there.
     Dead,
 }
 
-/// One mount. The names of the fields are those of `crfs status --json`.
+/// One server. The names of the fields are those of `crfs status --json`, which docs/STATUS.md has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
+    pub kind: &'static str,
     pub id: String,
     pub state: State,
-    pub pid: u32,
-    pub image: String,
-    pub digest: Digest,
-    pub frontend: String,
-    /// The mount point; what is not UTF-8 in it is replaced.
+    pub pid: Option<u32>,
+    /// The image, where it serves but one.
+    pub image: Option<String>,
+    pub digest: Option<Digest>,
+    pub frontend: Option<String>,
+    /// The mount point, or the root of a store; what is not UTF-8 in it is replaced.
     #[serde(serialize_with = "holders::lossy")]
     pub dir: PathBuf,
     /// Seconds since 1970.
-    pub started: u64,
+    pub started: Option<u64>,
+    pub images: Option<usize>,
+    /// Those that can be read.
+    pub layers: Option<usize>,
     /// Where it is, if it is not at `dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Elsewhere>,
@@ -54,7 +61,48 @@ pub struct Elsewhere {
     pub holders: Vec<Holder>,
 }
 
-/// Asks every server whose state is below one of `state_dirs`, in the order of their start; and why one of these directories cannot be asked.
+impl Status {
+    /// Of a server of which nothing is known but where it is.
+    pub(crate) fn unknown(kind: &'static str, id: String, state: State, dir: PathBuf) -> Self {
+        Self {
+            kind,
+            id,
+            state,
+            pid: None,
+            image: None,
+            digest: None,
+            frontend: None,
+            dir,
+            started: None,
+            images: None,
+            layers: None,
+            elsewhere: None,
+            activity: Activity::default(),
+        }
+    }
+
+    /// With what the server has said of itself, or why it has not.
+    pub(crate) fn told(self, told: Result<Told, Unanswered>) -> Self {
+        match told {
+            Ok(Told { frontend, started, images, layers, activity }) => Self {
+                state: State::Serving,
+                frontend: Some(frontend),
+                started: Some(started),
+                images: Some(images),
+                layers: Some(layers),
+                activity,
+                ..self
+            },
+            Err(error) => self.silent(format!("its server does not say how it is: {}", chain(&error))),
+        }
+    }
+
+    fn silent(self, why: String) -> Self {
+        Self { state: State::Silent, activity: Activity { last_error: Some(why), ..self.activity }, ..self }
+    }
+}
+
+/// Asks the server of every mount whose state is below one of `state_dirs`, in the order of their start; and why one of these directories cannot be asked.
 #[must_use]
 pub fn status(state_dirs: &[PathBuf]) -> (Vec<Status>, Option<Error>) {
     let (found, silent) = state::found_where_answered(state_dirs);
@@ -62,13 +110,14 @@ pub fn status(state_dirs: &[PathBuf]) -> (Vec<Status>, Option<Error>) {
     (found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect(), silent)
 }
 
-/// The metrics of every server whose state is below one of `state_dirs`, or why it does not tell them; and why one of these directories cannot be asked.
+/// The metrics of the server of every mount whose state is below one of `state_dirs`, or why it does not tell them; and why one of these directories
+/// cannot be asked.
 #[must_use]
-pub fn metrics(state_dirs: &[PathBuf]) -> (Vec<(PathBuf, io::Result<String>)>, Option<Error>) {
+pub fn metrics(state_dirs: &[PathBuf]) -> (Vec<(PathBuf, Result<String, Unanswered>)>, Option<Error>) {
     let (found, silent) = state::found_where_answered(state_dirs);
     // One that is dead has nothing to tell.
-    let live = found.iter().filter(|state| !matches!(state.is_served(), Ok(false)));
-    (live.map(|state| (state.record.dir.clone(), state.ask_for_metrics())).collect(), silent)
+    let live = found.iter().filter(|state| state.may_be_served());
+    (live.map(|state| (state.record.dir.clone(), state.connect().and_then(ask::metrics))).collect(), silent)
 }
 
 /// Where a mount is, if it is not at its directory. `all`: all mounts of this user. Their servers do not count in another mount namespace: each keeps
@@ -88,27 +137,21 @@ pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewh
 }
 
 fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
-    let (state, activity) = match (found.is_served(), found.ask()) {
-        (Ok(true), Ok(activity)) => (State::Serving, activity),
-        (Ok(true), Err(_)) => (State::Silent, Activity::default()),
-        (Ok(false), _) => (State::Dead, Activity::default()),
-        // That is no reason to take it for dead.
-        (Err(error), _) => {
-            let last_error = Some(format!("whether its server lives cannot be told: {error}"));
-            (State::Silent, Activity { last_error, ..Activity::default() })
-        }
-    };
-    let record = found.record;
-    Status {
-        id: record.id,
-        state,
-        pid: record.pid,
-        image: record.image,
-        digest: record.digest,
-        frontend: record.frontend,
-        dir: record.dir,
-        started: record.started,
+    let record = found.record.clone();
+    let known = Status {
+        pid: Some(record.pid),
+        image: Some(record.image),
+        digest: Some(record.digest),
+        frontend: Some(record.frontend),
+        started: Some(record.started),
+        images: Some(1),
         elsewhere,
-        activity,
+        ..Status::unknown(MountedImage::KIND, record.id, State::Dead, record.dir)
+    };
+    match found.is_served() {
+        Ok(true) => known.told(found.connect().and_then(ask::status)),
+        Ok(false) => known,
+        // That is no reason to take it for dead.
+        Err(error) => known.silent(format!("whether its server lives cannot be told: {error}")),
     }
 }

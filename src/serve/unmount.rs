@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::Error;
+use super::ask::{self, Unanswered};
 use super::holders::{self, Holder, named};
 use super::state::{self, FoundState};
 use super::status::{Elsewhere, elsewhere};
@@ -128,11 +129,11 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
 fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let dir = || state.record.dir.clone();
     let was_served = state.may_be_served();
-    match state.ask_to_leave() {
-        Ok(Err(why)) => Err(Error::StaysElsewhere { dir: dir(), why }),
+    match state.connect().and_then(ask::leave) {
+        Err(Unanswered::Failed { message }) => Err(Error::StaysElsewhere { dir: dir(), why: message }),
         // A server that has nothing left to serve may be gone before it has answered.
         _ if was_served && within(LEAVING, || !state.may_be_served()) => Ok(Outcome::Gone),
-        Ok(Ok(())) => {
+        Ok(()) => {
             let is_it = |mount: &Mount| state.record.describes(mount);
             Ok(Outcome::StillInUse(holders::of(is_it, &state.record.dir, &[])))
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::Store;
-use super::control::{self, Answer, Request};
+use super::control::{self, Request};
 use super::lock::Lock;
 use super::open;
 pub use super::open::Listing;
@@ -17,11 +17,16 @@ use crate::cache::Cache;
 use crate::image::look::runtime;
 use crate::image::options::ImageOptions;
 use crate::image::{Event, Report};
+use crate::kernel::mounts::{self, Mount};
+use crate::serve::Unanswered;
+use crate::serve::ask::{self, GLANCE, server_of};
+use crate::serve::service::Service;
+use crate::serve::status::{State, Status};
 use crate::sys::limit;
 
 /// How long a server that starts, or another command, is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
-const GLANCE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a server may take to take a connection.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -69,7 +74,7 @@ pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
 /// Where the store cannot be read.
 pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
     if let Some(server) = answered(paths, connect)? {
-        return Ok(control::ask(server, &Request::List, paths.log(), &mut |_| {})?.images());
+        return asked(paths, control::ask(server, Request::List, &mut |_| {}));
     }
     let records = answered(paths, |paths| Records::read(&paths.records()))?;
     Ok(records.images.iter().map(|image| open::listing(&records, image)).collect())
@@ -80,11 +85,38 @@ pub fn list(paths: &Paths) -> Result<Vec<Listing>, Error> {
 /// # Errors
 /// Where it does not answer.
 pub fn metrics(paths: &Paths) -> Result<Option<String>, Error> {
-    let Some(server) = answered(paths, connect)? else { return Ok(None) };
-    match control::ask(server, &Request::Metrics, paths.log(), &mut |_| {})? {
-        Answer::Metrics(text) => Ok(Some(text)),
-        _ => Ok(None),
-    }
+    let server = answered(paths, |paths| Ok(control::connect(paths, GLANCE)))?;
+    let told = server.and_then(|server| server.map(ask::metrics).transpose());
+    asked(paths, told)
+}
+
+/// How the store's server is, where there is one, or was one whose mount is still there.
+///
+/// # Errors
+/// Where that cannot be told.
+pub fn status(paths: &Paths) -> Result<Option<Status>, Error> {
+    let known = |state| {
+        let root = &paths.root;
+        Status::unknown(Store::KIND, root.display().to_string(), state, root.clone())
+    };
+    Ok(match answered(paths, |paths| Ok(control::connect(paths, GLANCE)))? {
+        Ok(Some(server)) => {
+            let pid = server_of(&server).ok();
+            Some(Status { pid, ..known(State::Silent) }.told(ask::status(server)))
+        }
+        Ok(None) => {
+            let mount = mounts::at(&paths.mount()).map_err(|source| Error::File { path: paths.mount(), source })?;
+            mount.filter(Mount::is_stores).map(|_| known(State::Dead))
+        }
+        Err(stopped) => Some(known(State::Silent).told(Err(stopped))),
+    })
+}
+
+fn asked<T>(paths: &Paths, answer: Result<T, Unanswered>) -> Result<T, Error> {
+    answer.map_err(|error| match error {
+        Unanswered::Failed { message } => Error::Reported { message },
+        source => Error::Server { log: paths.log(), source },
+    })
 }
 
 fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listing>, Error> {
@@ -92,7 +124,7 @@ fn perform(paths: &Paths, request: Request, report: &Report) -> Result<Vec<Listi
     // Progress that nobody hears is none.
     let mut on_event = |event: &Event| drop(report(event));
     match changer(paths)? {
-        Changer::Server(server) => Ok(control::ask(server, &request, paths.log(), &mut on_event)?.images()),
+        Changer::Server(server) => asked(paths, control::ask(server, request, &mut on_event)),
         Changer::Here(lock) => {
             let (asked, own, report) = (paths.clone(), paths.clone(), Arc::clone(report));
             let done =
@@ -128,18 +160,13 @@ fn changer(paths: &Paths) -> Result<Changer, Error> {
         if start.elapsed() >= PATIENCE {
             return Err(Error::Taken { root: paths.root.clone() });
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(PAUSE);
     }
 }
 
 /// The store's server, where there is one.
 fn connect(paths: &Paths) -> Result<Option<UnixStream>, Error> {
-    match control::connect(paths, ANSWER) {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-            Err(Error::Stopped { log: paths.log(), seconds: ANSWER.as_secs() })
-        }
-        connected => Ok(connected.ok()),
-    }
+    asked(paths, control::connect(paths, ANSWER))
 }
 
 fn here(paths: &Paths, request: Request, lock: Lock, report: &Report) -> Result<Vec<Listing>, Error> {
@@ -149,6 +176,6 @@ fn here(paths: &Paths, request: Request, lock: Lock, report: &Report) -> Result<
         (Request::Add { source, .. }, None) => Cache::open(&source.cache_dir, source.cache_size),
         _ => Cache::none(),
     };
-    let store = Arc::new(Store::new(paths.clone(), cache, None, lock)?);
-    Ok(runtime()?.block_on(store.perform(request, report))?.images())
+    let store = Store::new(paths.clone(), cache, None, lock)?;
+    runtime()?.block_on(Store::perform(&store, request, report))
 }

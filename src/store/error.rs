@@ -29,12 +29,8 @@ pub enum Error {
     NotAStore { root: PathBuf, list: PathBuf },
     #[error("{message}")]
     Reported { message: String },
-    #[error("the server of the store ended before it had answered; see {}", log.display())]
-    Silent { log: PathBuf, source: io::Error },
-    #[error(
-        "the server of the store has not answered for {seconds} s: it is stopped, or waits for a filesystem that does not answer; see {}", log.display()
-    )]
-    Stopped { log: PathBuf, seconds: u64 },
+    #[error("the server of the store, whose log is {}", log.display())]
+    Server { log: PathBuf, source: serve::Unanswered },
 
     #[error("{image}: its config {why}; add it again, or push it again")]
     NoConfig { image: String, why: Unusable },
@@ -85,7 +81,7 @@ pub enum Error {
     #[error(transparent)]
     Image(Box<image::Error>),
     #[error(transparent)]
-    Server(Box<serve::Error>),
+    Serve(Box<serve::Error>),
 }
 
 impl From<image::Error> for Error {
@@ -96,7 +92,7 @@ impl From<image::Error> for Error {
 
 impl From<serve::Error> for Error {
     fn from(error: serve::Error) -> Self {
-        Self::Server(Box::new(error))
+        Self::Serve(Box::new(error))
     }
 }
 

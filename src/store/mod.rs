@@ -58,7 +58,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::apart::Readers;
 use self::contents::Wants;
@@ -96,6 +96,8 @@ struct Store {
     /// Those that read such tar-splits.
     carried_reads: Semaphore,
     lock: Lock,
+    /// Whether a server does what it is asked for by now.
+    ready: watch::Sender<bool>,
     /// Who reads images, if that is not this process.
     readers: Option<Readers>,
 }
@@ -131,6 +133,7 @@ impl Store {
             opened,
             carried_reads,
             lock,
+            ready: watch::Sender::default(),
             readers: None,
         })
     }

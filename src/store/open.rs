@@ -29,9 +29,7 @@ use crate::image::{self, Report};
 use crate::kernel::fusedev::{self, Detach};
 use crate::kernel::mounts::Mount;
 use crate::kernel::{self, mounts};
-use crate::metrics::{METRICS, Snapshot};
 use crate::registry::{self};
-use crate::serve::doing;
 use crate::sys::outside;
 use crate::threads::{self, Work};
 
@@ -78,18 +76,6 @@ impl Store {
     #[cfg(test)]
     pub(super) const fn memory(&self) -> &crate::budget::Budget {
         self.common.memory()
-    }
-
-    /// Writes to the log what is waited for at this moment.
-    pub(super) fn tell_what_it_does(&self) {
-        let layers: Vec<_> = self.trees.planted().values().map(|planted| Arc::clone(&planted.layer.contents)).collect();
-        doing::tell(&layers, self.common.cache());
-    }
-
-    /// What it has counted, and how it is now.
-    pub(super) async fn metrics(&self) -> String {
-        let server = self.paths.root.display().to_string();
-        METRICS.text(&Snapshot { server, kind: "store", ..self.common.levels().await })
     }
 
     pub(super) fn engine(&self, source: &ImageOptions) -> Result<Arc<Engine>, Error> {

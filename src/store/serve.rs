@@ -8,14 +8,12 @@
 //! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which its
 //! guard takes away (guard.rs), and where that was killed as well the next server.
 
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -26,23 +24,18 @@ use super::guard::Guard;
 use super::lock::Lock;
 use super::paths::Paths;
 use super::records::{CachePlace, Records};
-use super::{Error, control, files, share};
+use super::{Error, control, files};
 use crate::cache::Cache;
-use crate::fs::fuse::{Frontend, Options, Server};
+use crate::fs::fuse::Options;
 use crate::image::Report;
-use crate::image::look::runtime;
-use crate::kernel::Target;
-use crate::kernel::fusedev::Detach;
-use crate::kernel::mounts;
+use crate::kernel::{Target, mounts};
 use crate::serve;
-use crate::serve::log::{self, RotatingLog};
+use crate::serve::control::SOCKET;
+use crate::serve::fuse::Fuse;
 use crate::serve::options::LogOptions;
-use crate::serve::session::{End, Unserved, raise_descriptor_limit};
-use crate::serve::signals::{self, ServerSignals};
-use crate::serve::state::short_path;
-use crate::sys;
-use crate::sys::own::{EntryKind, OwnDir};
-use crate::threads;
+use crate::serve::server::{self, Server};
+use crate::serve::signals::ServerSignals;
+use crate::sys::own::{EntryKind, OwnDir, short_path};
 
 /// How long the mount may take to answer for the first time.
 const USABLE: Duration = Duration::from_secs(30);
@@ -89,20 +82,11 @@ pub struct Ready {
 /// # Errors
 /// Where it cannot be mounted, or serving fails.
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
-    sys::keep_heap_small();
-    signals::block_meaningless();
-    answered(&options.paths, Paths::create)?;
-    let lock = lock(&options.paths, PATIENCE)?;
-    let failed = |source| Error::from(serve::Error::Runtime { source });
-    let _log = log::start_server(&options.log, RotatingLog::open(&options.paths.log()).ok()).map_err(failed)?;
-    // A working directory on a mount would keep that one busy, its own for ever.
-    nix::unistd::chdir("/").map_err(|errno| failed(errno.into()))?;
-    raise_descriptor_limit();
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(run(options, lock, ready));
-    // What is still in flight is for nobody.
-    drop(runtime);
-    outcome
+    let prepare = || {
+        answered(&options.paths, Paths::create)?;
+        Ok((lock(&options.paths, PATIENCE)?, options.paths.log()))
+    };
+    server::run(&options.log, prepare, |lock, signals| run(options, lock, signals, ready))
 }
 
 fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
@@ -125,13 +109,50 @@ fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
 
 /// One that is stopped has the store as well.
 fn is_answered(paths: &Paths) -> bool {
-    control::connect(paths, Duration::from_secs(1))
-        .map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
+    !matches!(control::connect(paths, Duration::from_secs(1)), Ok(None))
 }
 
-async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
-    let failed = |source| Error::from(serve::Error::Runtime { source });
-    let mut signals = ServerSignals::listen().map_err(failed)?;
+async fn run(
+    options: &ServeOptions,
+    lock: Lock,
+    mut signals: ServerSignals,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), Error> {
+    let store = begun(options, lock).await?;
+    let dir = options.paths.mount();
+    let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
+    let fuse = Fuse(Options { list_trusted: false, nfs_export: false });
+    let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &fuse, &target)?;
+    let usable = tokio::time::timeout(USABLE, server.become_usable()).await;
+    usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
+    let device = server.attached.mounted.identity.device;
+    let guard = Guard::start(&options.paths, device, &store.lock);
+    let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
+    // Nobody has set it before.
+    let _first = store.device.set(device);
+    server.answer(bind(&options.paths)?);
+    let quiet: Report = Arc::new(|_| Ok(()));
+    let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
+    tokio::select! {
+        _opened = opening => {}
+        () = tokio::time::sleep(OPENING) => {}
+        () = signals.end.next() => return Ok(()),
+    }
+    let records = store.records.lock().await;
+    store.ready.send_replace(true);
+    spawn(&store, |store| async move { store.sweep().await });
+    spawn(&store, Store::take_carried_tar_splits);
+    tokio::task::block_in_place(|| store.share_again(&records));
+    drop(records);
+    server.attached.mounted.stays = true;
+    let images = store.list().await;
+    let not_served = images.iter().filter(|image| !image.served).count();
+    ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
+    Ok(server.live(&mut signals).await?)
+}
+
+/// The store, as far as podman sees it without its mount.
+async fn begun(options: &ServeOptions, lock: Lock) -> Result<Arc<Store>, Error> {
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
     let wants = Some(wants).filter(|_| options.guesses);
@@ -141,50 +162,7 @@ async fn run(options: &ServeOptions, lock: Lock, ready: impl FnOnce(&Ready)) -> 
     let store = Arc::new(answered(&options.paths, new)?);
     spawn(&store, |store| async move { store.join_layers(wanted).await });
     begin(&store, options).await?;
-
-    let dir = options.paths.mount();
-    let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
-    let mounted = Unserved::mount(&target)?;
-    let frontend =
-        Frontend::new(store.trees.forest(), Handle::current(), Options { list_trusted: false, nfs_export: false });
-    let mut session = mounted.serve(Box::new(move |device| Server::handshake(frontend, device)?.run()))?;
-    let usable = tokio::time::timeout(USABLE, session.become_usable()).await;
-    usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
-    // Now that all threads are there that it cannot do without.
-    threads::fill();
-    let guard = Guard::start(&options.paths, session.mounted.identity.device, &store.lock);
-    let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
-    // Nobody has set it before.
-    let _first = store.device.set(session.mounted.identity.device);
-    let listener = bind(&options.paths)?;
-    let quiet: Report = Arc::new(|_| Ok(()));
-    let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
-    tokio::select! {
-        _opened = opening => {}
-        () = tokio::time::sleep(OPENING) => {}
-        () = signals.end.next() => return Ok(()),
-    }
-    let records = store.records.lock().await;
-    tokio::spawn(control::answer(listener, Arc::clone(&store)));
-    spawn(&store, |store| async move { store.sweep().await });
-    spawn(&store, Store::take_carried_tar_splits);
-    tokio::task::block_in_place(|| store.share_again(&records));
-    drop(records);
-    session.mounted.stays = true;
-    let images = store.list().await;
-    let not_served = images.iter().filter(|image| !image.served).count();
-    ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
-    let let_go = || share::take_clones_away(&options.paths, Detach::IfIdle);
-    let end = session.end(&mut signals, let_go, || store.tell_what_it_does()).await;
-    share::take_clones_away(&options.paths, Detach::Lazily);
-    match end {
-        End::Unmounted => Ok(()),
-        End::GivenUp => {
-            session.mounted.stays = false;
-            Ok(())
-        }
-        End::Failed(source) => Err(serve::Error::Session { dir, source }.into()),
-    }
+    Ok(store)
 }
 
 fn spawn<F: Future<Output = ()> + Send + 'static>(
@@ -263,11 +241,11 @@ async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
 }
 
 fn bind(paths: &Paths) -> Result<UnixListener, Error> {
-    let path = paths.state.join(control::SOCKET);
+    let path = paths.state.join(SOCKET);
     let failed = |source| Error::File { path: path.clone(), source };
     let state = OwnDir::open(&paths.state).map_err(failed)?;
-    state.remove_known(control::SOCKET, EntryKind::Socket).map_err(failed)?;
-    serve::control::bind(&short_path(state.as_fd()).join(control::SOCKET)).map_err(failed)
+    state.remove_known(SOCKET, EntryKind::Socket).map_err(failed)?;
+    serve::control::bind(&short_path(state.as_fd()).join(SOCKET)).map_err(failed)
 }
 
 #[cfg(test)]

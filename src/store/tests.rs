@@ -11,11 +11,13 @@ use super::lock::Lock;
 use super::open::Listing;
 use super::paths::Paths;
 use super::records::tests::source;
+use crate::blob::ByteRange;
 use crate::budget::DEFAULT_LIMIT;
 use crate::cache::Cache;
 use crate::image::options::ImageOptions;
 use crate::image::{Event, Report};
 use crate::registry::ImageRef;
+use crate::serve::Activity;
 use crate::threads;
 
 /// Longer than anything here takes.
@@ -36,6 +38,10 @@ fn store(dir: &Path) -> Store {
     paths.create().unwrap();
     let lock = Lock::take(&paths).unwrap().unwrap();
     Store::new(paths, Cache::of_any_size(&dir.join("cache")), None, lock).unwrap()
+}
+
+fn activity(store: &Store) -> Activity {
+    store.trees.past().and(Activity::of(&store.trees.contents()))
 }
 
 fn quiet() -> Report {
@@ -63,15 +69,23 @@ async fn the_memory_of_removed_images_comes_back() {
     let store = store(dir.path());
     add(&store, fixture("sink-estargz"), "localhost/one:1").await.unwrap();
     let one = store.memory().used();
+    let layers = store.trees.contents().len();
     assert!(one > 0);
     for round in 0..3 {
-        let name = format!("localhost/other:{round}");
+        let (name, before) = (format!("localhost/other:{round}"), activity(&store).stats);
         add(&store, fixture("late-zc-new"), &name).await.unwrap();
         assert!(store.memory().used() > one);
+        let read = store.trees.contents().into_iter().skip(layers).map(|layer| async move {
+            drop(layer.read(ByteRange { start: 0, end: 1 }).await);
+        });
+        futures_util::future::join_all(read).await;
+        let done = activity(&store).stats;
         store.remove(&[name], &[], &quiet()).await.unwrap();
         assert!(tokio::task::block_in_place(|| store.sweep_due(&mut store.records.blocking_lock(), |_| true)));
         assert!(store.close_left_over().await);
         assert_eq!(store.memory().used(), one, "round {round}");
+        assert!(store.trees.contents().len() == layers && done.served + done.errors > before.served + before.errors);
+        assert_eq!((activity(&store).stats, store.trees.images()), (done, 1), "what was done stays counted");
     }
 }
 

@@ -4,19 +4,21 @@
 //! a restart.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
 use super::podman;
 use super::records::{Facts, Image, Records};
 use crate::blob::Digest;
+use crate::fetch;
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
 use crate::image;
 use crate::image::layer::OpenLayer;
 use crate::index::Holes;
+use crate::serve::service::{Activity, distinct};
 use crate::sys;
 
 const LINKS: u64 = 2;
@@ -43,6 +45,10 @@ pub(super) struct Planted {
 pub(super) struct Trees {
     forest: Arc<Forest>,
     planted: Mutex<HashMap<u32, Planted>>,
+    /// How many images the records have that were shown last.
+    images: AtomicUsize,
+    /// What was done by layers that are closed.
+    past: Mutex<Activity>,
     /// The highest number that a layer has had: the kernel may remember what it stood for, whatever became of the layer.
     highest: AtomicU32,
     /// Who joins layers to images, if anybody does.
@@ -94,7 +100,8 @@ pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize
 impl Trees {
     pub(super) fn new(wants: Option<Wants>) -> Self {
         let forest = Forest::store(grown(&Records::default(), &HashMap::new()));
-        Self { forest: Arc::new(forest), planted: Mutex::default(), highest: AtomicU32::new(0), wants }
+        let (planted, images, past, highest) = Default::default();
+        Self { forest: Arc::new(forest), planted, images, past, highest, wants }
     }
 
     pub(super) fn forest(&self) -> Arc<Forest> {
@@ -191,6 +198,7 @@ impl Trees {
             over.iter().filter_map(|number| planted.remove(number)).collect()
         };
         if !closed.is_empty() {
+            self.keep_activity(&closed);
             self.show(records);
             drop(closed);
             sys::give_back_heap();
@@ -200,7 +208,34 @@ impl Trees {
     /// Shows what the records have.
     pub(super) fn show(&self, records: &Records) {
         let grown = grown(records, &self.planted());
+        self.images.store(records.images.len(), Ordering::Relaxed);
         self.forest.grow(grown);
+    }
+
+    /// How many images there are.
+    pub(super) fn images(&self) -> usize {
+        self.images.load(Ordering::Relaxed)
+    }
+
+    /// What those that are open read from, the lowest number first.
+    pub(super) fn contents(&self) -> Vec<Arc<fetch::Layer>> {
+        let planted = self.planted();
+        let by_number: BTreeMap<_, _> = planted.iter().collect();
+        distinct(by_number.into_values().map(|planted| &planted.layer.contents))
+    }
+
+    /// What was done by layers that are closed.
+    pub(super) fn past(&self) -> Activity {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what layers have done that are closed, but for what others still read from.
+    fn keep_activity(&self, closed: &[Planted]) {
+        let open = self.contents();
+        let is_over = |layer: &&Arc<fetch::Layer>| !open.iter().any(|open| Arc::ptr_eq(open, layer));
+        let over = distinct(closed.iter().map(|planted| &planted.layer.contents).filter(is_over));
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        *past = std::mem::take(&mut *past).and(Activity::of(&over));
     }
 
     pub(super) fn planted(&self) -> MutexGuard<'_, HashMap<u32, Planted>> {

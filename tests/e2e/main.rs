@@ -38,6 +38,7 @@ mod plain;
 mod readers;
 mod refusals;
 mod soci;
+mod status;
 mod stopped;
 mod store;
 mod store_life;

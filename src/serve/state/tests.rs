@@ -1,4 +1,5 @@
 use super::*;
+use crate::serve::control::bind;
 
 fn find_all(bases: &[PathBuf]) -> Vec<FoundState> {
     found_in(bases).unwrap()
@@ -68,8 +69,8 @@ fn a_state_goes_with_all_that_a_server_puts_into_it() {
     let bases = [dir.path().join("crfs")];
     let state = OwnState::create(&bases).unwrap();
     state.write(&record(&state)).unwrap();
-    let _sockets =
-        [state.socket(), state.leave_socket(), state.metrics_socket()].map(|path| control::bind(&path).unwrap());
+    let _socket = bind(&state.socket()).unwrap();
+    let _old = OLD_SOCKETS.map(|name| bind(&state.socket().with_file_name(name)).unwrap());
     for log in [LOG, OLD_LOG] {
         fs::write(state.dir.join(log), "{}\n").unwrap();
     }
@@ -172,7 +173,7 @@ fn a_name_that_another_mount_has_by_now_is_not_taken_for_that_of_the_first() {
     fs::write(second.dir.join(MARK), first.id()).unwrap();
     let name = second.dir.clone();
     fs::rename(&name, &path).unwrap();
-    assert!(!found.is_served().unwrap() && found.server().is_none() && found.ask().is_err());
+    assert!(!found.is_served().unwrap() && found.server().is_none() && found.connect().is_err());
     drop(first);
     found.remove();
     assert!(path.join(RECORD).exists() && moved.join(RECORD).exists());
