@@ -10,7 +10,6 @@ use crate::store::commands;
 
 pub(super) fn metrics(args: &MetricsArgs, environment: &Environment) -> Result<(), Failure> {
     let (mounts, unasked) = status::metrics(&environment.state_dirs());
-    let paths = options::store(&args.place, environment)?;
     let (mut texts, mut silent) = (Vec::new(), Vec::new());
     for (dir, told) in mounts {
         match told {
@@ -18,9 +17,9 @@ pub(super) fn metrics(args: &MetricsArgs, environment: &Environment) -> Result<(
             Err(error) => silent.push(format!("{}: its server does not tell its metrics: {error}", dir.display())),
         }
     }
-    match commands::metrics(&paths) {
+    match options::ask_store(&args.place, environment, commands::metrics) {
         Ok(told) => texts.extend(told),
-        Err(error) => silent.push(chain(&error)),
+        Err(why) => silent.push(why),
     }
     silent.extend(unasked.map(|error| chain(&error)));
     print(&together(&texts))?;

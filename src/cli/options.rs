@@ -9,6 +9,7 @@ use super::args::{
     AccessArgs, CachePlaceArgs, FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg, StorePlaceArgs,
 };
 use super::environment::Environment;
+use crate::errors::chain;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
@@ -125,6 +126,23 @@ pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result
     limit::answered(PATIENCE, find).map_err(|source| UsageError::Place { path: root, source })
 }
 
+/// Asks the store of a user who may have none, or none where it usually is; or says why it cannot be asked.
+pub(super) fn ask_store<T>(
+    place: &StorePlaceArgs,
+    environment: &Environment,
+    ask: impl FnOnce(&Paths) -> Result<Option<T>, crate::store::Error>,
+) -> Result<Option<T>, String> {
+    match store(place, environment) {
+        Ok(paths) => ask(&paths).map_err(|error| error.chain()),
+        Err(UsageError::Place { source, .. })
+            if place.root.is_none() && source.kind() == ErrorKind::PermissionDenied =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(chain(&error)),
+    }
+}
+
 pub(super) fn cache_dir(named: Option<&Path>, environment: &Environment) -> Result<PathBuf, UsageError> {
     named.map_or_else(|| Ok(environment.cache_dir()), rooted)
 }
@@ -200,6 +218,24 @@ mod tests {
         assert_eq!(paths(Some("/etc/passwd"), &environment), ["/etc/passwd"]);
         let missing = auth_files(Some("/nowhere/auth.json".into()), &environment);
         assert!(matches!(missing, Err(UsageError::AuthFile { .. })), "one that was named must be there");
+    }
+
+    #[test]
+    fn where_a_user_can_have_no_store_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        // As /tmp is.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+        std::os::unix::fs::symlink("/", &theirs).unwrap();
+        if std::os::unix::fs::lchown(&theirs, Some(4242), None).is_err() {
+            return;
+        }
+        let environment = Environment { home: Some(theirs.clone()), ..environment() };
+        let asked = |place: &StorePlaceArgs| ask_store(place, &environment, |_| Ok(Some(7)));
+        assert_eq!(asked(&StorePlaceArgs { root: None, state: None }), Ok(None));
+        let refused = asked(&StorePlaceArgs { root: Some(theirs.join("s")), state: None }).unwrap_err();
+        assert!(refused.contains("there can be no store at"), "{refused}");
+        assert_eq!(asked(&StorePlaceArgs { root: Some("/nowhere".into()), state: None }), Ok(Some(7)));
     }
 
     #[test]

@@ -16,12 +16,11 @@ use crate::serve::status::{self as mounts, Elsewhere, State, Status};
 use crate::store::commands;
 
 pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
-    let paths = options::store(&args.place, environment)?;
     let (mut servers, unasked) = mounts::status(&environment.state_dirs());
     let mut silent: Vec<_> = unasked.iter().map(|error| chain(error)).collect();
-    match commands::status(&paths) {
+    match options::ask_store(&args.place, environment, commands::status) {
         Ok(store) => servers.extend(store),
-        Err(error) => silent.push(chain(&error)),
+        Err(why) => silent.push(why),
     }
     print(&match args.json {
         true => json(&servers)?,

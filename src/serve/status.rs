@@ -110,10 +110,13 @@ pub fn status(state_dirs: &[PathBuf]) -> (Vec<Status>, Option<Error>) {
     (found.into_iter().zip(elsewhere).map(|(state, elsewhere)| ask(state, elsewhere)).collect(), silent)
 }
 
+/// Where a mount is, and what its server counts, or why it does not tell.
+pub type Counted = (PathBuf, Result<String, Unanswered>);
+
 /// The metrics of the server of every mount whose state is below one of `state_dirs`, or why it does not tell them; and why one of these directories
 /// cannot be asked.
 #[must_use]
-pub fn metrics(state_dirs: &[PathBuf]) -> (Vec<(PathBuf, Result<String, Unanswered>)>, Option<Error>) {
+pub fn metrics(state_dirs: &[PathBuf]) -> (Vec<Counted>, Option<Error>) {
     let (found, silent) = state::found_where_answered(state_dirs);
     // One that is dead has nothing to tell.
     let live = found.iter().filter(|state| state.may_be_served());

@@ -131,6 +131,7 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let was_served = state.may_be_served();
     match state.connect().and_then(ask::leave) {
         Err(Unanswered::Failed { message }) => Err(Error::StaysElsewhere { dir: dir(), why: message }),
+        Err(source @ Unanswered::OtherVersion) => Err(Error::NotAsked { dir: dir(), pid: state.record.pid, source }),
         // A server that has nothing left to serve may be gone before it has answered.
         _ if was_served && within(LEAVING, || !state.may_be_served()) => Ok(Outcome::Gone),
         Ok(()) => {

@@ -190,9 +190,10 @@ pub(super) fn open_own(path: &Path, how: &mut OpenOptions) -> io::Result<File> {
     regular(how.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)?)
 }
 
-/// A path without symlinks in that part of it that is there.
+/// A path without symlinks in that part of it that is there, and without a slash at its end.
 fn real(path: &Path) -> PathBuf {
-    let there = |part: &Path| Some(part.canonicalize().ok()?.join(path.strip_prefix(part).ok()?));
+    let there =
+        |part: &Path| Some(part.canonicalize().ok()?.join(path.strip_prefix(part).ok()?).components().collect());
     path.ancestors().find_map(there).unwrap_or_else(|| path.to_owned())
 }
 
@@ -228,6 +229,16 @@ mod tests {
         assert_eq!((mode(false), mode(true), mode(false)), (0o700, 0o711, 0o700));
         fs::set_permissions(&paths.root, Permissions::from_mode(0o750)).unwrap();
         assert_eq!((mode(false), mode(true), mode(false)), (0o750, 0o751, 0o751), "it is somebody's");
+    }
+
+    #[test]
+    fn a_root_has_one_name_whether_or_not_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        for name in ["", "a/b"] {
+            let root = Paths::new(&dir.path().join(name), None).root;
+            assert_eq!(root.as_os_str(), if name.is_empty() { real.clone() } else { real.join(name) }.as_os_str());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::ops::Deref;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::image::{File, noise, zstd_chunked};
+use crate::image::{File, config, manifest_with, noise, zstd_chunked};
+use crate::lying::OCI_MANIFEST;
 use crate::support::command::{Finished, send};
 use crate::support::lab::CRFS;
 use crate::support::lies::Liar;
@@ -36,10 +38,15 @@ fn layer_dir(store: &Store) -> PathBuf {
     layers.next().unwrap().path().join("diff")
 }
 
+/// Adds an image of which nothing is fetched before it is read.
 fn add(liar: &Liar, store: &Store) -> Vec<u8> {
     let content = noise(SIZE, 1);
     let layer = zstd_chunked(&[File { name: "file", content: content.clone() }], 10_000);
-    store.add("localhost/shown:1", &liar.push(&[&layer]));
+    let config = config(&[layer.digest()]);
+    let manifest = manifest_with(&config, &[&layer]);
+    Deref::deref(liar).push("a", "1", OCI_MANIFEST, &manifest, &[&layer.blob, &config]);
+    let image = format!("{}/a:1", liar.host());
+    store.crfs("add", &["--whole-layer-below", "0", "--name", "localhost/shown:1", &image]).ok();
     content
 }
 
