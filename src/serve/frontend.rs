@@ -205,14 +205,14 @@ impl Mounted {
         let instance = device.instance();
         match unmount(&self.dir, &self.identity, Detach::IfIdle) {
             Ok(()) if instance.is_some() && device.instance() == instance => {
-                tracing::warn!(%dir, "unmounted; still in use by another mount; once more to leave all the same");
+                tracing::warn!(%dir, "shutdown requested: unmounted here, and still in use elsewhere; send the signal again to end all the same");
             }
             Ok(()) => {}
             Err(kernel::Error::Replaced { .. }) => {
-                tracing::warn!(%dir, "asked to end: still in use by another mount; once more to leave all the same");
+                tracing::warn!(%dir, "shutdown requested: not mounted here any more, and still in use elsewhere; send the signal again to end all the same");
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "asked to end, and staying; once more to leave all the same");
+                tracing::warn!(%dir, error = chain(&error), "shutdown requested, but the mount is busy; send the signal again to detach it");
             }
         }
     }
