@@ -2,6 +2,8 @@
 //!
 //! All of it is of the process, not of an image: no digest is a label, and hosts are a bounded number, so there are few series.
 
+mod handed;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +16,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge as OfInteger;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
+
+pub use self::handed::Counts;
 
 /// Hosts that have series of their own. Those that come later are counted together: a redirect may lead anywhere.
 const MOST_HOSTS: usize = 32;
@@ -154,9 +158,13 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     pub fn answered(mut self, status: u16) {
         // What hosts send otherwise is not to make series without end.
-        let is_known = matches!(status, 200 | 206 | 301..=303 | 307 | 308 | 400..=429 | 500..=504);
-        self.answer = if is_known { status.to_string().into() } else { "other".into() };
+        self.answer = if is_known(status) { status.to_string().into() } else { "other".into() };
     }
+}
+
+/// Whether an answer has a series of its own.
+const fn is_known(status: u16) -> bool {
+    matches!(status, 200 | 206 | 301..=303 | 307 | 308 | 400..=429 | 500..=504)
 }
 
 impl Drop for Asked<'_> {

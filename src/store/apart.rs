@@ -47,7 +47,7 @@ use crate::image::layer::OpenLayer;
 use crate::image::options::ImageOptions;
 use crate::image::silence::unless_silent;
 use crate::image::{self, Report};
-use crate::metrics::METRICS;
+use crate::metrics::{Counts, METRICS};
 use crate::registry;
 use crate::serve::log;
 use crate::serve::options::LogOptions;
@@ -170,6 +170,8 @@ pub(super) struct Reader<'a> {
     output: BufReader<ChildStdout>,
     /// Comes to what it has said last that was no line of a log.
     words: JoinHandle<Option<String>>,
+    /// What it has counted, as far as this process has counted it as well.
+    counted: Counts,
     _place: Option<SemaphorePermit<'a>>,
 }
 
@@ -187,7 +189,7 @@ impl<'a> Reader<'a> {
         let input = child.stdin.take().ok_or_else(pipe)?;
         let output = BufReader::new(child.stdout.take().ok_or_else(pipe)?);
         let words = tokio::spawn(hand_on(child.stderr.take().ok_or_else(pipe)?));
-        Ok(Self { image: image.to_owned(), child, input, output, words, _place: place })
+        Ok(Self { image: image.to_owned(), child, input, output, words, counted: Counts::default(), _place: place })
     }
 
     /// What it says to that, but for events. Where it ends instead, how it came to its end.
@@ -205,7 +207,10 @@ impl<'a> Reader<'a> {
             match serde_json::from_slice(&line).map_err(|error| failed(&self.image, error.into()))? {
                 // Progress that nobody hears is none.
                 Said::Event(event) => drop(report(&event)),
-                Said::Working => {}
+                Said::Working(counts) => {
+                    METRICS.add(&counts, &self.counted);
+                    self.counted = counts;
+                }
                 said => return Ok(said),
             }
         }

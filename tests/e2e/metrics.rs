@@ -58,4 +58,7 @@ fn a_store_tells_its_metrics_too() {
     let text = run(Command::new(CRFS).args(["metrics", "--root", root])).ok();
     assert_eq!(sum(&text, "crfs_server", &[("server", root), ("kind", "store")]), 1.0, "{text}");
     assert_eq!(sum(&text, "crfs_layers_total", &[("server", root)]), 1.0, "{text}");
+    // Most of them were made by the process that has read the image.
+    let host = liar.host();
+    assert_eq!(sum(&text, "crfs_requests_total", &[("host", &host)]), liar.requests().len() as f64, "{text}");
 }

@@ -21,6 +21,7 @@ use crate::image::look::runtime;
 use crate::image::tar_splits::keep_usable;
 use crate::image::{self, Report};
 use crate::index::{LayerKey, TarSplit};
+use crate::metrics::METRICS;
 use crate::registry::Hosts;
 use crate::serve::{self, log, signals};
 use crate::store::trees;
@@ -78,21 +79,27 @@ fn tell(said: &Said) -> io::Result<()> {
     output.flush()
 }
 
+/// What came of a request, behind all that was counted for it.
+fn tell_all(said: &Said) -> io::Result<()> {
+    tell(&Said::Working(METRICS.counts()))?;
+    tell(said)
+}
+
 /// Answers for as long as the server wants something. A server that hears nothing any more has ended.
 async fn answer(open: Open, mut asks: UnboundedReceiver<Ask>) {
     let signs = tokio::spawn(async {
         loop {
-            let _heard = tell(&Said::Working);
+            let _heard = tell(&Said::Working(METRICS.counts()));
             tokio::time::sleep(SIGN_OF_LIFE).await;
         }
     });
     let report: Report = Arc::new(|event| tell(&Said::Event(event.clone())));
     let mut reading = Reading::default();
     let said = reading.open(open, &report).await.unwrap_or_else(|error| failed(None, &error));
-    let _heard = tell(&said);
+    let _heard = tell_all(&said);
     while let Some(Ask::Split(wanted)) = asks.recv().await {
         let said = reading.split(&wanted, &report).await;
-        let _heard = tell(&said);
+        let _heard = tell_all(&said);
     }
     signs.abort();
 }

@@ -10,6 +10,7 @@ use crate::blob::Digest;
 use crate::image::Event;
 use crate::image::options::ImageOptions;
 use crate::index::{Identity, Trust};
+use crate::metrics::Counts;
 use crate::serve::options::LogOptions;
 
 /// What a reader is to do. It is told to open first, once.
@@ -46,8 +47,8 @@ pub(super) struct Adds {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Said {
     Event(Event),
-    /// It lives.
-    Working,
+    /// It lives, and has counted so much until now.
+    Working(Counts),
     Opened(BTreeMap<usize, Came>),
     Split(BTreeMap<usize, Split>),
     /// Nothing came of it: why, and because of which layer.
