@@ -13,6 +13,7 @@ use crate::errors::chain;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
+use crate::serve::listen::Listen;
 use crate::serve::options::{FrontendChoice, LogOptions, MountOptions, Prefetch};
 use crate::store::Paths;
 use crate::sys::{limit, trusted};
@@ -72,6 +73,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         nfs_export: args.nfs_export,
         system_admin: environment.is_system_admin,
         state_dirs: environment.state_dirs(),
+        metrics_listen: listen(args.metrics_listen.as_ref())?,
         log: log(verbose, environment),
     })
 }
@@ -153,6 +155,15 @@ pub(super) fn podman_root(path: &Path) -> Result<PathBuf, UsageError> {
     let layers = path.join("overlay-layers");
     limit::answered(PATIENCE, move || layers.metadata()).map_err(missing)?;
     rooted(path)
+}
+
+/// Where metrics are served.
+pub(super) fn listen(at: Option<&Listen>) -> Result<Option<Listen>, UsageError> {
+    let absolute = |at: &Listen| match at {
+        Listen::Unix(path) => rooted(path).map(Listen::Unix),
+        tcp @ Listen::Tcp(_) => Ok(tcp.clone()),
+    };
+    at.map(absolute).transpose()
 }
 
 /// The server leaves the directory in which all this was typed. A slash at the end goes: messages show the path.

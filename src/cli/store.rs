@@ -44,6 +44,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         guesses: args.prefetch != StorePrefetchArg::None,
         // Containers are of many users. In a user namespace of one's own that is allowed, too.
         allow_other: nix::unistd::geteuid().is_root(),
+        metrics_listen: options::listen(args.metrics_listen.as_ref())?,
         log: log.clone(),
     };
     let root = options.paths.root.display().to_string();

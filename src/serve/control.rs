@@ -88,7 +88,7 @@ impl<S: Service> Answering<S> {
         Told { frontend: self.frontend.to_owned(), started: self.started, images, layers: layers.len(), activity }
     }
 
-    async fn metrics(&self) -> String {
+    pub(super) async fn metrics(&self) -> String {
         let levels = self.service.common().levels().await;
         METRICS.text(&Snapshot { server: self.service.id(), kind: S::KIND, ..levels })
     }

@@ -25,6 +25,8 @@ pub enum Error {
     Session { dir: PathBuf, source: io::Error },
     #[error("the first lookup in {} failed", dir.display())]
     NotReady { dir: PathBuf, source: io::Error },
+    #[error("metrics cannot be served on {at}; give --metrics-listen another address or path")]
+    Listen { at: String, source: io::Error },
     #[error("{} is not a crfs mount but one of type {kind}", dir.display())]
     NotCrfs { dir: PathBuf, kind: String },
     #[error(

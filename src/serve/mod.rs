@@ -21,6 +21,7 @@ mod event;
 pub(crate) mod frontend;
 pub(crate) mod fuse;
 pub mod holders;
+pub mod listen;
 pub mod log;
 pub mod mount;
 mod mounted;

@@ -19,6 +19,7 @@ use super::event::{self, Deadline, Event, Ready, Report};
 use super::frontend::Frontend;
 use super::fuse::Fuse;
 use super::holders;
+use super::listen::Listening;
 use super::mounted::{self, MountedImage, Served};
 use super::options::{FrontendChoice, MountOptions};
 use super::server::{self, Server};
@@ -36,19 +37,26 @@ use crate::registry::Hosts;
 pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Output = ()>) -> Result<(), Error> {
     let prepare = || {
         let dir = mounts::usable_point(&options.dir)?;
+        let http = Listening::asked_for(options.metrics_listen.as_ref())?;
         let state = OwnState::create(&options.state_dirs)?;
         let log = state.log();
-        Ok(((dir, state), log))
+        Ok((Prepared { dir, state, http }, log))
     };
-    server::run(&options.log, prepare, |(dir, state), signals| {
-        mount_and_serve(options, dir, state, signals, report, abandoned)
+    server::run(&options.log, prepare, |prepared, signals| {
+        mount_and_serve(options, prepared, signals, report, abandoned)
     })
+}
+
+/// What there is before the image is opened.
+struct Prepared {
+    dir: PathBuf,
+    state: OwnState,
+    http: Option<Listening>,
 }
 
 async fn mount_and_serve(
     options: &MountOptions,
-    dir: PathBuf,
-    state: OwnState,
+    prepared: Prepared,
     mut signals: ServerSignals,
     report: &Report,
     abandoned: impl Future<Output = ()>,
@@ -62,8 +70,8 @@ async fn mount_and_serve(
     });
     let hosts = Hosts::default();
     let becoming_ready = async {
-        let served = mounted::served(options, state.id(), hosts.clone(), &event::of_image(&report)).await?;
-        start(options, dir, state, served, &report)?.become_ready(&report).await
+        let served = mounted::served(options, prepared.state.id(), hosts.clone(), &event::of_image(&report)).await?;
+        start(options, prepared, served, &report)?.become_ready(&report).await
     };
     // Asked for while it is still waited for.
     let too_late = async {
@@ -90,8 +98,7 @@ fn chosen(options: &MountOptions) -> Box<dyn Frontend> {
 /// Mounts. Not to be interrupted half-way, hence not async: it takes milliseconds.
 fn start(
     options: &MountOptions,
-    dir: PathBuf,
-    state: OwnState,
+    Prepared { dir, state, http }: Prepared,
     served: Served,
     report: &Report,
 ) -> Result<Serving, Error> {
@@ -116,7 +123,7 @@ fn start(
         namespace: holders::own_namespace(),
         started: server.started,
     })?;
-    server.answer(listener);
+    server.answer(listener, http);
     let (ready, read_ahead) = (ready(&served), served.read_ahead());
     Ok(Serving { server, state, prefetch: served.prefetch, read_ahead, ready })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::listen::Listen;
 use crate::blob::Digest;
 pub use crate::fetch::Prefetch;
 use crate::fs::tree::OpaqueXattr;
@@ -34,6 +35,9 @@ pub struct MountOptions {
     /// Where the state of the mount may be kept, the best first.
     #[serde(with = "wire::paths")]
     pub state_dirs: Vec<PathBuf>,
+    /// Where its metrics are served by HTTP.
+    #[serde(default)]
+    pub metrics_listen: Option<Listen>,
     pub log: LogOptions,
 }
 
@@ -109,6 +113,7 @@ mod tests {
             nfs_export: true,
             system_admin: true,
             state_dirs: vec![odd],
+            metrics_listen: Some(Listen::Unix("/a".into())),
             log: LogOptions { filter: Some("crfs=debug".into()), verbosity: 2 },
         };
         let text = serde_json::to_string(&options).unwrap();

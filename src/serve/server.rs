@@ -17,6 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::control::{self, Answering};
 use super::frontend::{Attached, End, Frontend};
+use super::listen::Listening;
 use super::log::{self, RotatingLog};
 use super::options::LogOptions;
 use super::service::Service;
@@ -88,10 +89,18 @@ impl<S: Service> Server<S> {
     }
 
     /// Answers who asks, from now on.
-    pub(crate) fn answer(&self, listener: UnixListener) {
+    pub(crate) fn answer(&self, listener: UnixListener, http: Option<Listening>) {
         let (service, place) = (Arc::clone(&self.service), self.attached.mounted.place());
         let answering = Answering { service, frontend: self.frontend, started: self.started, place };
-        tokio::spawn(control::answer(listener, Arc::new(answering)));
+        let answering = Arc::new(answering);
+        if let Some(http) = http {
+            let asked = Arc::clone(&answering);
+            tokio::spawn(http.answer(move || {
+                let asked = Arc::clone(&asked);
+                async move { asked.metrics().await }
+            }));
+        }
+        tokio::spawn(control::answer(listener, answering));
     }
 
     /// Comes back when the mount can be used.

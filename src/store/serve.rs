@@ -32,6 +32,7 @@ use crate::kernel::{Target, mounts};
 use crate::serve;
 use crate::serve::control::SOCKET;
 use crate::serve::fuse::Fuse;
+use crate::serve::listen::{Listen, Listening};
 use crate::serve::options::LogOptions;
 use crate::serve::server::{self, Server};
 use crate::serve::signals::ServerSignals;
@@ -65,6 +66,8 @@ pub struct ServeOptions {
     /// Whether more is fetched than what is read.
     pub guesses: bool,
     pub allow_other: bool,
+    /// Where its metrics are served by HTTP.
+    pub metrics_listen: Option<Listen>,
     pub log: LogOptions,
 }
 
@@ -84,9 +87,10 @@ pub struct Ready {
 pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let prepare = || {
         answered(&options.paths, Paths::create)?;
-        Ok((lock(&options.paths, PATIENCE)?, options.paths.log()))
+        let lock = lock(&options.paths, PATIENCE)?;
+        Ok(((lock, Listening::asked_for(options.metrics_listen.as_ref())?), options.paths.log()))
     };
-    server::run(&options.log, prepare, |lock, signals| run(options, lock, signals, ready))
+    server::run(&options.log, prepare, |prepared, signals| run(options, prepared, signals, ready))
 }
 
 fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
@@ -114,7 +118,7 @@ fn is_answered(paths: &Paths) -> bool {
 
 async fn run(
     options: &ServeOptions,
-    lock: Lock,
+    (lock, http): (Lock, Option<Listening>),
     mut signals: ServerSignals,
     ready: impl FnOnce(&Ready),
 ) -> Result<(), Error> {
@@ -130,7 +134,7 @@ async fn run(
     let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
     // Nobody has set it before.
     let _first = store.device.set(device);
-    server.answer(bind(&options.paths)?);
+    server.answer(bind(&options.paths)?, http);
     let quiet: Report = Arc::new(|_| Ok(()));
     let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
     tokio::select! {

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{AccessArgs, CachePlaceArgs};
 use crate::cli::help;
+use crate::serve::listen::Listen;
 
 /// Let podman run images without pulling them: its additional image store
 ///
@@ -54,6 +55,9 @@ pub(in crate::cli) struct StoreServeArgs {
     /// What to fetch beyond what is read: with none, nothing.
     #[arg(long, value_enum, default_value = "hints")]
     pub(in crate::cli) prefetch: StorePrefetchArg,
+    /// Serve the store's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT, [::1]:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
+    pub(in crate::cli) metrics_listen: Option<Listen>,
 }
 
 /// Add images to a store

@@ -79,15 +79,25 @@ impl Store {
     /// Starts the server, and waits until it says that podman can use the store. Gives that line.
     #[track_caller]
     pub(crate) fn serve(&mut self) -> String {
-        let ready = self.start().find(|line| line.contains("crfs: serving"));
+        self.serve_with(&[])
+    }
+
+    /// The same with more options.
+    #[track_caller]
+    pub(crate) fn serve_with(&mut self, options: &[&str]) -> String {
+        let ready = self.start_with(options).find(|line| line.contains("crfs: serving"));
         ready.unwrap_or_else(|| panic!("the server ended: {}", self.log()))
     }
 
     /// Starts the server. Gives what it says on stderr, as far as that is listened to.
     #[track_caller]
     pub(crate) fn start(&mut self) -> impl Iterator<Item = String> + use<> {
+        self.start_with(&[])
+    }
+
+    fn start_with(&mut self, options: &[&str]) -> impl Iterator<Item = String> + use<> {
         let mut command = self.command("serve");
-        command.arg("--cache-dir").arg(&self.cache);
+        command.arg("--cache-dir").arg(&self.cache).args(options);
         command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(server.stderr.take().unwrap()).lines();
