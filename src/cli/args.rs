@@ -37,6 +37,7 @@ pub(super) enum Command {
     Mount(MountArgs),
     Umount(UmountArgs),
     Inspect(InspectArgs),
+    Explain(ExplainArgs),
     Index(IndexArgs),
     Ls(LsArgs),
     Cat(CatArgs),
@@ -199,6 +200,24 @@ pub(super) struct InspectArgs {
     /// Bytes per second of the link to the registry, to say how long a mount would wait. The default is 100 Mbit/s.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "12500000")]
     pub(super) bandwidth: u64,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Say of each layer whether it is lazy, why, what it costs, and what would make it better
+///
+/// Of a mount it says what its server has fetched until the mount was ready, and since. Of an image, what a mount would fetch.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::EXPLAIN)]
+pub(super) struct ExplainArgs {
+    /// A mount point, the id of a mount (see `crfs status`), or an image as the other commands take it.
+    #[arg(value_name = "MOUNT|IMAGE")]
+    pub(super) target: OsString,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+    #[command(flatten)]
+    pub(super) cache: CachePlaceArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub(super) json: bool,

@@ -53,6 +53,7 @@ Examples:
   crfs status
   crfs umount /mnt
   crfs inspect ghcr.io/stargz-containers/alpine:3.15.3-esgz
+  crfs explain /mnt
   crfs index docker.io/library/python:3.13
   crfs cat alpine /etc/os-release
 
@@ -143,6 +144,34 @@ Fields of --json:
 
 Nothing is read but manifests and tables of contents. A layer that crfs cannot
 serve is shown with the reason; that is no failure.
+
+",
+    image_help!(),
+    exit_help!()
+);
+
+pub(super) const EXPLAIN: &str = concat!(
+    "\
+Examples:
+  crfs explain /mnt
+  crfs explain --cache-dir /srv/cache ghcr.io/a/b
+  crfs explain --json /mnt | jq '.layers[] | select(.lazy | not) | .reason'
+
+Fields of --json:
+  image, digest           the name, and the digest of the manifest
+  mount                   null for an image; of a mount
+    id, dir               see `crfs status --json`
+    told                  whether its server has told this. Where it does not
+                          answer, the layers are told as a new mount of the same
+                          image would read them
+  wait                    bytes that are fetched before the mount is ready
+  layers                  an array, the lowest first, of the fields that
+                          `crfs inspect --help` has, and of a mount whose server
+                          has told
+    since                 requests and fetched, since the mount was ready
+
+For a mount the options about registry and cache are those that it was mounted
+with. Nothing is read but manifests and tables of contents.
 
 ",
     image_help!(),
@@ -543,7 +572,7 @@ mod tests {
         use super::*;
         let cache = [CACHE, CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY];
         let store = [STORE, STORE_SERVE, STORE_ADD, STORE_RM, STORE_LS, STORE_CONFIG, STORE_SHARE];
-        let others = [CRFS, MOUNT, UMOUNT, INSPECT, INDEX, LS, CAT, STAT, STATUS];
+        let others = [CRFS, MOUNT, UMOUNT, INSPECT, EXPLAIN, INDEX, LS, CAT, STAT, STATUS];
         for text in others.into_iter().chain(cache).chain(store) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");

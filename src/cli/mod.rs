@@ -5,6 +5,7 @@
 mod args;
 mod cache;
 mod environment;
+mod explain;
 mod format;
 mod help;
 mod metrics;
@@ -114,6 +115,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::StoreGuard => Ok(crate::store::guard()?),
         Command::StoreReader => Ok(crate::store::read()?),
         Command::Inspect(args) => show::inspect(args, environment),
+        Command::Explain(args) => explain::explain(&args, environment),
         Command::Index(args) => show::index(args, environment),
         Command::Ls(args) => show::ls(args, environment),
         Command::Cat(args) => show::cat(args, environment),

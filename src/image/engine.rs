@@ -32,7 +32,7 @@ use crate::fs::view::{Contents, View};
 use crate::image::options::ImageOptions;
 use crate::index::{self, Entries, StoredIndex, Summary};
 use crate::metrics::{METRICS, Snapshot};
-use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice};
+use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice, SociSource};
 use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work};
 
@@ -403,6 +403,11 @@ impl Engine {
             }
         };
         Ok(self.soci.get_or_try_init(|| find().instrument(self.span.clone())).await?.as_ref())
+    }
+
+    /// Who says that the image's SOCI index belongs to it, where it has one.
+    pub(crate) async fn soci_source(&self, image: &registry::Image) -> Option<SociSource> {
+        self.soci(image).await.ok().flatten().map(|soci| soci.source)
     }
 
     /// The image of a manifest that was verified before, without asking a registry.

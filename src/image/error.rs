@@ -48,6 +48,10 @@ pub enum Error {
     NoConfig { layer: Digest, why: crate::image::config::Unusable },
     #[error("the image's config {why}; push the image again")]
     OtherLayers { why: crate::image::config::Unusable },
+    #[error(
+        "{image} is another image by now ({found}), and the manifest of the one that is mounted ({digest}) is not in the cache any more"
+    )]
+    OtherImage { image: String, digest: Digest, found: Digest },
     #[error("layer {layer} could not be opened")]
     LayerTask { layer: Digest, source: crate::threads::Lost },
     #[error("the layers could not be merged to one tree")]

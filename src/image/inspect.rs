@@ -11,11 +11,13 @@ use super::engine::{Engine, RESOLVE_WITHIN};
 use super::event::Report;
 use super::layer::{Looked, OpenLayer};
 use super::look::runtime;
+use super::silence::unless_silent;
 use super::why::Why;
-use crate::blob::Digest;
+use crate::blob::{Digest, Documents};
 use crate::image::options::ImageOptions;
 use crate::index::Trust;
 use crate::registry::{self, Platform, Soci, SociSource};
+use crate::threads::{self, Work};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,6 +114,15 @@ pub struct IndexInspection {
     pub contents_size: u64,
 }
 
+/// The layers of an image, for `crfs explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layers {
+    pub image: String,
+    pub digest: Digest,
+    /// The lowest first.
+    pub layers: Vec<LayerInspection>,
+}
+
 /// Opens every layer and says what came of it.
 ///
 /// # Errors
@@ -120,15 +131,56 @@ pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Er
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
         let image = engine.resolve(report).await?;
-        engine.inspect(image).await
+        let layers = engine.inspect_layers(&image).await?;
+        Ok(Inspection {
+            platform: platform(&engine, &image).await.map(|platform| platform.to_string()),
+            config: DiffIds::of(engine.config(&image).await.ok(), layers.len()),
+            image: image.name,
+            digest: image.digest,
+            wait: layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add),
+            layers,
+        })
+    })
+}
+
+/// The same of the layers alone.
+///
+/// # Errors
+/// Where the image cannot be resolved.
+pub fn layers(options: &ImageOptions, report: &Report) -> Result<Layers, Error> {
+    runtime()?.block_on(async {
+        let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
+        let image = engine.resolve(report).await?;
+        Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest: image.digest })
+    })
+}
+
+/// The same of the image that something has, by its digest, wherever its tag leads by now.
+///
+/// # Errors
+/// Where neither the cache has its manifest nor the reference leads to it.
+pub fn layers_pinned(options: &ImageOptions, digest: Digest, report: &Report) -> Result<Layers, Error> {
+    let options = ImageOptions { image: options.image.clone().pinned(digest), ..options.clone() };
+    runtime()?.block_on(async {
+        let engine = Arc::new(Engine::new(&options, RESOLVE_WITHIN)?);
+        let cache = engine.cache().clone();
+        let known = unless_silent(engine.cache(), threads::run(Work::Local, move || cache.get(&digest))).await?;
+        let image = match known.ok().flatten() {
+            Some(manifest) => engine.resolve_pinned(manifest).await?,
+            None => engine.resolve(report).await?,
+        };
+        match image.digest == digest {
+            true => Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest }),
+            false => Err(Error::OtherImage { image: image.name, digest, found: image.digest }),
+        }
     })
 }
 
 impl Engine {
     /// Opens every layer of an image and says what came of it.
-    pub(super) async fn inspect(self: &Arc<Self>, image: registry::Image) -> Result<Inspection, Error> {
-        let (looked, again) = self.look_at_each(&image).await?;
-        let soci = self.soci(&image).await?;
+    async fn inspect_layers(self: &Arc<Self>, image: &registry::Image) -> Result<Vec<LayerInspection>, Error> {
+        let (looked, again) = self.look_at_each(image).await?;
+        let soci = self.soci(image).await?;
         let inspect = |(number, looked)| Some((number, layer_inspection(image.layers.get(number)?, soci, looked)));
         let mut layers: BTreeMap<usize, _> = looked.into_iter().filter_map(inspect).collect();
         for (number, first) in again {
@@ -136,16 +188,13 @@ impl Engine {
             let again = layers.get(&first).map(|first| LayerInspection { requests: 0, wait: 0, ..first.clone() });
             layers.extend(again.map(|again| (number, again)));
         }
-        let layers: Vec<_> = layers.into_values().collect();
-        Ok(Inspection {
-            platform: platform(self, &image).await.map(|platform| platform.to_string()),
-            config: DiffIds::of(self.config(&image).await.ok(), layers.len()),
-            image: image.name,
-            digest: image.digest,
-            wait: layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add),
-            layers,
-        })
+        Ok(layers.into_values().collect())
     }
+}
+
+/// What an open image has cost before it was ready, and why.
+pub(crate) fn opened(layers: &[OpenLayer], soci: Option<SociSource>) -> Vec<LayerInspection> {
+    layers.iter().map(|layer| of_open(layer, soci)).collect()
 }
 
 /// What the index says, or else the config.
@@ -195,8 +244,8 @@ fn of_open(open: &OpenLayer, soci: Option<SociSource>) -> LayerInspection {
             Trust::Soci => IndexFrom::Soci,
             Trust::Manifest | Trust::Unverified => IndexFrom::Toc,
         },
-        requests: open.cost.requests,
-        wait: open.cost.bytes,
+        requests: open.cost.requests.saturating_add(open.beside.requests),
+        wait: open.cost.bytes.saturating_add(open.beside.bytes),
         reason,
         advice: advice.map(str::to_owned),
         index: Some(index_inspection(open)),

@@ -41,8 +41,9 @@ pub struct OpenLayer {
     pub sent_whole: bool,
     /// Why it was read whole before it was ready; `None`: it was not.
     pub(crate) read_for: Option<Reason>,
-    /// What was asked for it before it was ready.
+    /// What was asked for its blob before it was ready, and for its zTOC.
     pub cost: Cost,
+    pub beside: Cost,
     /// Its tar-split, where one was made, or why not; whether it can be used is not looked at yet.
     pub tar_split: Option<Result<TarSplit, NoTarSplit>>,
 }
@@ -55,12 +56,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// What was asked for some blobs until now.
-    fn of<'a>(blobs: impl Iterator<Item = &'a registry::Layer>) -> Self {
-        blobs.map(|layer| layer.blob.traffic()).fold(Self::default(), |sum, traffic| Self {
-            requests: sum.requests.saturating_add(traffic.requests),
-            bytes: sum.bytes.saturating_add(traffic.bytes),
-        })
+    /// What was asked for a blob until now.
+    fn of(layer: &registry::Layer) -> Self {
+        let traffic = layer.blob.traffic();
+        Self { requests: traffic.requests, bytes: traffic.bytes }
     }
 }
 
@@ -87,8 +86,8 @@ impl OpenLayer {
         let (contents, misfit) = (Arc::clone(&self.contents), self.misfit.clone());
         let Self { trust, identity, whole, sent_whole, read_for, .. } = *self;
         // It is fetched once.
-        let cost = Cost::default();
-        Self { layer, trust, identity, contents, whole, misfit, sent_whole, read_for, cost, tar_split: None }
+        let (cost, beside) = (Cost::default(), Cost::default());
+        Self { layer, trust, identity, contents, whole, misfit, sent_whole, read_for, cost, beside, tar_split: None }
     }
 
     /// Whether those of its contents are fetched that are read.
@@ -520,7 +519,7 @@ impl Opener {
     ) -> OpenLayer {
         let file = self.cache.layer_file(key.as_ref(), &index);
         let whole = held.is_some();
-        let cost = Cost::of(std::iter::once(&layer).chain(&ztoc));
+        let (cost, beside) = (Cost::of(&layer), ztoc.as_ref().map(Cost::of).unwrap_or_default());
         let blob = layer.blob.in_use();
         let source = match held {
             Some(bytes) => fetch::Source::Held { blob, bytes: Held::new(bytes) },
@@ -538,6 +537,7 @@ impl Opener {
             misfit: None,
             read_for: None,
             cost,
+            beside,
             tar_split: None,
         }
     }

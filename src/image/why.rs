@@ -58,8 +58,13 @@ impl Why {
     pub(super) fn of_open(layer: &OpenLayer, soci: Option<SociSource>) -> Self {
         let kept = matches!(layer.fetches(), Fetches::Kept | Fetches::Whole);
         let advice = kept.then_some(IN_PARTS);
-        if let (Some(reason), false) = (layer.read_for, kept) {
-            return of_full_read(reason, layer.misfit.as_ref(), layer.summary().format.name(), When::Done);
+        match layer.read_for {
+            // That of such a layer is said below.
+            Some(Reason::Plain | Reason::Evicted) if kept => {}
+            Some(reason) => {
+                return of_full_read(reason, layer.misfit.as_ref(), layer.summary().format.name(), When::Done);
+            }
+            None => {}
         }
         let reason = unpacked(layer).unwrap_or_else(|| voucher(layer.trust, soci));
         let reason = match &layer.misfit {

@@ -51,6 +51,15 @@ impl ImageRef {
         }
     }
 
+    /// The same with a digest, which wins over the tag. What is on disk has no place for one.
+    #[must_use]
+    pub fn pinned(self, digest: Digest) -> Self {
+        match self {
+            Self::Registry(reference) => Self::Registry(Reference { digest: Some(digest.to_string()), ..reference }),
+            local => local,
+        }
+    }
+
     /// The image that stands beside this one under a longer tag.
     ///
     /// stargz-snapshotter puts a TOC image's suffix behind the whole reference, which gives a name only where there is a tag.

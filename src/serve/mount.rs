@@ -122,6 +122,7 @@ fn start(
         user: mount.user,
         namespace: holders::own_namespace(),
         started: server.started,
+        options: Some(options.source.clone()),
     })?;
     server.answer(listener, http);
     let (ready, read_ahead) = (ready(&served), served.read_ahead());

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::Error;
+use super::layers::{Ask, Layers, Told};
 use super::options::{LayerChoice, MountOptions};
-use super::service::{Nothing, Service, distinct};
+use super::service::{Service, distinct};
 use crate::cache::Cache;
 use crate::fetch::{self, Prefetch};
 use crate::fs::forest::Forest;
@@ -22,13 +23,14 @@ use crate::threads::{self, Work};
 pub(crate) struct MountedImage {
     id: String,
     layers: Vec<Arc<fetch::Layer>>,
+    explained: Layers,
     common: Common,
 }
 
 impl Service for MountedImage {
     const KIND: &'static str = "mount";
-    type Request = Nothing;
-    type Answer = Nothing;
+    type Request = Ask;
+    type Answer = Told;
 
     fn id(&self) -> String {
         self.id.clone()
@@ -46,8 +48,10 @@ impl Service for MountedImage {
         self.layers.clone()
     }
 
-    async fn perform(self: Arc<Self>, request: Nothing, _report: Report) -> Result<Nothing, String> {
-        match request {}
+    async fn perform(self: Arc<Self>, request: Ask, _report: Report) -> Result<Told, String> {
+        match request {
+            Ask::Layers => Ok(Told::Layers(self.explained.told())),
+        }
     }
 }
 
@@ -122,10 +126,11 @@ pub(crate) async fn served(options: &MountOptions, id: String, hosts: Hosts, rep
             readahead.starts(started).await;
         }
     });
+    let explained = Layers::new(&image.layers, engine.soci_source(&image.image).await);
     let layers = distinct(image.layers.iter().map(|layer| &layer.contents));
     let prefetch = Box::pin(fetch::prefetch(layers.clone(), options.prefetch));
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    Ok(Served { service: Arc::new(MountedImage { id, layers, common }), forest, image, prefetch })
+    Ok(Served { service: Arc::new(MountedImage { id, layers, explained, common }), forest, image, prefetch })
 }
 
 /// What the image starts, if that is to be guessed from. Nobody waits for it.

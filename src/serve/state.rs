@@ -34,6 +34,7 @@ use super::ask::{self, GLANCE as ANSWER, Unanswered};
 use super::control::SOCKET;
 use super::{Error, holders};
 use crate::blob::Digest;
+use crate::image::options::ImageOptions;
 use crate::image::wire;
 use crate::kernel::mounts::{self, Device};
 use crate::sys::own::{Entry, EntryKind, OwnDir, short_path};
@@ -95,6 +96,9 @@ pub(crate) struct Record {
     pub(crate) namespace: Option<String>,
     /// Seconds since 1970.
     pub(crate) started: u64,
+    /// How the image was reached. Servers before 0.2 do not say.
+    #[serde(default)]
+    pub(crate) options: Option<ImageOptions>,
 }
 
 impl Record {

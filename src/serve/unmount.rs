@@ -163,7 +163,7 @@ fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundSta
 }
 
 /// The crfs mount that `dir` leads to. The mount itself is asked nothing, so that a dead one is found, too.
-fn find(dir: &Path) -> Result<Mount, Error> {
+pub(super) fn find(dir: &Path) -> Result<Mount, Error> {
     let given = |source| kernel::Error::Directory { dir: dir.to_owned(), source };
     let mut found = None;
     for point in spellings(dir).map_err(given)? {

@@ -14,6 +14,7 @@ mod commands;
 #[path = "../it/evil.rs"]
 #[allow(dead_code)]
 mod evil;
+mod explain;
 mod faults;
 #[path = "../it/fixtures.rs"]
 mod fixtures;

@@ -18,6 +18,7 @@ fn record(state: &OwnState) -> Record {
         user: Some(0),
         namespace: None,
         started: 1,
+        options: None,
     }
 }
 
