@@ -245,7 +245,7 @@ mod tests {
         let asked = |place: &StorePlaceArgs| ask_store(place, &environment, |_| Ok(Some(7)));
         assert_eq!(asked(&StorePlaceArgs { root: None, state: None }), Ok(None));
         let refused = asked(&StorePlaceArgs { root: Some(theirs.join("s")), state: None }).unwrap_err();
-        assert!(refused.contains("there can be no store at"), "{refused}");
+        assert!(refused.contains("belongs to user 4242"), "{refused}");
         assert_eq!(asked(&StorePlaceArgs { root: Some("/nowhere".into()), state: None }), Ok(Some(7)));
     }
 
