@@ -43,6 +43,7 @@ fn head(of: &Explanation) -> String {
     let lazy = match (of.layers.len(), of.layers.iter().filter(|layer| layer.lazy).count()) {
         (1, 0) => "1 layer, which is not lazy".to_owned(),
         (1, _) => "1 layer, which is lazy".to_owned(),
+        (all, 0) => format!("{all} layers, none of them lazy"),
         (all, lazy) if all == lazy => format!("{all} layers, all of them lazy"),
         (all, lazy) => format!("{all} layers, {lazy} of them lazy"),
     };
