@@ -52,13 +52,13 @@ pub(super) enum Command {
     #[command(name = crate::serve::background::SUBCOMMAND, hide = true)]
     Serve,
     /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
-    #[command(name = crate::store::NAMESPACE, hide = true)]
+    #[command(name = crate::podman::NAMESPACE, hide = true)]
     UserNamespace,
     /// Clears up after a store's server. The server starts it.
-    #[command(name = crate::store::GUARD, hide = true)]
+    #[command(name = crate::podman::GUARD, hide = true)]
     StoreGuard,
     /// Reads the layers of an image for a store's server. The server starts it.
-    #[command(name = crate::store::READER, hide = true)]
+    #[command(name = crate::podman::READER, hide = true)]
     StoreReader,
 }
 

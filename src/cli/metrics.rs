@@ -5,8 +5,8 @@ use super::environment::Environment;
 use super::{Failure, complain, options, print};
 use crate::errors::chain;
 use crate::metrics::together;
+use crate::podman::commands;
 use crate::serve::status;
-use crate::store::commands;
 
 pub(super) fn metrics(args: &MetricsArgs, environment: &Environment) -> Result<(), Failure> {
     let (mounts, unasked) = status::metrics(&environment.state_dirs());

@@ -66,7 +66,7 @@ pub fn run() -> ExitCode {
 enum Failure {
     Usage(UsageError),
     Failed(serve::Error),
-    Store(crate::store::Error),
+    Store(crate::podman::Error),
     /// Whoever waits has been told already.
     Reported,
 }
@@ -77,8 +77,8 @@ impl From<UsageError> for Failure {
     }
 }
 
-impl From<crate::store::Error> for Failure {
-    fn from(error: crate::store::Error) -> Self {
+impl From<crate::podman::Error> for Failure {
+    fn from(error: crate::podman::Error) -> Self {
         Self::Store(error)
     }
 }
@@ -111,9 +111,9 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Mount(args) => mount::mount(args, verbose, environment),
         Command::Umount(args) => mount::umount(&args, environment),
         Command::Serve => serve::background::serve().map_err(|_| Failure::Reported),
-        Command::UserNamespace => Ok(crate::store::hold_namespace()?),
-        Command::StoreGuard => Ok(crate::store::guard()?),
-        Command::StoreReader => Ok(crate::store::read()?),
+        Command::UserNamespace => Ok(crate::podman::hold_namespace()?),
+        Command::StoreGuard => Ok(crate::podman::guard()?),
+        Command::StoreReader => Ok(crate::podman::read()?),
         Command::Inspect(args) => show::inspect(args, environment),
         Command::Explain(args) => explain::explain(&args, environment),
         Command::Index(args) => show::index(args, environment),

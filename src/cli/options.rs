@@ -12,10 +12,10 @@ use super::environment::Environment;
 use crate::errors::chain;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
+use crate::podman::Paths;
 use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
 use crate::serve::listen::Listen;
 use crate::serve::options::{FrontendChoice, LogOptions, MountOptions, Prefetch};
-use crate::store::Paths;
 use crate::sys::{limit, trusted};
 
 /// How long a filesystem may take to say that a file is there.
@@ -132,7 +132,7 @@ pub(super) fn store(place: &StorePlaceArgs, environment: &Environment) -> Result
 pub(super) fn ask_store<T>(
     place: &StorePlaceArgs,
     environment: &Environment,
-    ask: impl FnOnce(&Paths) -> Result<Option<T>, crate::store::Error>,
+    ask: impl FnOnce(&Paths) -> Result<Option<T>, crate::podman::Error>,
 ) -> Result<Option<T>, String> {
     match store(place, environment) {
         Ok(paths) => ask(&paths).map_err(|error| error.chain()),

@@ -11,9 +11,9 @@ use super::mount::by_whom;
 use super::{Failure, complain, json, options, print};
 use crate::errors::chain;
 use crate::image::escape;
+use crate::podman::commands;
 use crate::serve::holders::named;
 use crate::serve::status::{self as mounts, Elsewhere, State, Status};
-use crate::store::commands;
 
 pub(super) fn status(args: &StatusArgs, environment: &Environment) -> Result<(), Failure> {
     let (mut servers, unasked) = mounts::status(&environment.state_dirs());

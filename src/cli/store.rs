@@ -14,11 +14,11 @@ use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
 use super::options::PATIENCE;
 use super::{Failure, complain, json, options, print};
+use crate::podman::commands::{self, Listing};
+use crate::podman::places::{self, Person};
+use crate::podman::{ServeOptions, serve as run};
 use crate::serve::options::LogOptions;
 use crate::serve::{self as engine};
-use crate::store::commands::{self, Listing};
-use crate::store::places::{self, Person};
-use crate::store::{ServeOptions, serve as run};
 use crate::sys::{limit, outside};
 
 /// Digits of an id, as podman shows it.

@@ -80,7 +80,7 @@ impl Service for Store {
             let added = images.clone();
             tokio::spawn(async move {
                 self.join_added(&added).await;
-                self.opened.notify_one();
+                self.carried.look();
             });
         }
         Ok(Answer::Images(images))

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -17,9 +17,8 @@ use super::Store;
 use super::apart::{For, Readers};
 use super::lockfile::PATIENCE;
 use super::records::{Image, Layer, Records};
-use super::refer::Users;
 use super::trees::{self};
-use super::{Error, files, podman};
+use super::{Error, files, lists};
 use crate::blob::Digest;
 use crate::image::config::Config;
 use crate::image::engine::{Engine, RESOLVE_WITHIN, read_ahead};
@@ -31,10 +30,6 @@ use crate::kernel::mounts::Mount;
 use crate::kernel::{self, mounts};
 use crate::registry::{self};
 use crate::sys::outside;
-use crate::threads::{self, Work};
-
-/// How long layers stay that no image has any more. A podman that has read the list of images before must still find them.
-const LINGER: Duration = Duration::from_secs(60);
 
 /// How many images begin to be opened at a time, and how long each has before the next one begins beside it: a registry or a filesystem that does not
 /// answer is waited for, and is not to keep the images of others closed meanwhile.
@@ -123,17 +118,10 @@ impl Store {
             return Err(error);
         }
         self.trees.show(&changed);
-        self.write_stubs(&changed);
+        self.stubs.write(&changed);
         *records = changed;
         self.read_ahead();
         Ok(())
-    }
-
-    fn write_stubs(&self, records: &Records) {
-        self.stubs.write(records);
-        let mut of_users = self.user_stubs.lock().unwrap_or_else(PoisonError::into_inner);
-        of_users.retain(|name, _| records.users.contains(name));
-        of_users.values().for_each(|stubs| stubs.write(records));
     }
 
     /// Lets the kernel read ahead as far as the layers' units want it.
@@ -147,7 +135,7 @@ impl Store {
     /// be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
         let all = self.open_each(report).await;
-        self.opened.notify_one();
+        self.carried.look();
         all
     }
 
@@ -173,7 +161,7 @@ impl Store {
 
     /// `false` as well where an earlier try has not come to an end.
     async fn open_once(self: Arc<Self>, image: Image, report: Report) -> bool {
-        let Some(_turn) = Opening::begin(&self, image.manifest) else { return false };
+        let Some(_turn) = Opening::begin(&self.openings, image.manifest) else { return false };
         let opened = self.open(&image, &report).await.inspect_err(|error| {
             tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
         });
@@ -194,7 +182,7 @@ impl Store {
             // Others may have been opened meanwhile, also by an `add`.
             let records = self.records.lock().await;
             let still_closed = closed.iter().filter(|(_, id)| is_closed(&records, id));
-            self.problems().extend(still_closed.map(|(_, id)| (**id, error.chain())));
+            self.openings.problems().extend(still_closed.map(|(_, id)| (**id, error.chain())));
         }
         opened
     }
@@ -247,7 +235,7 @@ impl Store {
         let records = self.records.lock().await;
         if let Some(record) = records.layer(id).filter(is_closed) {
             self.trees.plant(record.number, (record.id, record.contents.clone()), layer, prepared);
-            self.problems().remove(id);
+            self.openings.problems().remove(id);
         }
         Ok(())
     }
@@ -258,7 +246,7 @@ impl Store {
     }
 
     pub(super) fn listing(&self, records: &Records, image: &Image) -> Listing {
-        let problems = self.problems();
+        let problems = self.openings.problems();
         let problem = image.layers.iter().find_map(|layer| problems.get(layer).cloned());
         let is_open = |id: &Digest| records.layer(id).is_some_and(|layer| self.trees.is_open(layer.number));
         let served = self.device.get().is_some() && image.layers.iter().all(is_open);
@@ -289,105 +277,12 @@ impl Store {
 
     /// Makes the tree of an image, so that what is fetched around a miss follows from it.
     pub(super) fn join(&self, records: &Records, image: &Image) {
-        let path = self.paths.image(&image.id.hex()).join(podman::big_data_file(&image.id.to_string()));
+        let path = self.paths.image(&image.id.hex()).join(lists::big_data_file(&image.id.to_string()));
         let config = outside::read(&path, u64::MAX).ok().and_then(|bytes| Config::parse(&bytes).ok());
         let command = config.map(|config| config.started()).unwrap_or_default();
         if let Err(error) = self.trees.join(records, image, command) {
             tracing::debug!(error = error.chain(), "nothing is fetched around misses of this image");
         }
-    }
-
-    /// Remembers which layers no image has any more.
-    pub(super) fn note_unused(&self, records: &Records) {
-        let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-        unused.retain(|id, _| !records.is_used(id));
-        for layer in records.layers.iter().filter(|layer| !records.is_used(&layer.id)) {
-            unused.entry(layer.id).or_insert_with(Instant::now);
-        }
-    }
-
-    /// Removes the layers that no image has had for a while, and what else is left of images, whenever something was removed. Never ends.
-    pub(super) async fn sweep(&self) {
-        loop {
-            tokio::time::sleep(LINGER).await;
-            if self.sweep_once().await {
-                self.removed.notified().await;
-            }
-        }
-    }
-
-    async fn sweep_once(&self) -> bool {
-        let swept = {
-            let mut records = self.records.lock().await;
-            self.note_unused(&records);
-            let due = |id: &Digest| {
-                let unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-                unused.get(id).is_some_and(|since| since.elapsed() >= LINGER)
-            };
-            let swept = tokio::task::block_in_place(|| self.sweep_due(&mut records, due));
-            files::remove_other_images(&self.paths, &records);
-            files::remove_other_tar_splits(&self.paths, &records);
-            swept
-        };
-        swept & self.close_left_over().await
-    }
-
-    /// Closes removed layers that nobody has open. `false`: some are left.
-    pub(super) async fn close_left_over(&self) -> bool {
-        let left_over = self.trees.left_over(&*self.records.lock().await);
-        if left_over.is_empty() {
-            return true;
-        }
-        // The kernel notices that a name is gone when somebody looks it up, and then forgets what is below, as far as nobody has it open.
-        let mount = self.paths.mount();
-        let looking = threads::run(Work::Outside, move || {
-            left_over.iter().for_each(|id| drop(std::fs::symlink_metadata(mount.join(id.hex()))));
-        });
-        // One that hangs is looked up again.
-        let _looked = tokio::time::timeout(LINGER, looking).await;
-        let records = self.records.lock().await;
-        tokio::task::block_in_place(|| self.trees.close_left_over(&records));
-        self.trees.left_over(&records).is_empty()
-    }
-
-    /// `false`: podman is busy, for as long as it unpacks a layer.
-    pub(super) fn sweep_due(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> bool {
-        let mut changed = records.clone();
-        let Some(_locks) = self.drop_layers(&mut changed, due) else { return false };
-        if changed.layers.len() < records.layers.len() {
-            if let Err(error) = self.commit(records, changed) {
-                tracing::warn!(error = error.chain(), "layers that nobody uses stay");
-            }
-        }
-        true
-    }
-
-    /// Drops the layers that no image has any more, where that is `due`, but for those that podman has put something on top of meanwhile.
-    /// Nobody can do so for as long as what is given back lives. `None`: podman does not let anybody see now.
-    pub(super) fn drop_layers(&self, records: &mut Records, due: impl Fn(&Digest) -> bool) -> Option<Users> {
-        let may_go = |layer: &Layer| !records.is_used(&layer.id) && due(&layer.id);
-        let going: Vec<Digest> = records.layers.iter().filter(|layer| may_go(layer)).map(|layer| layer.id).collect();
-        let users = if going.is_empty() { Users::read(&[]) } else { Users::of_records(records) };
-        let users = users.inspect_err(|error| {
-            tracing::warn!(error = error.chain(), "layers that no image has stay for now: podman may need them");
-        });
-        let users = users.ok()?;
-        let parents = |id: &Digest| {
-            let next = |layer: &&Layer| records.layer(layer.parent.as_ref()?);
-            std::iter::successors(records.layer(id), next).map(|layer| layer.id).collect::<Vec<_>>()
-        };
-        let needed = going.iter().filter(|id| users.of(id, &[**id]).is_some());
-        let needed: HashSet<Digest> = needed.flat_map(parents).collect();
-        records.layers.retain(|layer| !going.contains(&layer.id) || needed.contains(&layer.id));
-        Some(users)
-    }
-
-    fn opening(&self) -> MutexGuard<'_, HashSet<Digest>> {
-        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -407,21 +302,40 @@ async fn open_by_then(opening: JoinHandle<bool>) -> bool {
     matches!(tokio::time::timeout(OPENED_WITHIN, opening).await, Ok(Ok(true)))
 }
 
+/// What is being opened, and what could not be.
+#[derive(Default)]
+pub(super) struct Openings {
+    /// Images that are being opened, by their manifests.
+    under_way: Mutex<HashSet<Digest>>,
+    /// Why a layer is not open.
+    problems: Mutex<HashMap<Digest, String>>,
+}
+
+impl Openings {
+    fn under_way(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn problems(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The only one who opens an image, for as long as this lives.
 struct Opening<'a> {
-    store: &'a Store,
+    openings: &'a Openings,
     manifest: Digest,
 }
 
 impl<'a> Opening<'a> {
-    fn begin(store: &'a Store, manifest: Digest) -> Option<Self> {
-        store.opening().insert(manifest).then_some(Self { store, manifest })
+    fn begin(openings: &'a Openings, manifest: Digest) -> Option<Self> {
+        openings.under_way().insert(manifest).then_some(Self { openings, manifest })
     }
 }
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        self.store.opening().remove(&self.manifest);
+        self.openings.under_way().remove(&self.manifest);
     }
 }
 

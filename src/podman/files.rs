@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use super::lockfile::{self, Held};
 use super::paths::{Kind, Paths, TAR_SPLIT};
 use super::records::{Image, Records, is_unfinished, new_file, put, replace, sync_dir_of};
-use super::{Error, podman};
+use super::{Error, lists};
 use crate::blob::Digest;
 use crate::sys::outside;
 use crate::sys::own::{Entry, EntryKind, OwnDir};
@@ -26,7 +26,7 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
     let dir = paths.image(&image.id.hex());
     let made = fs::DirBuilder::new().recursive(true).create(&dir);
     made.map_err(|source| Error::File { path: dir.clone(), source })?;
-    let files = podman::big_data(image).map(|(key, digest, _)| (podman::big_data_file(&key), digest));
+    let files = lists::big_data(image).map(|(key, digest, _)| (lists::big_data_file(&key), digest));
     for (name, digest) in files {
         replace(&dir.join(name), if digest == image.id { config } else { manifest }, 0o644)?;
     }
@@ -36,7 +36,7 @@ pub(super) fn write_image(paths: &Paths, image: &Image, manifest: &[u8], config:
 
 /// The manifest of an image, by the file that its digest names: an `add` that was cut short may have left another one of the same image in the other file.
 pub(super) fn read_manifest(paths: &Paths, image: &Image) -> Result<Vec<u8>, Error> {
-    let path = paths.image(&image.id.hex()).join(podman::big_data_file(&podman::manifest_key(&image.manifest)));
+    let path = paths.image(&image.id.hex()).join(lists::big_data_file(&lists::manifest_key(&image.manifest)));
     let failed = |source| Error::File { path: path.clone(), source };
     let manifest = outside::read(&path, u64::MAX).map_err(failed)?;
     if Digest::of(&manifest) == image.manifest {
@@ -58,7 +58,7 @@ pub(super) fn remove_other_images(paths: &Paths, records: &Records) {
 
 /// Whether it is a file that `write_image` makes.
 fn is_of_image(entry: &Entry) -> bool {
-    entry.kind == EntryKind::File && (podman::is_big_data_file(&entry.name) || is_unfinished(&entry.name))
+    entry.kind == EntryKind::File && (lists::is_big_data_file(&entry.name) || is_unfinished(&entry.name))
 }
 
 /// Whether a name is that of an image's or a layer's directory.
@@ -166,7 +166,7 @@ pub(super) fn remove_unfinished(paths: &Paths) {
 /// `patience`: how long those who hold podman's locks are waited for. Where both lists are right already, nobody is.
 pub(super) fn publish(paths: &Paths, records: &Records, patience: Duration) -> Result<(), Error> {
     set_modes(paths, records);
-    let lists = [(Kind::Layers, podman::layers(records)), (Kind::Images, podman::images(records))];
+    let lists = [(Kind::Layers, lists::layers(records)), (Kind::Images, lists::images(records))];
     let mut new = Vec::new();
     for (kind, list) in lists {
         let path = paths.podman(kind, "json");
@@ -210,8 +210,8 @@ mod tests {
 
     use super::lockfile::PATIENCE;
     use super::*;
-    use crate::store::records::Tar;
-    use crate::store::records::tests::{image, layer};
+    use crate::podman::records::Tar;
+    use crate::podman::records::tests::{image, layer};
 
     fn read(paths: &Paths, kind: Kind) -> Vec<Value> {
         let text = fs::read(paths.podman(kind, "json")).unwrap();
@@ -380,7 +380,7 @@ mod tests {
         write_image(&paths, &records.images[0], b"manifest", b"config").unwrap();
         let path = paths.image(&Digest::of(b"i").hex());
         assert_eq!(fs::read(path.join("manifest")).unwrap(), b"manifest");
-        let config = podman::big_data_file(&Digest::of(b"i").to_string());
+        let config = lists::big_data_file(&Digest::of(b"i").to_string());
         assert_eq!(fs::read(path.join(config)).unwrap(), b"config");
         remove_other_images(&paths, &records);
         assert!(path.exists());

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
-use super::podman;
+use super::lists;
 use super::records::{Facts, Image, Records};
 use crate::blob::Digest;
 use crate::fetch;
@@ -260,7 +260,7 @@ fn grown(records: &Records, planted: &HashMap<u32, Planted>) -> Grown {
             (b"link".to_vec(), number(LINK_FILE)),
             (b"merged".to_vec(), number(MERGED)),
         ]);
-        if let Some(lower) = podman::lower(records, layer) {
+        if let Some(lower) = lists::lower(records, layer) {
             made.insert(number(LOWER_FILE), Made::File(lower.into()));
             entries.insert(b"lower".to_vec(), number(LOWER_FILE));
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/                                  --root, for storage.conf's additionalimagestores
-//!     overlay-images/images.json, .lock  real files, so that podman never needs a server to read them (files.rs, podman.rs)
+//!     overlay-images/images.json, .lock  real files, so that podman never needs a server to read them (files.rs, lists.rs)
 //!     overlay-images/<image id>/         manifest and config, byte for byte
 //!     overlay-layers/layers.json, .lock
 //!     overlay-layers/<layer id>.tar-split.gz      of layers that podman can push (tar_splits.rs)
@@ -30,17 +30,18 @@ mod error;
 mod files;
 mod guard;
 mod idmap;
+mod lists;
 mod lock;
 mod lockfile;
 mod open;
 mod paths;
-mod podman;
 mod records;
 mod refer;
 mod remove;
 mod serve;
 mod share;
 mod stubs;
+mod sweep;
 mod tar_splits;
 mod trees;
 
@@ -54,19 +55,19 @@ pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
 pub use paths::Paths;
 pub use serve::{ServeOptions, serve};
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::OnceLock;
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::watch;
 
 use self::apart::Readers;
+use self::carried::Carried;
 use self::contents::Wants;
 use self::lock::Lock;
+use self::open::Openings;
 use self::records::Records;
-use self::stubs::Stubs;
+use self::stubs::{AllStubs, Stubs};
+use self::sweep::Sweeping;
 use self::trees::Trees;
-use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::image::engine::Common;
 use crate::kernel::mounts::Device;
@@ -80,21 +81,10 @@ struct Store {
     trees: Trees,
     /// What is mounted, once it is.
     device: OnceLock<Device>,
-    /// Why a layer is not open.
-    problems: Mutex<HashMap<Digest, String>>,
-    /// Images that are being opened, by their manifests.
-    opening: Mutex<HashSet<Digest>>,
-    /// Since when no image has a layer.
-    unused: Mutex<HashMap<Digest, Instant>>,
-    stubs: Stubs,
-    /// Images were removed: what is left of them can go later.
-    removed: Notify,
-    /// Those of the users that have the store, by their names.
-    user_stubs: Mutex<BTreeMap<String, Stubs>>,
-    /// Layers were opened: their blobs may carry tar-splits.
-    opened: Notify,
-    /// Those that read such tar-splits.
-    carried_reads: Semaphore,
+    openings: Openings,
+    sweeping: Sweeping,
+    stubs: AllStubs,
+    carried: Carried,
     lock: Lock,
     /// Whether a server does what it is asked for by now.
     ready: watch::Sender<bool>,
@@ -113,25 +103,18 @@ impl Store {
         let trees = Trees::new(wants);
         trees.show(&records);
         let common = Common::new(cache, Hosts::default());
-        let (problems, opening, unused) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let user_stubs = Mutex::new(share::stubs_again(&paths, &records));
+        let stubs = AllStubs::new(stubs, share::stubs_again(&paths, &records));
         let records = tokio::sync::Mutex::new(records);
-        let device = OnceLock::new();
-        let (removed, opened, carried_reads) = (Notify::new(), Notify::new(), Semaphore::new(carried::READS));
         Ok(Self {
             paths,
             common,
             records,
             trees,
-            device,
-            problems,
-            opening,
-            unused,
+            device: OnceLock::new(),
+            openings: Openings::default(),
+            sweeping: Sweeping::default(),
             stubs,
-            user_stubs,
-            removed,
-            opened,
-            carried_reads,
+            carried: Carried::default(),
             lock,
             ready: watch::Sender::default(),
             readers: None,

@@ -185,8 +185,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::store::records::Tar;
-    use crate::store::records::tests::{image, layer};
+    use crate::podman::records::Tar;
+    use crate::podman::records::tests::{image, layer};
 
     #[test]
     fn chain_ids_are_those_that_podman_computes() {

@@ -85,7 +85,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::records::tests::layer;
+    use crate::podman::records::tests::layer;
 
     #[test]
     fn a_tar_split_is_shared_by_layers_of_one_blob_and_diff_id() {

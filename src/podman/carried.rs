@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 
@@ -19,7 +20,7 @@ use crate::fetch;
 use crate::image;
 use crate::image::layer::blocking;
 use crate::image::pending::descriptor;
-use crate::index::carried_tar_split::{self as carried, Carried};
+use crate::index::carried_tar_split as carried;
 use crate::index::{Descriptor, Format, NoTarSplit, TarSplit, TocPosition};
 use crate::registry::Freshness;
 
@@ -27,12 +28,32 @@ use crate::registry::Freshness;
 const QUIET: Duration = Duration::from_secs(5);
 
 /// How many are read at a time, and for how long: a busy image must not keep others waiting for ever.
-pub(super) const READS: usize = 2;
+const READS: usize = 2;
 const READ_WITHIN: Duration = Duration::from_secs(300);
 
 /// Between two tries of what could not be had.
 const FIRST_RETRY: Duration = Duration::from_secs(60);
 const LAST_RETRY: Duration = Duration::from_secs(3600);
+
+/// Those that read such tar-splits.
+pub(super) struct Carried {
+    /// Layers were opened: their blobs may carry some.
+    opened: Notify,
+    reads: Semaphore,
+}
+
+impl Default for Carried {
+    fn default() -> Self {
+        Self { opened: Notify::new(), reads: Semaphore::new(READS) }
+    }
+}
+
+impl Carried {
+    /// There are layers to look at.
+    pub(super) fn look(&self) {
+        self.opened.notify_one();
+    }
+}
 
 /// A layer whose blob may carry a tar-split.
 struct Carrier {
@@ -137,7 +158,7 @@ impl Store {
                 }
             };
             tokio::select! {
-                () = self.opened.notified() => {}
+                () = self.carried.opened.notified() => {}
                 Some(Ok((key, outcome))) = taking.join_next() => search.end(key, outcome, Instant::now()),
                 () = retry => {}
             }
@@ -168,7 +189,7 @@ impl Store {
         carrier.layer.wait_until_quiet(QUIET).await;
         let read = {
             // An error says that there are no permits any more: nobody closes them.
-            let _permit = self.carried_reads.acquire().await;
+            let _permit = self.carried.reads.acquire().await;
             time::timeout(READ_WITHIN, carrier.read(self.paths.tar_splits())).await
         };
         let split = match read {
@@ -255,8 +276,8 @@ impl Carrier {
     /// Where the tar-split is, if there is one.
     async fn find(&self, freshness: Freshness) -> Result<Result<Option<TocPosition>, NoTarSplit>, image::Error> {
         match carried::find(&self.blob) {
-            Carried::At(position) => Ok(Ok(Some(position))),
-            Carried::SeeFooter(range) => {
+            carried::Carried::At(position) => Ok(Ok(Some(position))),
+            carried::Carried::SeeFooter(range) => {
                 let footer = self.layer.read_blob_quietly(range, freshness).await?;
                 Ok(footer.map(|footer| carried::in_footer(&self.blob, &footer)).ok_or(NoTarSplit::SentWhole))
             }
@@ -267,7 +288,7 @@ impl Carrier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::records::tests::layer;
+    use crate::podman::records::tests::layer;
 
     #[test]
     fn a_layer_is_looked_at_again_when_that_can_help() {

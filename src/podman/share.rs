@@ -13,7 +13,6 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use super::Store;
 use super::idmap::{Account, Map, mount_clone};
@@ -87,7 +86,7 @@ impl Store {
         }
         let stubs = open_stubs(&overlay, &map)?;
         stubs.write(records);
-        self.user_stubs.lock().unwrap_or_else(PoisonError::into_inner).insert(account.name.clone(), stubs);
+        self.stubs.add(account.name.clone(), stubs);
         mount_clone(&self.paths.mount(), device, &overlay, &map)
     }
 }
@@ -186,7 +185,7 @@ fn unmount(dir: &Path, how: Detach) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::remove::tests::store;
+    use crate::podman::remove::tests::store;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_user_who_is_gone_can_be_taken_the_store_from() {
@@ -206,7 +205,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path(), None);
         let mut records = Records::default();
-        let layer = crate::store::records::tests::layer(&mut records, "one", None);
+        let layer = crate::podman::records::tests::layer(&mut records, "one", None);
         records.layers.push(layer);
         let make = |name: &str| {
             let overlay = paths.of_user(name).join("overlay");

@@ -22,9 +22,9 @@ use crate::image::tar_splits::keep_usable;
 use crate::image::{self, Report};
 use crate::index::{LayerKey, TarSplit};
 use crate::metrics::METRICS;
+use crate::podman::trees;
 use crate::registry::Hosts;
 use crate::serve::{self, log, signals};
-use crate::store::trees;
 use crate::sys;
 use crate::threads::{self, Work};
 

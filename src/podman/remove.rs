@@ -53,9 +53,9 @@ impl Store {
             let listings = gone.map(|image| self.listing(&records, image)).collect();
             self.commit(&mut records, changed)?;
             drop(users);
-            self.note_unused(&records);
+            self.sweeping.note(&records);
             // Here, where whoever asked for it cannot go away in between.
-            self.removed.notify_one();
+            self.sweeping.wake();
             Ok(listings)
         })
     }
@@ -113,16 +113,15 @@ pub(super) mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
-    use futures_util::FutureExt;
     use serde_json::json;
 
     use super::*;
     use crate::blob::Digest;
     use crate::cache::Cache;
-    use crate::store::lock::Lock;
-    use crate::store::lockfile::Held;
-    use crate::store::paths::Paths;
-    use crate::store::records::tests::{image, layer};
+    use crate::podman::lock::Lock;
+    use crate::podman::lockfile::Held;
+    use crate::podman::paths::Paths;
+    use crate::podman::records::tests::{image, layer};
 
     /// A store below that directory, which nobody serves.
     pub(in super::super) fn store(dir: &Path, records: &Records) -> Store {
@@ -154,7 +153,7 @@ pub(super) mod tests {
         };
         let (removed, ()) = tokio::join!(store.remove(&names, &podman, &report), other);
         assert_eq!(removed.unwrap().len(), 1);
-        assert!(store.removed.notified().now_or_never().is_some(), "whoever sweeps is told");
+        assert!(store.sweeping.is_woken(), "whoever sweeps is told");
     }
 
     #[tokio::test(flavor = "multi_thread")]

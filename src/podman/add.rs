@@ -12,7 +12,7 @@ use super::open::{Listing, layer_error};
 use super::records::{Blob, Image, Layer, Records};
 use super::tar_splits::Staged;
 use super::trees::{self, Prepared};
-use super::{Error, files, podman, tar_splits};
+use super::{Error, files, lists, tar_splits};
 use crate::blob::Digest;
 use crate::fs::tree::Tree;
 use crate::image::engine::Engine;
@@ -73,7 +73,7 @@ impl Store {
             let taken = self.take_in(&mut records, found, prepared, splits, source);
             self.trees.close_left_over(&records);
             if !self.trees.left_over(&records).is_empty() {
-                self.removed.notify_one();
+                self.sweeping.wake();
             }
             taken
         })
@@ -192,7 +192,7 @@ impl Store {
             id: config_digest,
             manifest: image.digest,
             names: vec![name],
-            created: config.created.filter(|time| time::is_of_go(time)).unwrap_or_else(|| podman::EPOCH.to_owned()),
+            created: config.created.filter(|time| time::is_of_go(time)).unwrap_or_else(|| lists::EPOCH.to_owned()),
             sizes: [image.manifest.len() as u64, config_bytes.len() as u64],
             layers: ids,
             source,
@@ -204,7 +204,7 @@ impl Store {
         changed.put(new);
         self.commit(records, changed)?;
         files::remove_other_tar_splits(&self.paths, records);
-        self.note_unused(records);
+        self.sweeping.note(records);
         let added = records.images.iter().find(|image| image.id == config_digest);
         added.map(|image| self.listing(records, image)).ok_or(Error::NoImage { name: config_digest.to_string() })
     }
@@ -234,8 +234,8 @@ impl Store {
                 self.trees.plant(number, (id, contents.clone()), layer, prepared)
             }
         };
-        self.problems().remove(&id);
-        let link = podman::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
+        self.openings.problems().remove(&id);
+        let link = lists::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
         let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
         match records.layers.iter_mut().find(|old| old.id == id) {
             Some(_) if same.is_some() => {}
@@ -329,9 +329,9 @@ fn layer_id(records: &Records, candidate: &Candidate, parent: Option<&Digest>, o
     if let Some(own) = own {
         return own.id;
     }
-    let chain_id = podman::chain_id(parent, diff_id);
+    let chain_id = lists::chain_id(parent, diff_id);
     let is_other = records.layer(&chain_id).is_some_and(|layer| layer.contents != *contents);
-    if is_other { podman::other_id(&chain_id, contents) } else { chain_id }
+    if is_other { lists::other_id(&chain_id, contents) } else { chain_id }
 }
 
 /// An image id stands for one set of blobs, and for what vouches for their contents.
@@ -408,7 +408,7 @@ fn given_name(image: &ImageRef, name: &str) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::records::tests::{image, layer};
+    use crate::podman::records::tests::{image, layer};
 
     fn name(image: &str) -> Result<String, Error> {
         name_of(&image.parse().unwrap())
@@ -446,7 +446,7 @@ mod tests {
         let mut own = layer(&mut records, "own", Some("base"));
         own.contents = "own ztoc".into();
         let mut taken = layer(&mut records, "taken", Some("base"));
-        taken.id = podman::chain_id(Some(&base.id), &own.diff_id);
+        taken.id = lists::chain_id(Some(&base.id), &own.diff_id);
         records.put(image("i", &["a:1"], &["base", "own"]));
         records.layers.extend([base.clone(), own.clone(), taken.clone()]);
         let id = |new: &Candidate| layer_id(&records, new, Some(&base.id), own_layer(&records, &Digest::of(b"i"), 1));

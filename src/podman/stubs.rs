@@ -3,22 +3,53 @@
 //! Without it `podman inspect` and `podman pull` would fail for images and containers on top of the store. `diff` is a file there and no directory, so
 //! that nothing can be run from it: an overlay over a file is refused, and one over an empty directory would be an empty root.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::files::is_id;
 use super::idmap::Map;
+use super::lists;
 use super::paths::make_dir;
-use super::podman;
 use super::records::{Layer, Records};
 use crate::sys::own::{Entry, EntryKind, OwnDir};
 
 /// The directory of the layers' links.
 const LINKS: &str = "l";
+
+/// Those of the store, and those of the users that have it.
+pub(super) struct AllStubs {
+    own: Stubs,
+    of_users: Mutex<BTreeMap<String, Stubs>>,
+}
+
+impl AllStubs {
+    /// `of_users`: by their names.
+    pub(super) fn new(own: Stubs, of_users: BTreeMap<String, Stubs>) -> Self {
+        Self { own, of_users: Mutex::new(of_users) }
+    }
+
+    pub(super) fn add(&self, user: String, stubs: Stubs) {
+        self.of_users().insert(user, stubs);
+    }
+
+    /// Makes them what the records say.
+    pub(super) fn write(&self, records: &Records) {
+        self.own.write(records);
+        let mut of_users = self.of_users();
+        of_users.retain(|name, _| records.users.contains(name));
+        of_users.values().for_each(|stubs| stubs.write(records));
+    }
+
+    fn of_users(&self) -> MutexGuard<'_, BTreeMap<String, Stubs>> {
+        self.of_users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A directory that is mounted on, open since before it was.
 pub(super) struct Stubs {
@@ -65,7 +96,7 @@ fn write_layer(dir: &Path, records: &Records, layer: &Layer, owner: Option<(u32,
     let link = links.join(&layer.link);
     ignore(symlink(Path::new("..").join(layer.id.hex()).join("diff"), link), io::ErrorKind::AlreadyExists)?;
     write_file(&own.join("link"), &layer.link)?;
-    if let Some(lower) = podman::lower(records, layer) {
+    if let Some(lower) = lists::lower(records, layer) {
         write_file(&own.join("lower"), &lower)?;
     }
     let new = own.join("new");
@@ -143,7 +174,7 @@ mod tests {
 
     use super::*;
     use crate::blob::Digest;
-    use crate::store::records::tests::layer;
+    use crate::podman::records::tests::layer;
 
     #[test]
     fn nothing_can_be_run_from_a_stub_and_those_of_other_layers_go() {
