@@ -47,6 +47,11 @@ pub(crate) fn own_namespace() -> Option<String> {
     link(own_pid(), "ns/mnt")
 }
 
+/// Whether a process has a mount namespace still: one that has ended has none, also where nobody has taken notice of its end.
+pub(crate) fn has_namespace(pid: u32) -> bool {
+    link(pid, "ns/mnt").is_some()
+}
+
 /// The number of this process in /proc, which may be that of another PID namespace.
 fn own_pid() -> u32 {
     let number = fs::read_link("/proc/self").ok();

@@ -128,12 +128,16 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
 /// Lets the server unmount, in the mount namespace that it is in.
 fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let dir = || state.record.dir.clone();
-    let was_served = state.may_be_served();
+    let (was_served, server) = (state.may_be_served(), state.server());
     match state.connect().and_then(ask::leave) {
         Err(Unanswered::Failed { message }) => Err(Error::StaysElsewhere { dir: dir(), why: message }),
         Err(source @ Unanswered::OtherVersion) => Err(Error::NotAsked { dir: dir(), pid: state.record.pid, source }),
         // A server that has nothing left to serve may be gone before it has answered.
-        _ if was_served && within(LEAVING, || !state.may_be_served()) => Ok(Outcome::Gone),
+        _ if was_served && within(LEAVING, || !state.may_be_served()) => {
+            // Until it is, its mount namespace keeps other mounts in use that were copied into it.
+            within(LEAVING, || !server.is_some_and(holders::has_namespace));
+            Ok(Outcome::Gone)
+        }
         Ok(()) => {
             let is_it = |mount: &Mount| state.record.describes(mount);
             Ok(Outcome::StillInUse(holders::of(is_it, &state.record.dir, &[])))
