@@ -99,7 +99,7 @@ pub(super) struct MountArgs {
     /// userxattr. Default: trusted with CAP_SYS_ADMIN in the initial user namespace, else user.
     #[arg(long, value_enum)]
     pub(super) opaque_xattr: Option<OpaqueArg>,
-    /// Serve this mount's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT, [::1]:PORT or unix:PATH.
+    /// Serve this mount's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT or unix:PATH.
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
     pub(super) metrics_listen: Option<Listen>,
     /// Let file handles outlive the kernel's caches, as NFS servers and some backup programs need it. Not for the lower

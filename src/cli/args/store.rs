@@ -55,7 +55,7 @@ pub(in crate::cli) struct StoreServeArgs {
     /// What to fetch beyond what is read: with none, nothing.
     #[arg(long, value_enum, default_value = "hints")]
     pub(in crate::cli) prefetch: StorePrefetchArg,
-    /// Serve the store's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT, [::1]:PORT or unix:PATH.
+    /// Serve the store's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT or unix:PATH.
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
     pub(in crate::cli) metrics_listen: Option<Listen>,
 }
