@@ -120,7 +120,7 @@ impl RemoteBlob {
         loop {
             let mut found = None;
             // Boxed, as are the others below a cache: its own frames are large.
-            let finding = Box::pin(self.find_route(&url, &ask, asked, &mut found));
+            let finding = Box::pin(self.find_route(&url, &ask, asked, before.is_some(), &mut found));
             let route = routes.try_get_with_by_ref(&url, finding).await;
             let route = route.map_err(Error::shared)?;
             *taken = route.target.is_some().then(|| (url.clone(), route.id));
@@ -178,12 +178,13 @@ impl RemoteBlob {
     }
 
     /// Asks the registry itself. The answer goes to whoever asked, the way to it to everyone, and so does all of the blob where that was sent for a
-    /// part: whoever asked may not be the one who reads it.
+    /// part: whoever asked may not be the one who reads it. But to whoever goes on behind what has come, it is the rest.
     async fn find_route(
         &self,
         url: &Url,
         ask: &Ask<'_>,
         asked: Instant,
+        is_first: bool,
         found: &mut Option<Found>,
     ) -> Result<Route, Error> {
         let (last, response) = self.ask(url, ask, false).await?;
@@ -199,7 +200,7 @@ impl RemoteBlob {
         // Before those hear of it who wait for the way.
         let is_whole = response.status().as_u16() != 206 && ask.headers.contains_key(RANGE);
         let is_new = !self.counters.sends_parts.load(Ordering::Relaxed);
-        *found = Some(if is_whole && is_new && self.breach(&response).is_none() {
+        *found = Some(if is_first && is_whole && is_new && self.breach(&response).is_none() {
             self.counters.sent_whole.store(true, Ordering::Relaxed);
             let unread = Arc::new(Mutex::new(Some(self.answer(last, response, asked, 0))));
             *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&unread);

@@ -316,6 +316,30 @@ async fn a_whole_body_that_breaks_off_goes_on_but_not_for_ever() {
     assert_eq!(registry.requests_to("/blobs/").len(), 3 + 4);
 }
 
+/// Wherever its bytes are, and whether or not caches may answer: nothing is asked for more often than it breaks off.
+#[tokio::test]
+async fn a_whole_body_goes_on_as_well_past_caches_and_behind_a_redirect() {
+    for freshness in [Freshness::Any, Freshness::PastCaches] {
+        for is_elsewhere in [false, true] {
+            let registry = Registry::start().await;
+            let storage = registry.start_sharing().await;
+            if is_elsewhere {
+                registry.redirect_blobs_to(&storage);
+            }
+            let (host, on) = if is_elsewhere { (&storage, On::Storage) } else { (&registry, On::Blobs) };
+            let bytes = ramp(300_000);
+            let blob = blob_of(&registry, options(), &bytes).await;
+            for cut in [100_000, 200_000] {
+                host.fault(Fault::times(1, on, Lie::WholeUntil(cut, true)));
+            }
+            host.fault(Fault::always(on, Lie::Whole));
+            assert!(read_with(&blob, range(0, 300_000), freshness).await.unwrap() == bytes);
+            let asked = registry.requests_to("/blobs/").len() + storage.requests().len();
+            assert_eq!(asked, if is_elsewhere { 6 } else { 3 }, "{freshness:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_whole_body_of_another_size_is_not_taken() {
     let registry = Registry::start().await;
