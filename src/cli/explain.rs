@@ -29,7 +29,7 @@ pub(super) fn explain(args: &ExplainArgs, environment: &Environment) -> Result<(
 }
 
 fn text(of: &Explanation) -> String {
-    let layers = of.layers.iter().enumerate().map(|(number, layer)| layer_text(number + 1, layer, of));
+    let layers = of.layers.iter().enumerate().map(|(number, layer)| layer_text(number, layer, of));
     head(of) + &layers.collect::<String>()
 }
 
@@ -48,6 +48,7 @@ fn head(of: &Explanation) -> String {
         (all, lazy) => format!("{all} layers, {lazy} of them lazy"),
     };
     let wait = bytes(of.wait);
+    let refused = of.layers.iter().position(|layer| !layer.usable);
     let cost = match &of.mount {
         Some(mount) if mount.told => {
             let since = of.layers.iter().filter_map(|layer| layer.since).map(|since| since.fetched);
@@ -55,10 +56,13 @@ fn head(of: &Explanation) -> String {
             format!("It is mounted on {}: crfs fetched {wait} before that was ready, and {since} since.", shown(mount))
         }
         Some(mount) => format!(
-            "It is mounted on {}, but its server does not answer. A new mount would fetch {wait} before it is ready.",
+            "It is mounted on {}, but its server does not tell. A new mount would fetch {wait} before it is ready.",
             shown(mount)
         ),
-        None => format!("A mount fetches {wait} before it is ready."),
+        None => match refused {
+            Some(layer) => format!("It cannot be mounted, since layer {layer} cannot be opened."),
+            None => format!("A mount fetches {wait} before it is ready."),
+        },
     };
     format!("{name}: {lazy}.\n{cost}\n")
 }
@@ -71,9 +75,12 @@ fn layer_text(number: usize, layer: &LayerInspection, of: &Explanation) -> Strin
     let LayerInspection { digest, size, .. } = layer;
     let format = layer.index.as_ref().map(|index| format!(", {}", index.format)).unwrap_or_default();
     let lazy = if layer.lazy { "lazy" } else { "not lazy" };
-    let title = format!("\nLayer {number} of {}, {digest} ({}{format}): {lazy}.\n", of.layers.len(), bytes(*size));
-    let only = if layer.lazy { " Only what is read is fetched." } else { "" };
-    let mut lines = vec![sentence(&layer.reason) + only, cost(layer, is_done(of))];
+    if !layer.usable {
+        let title = format!("\nLayer {number}, {digest} ({}): it cannot be opened.\n", bytes(*size));
+        return format!("{title}  {}\n", sentence(&layer.reason));
+    }
+    let title = format!("\nLayer {number}, {digest} ({}{format}): {lazy}.\n", bytes(*size));
+    let mut lines = vec![sentence(&layer.reason), cost(layer, is_done(of))];
     lines.extend(layer.advice.as_ref().map(|advice| format!("To make it better: {}.", printable(advice))));
     title + &lines.iter().map(|line| format!("  {line}\n")).collect::<String>()
 }

@@ -280,6 +280,7 @@ mod tests {
             digest,
             size: 2048,
             media_type: "m".into(),
+            usable: index.is_some(),
             lazy: index.is_some(),
             index_from: if index.is_some() { IndexFrom::Toc } else { IndexFrom::None },
             requests: 1,

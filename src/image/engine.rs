@@ -86,9 +86,11 @@ impl Common {
 
     /// The bytes in the cache, and its limit; `None`: its disk does not say so at once. However many ask, one thread waits for it.
     async fn room(&self) -> Option<[u64; 2]> {
-        let (cache, turn) = (self.cache.clone(), Arc::clone(&self.looking).try_lock_owned().ok()?);
-        let looked = threads::run(Work::Local, move || (cache.room(), turn));
-        let (room, _turn) = tokio::time::timeout(GLANCE, looked).await.ok()?.ok()?;
+        let looking = async {
+            let (cache, turn) = (self.cache.clone(), Arc::clone(&self.looking).lock_owned().await);
+            threads::run(Work::Local, move || (cache.room(), turn)).await
+        };
+        let (room, _turn) = tokio::time::timeout(GLANCE, looking).await.ok()?.ok()?;
         room.map(|room| [room.taken, room.limit])
     }
 

@@ -63,7 +63,9 @@ pub struct LayerInspection {
     /// Bytes of the blob.
     pub size: u64,
     pub media_type: String,
-    /// Whether those of its contents would be fetched that are read, and nothing else before it is ready.
+    /// Whether it can be opened: a mount of the image is refused where it cannot.
+    pub usable: bool,
+    /// Whether its contents would be fetched in parts, and nothing of them before it is ready.
     pub lazy: bool,
     /// Which index a mount would use.
     pub index_from: IndexFrom,
@@ -210,11 +212,13 @@ fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result
         Ok(Looked::Open(open)) => of_open(&open, soci.map(|soci| soci.source)),
         Ok(Looked::Pass(pending)) => {
             let Why { reason, advice } = Why::of_pending(&pending);
-            let requests = layer.blob.traffic().requests.saturating_add(u64::from(!pending.is_here()));
-            let advice = advice.map(str::to_owned);
-            LayerInspection { requests, wait: layer.size, reason, advice, ..unknown(layer) }
+            let (asked, advice) = (layer.blob.traffic(), advice.map(str::to_owned));
+            let is_asked_again = layer.blob.is_remote() && !pending.is_here() && pending.body.is_none();
+            let requests = asked.requests.saturating_add(u64::from(is_asked_again));
+            let wait = asked.bytes.saturating_add(if pending.is_here() { 0 } else { layer.size });
+            LayerInspection { requests, wait, reason, advice, ..unknown(layer) }
         }
-        Err(error) => LayerInspection { reason: error.chain(), ..unknown(layer) },
+        Err(error) => LayerInspection { usable: false, reason: error.chain(), ..unknown(layer) },
     }
 }
 
@@ -224,6 +228,7 @@ fn unknown(layer: &registry::Layer) -> LayerInspection {
         digest: layer.digest,
         size: layer.size,
         media_type: layer.media_type.clone(),
+        usable: true,
         lazy: false,
         index_from: IndexFrom::None,
         requests: 0,

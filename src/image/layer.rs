@@ -283,9 +283,7 @@ impl Opener {
             }
             read => read,
         }?;
-        // A misfit that the full read has found says more.
-        let misfit = open.misfit.clone().or(pending.misfit);
-        Ok(OpenLayer { read_for: Some(pending.reason), misfit, ..open })
+        Ok(OpenLayer { read_for: Some(pending.reason), misfit: pending.misfit, ..open })
     }
 
     async fn read_whole(

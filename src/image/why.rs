@@ -21,7 +21,7 @@ const INDEX_AHEAD: &str = "`crfs index` makes the index ahead of time; pushed as
 
 const VOUCH: &str = "push the image again, so that its manifest names the digest of the table of contents";
 
-const PARTS_ELSEWHERE: &str = "mount it once: a cache that has it then may send parts; or mount from a registry that answers range requests \
+const PARTS_ELSEWHERE: &str = "read all of it once more: a cache that has it by then may send parts; or mount from a registry that answers range requests \
                                (docs/registries.md)";
 
 /// Why it is lazy or not, and what would make it better.
