@@ -130,6 +130,7 @@ Fields of --json:
   layers                  an array, the lowest first, of
     digest, size          of the blob, in bytes
     media_type
+    usable                whether a mount can open it; else, reason says why not
     lazy, reason          whether its contents are fetched when read, and why
     index_from            toc: its own table of contents; own: made by crfs from
                           the layer; soci: a zTOC; none: all of it has to be
@@ -292,8 +293,8 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
   cached                  bytes given to readers that were on local disk
   errors, last_error      reads that failed, and why the last one did, or why
                           the server does not answer
-  uncached                  bytes that the cache did not take: it is full, or
-                            cannot be written
+  uncached                bytes that the cache did not take: it is full, or
+                          cannot be written
 
 Mounts are looked for in several directories, the store in the place of --root.
 Where one of them does not answer or cannot be read, the servers of the others

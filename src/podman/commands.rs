@@ -106,9 +106,20 @@ pub fn status(paths: &Paths) -> Result<Option<Status>, Error> {
         }
         Ok(None) => {
             let mount = mounts::at(&paths.mount()).map_err(|source| Error::File { path: paths.mount(), source })?;
-            mount.filter(Mount::is_stores).map(|_| known(State::Dead))
+            mount.filter(Mount::is_stores).map(|_| of_unanswered(paths, known(State::Dead))).transpose()?
         }
         Err(stopped) => Some(known(State::Silent).told(Err(stopped))),
+    })
+}
+
+/// A store that is mounted, and that nobody answers for at the place of its state.
+fn of_unanswered(paths: &Paths, dead: Status) -> Result<Status, Error> {
+    let is_taken = answered(paths, |paths| Ok(Lock::is_taken(paths)))?;
+    Ok(match is_taken {
+        Ok(false) => dead,
+        Ok(true) => dead.silent("somebody has the store: its server starts, or has another --state".to_owned()),
+        // That is no reason to take it for dead.
+        Err(error) => dead.silent(format!("whether its server lives cannot be told: {error}")),
     })
 }
 

@@ -62,6 +62,10 @@ impl Service for Store {
         self.trees.past()
     }
 
+    fn stays(&self) -> Option<&'static str> {
+        Some("users have the store, who are not asked: end its server by SIGTERM")
+    }
+
     fn let_go(&self, how: Detach) {
         share::take_clones_away(&self.paths, how);
     }

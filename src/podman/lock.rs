@@ -28,6 +28,20 @@ impl Lock {
         }
     }
 
+    /// Whether somebody has it. Of a store that never had one, nobody.
+    pub(super) fn is_taken(paths: &Paths) -> io::Result<bool> {
+        let file = match open_own(&paths.lock(), OpenOptions::new().read(true)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_held) => Ok(false),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
     /// For another process, which has it then, too.
     pub(super) fn file(&self) -> io::Result<File> {
         self.held.try_clone()

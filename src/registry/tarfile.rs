@@ -104,9 +104,9 @@ impl Scan<'_> {
                 }
                 b'x' => {
                     let records = self.text(header.data)?;
-                    name = record(&records, b"path").map(<[u8]>::to_vec).or(name);
-                    target = record(&records, b"linkpath").map(<[u8]>::to_vec).or(target);
-                    let number = record(&records, b"size").map(tar::decimal);
+                    name = record(&records, b"path")?.map(<[u8]>::to_vec).or(name);
+                    target = record(&records, b"linkpath")?.map(<[u8]>::to_vec).or(target);
+                    let number = record(&records, b"size")?.map(tar::decimal);
                     size = number.map(|number| number.ok_or(Broken::Format("a pax size is no number"))).transpose()?;
                     continue;
                 }
@@ -164,9 +164,12 @@ impl Scan<'_> {
 }
 
 /// The value of a pax record. The last one of a key counts.
-fn record<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let values = tar::records(records).flatten().filter(|(found, _)| *found == key).map(|(_, value)| value);
-    values.last()
+fn record<'a>(records: &'a [u8], key: &[u8]) -> Result<Option<&'a [u8]>, Broken> {
+    tar::records(records).try_fold(None, |last, record| match record {
+        Ok((found, value)) if found == key => Ok(Some(value)),
+        Ok(_) => Ok(last),
+        Err(_at) => Err(Broken::Format("a pax header has something else than records")),
+    })
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ use crate::threads::{self, Work};
 /// The socket's name in the directory of the server's state.
 pub(crate) const SOCKET: &str = "control.sock";
 
+/// How long a line may wait for whoever does not read: then they want to hear nothing more.
+const UNREAD: Duration = Duration::from_secs(30);
+
 /// How long a client may take to say what it wants, and how long to wait where there are no descriptors.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a server that works says that it does.
@@ -94,6 +97,9 @@ impl<S: Service> Answering<S> {
     }
 
     fn leave(&self) -> Result<(), String> {
+        if let Some(why) = self.service.stays() {
+            return Err(why.to_owned());
+        }
         self.service.let_go(Detach::IfIdle);
         self.place.leave().map_err(|error| chain(&error))
     }
@@ -200,7 +206,7 @@ async fn say<A: Serialize>(output: &Mutex<OwnedWriteHalf>, answer: &Answer<A>) -
 async fn write<A: Serialize>(output: &mut OwnedWriteHalf, answer: &Answer<A>) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    output.write_all(&line).await
+    tokio::time::timeout(UNREAD, output.write_all(&line)).await?
 }
 
 #[cfg(test)]

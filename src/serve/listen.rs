@@ -15,7 +15,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -28,6 +29,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use super::Error;
@@ -43,6 +45,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a request, and its headers.
 const LONGEST: usize = 16 << 10;
 const HEADERS: usize = 64;
+
+/// How old an answer may be.
+const RECENT: Duration = Duration::from_millis(500);
 
 /// Between two tries to accept where there are no descriptors.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -136,11 +141,12 @@ impl Listening {
     }
 
     /// Answers until the task is dropped. Needs a tokio runtime.
-    pub(crate) async fn answer<T>(self, metrics: impl Fn() -> T + Clone + Send + Sync + 'static)
+    pub(crate) async fn answer<T>(self, metrics: impl Fn() -> T + Send + Sync + 'static)
     where
         T: Future<Output = String> + Send + 'static,
     {
         let Self { socket, file: _file } = self;
+        let metrics = Arc::new(Recent { metrics, last: Mutex::default() });
         let accepting = match Accepting::new(socket) {
             Ok(accepting) => accepting,
             Err(error) => return tracing::warn!(%error, "metrics cannot be served over HTTP"),
@@ -154,7 +160,7 @@ impl Listening {
                     if open.len() >= MOST {
                         open.pop_front().iter().for_each(AbortHandle::abort);
                     }
-                    open.push_back(tokio::spawn(converse(client, metrics.clone())).abort_handle());
+                    open.push_back(tokio::spawn(converse(client, Arc::clone(&metrics))).abort_handle());
                 }
                 Err(error) => {
                     tracing::debug!(%error, "no client for metrics is accepted");
@@ -225,16 +231,37 @@ impl Accepting {
     }
 }
 
+/// Metrics as they were told lately: however many ask, and however often, they are put together about twice a second.
+struct Recent<M> {
+    metrics: M,
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl<T: Future<Output = String>, M: Fn() -> T> Recent<M> {
+    async fn text(&self) -> Bytes {
+        let mut last = self.last.lock().await;
+        match &*last {
+            Some((when, text)) if when.elapsed() < RECENT => text.clone(),
+            _ => {
+                let text = Bytes::from((self.metrics)().await);
+                *last = Some((Instant::now(), text.clone()));
+                text
+            }
+        }
+    }
+}
+
 /// One request of one client.
-async fn converse<T: Future<Output = String> + Send + 'static>(
-    client: Box<dyn Client>,
-    metrics: impl Fn() -> T + Send + Sync + 'static,
-) {
+async fn converse<T, M>(client: Box<dyn Client>, metrics: Arc<Recent<M>>)
+where
+    T: Future<Output = String> + Send + 'static,
+    M: Fn() -> T + Send + Sync + 'static,
+{
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
-        let asks = asked(request.method(), request.uri().path()).map(|()| metrics());
+        let (asks, metrics) = (asked(request.method(), request.uri().path()), Arc::clone(&metrics));
         async move {
             Ok::<_, Infallible>(match asks {
-                Ok(metrics) => response(StatusCode::OK, metrics.await),
+                Ok(()) => response(StatusCode::OK, metrics.text().await),
                 Err(status) => refused(status),
             })
         }
@@ -263,15 +290,15 @@ fn asked(method: &Method, path: &str) -> Result<(), StatusCode> {
 }
 
 fn refused(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut refused = response(status, "crfs serves GET /metrics\n".to_owned());
+    let mut refused = response(status, Bytes::from_static(b"crfs serves GET /metrics\n"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
         refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     refused
 }
 
-fn response(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text.into()));
+fn response(status: StatusCode, text: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, TEXT);
     response

@@ -36,6 +36,11 @@ pub(crate) trait Service: Send + Sync + 'static {
         Activity::default()
     }
 
+    /// Why it does not leave because somebody asks for it; `None`: it does, where nobody uses it.
+    fn stays(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Lets go of what keeps the mount in use and is its own.
     fn let_go(&self, _how: Detach) {}
 

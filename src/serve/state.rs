@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use rustix::fs::{RenameFlags, renameat, renameat_with};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ask::{self, GLANCE as ANSWER, Unanswered};
 use super::control::SOCKET;
@@ -56,8 +56,8 @@ const ID_LENGTH: usize = 8;
 /// Before the id of a directory that does not say yet whose it is.
 const NEW: &str = ".new-";
 
-/// Bytes of the longest record: a path has 4 KiB.
-const LONGEST_RECORD: u64 = 64 << 10;
+/// Bytes of the longest record: it has some paths of up to 4 KiB, of which each byte may take a line.
+const LONGEST_RECORD: u64 = 1 << 20;
 
 /// How long a mount waits for others that have the directory of all mounts. They have it for a few files' time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -97,8 +97,13 @@ pub(crate) struct Record {
     /// Seconds since 1970.
     pub(crate) started: u64,
     /// How the image was reached. Servers before 0.2 do not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
     pub(crate) options: Option<ImageOptions>,
+}
+
+/// Those that another version of crfs has written in another way cost no more than themselves.
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ImageOptions>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).ok())
 }
 
 impl Record {

@@ -97,7 +97,7 @@ impl Status {
         }
     }
 
-    fn silent(self, why: String) -> Self {
+    pub(crate) fn silent(self, why: String) -> Self {
         Self { state: State::Silent, activity: Activity { last_error: Some(why), ..self.activity }, ..self }
     }
 }
