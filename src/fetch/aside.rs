@@ -1,8 +1,8 @@
 //! Verified bytes that the cache would not have, kept for the next reader: of all layers together, so that an image of many layers takes no more. Only for
 //! a while: the cache is full for a moment, and a server lives for months.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache as Memory;
@@ -15,11 +15,30 @@ use crate::sys;
 /// sooner.
 const KEPT: Duration = Duration::from_secs(5);
 
+/// Where a check is kept. The cache lets go of what was in it when no thread looks at it any more, and that may be a while: what has to go at once is
+/// taken out.
+#[derive(Clone)]
+struct Slot(Arc<Mutex<Option<Kept>>>);
+
+impl Slot {
+    fn new(kept: Kept) -> Self {
+        Self(Arc::new(Mutex::new(Some(kept))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn weight(&self) -> u32 {
+        self.lock().as_ref().map_or(0, Kept::weight)
+    }
+}
+
 /// What one layer has set aside.
 #[derive(Clone)]
 pub(super) struct Aside {
     /// By layer and check.
-    all: Memory<(u64, u32), Kept>,
+    all: Memory<(u64, u32), Slot>,
     layers: Arc<AtomicU64>,
     layer: u64,
     kept: Duration,
@@ -33,7 +52,7 @@ impl Aside {
     }
 
     fn keeping_for(kept: Duration) -> Self {
-        let weighed = Memory::builder().max_capacity(MEMORY).weigher(|_, kept: &Kept| kept.weight());
+        let weighed = Memory::builder().max_capacity(MEMORY).weigher(|_, slot: &Slot| slot.weight());
         let all = weighed.time_to_idle(kept).build();
         Self { all, layers: Arc::default(), layer: 0, kept, is_watched: Arc::default() }
     }
@@ -44,7 +63,7 @@ impl Aside {
     }
 
     pub(super) fn get(&self, check: u32) -> Option<Kept> {
-        self.all.get(&(self.layer, check))
+        self.all.get(&(self.layer, check))?.lock().clone()
     }
 
     pub(super) fn has(&self, check: u32) -> bool {
@@ -53,7 +72,7 @@ impl Aside {
 
     pub(super) fn set(&self, check: u32, kept: Kept) {
         if u64::from(kept.weight()) <= MEMORY {
-            self.all.insert((self.layer, check), kept);
+            self.all.insert((self.layer, check), Slot::new(kept));
             self.all.run_pending_tasks();
             self.watch();
         }
@@ -88,8 +107,11 @@ impl Aside {
 
     /// Lets go of the files that checks are kept in, of all layers: they take the room on disk that the next needs.
     pub(super) fn drop_files(&self) {
-        for (check, _) in self.all.iter().filter(|(_, kept)| matches!(kept, Kept::File(_))) {
-            self.all.invalidate(&*check);
+        for (check, slot) in &self.all {
+            let file = slot.lock().take_if(|kept| matches!(kept, Kept::File(_)));
+            if file.is_some() {
+                self.all.invalidate(&*check);
+            }
         }
         self.all.run_pending_tasks();
     }
