@@ -61,7 +61,7 @@ cargo_packages() {
 
 # need_cargo: a cargo that can build crfs, from apt where apt has one; otherwise says what to do.
 need_cargo() {
-  need_packages "the linker, and the C parts of two libraries" gcc libc6-dev
+  need_packages "the linker, the C parts of two libraries, and what cargo trusts" gcc libc6-dev ca-certificates
   [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
   export PATH
   cargo_is_good && return 0
