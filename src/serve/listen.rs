@@ -10,7 +10,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ use tokio::task::AbortHandle;
 
 use super::Error;
 use crate::image::wire;
+use crate::sys::own::short_path;
+use crate::sys::{limit, trusted};
 
 /// Connections at a time. One who asks is done within a moment.
 const MOST: usize = 16;
@@ -45,6 +47,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a request, and its headers.
 const LONGEST: usize = 16 << 10;
 const HEADERS: usize = 64;
+
+/// How long the filesystem of a socket may take.
+const DISK: Duration = Duration::from_secs(10);
 
 /// How old an answer may be.
 const RECENT: Duration = Duration::from_millis(500);
@@ -127,15 +132,9 @@ impl Listening {
                 Ok(Self { socket: Socket::Tcp(listener), file: None })
             }
             Listen::Unix(path) => {
-                let listener = match UnixListener::bind(path) {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left(path) => {
-                        fs::remove_file(path)?;
-                        UnixListener::bind(path)?
-                    }
-                    bound => bound?,
-                };
-                listener.set_nonblocking(true)?;
-                Ok(Self { socket: Socket::Unix(listener), file: Some(SocketFile::new(path)?) })
+                let asked = path.clone();
+                let (listener, file) = limit::answered(DISK, move || bind_file(&asked))?;
+                Ok(Self { socket: Socket::Unix(listener), file: Some(file) })
             }
         }
     }
@@ -171,6 +170,24 @@ impl Listening {
     }
 }
 
+/// In a directory that nobody can put another one in the place of, and by a name that is short enough for a socket.
+fn bind_file(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file"));
+    };
+    let dir = trusted::existing(parent)?;
+    let path = short_path(dir.as_fd()).join(name);
+    let listener = match UnixListener::bind(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left(&path) => {
+            fs::remove_file(&path)?;
+            UnixListener::bind(&path)?
+        }
+        bound => bound?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok((listener, SocketFile::new(dir, path)?))
+}
+
 /// Whether a killed server has left it: a socket of this user at which nobody listens.
 fn is_left(path: &Path) -> bool {
     let is_socket =
@@ -186,14 +203,16 @@ fn is_left(path: &Path) -> bool {
 
 /// The file of a socket, removed when it is dropped, if it is still that one.
 struct SocketFile {
+    /// What the path leads through.
+    _dir: OwnedFd,
     path: PathBuf,
     inode: (u64, u64),
 }
 
 impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), inode: (found.dev(), found.ino()) })
+    fn new(dir: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        let found = fs::symlink_metadata(&path)?;
+        Ok(Self { _dir: dir, path, inode: (found.dev(), found.ino()) })
     }
 }
 
@@ -370,6 +389,17 @@ mod tests {
         assert!(!left.exists());
         fs::write(&file, "theirs").unwrap();
         assert!(Listening::bind(&Listen::Unix(file.clone())).is_err());
+        let deep = dir.path().join("d".repeat(200));
+        fs::create_dir(&deep).unwrap();
+        assert!(Listening::bind(&Listen::Unix(deep.join("long"))).is_ok(), "longer than a socket's address");
+        // Somebody else's link, where anybody may make one.
+        let (open, link) = (dir.path().join("open"), dir.path().join("open/link"));
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+        std::os::unix::fs::symlink(&deep, &link).unwrap();
+        if std::os::unix::fs::lchown(&link, Some(4242), None).is_ok() {
+            assert!(Listening::bind(&Listen::Unix(link.join("socket"))).is_err());
+        }
         assert_eq!(fs::read(&file).unwrap(), b"theirs");
     }
 
