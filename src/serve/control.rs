@@ -1,6 +1,7 @@
 //! The control socket of a server: a request as one line of JSON, answered by lines of JSON of which the last has the outcome.
 //!
-//! Every server answers `status`, `metrics` and `leave`, the first two without waiting for any disk. What it is asked besides is its service's.
+//! Every server answers `status`, which waits for no disk, `metrics`, which waits for the cache's a second at most, and `leave`. What it is asked
+//! besides is its service's.
 //! Whoever goes away before the outcome wants their request no more; what has begun to be written is still written whole.
 
 use std::fs::{self, Permissions};
@@ -21,7 +22,6 @@ use super::frontend::Place;
 use super::service::{Activity, Nothing, Service, Told};
 use crate::errors::chain;
 use crate::image::{Event, Report};
-use crate::kernel::fusedev::Detach;
 use crate::metrics::{METRICS, Snapshot};
 use crate::threads::{self, Work};
 
@@ -100,7 +100,6 @@ impl<S: Service> Answering<S> {
         if let Some(why) = self.service.stays() {
             return Err(why.to_owned());
         }
-        self.service.let_go(Detach::IfIdle);
         self.place.leave().map_err(|error| chain(&error))
     }
 

@@ -41,7 +41,7 @@ pub(crate) trait Service: Send + Sync + 'static {
         None
     }
 
-    /// Lets go of what keeps the mount in use and is its own.
+    /// Lets go of what keeps the mount in use and is its own, when the server is to end.
     fn let_go(&self, _how: Detach) {}
 
     /// Comes back once the disk has answered that a request is worked on with.
