@@ -86,6 +86,11 @@ mod tests {
 
     #[test]
     fn redirects_are_followed_by_the_rules() {
+        // Names of other letters are asked for by their ASCII form (UTS 46), which the Unicode tables of idna_adapter make.
+        for name in ["bücher.example", "BÜCHER.example", "xn--bcher-kva.example"] {
+            assert_eq!(step("https://r/a", &format!("https://{name}/b")).unwrap(), "https://xn--bcher-kva.example/b");
+        }
+        assert!("https://xn--a/b".parse::<Url>().is_err(), "no ASCII form of any name");
         assert_eq!(step("https://r/a", "https://user:pw@s/b?sig=1#f").unwrap(), "https://s/b?sig=1");
         assert_eq!(step("http://r/a", "/b").unwrap(), "http://r/b");
         assert_eq!(step("http://r/a", "https://s/b").unwrap(), "https://s/b");
