@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::blob::{ByteRange, ByteSource, Digest, Documents};
+use super::past_caches::{once_more_blocking, read_all};
+use crate::blob::{Digest, Documents};
 use crate::cache::Cache;
 use crate::errors::chain;
 use crate::fetch::LONGEST_PATH;
-use crate::registry::{self, Freshness, Parts, Platform, json};
+use crate::registry::{self, Freshness, Platform, json};
 use crate::threads::{self, Work};
 
 /// Bytes of the largest config that is read.
@@ -95,8 +96,7 @@ impl Config {
         let read = move || match cache.get(&config.digest) {
             Some(kept) => Ok(kept),
             None => {
-                let read = right(&config, &config.blob)
-                    .or_else(|_| right(&config, &Parts::new(&config.blob, Freshness::PastCaches)))?;
+                let read = once_more_blocking(Result::is_err, |freshness| right(&config, freshness))?;
                 cache.put(&config.digest, &read);
                 Ok(read)
             }
@@ -136,8 +136,8 @@ impl Config {
 }
 
 /// The config's bytes, where they are those that the manifest names.
-fn right(config: &registry::Layer, source: &dyn ByteSource) -> Result<Bytes, String> {
-    let read = source.read_at(ByteRange { start: 0, end: config.size }).map_err(|error| chain(&*error))?;
+fn right(config: &registry::Layer, freshness: Freshness) -> Result<Bytes, String> {
+    let read = read_all(config, freshness).map_err(|error| chain(&*error))?;
     match Digest::of(&read) {
         got if got == config.digest => Ok(read),
         got => Err(format!("what came has the digest {got}, and the manifest names {}", config.digest)),

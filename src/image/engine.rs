@@ -20,9 +20,10 @@ use super::Error;
 use super::config::{Config, Unusable};
 use super::distinct::told_apart;
 use super::event::{Event, Report};
-use super::layer::{Looked, OpenLayer, Opener, Reading, check_diff_id};
+use super::layer::{OpenLayer, Opener, Probe, Reading};
 use super::pending::Pending;
 use super::silence::{unless_silent, until_silent};
+use super::whole::check_diff_id;
 use crate::blob::Digest;
 use crate::budget::Budget;
 use crate::cache::Cache;
@@ -303,30 +304,30 @@ impl Engine {
         Ok(open)
     }
 
-    /// Looks at all layers at once, for `crfs inspect`: what came of each, by their numbers, and which layers are others again.
-    pub(super) async fn look_at_each(
+    /// Probes all layers at once, for `crfs inspect`: what came of each, by their numbers, and which layers are others again.
+    pub(super) async fn probe_each(
         self: &Arc<Self>,
         image: &registry::Image,
-    ) -> Result<(BTreeMap<usize, Result<Looked, Error>>, BTreeMap<usize, usize>), Error> {
-        let look = |(number, layer): (usize, registry::Layer)| {
+    ) -> Result<(BTreeMap<usize, Result<Probe, Error>>, BTreeMap<usize, usize>), Error> {
+        let probe = |(number, layer): (usize, registry::Layer)| {
             let span = self.layer_span(number, &layer);
-            async move { (number, self.clone().look(image, layer).await) }.instrument(span)
+            async move { (number, self.clone().probe(image, layer).await) }.instrument(span)
         };
         let (once, again) = told_apart(image.layers.iter().cloned().enumerate().collect());
-        let looking: FuturesUnordered<_> = once.into_iter().map(look).collect();
-        let looked = unless_silent(self.cache(), looking.collect()).await?;
-        Ok((looked, again.into_iter().map(|(number, _, first)| (number, first)).collect()))
+        let probing: FuturesUnordered<_> = once.into_iter().map(probe).collect();
+        let probed = unless_silent(self.cache(), probing.collect()).await?;
+        Ok((probed, again.into_iter().map(|(number, _, first)| (number, first)).collect()))
     }
 
-    pub(super) async fn look(
+    pub(super) async fn probe(
         self: Arc<Self>,
         image: &registry::Image,
         layer: registry::Layer,
-    ) -> Result<Looked, Error> {
+    ) -> Result<Probe, Error> {
         let digest = layer.digest;
         let ztoc = self.soci(image).await?.and_then(|soci| soci.layers.get(&digest).cloned());
-        let looking = threads::run(Work::Opening, move || self.opener.look(layer, ztoc));
-        looking.await.map_err(|source| Error::LayerTask { layer: digest, source })?
+        let probing = threads::run(Work::Opening, move || self.opener.probe(layer, ztoc));
+        probing.await.map_err(|source| Error::LayerTask { layer: digest, source })?
     }
 
     async fn open_layer(
@@ -336,10 +337,9 @@ impl Engine {
         number: usize,
         reading: &Reading,
     ) -> Result<OpenLayer, Error> {
-        let looked = self.clone().look(image, layer).await?;
-        match looked {
-            Looked::Open(open) => self.checked(image, number, open).await,
-            Looked::Pass(pending) => self.pass(image, pending, number, reading).await,
+        match self.clone().probe(image, layer).await? {
+            Probe::Ready(open) => self.checked(image, number, open).await,
+            Probe::NeedsFullRead(pending) => self.pass(image, pending, number, reading).await,
         }
     }
 
@@ -361,9 +361,9 @@ impl Engine {
         let mut was_read = turn.lock().await;
         if *was_read {
             // The image has the layer twice.
-            match self.clone().look(image, pending.layer.clone()).await? {
-                Looked::Open(open) => return Ok(open),
-                Looked::Pass(again) => {
+            match self.clone().probe(image, pending.layer.clone()).await? {
+                Probe::Ready(open) => return Ok(open),
+                Probe::NeedsFullRead(again) => {
                     let diff_id = pending.diff_id;
                     pending = again;
                     pending.diff_id = diff_id;

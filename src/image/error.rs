@@ -77,15 +77,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether other bytes came than the manifest names, so that a read past caches may mend it.
-    pub(super) const fn is_wrong_bytes(&self) -> bool {
-        match self {
-            Self::Index(error) => error.is_wrong_bytes(),
-            Self::Pass(error) => error.is_wrong_bytes(),
-            _ => false,
-        }
-    }
-
     /// The message and its causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {

@@ -9,7 +9,7 @@ use super::Error;
 use super::config::Config;
 use super::engine::{Engine, RESOLVE_WITHIN};
 use super::event::Report;
-use super::layer::{Looked, OpenLayer};
+use super::layer::{OpenLayer, Probe};
 use super::look::runtime;
 use super::silence::unless_silent;
 use super::why::Why;
@@ -181,7 +181,7 @@ pub fn layers_pinned(options: &ImageOptions, digest: Digest, report: &Report) ->
 impl Engine {
     /// Opens every layer of an image and says what came of it.
     async fn inspect_layers(self: &Arc<Self>, image: &registry::Image) -> Result<Vec<LayerInspection>, Error> {
-        let (looked, again) = self.look_at_each(image).await?;
+        let (looked, again) = self.probe_each(image).await?;
         let soci = self.soci(image).await?;
         let inspect = |(number, looked)| Some((number, layer_inspection(image.layers.get(number)?, soci, looked)));
         let mut layers: BTreeMap<usize, _> = looked.into_iter().filter_map(inspect).collect();
@@ -207,10 +207,10 @@ async fn platform(engine: &Engine, image: &registry::Image) -> Option<Platform> 
     }
 }
 
-fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, looked: Result<Looked, Error>) -> LayerInspection {
-    match looked {
-        Ok(Looked::Open(open)) => of_open(&open, soci.map(|soci| soci.source)),
-        Ok(Looked::Pass(pending)) => {
+fn layer_inspection(layer: &registry::Layer, soci: Option<&Soci>, probed: Result<Probe, Error>) -> LayerInspection {
+    match probed {
+        Ok(Probe::Ready(open)) => of_open(&open, soci.map(|soci| soci.source)),
+        Ok(Probe::NeedsFullRead(pending)) => {
             let Why { reason, advice } = Why::of_pending(&pending);
             let (asked, advice) = (layer.blob.traffic(), advice.map(str::to_owned));
             let is_asked_again = layer.blob.is_remote() && !pending.is_here() && pending.body.is_none();

@@ -13,7 +13,7 @@ use super::Error;
 use super::distinct::told_apart;
 use super::engine::{Engine, note};
 use super::here::Here;
-use super::layer::{Looked, OpenLayer, Opener};
+use super::layer::{Indexed, OpenLayer, Opener, Probe};
 use super::silence::unless_silent;
 use crate::index::{Identity, LayerKey, StoredIndex, Trust};
 use crate::registry;
@@ -80,9 +80,9 @@ impl Opener {
         ztoc: Option<registry::Layer>,
         handed: Option<Handed>,
     ) -> Result<Option<OpenLayer>, Error> {
-        match self.look_at_cached(&layer, ztoc.as_ref())? {
-            Some(Looked::Open(open)) => return Ok(Some(open)),
-            Some(Looked::Pass(_)) => return Ok(None),
+        match self.probe_cached(&layer, ztoc.as_ref())? {
+            Some(Probe::Ready(open)) => return Ok(Some(open)),
+            Some(Probe::NeedsFullRead(_)) => return Ok(None),
             None => {}
         }
         let Some(Handed { identity, trust, index }) = handed else { return Ok(None) };
@@ -93,7 +93,7 @@ impl Opener {
         index.verify()?;
         let index = index.within(self.memory())?;
         let (is_huge, needed) = (index.has_huge_unit()?, index.summary().layer_file_len);
-        let open = self.layer(layer, key, trust, index, None, ztoc);
+        let open = self.open(Indexed { layer, key, trust, index, held: None, ztoc, misfit: None });
         if is_huge && !open.contents.is_kept()? {
             return Err(Error::CannotKeep { layer: digest, needed });
         }

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
 use super::engine::Engine;
-use super::layer::{Looked, OpenLayer, Reading};
+use super::layer::{OpenLayer, Probe, Reading};
 use crate::errors::chain;
 use crate::index::Entries;
 use crate::registry::{self, Image};
@@ -56,12 +56,12 @@ async fn open(
             None
         });
     }
-    let open = match engine.clone().look(image, layer).await {
-        Ok(Looked::Open(open)) => Ok(open),
-        Ok(Looked::Pass(pending)) if pending.is_here() => {
+    let open = match engine.clone().probe(image, layer).await {
+        Ok(Probe::Ready(open)) => Ok(open),
+        Ok(Probe::NeedsFullRead(pending)) if pending.is_here() => {
             engine.pass(image, pending, number, &Reading::default()).await
         }
-        Ok(Looked::Pass(_)) => return None,
+        Ok(Probe::NeedsFullRead(_)) => return None,
         Err(error) => Err(error),
     };
     match open.and_then(|open| Ok(open.contents.index().entries()?)) {

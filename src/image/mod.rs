@@ -15,10 +15,13 @@ pub(crate) mod layer;
 pub mod look;
 pub(crate) mod lowers;
 pub mod options;
+pub(crate) mod past_caches;
 pub(crate) mod pending;
+mod reindex;
 pub(crate) mod silence;
 pub(crate) mod tar_splits;
 mod toc;
+mod whole;
 mod why;
 pub(crate) mod wire;
 

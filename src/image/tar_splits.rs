@@ -11,7 +11,9 @@ use tracing::Instrument as _;
 use super::Error;
 use super::engine::{Engine, TICK};
 use super::event::Report;
-use super::layer::{OpenLayer, Opener, Reading, blocking, check_diff_id};
+use super::layer::{OpenLayer, Opener, Reading, blocking};
+use super::past_caches::{once_more, wrong_bytes};
+use super::whole::check_diff_id;
 use crate::blob::Digest;
 use crate::errors::chain;
 use crate::fetch::{self, PassError};
@@ -157,13 +159,8 @@ impl Opener {
         raw: BTreeSet<u64>,
         reading: &Reading,
     ) -> Result<Outcome, Error> {
-        match self.read_split_once(wanted, raw.clone(), Freshness::Any, reading).await {
-            Err(error) if error.is_wrong_bytes() => {
-                tracing::warn!(layer = %wanted.layer.digest, error = error.chain(), "wrong bytes; reading the layer once more");
-                self.read_split_once(wanted, raw, Freshness::PastCaches, reading).await
-            }
-            read => read,
-        }
+        let read = |freshness| self.read_split_once(wanted, raw.clone(), freshness, reading);
+        once_more(wrong_bytes(wanted.layer.digest), read).await
     }
 
     async fn read_split_once(

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::error::Error;
 use super::layer::{Opener, Toc};
+use super::past_caches::{once_more_blocking, read_all, wrong_bytes};
 use crate::blob::{ByteRange, ByteSource, SourceError};
 use crate::errors::chain;
 use crate::index::{self, Admit, Descriptor, Found, Identity, LayerKey, Opened};
@@ -29,15 +30,11 @@ impl Opener {
         let mut charge = self.memory().charge(ztoc.size).beside_windows(layer.size);
         let covered = charge.cover(ztoc.size, u64::MAX);
         covered.map_err(|source| index::Error::Memory { layer: layer.digest, what: "its zTOC", source })?;
-        let open = |source: &dyn ByteSource| {
-            let read = source.read_at(all);
+        let opened = once_more_blocking(wrong_bytes(layer.digest), |freshness| {
+            let read = read_all(ztoc, freshness);
             let bytes = read.map_err(|source| index::Error::Read { layer: ztoc.digest, range: all, source })?;
             index::open_ztoc(layer, ztoc.digest, &bytes, self.memory())
-        };
-        let opened = match open(&ztoc.blob) {
-            Err(error) if error.is_wrong_bytes() => open(&Parts::new(&ztoc.blob, Freshness::PastCaches))?,
-            opened => opened?,
-        };
+        })?;
         self.cache.put_index(&LayerKey { blob: layer.digest, identity: Identity::Ztoc(ztoc.digest) }, &opened.encoded);
         Ok(opened)
     }
@@ -63,13 +60,7 @@ impl Opener {
     /// Reads the TOC as the manifest names it. Wrong bytes are read once more, past caches.
     fn read_named_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Toc, index::Error> {
         let read = |freshness| in_parts(layer, freshness, |blob| self.open_toc(descriptor, blob, freshness));
-        match read(Freshness::Any) {
-            Err(error) if error.is_wrong_bytes() => {
-                tracing::warn!(layer = %layer.digest, %error, "wrong bytes; reading the layer's TOC once more");
-                read(Freshness::PastCaches)
-            }
-            toc => toc,
-        }
+        once_more_blocking(wrong_bytes(layer.digest), read)
     }
 
     /// Reads the TOC of a layer as if the manifest named none.
@@ -122,11 +113,7 @@ impl Opener {
             return Err(format!("its TOC has {} bytes, the limit is {limit}", toc.size).into());
         }
         admit(toc.size)?;
-        let all = ByteRange { start: 0, end: toc.size };
-        match freshness {
-            Freshness::Any => toc.blob.read_at(all),
-            Freshness::PastCaches => Parts::new(&toc.blob, freshness).read_at(all),
-        }
+        read_all(&toc, freshness)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::errors::chain;
 use crate::fetch;
 use crate::image;
 use crate::image::layer::blocking;
+use crate::image::past_caches::once_more;
 use crate::image::pending::descriptor;
 use crate::index::carried_tar_split as carried;
 use crate::index::{Descriptor, Format, NoTarSplit, TarSplit, TocPosition};
@@ -236,13 +237,14 @@ impl Carrier {
 
     /// One for podman, written without a name, if there is one. Wrong bytes are read once more, past caches.
     async fn read(&self, dir: PathBuf) -> Result<Result<Option<TarSplit>, NoTarSplit>, image::Error> {
-        match self.read_once(dir.clone(), Freshness::Any).await? {
-            Err(problem) if problem.may_be_wrong_bytes() => {
-                tracing::debug!(layer = %self.blob.digest, problem = chain(&problem), "reading the tar-split that it carries once more");
-                self.read_once(dir, Freshness::PastCaches).await
+        let may_be_wrong = |read: &Result<Result<_, NoTarSplit>, _>| match read {
+            Ok(Err(problem)) if problem.may_be_wrong_bytes() => {
+                tracing::debug!(layer = %self.blob.digest, problem = chain(problem), "reading the tar-split that it carries once more");
+                true
             }
-            read => Ok(read),
-        }
+            _ => false,
+        };
+        once_more(may_be_wrong, |freshness| self.read_once(dir.clone(), freshness)).await
     }
 
     async fn read_once(
