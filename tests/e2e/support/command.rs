@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::counts;
+
 /// After this much time a thing is taken to hang. Far longer than anything takes on a busy machine.
 pub(crate) const HANG: Duration = Duration::from_secs(120);
 
@@ -54,8 +56,15 @@ impl std::fmt::Display for Finished {
 /// Runs a program to its end, its output captured. One that still runs, or holds its output open, after [`HANG`] is killed, and fails the test.
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Finished {
+    counts::other(command, true);
+    run_counted(command)
+}
+
+/// The same for one whose requests are in the metrics of a mount.
+#[track_caller]
+pub(crate) fn run_counted(command: &mut Command) -> Finished {
     let shown = format!("{command:?}");
-    let child = start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let pid = child.id();
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
@@ -71,6 +80,12 @@ pub(crate) fn run(command: &mut Command) -> Finished {
 /// Starts a program without input.
 #[track_caller]
 pub(crate) fn start(command: &mut Command) -> Child {
+    counts::other(command, false);
+    spawn(command)
+}
+
+#[track_caller]
+fn spawn(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
 use super::busy;
-use super::command::{Finished, run};
+use super::command::{Finished, run, run_counted};
+use super::counts;
 use super::mount::Mount;
 use crate::fixtures::fixtures;
 
@@ -75,8 +76,11 @@ impl Lab {
     #[track_caller]
     pub(crate) fn try_mount(&self, image: &str, cache: &Path, options: &[&str]) -> Result<Mount, Finished> {
         let dir = self.fresh("mount");
-        let finished =
-            run(Command::new(CRFS).arg("mount").arg("--cache-dir").arg(cache).args(options).arg(image).arg(&dir));
+        let mut command = Command::new(CRFS);
+        command.arg("mount").arg("--cache-dir").arg(cache).args(options).arg(image).arg(&dir);
+        counts::mounting(image);
+        let finished = run_counted(&mut command);
+        counts::mounted(image, finished.good().then_some(&*dir));
         if finished.good() { Ok(Mount::new(dir, finished.stdout)) } else { Err(finished) }
     }
 

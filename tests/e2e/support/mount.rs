@@ -8,6 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use super::command::{Finished, run, until};
+use super::counts;
 use super::lab::{CRFS, Lab};
 
 /// A directory that crfs has mounted an image at.
@@ -37,7 +38,18 @@ impl Mount {
     /// `crfs umount`
     #[track_caller]
     pub(crate) fn umount(&self) -> Finished {
+        self.settle();
         run(Command::new(CRFS).arg("umount").arg(&self.dir))
+    }
+
+    /// Compares what it says that it was answered with what its registry has counted.
+    #[track_caller]
+    fn settle(&self) {
+        // One that was unmounted in another way is not there any more to be asked.
+        match std::thread::panicking() || !self.is_mounted() {
+            true => counts::give_up(&self.dir),
+            false => counts::settle(&self.dir),
+        }
     }
 
     /// What `crfs status --json` says of this mount, if it knows it.
@@ -69,7 +81,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        detach(&self.dir);
+        let _detached = Detached(&self.dir);
+        self.settle();
     }
 }
 
@@ -123,6 +136,15 @@ impl Overlay {
 impl Drop for Overlay {
     fn drop(&mut self) {
         detach(&self.dir);
+    }
+}
+
+/// Unmounted at its end, whatever the comparison before has found.
+struct Detached<'a>(&'a Path);
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        detach(self.0);
     }
 }
 

@@ -8,6 +8,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use super::counts::{self, Account, Answers};
+
 /// One request that came, noted when it came; `status` and `sent` follow as the answer does.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
@@ -23,6 +25,16 @@ pub(crate) struct Asked {
 pub(crate) struct Proxy {
     port: u16,
     asked: Arc<Mutex<Vec<Asked>>>,
+    _account: Arc<Account>,
+}
+
+/// Those that were answered.
+fn answers(asked: &[Asked]) -> Answers {
+    let mut answers = Answers::default();
+    for Asked { path, status, sent, .. } in asked.iter().filter(|asked| asked.status > 0) {
+        answers.add(*status, if path.contains("/blobs/") && matches!(status, 200 | 206) { *sent } else { 0 });
+    }
+    answers
 }
 
 impl Proxy {
@@ -38,7 +50,11 @@ impl Proxy {
                 thread::spawn(move || serve(&client, upstream, &asked));
             }
         });
-        Self { port, asked }
+        // What it passes on is not asked for by whoever asks the registry by its own name.
+        counts::shared(upstream);
+        let counted = Arc::clone(&asked);
+        let account = Account::new(port, move || answers(&counted.lock().unwrap()));
+        Self { port, asked, _account: account }
     }
 
     /// The same image, asked for through the proxy.

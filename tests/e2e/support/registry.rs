@@ -3,13 +3,15 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::TcpSocket;
 
 use super::command::{ends, send, start, until};
+use super::counts::{Account, Answers};
 use super::lab::Lab;
 
 /// Who may pull from the registries with [`Access::Password`]: as `htpasswd -B` wrote it.
@@ -30,6 +32,7 @@ pub(crate) struct Registry {
     _held: TcpSocket,
     config: PathBuf,
     server: Option<Child>,
+    account: Arc<Account>,
 }
 
 impl Registry {
@@ -50,7 +53,9 @@ impl Registry {
             dir.display()
         );
         fs::write(&config, text).unwrap();
-        let mut registry = Self { port, _held: held, config, server: None };
+        let log = access_log(&config);
+        let account = Account::new(port, move || answers(&fs::read_to_string(&log).unwrap()));
+        let mut registry = Self { port, _held: held, config, server: None, account };
         registry.start();
         registry
     }
@@ -60,7 +65,8 @@ impl Registry {
     pub(crate) fn start(&mut self) {
         let log = fs::File::create(self.config.with_extension("log")).unwrap();
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&self.config).stdout(Stdio::null()).stderr(log);
+        let answers = fs::File::options().create(true).append(true).open(access_log(&self.config)).unwrap();
+        command.arg("serve").arg(&self.config).stdout(answers).stderr(log);
         let mut server = start(&mut command);
         until("an answer from docker-registry", || {
             assert!(server.try_wait().unwrap().is_none(), "docker-registry ended: see {}", self.config.display());
@@ -72,6 +78,8 @@ impl Registry {
     /// Kills it: connections are refused from now on.
     pub(crate) fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
+            // What it has answered last may be missing in its log.
+            self.account.is_unknown();
             send(server.id(), Signal::SIGKILL);
             ends("the end of docker-registry", &mut server);
         }
@@ -79,6 +87,7 @@ impl Registry {
 
     /// Stops its process where it is: connections are taken, but nothing answers.
     pub(crate) fn freeze(&self) {
+        self.account.is_unknown();
         send(self.server.as_ref().unwrap().id(), Signal::SIGSTOP);
     }
 
@@ -127,6 +136,25 @@ impl Registry {
         }
         format!("{}/{name}:latest", self.host())
     }
+}
+
+/// Where docker-registry writes a line for each request that it has answered.
+fn access_log(config: &Path) -> PathBuf {
+    config.with_extension("answers")
+}
+
+/// Those of crfs in such a log: `HOST - USER [TIME] "METHOD PATH HTTP/1.1" STATUS BYTES "REFERER" "AGENT"`.
+fn answers(log: &str) -> Answers {
+    let mut answers = Answers::default();
+    // A line that is being written has no end yet.
+    let lines = log.split_inclusive('\n').filter(|line| line.trim_end().ends_with('"') && line.ends_with('\n'));
+    for line in lines.filter(|line| line.contains("\"crfs/")) {
+        let words: Vec<_> = line.split('"').collect();
+        let (status, bytes) = words[2].trim().split_once(' ').unwrap();
+        let (status, bytes): (u16, u64) = (status.parse().unwrap(), bytes.parse().unwrap());
+        answers.add(status, if words[1].contains("/blobs/") && matches!(status, 200 | 206) { bytes } else { 0 });
+    }
+    answers
 }
 
 /// One repository in the storage of docker-registry (distribution, registry/storage/paths.go).

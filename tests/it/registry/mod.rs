@@ -177,11 +177,15 @@ struct Contents {
     issued: u64,
 }
 
+/// The status of each answer whose head was sent, and how many bytes of a blob came behind it.
+pub(crate) type Answered = Arc<Mutex<Vec<(u16, u64)>>>;
+
 struct State {
     contents: Arc<Mutex<Contents>>,
     faults: Mutex<Vec<Fault>>,
     log: Mutex<Vec<Request>>,
     sent: Mutex<BTreeMap<Digest, u64>>,
+    answered: Answered,
     connections: AtomicU64,
 }
 
@@ -225,6 +229,7 @@ impl Registry {
             faults: Mutex::default(),
             log: Mutex::default(),
             sent: Mutex::default(),
+            answered: Answered::default(),
             connections: AtomicU64::new(0),
         });
         let socket = bind("127.0.0.1:0".parse().unwrap());
@@ -346,6 +351,12 @@ impl Registry {
     /// Bytes of bodies that were sent of a blob.
     pub(crate) fn sent(&self, digest: &Digest) -> u64 {
         self.state.sent.lock().unwrap().get(digest).copied().unwrap_or(0)
+    }
+
+    /// All answers so far, and those to come.
+    #[allow(dead_code)]
+    pub(crate) fn answered(&self) -> Answered {
+        Arc::clone(&self.state.answered)
     }
 
     pub(crate) fn connections(&self) -> u64 {

@@ -326,6 +326,12 @@ async fn write_answer(state: &State, stream: &mut TcpStream, answer: Answer, end
         head += &format!("{name}: {value}\r\n");
     }
     head += "\r\n";
+    // Counted before it is sent, so that whoever was answered is counted.
+    let place = {
+        let mut answered = state.answered.lock().unwrap();
+        answered.push((answer.status, 0));
+        answered.len() - 1
+    };
     stream.write_all(head.as_bytes()).await?;
     for (number, part) in answer.body.chunks(answer.pace.0).enumerate() {
         if number > 0 && !answer.pace.1.is_zero() {
@@ -333,6 +339,7 @@ async fn write_answer(state: &State, stream: &mut TcpStream, answer: Answer, end
         }
         if let Some(digest) = answer.blob {
             *state.sent.lock().unwrap().entry(digest).or_default() += part.len() as u64;
+            state.answered.lock().unwrap()[place].1 += part.len() as u64;
         }
         stream.write_all(part).await?;
     }
