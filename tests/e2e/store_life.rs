@@ -209,6 +209,11 @@ fn an_image_that_podman_has_tagged_or_pulled_stays() {
     let pull = || podman.podman(&["pull", "-q", "--tls-verify=false", &image]).ok();
     let graph = podman.graph();
     let remove = || store.crfs("rm", &["--podman-root", graph.to_str().unwrap(), BUSY]);
+    let forget = |name: &str| {
+        podman.podman(&["rmi", name]).ok();
+        // podman 5 gives its record the names of the store's image, too. podman 4.3 has nothing to remove here, and says so.
+        let _removed = podman.podman(&["rmi", BUSY]);
+    };
     // With layers of its own it needs nothing of the store.
     pull();
     store.add(BUSY, &lab.layout("busy"));
@@ -220,11 +225,11 @@ fn an_image_that_podman_has_tagged_or_pulled_stays() {
     podman.podman(&["tag", BUSY, "localhost/mine:1"]).ok();
     let refused = remove().refused();
     assert!(refused.contains("the image localhost/mine:1") && refused.contains("podman rmi"), "{refused}");
-    podman.podman(&["rmi", "localhost/mine:1"]).ok();
+    forget("localhost/mine:1");
     pull();
     let refused = remove().refused();
     assert!(refused.contains(&format!("the image {image}")), "{refused}");
-    podman.podman(&["rmi", &image]).ok();
+    forget(&image);
     remove().ok();
     assert_eq!(podman.image("localhost/"), None);
 }
