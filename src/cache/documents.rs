@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::dir::Dir;
+use super::dir::{Dir, is_temporary};
 use super::{Cache, Spool};
 use crate::blob::{Digest, Documents, Scratch};
 use crate::sys::own::Entry;
@@ -77,6 +77,26 @@ fn parse_name(bytes: &[u8]) -> Option<(Digest, &str)> {
     let (checksum, rest) = std::str::from_utf8(bytes).ok()?.split_once(' ')?;
     let (digest, name) = rest.split_once(' ')?;
     (Digest::of(rest.as_bytes()).hex() == checksum).then_some((digest.parse().ok()?, name))
+}
+
+/// The files of [`DOCUMENTS`] or [`NAMES`] that are whole.
+pub(super) fn in_folder(dir: &Dir, folder: &'static str) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = dir.list(Path::new(folder)).into_iter().filter(|entry| !is_temporary(&entry.name));
+    entries.map(move |entry| Path::new(folder).join(entry.name))
+}
+
+/// The image that a file of [`NAMES`] is of, without the platform behind it, and what it led to last.
+pub(super) fn named(dir: &Dir, path: &Path) -> Option<(String, Digest)> {
+    let bytes = dir.read(path, MAX_NAME).ok()?;
+    let (digest, name) = parse_name(&bytes)?;
+    Some((name.split_once(' ').map_or(name, |(image, _)| image).to_owned(), digest))
+}
+
+/// A file of [`DOCUMENTS`], if it is what its name says.
+pub(super) fn document(dir: &Dir, path: &Path) -> Option<(Digest, Vec<u8>)> {
+    let bytes = dir.read(path, MAX_DOCUMENT).ok()?;
+    let digest = Digest::of(&bytes);
+    (document_path(&digest) == path).then_some((digest, bytes))
 }
 
 /// Whether a file of [`DOCUMENTS`] or [`NAMES`] is what its name says; `None` where it is gone.

@@ -23,6 +23,7 @@ mod dir;
 mod documents;
 mod evict;
 mod groups;
+mod images;
 mod layer;
 mod lock;
 mod presence;

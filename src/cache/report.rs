@@ -1,5 +1,7 @@
 //! What `crfs cache` does: says what is there, removes it, verifies it. All while mounts are in use.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use super::presence::Present;
 use super::store::SPACE;
 use super::stored::{self, Stored};
 use super::sums::Sums;
-use super::{LAYOUT, Limits, Store, open_index, space, store};
+use super::{LAYOUT, Limits, Store, images, open_index, space, store};
 use crate::blob::Digest;
 use crate::index::{CheckKind, Identity, LayerKey, StoredIndex};
 use crate::sys::limit;
@@ -49,6 +51,8 @@ pub struct LayerUse {
     pub index: u64,
     /// By a mount, or another command.
     pub in_use: bool,
+    /// Those that it is of, as far as manifests in the cache tell: by name, else by the digest of the manifest.
+    pub images: Vec<String>,
 }
 
 /// What `clear` has done.
@@ -146,12 +150,18 @@ pub fn show(path: &Path, size: Option<u64>) -> io::Result<Usage> {
 }
 
 fn usage(path: PathBuf, size: Option<u64>, dir: &Dir) -> Usage {
+    let images = images::of_blobs(dir);
+    let found = stored::layers(dir);
+    let mut layers: Vec<LayerUse> =
+        found.iter().filter_map(|(layer, key)| Some(layer_use(dir, layer, (*key)?, &images))).collect();
+    // What takes the most stands first.
+    layers.sort_by_key(|layer| (Reverse(layer.contents + layer.index), layer.blob.hex()));
     Usage {
         dir: path,
         total: dir.allocated(Path::new("")),
         limits: store::limits(dir, size),
         documents: [DOCUMENTS, NAMES].iter().map(|folder| dir.allocated(Path::new(folder))).sum(),
-        layers: stored::layers(dir).iter().filter_map(|(layer, key)| Some(layer_use(dir, layer, (*key)?))).collect(),
+        layers,
     }
 }
 
@@ -161,7 +171,7 @@ fn limits_of_missing(path: &Path, size: Option<u64>) -> Option<Limits> {
     Limits::of(&std::fs::File::open(above).ok()?, size).ok()
 }
 
-fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
+fn layer_use(dir: &Dir, layer: &Path, key: LayerKey, images: &HashMap<Digest, BTreeSet<String>>) -> LayerUse {
     let files = dir.list(layer);
     let of = |name: &str| files.iter().find(|file| file.name == name).map_or(0, |file| file.allocated);
     LayerUse {
@@ -171,10 +181,19 @@ fn layer_use(dir: &Dir, layer: &Path, key: LayerKey) -> LayerUse {
             Identity::Own => None,
         },
         contents: of("data"),
-        contents_size: dir.open(&layer.join("data")).and_then(|data| data.metadata()).map_or(0, |found| found.len()),
+        contents_size: contents_size(dir, layer, &key),
         index: of("index"),
         in_use: stored::is_in_use(dir, layer),
+        images: images.get(&key.blob).into_iter().flatten().cloned().collect(),
     }
+}
+
+/// Of all contents of a layer. The file of contents is not there before something is stored; the index knows.
+fn contents_size(dir: &Dir, layer: &Path, key: &LayerKey) -> u64 {
+    let index = open_index(dir, layer);
+    let index = index.and_then(|source| StoredIndex::open(Arc::new(source), &key.blob, Some(key)).ok());
+    let data = || dir.open(&layer.join("data")).and_then(|data| data.metadata()).map_or(0, |found| found.len());
+    index.map_or_else(data, |index| index.summary().layer_file_len)
 }
 
 /// Removes what nobody uses, and the contents of what is in use as well; with `contents_only` indexes and documents stay.

@@ -48,10 +48,10 @@ fn usage_text(usage: &Usage) -> String {
     if layers.is_empty() {
         return head;
     }
-    let titles = ["LAYER", "TOC", "CONTENTS", "OF", "INDEX", "IN USE"].map(str::to_owned);
+    let titles = ["LAYER", "TOC", "CONTENTS", "OF", "INDEX", "IN USE", "IMAGES"].map(str::to_owned);
     let rows: Vec<_> = std::iter::once(titles.to_vec()).chain(layers.iter().map(layer_row)).collect();
     use Side::{Left, Right};
-    format!("{head}\n{}", table(&[Left, Left, Right, Right, Right, Left], &rows))
+    format!("{head}\n{}", table(&[Left, Left, Right, Right, Right, Left, Left], &rows))
 }
 
 fn layer_row(layer: &LayerUse) -> Vec<String> {
@@ -62,7 +62,17 @@ fn layer_row(layer: &LayerUse) -> Vec<String> {
         format::bytes(layer.contents_size),
         format::bytes(layer.index),
         if layer.in_use { "yes" } else { "no" }.to_owned(),
+        images(&layer.images),
     ]
+}
+
+/// The first of them; `--json` has all.
+fn images(images: &[String]) -> String {
+    match images {
+        [] => "-".to_owned(),
+        [one] => printable(one),
+        [one, rest @ ..] => format!("{} and {} more", printable(one), rest.len()),
+    }
 }
 
 fn cleared_text(cleared: &Cleared) -> String {
@@ -118,10 +128,13 @@ mod tests {
             manifests  0 B\n";
         assert_eq!(usage_text(&usage), head);
         let blob = Digest::of(b"");
-        let layer = LayerUse { blob, toc: None, contents: 1024, contents_size: 2048, index: 512, in_use: true };
+        let layer =
+            LayerUse { blob, toc: None, contents: 1024, contents_size: 2048, index: 512, in_use: true, images: vec![] };
         usage.layers = vec![layer];
         let text = usage_text(&usage);
-        assert!(text.ends_with(&format!("\n{blob}  -     1.0 KiB  2.0 KiB  512 B  yes\n")), "{text}");
+        assert!(text.ends_with(&format!("\n{blob}  -     1.0 KiB  2.0 KiB  512 B  yes     -\n")), "{text}");
+        usage.layers[0].images = vec!["r.io/a:1".to_owned(), "r.io/b:1".to_owned()];
+        assert!(usage_text(&usage).ends_with("  yes     r.io/a:1 and 1 more\n"));
         let value: serde_json::Value = serde_json::from_str(&json(&usage).unwrap()).unwrap();
         assert_eq!((&value["limit"], &value["layers"][0]["toc"]), (&4096.into(), &serde_json::Value::Null));
     }

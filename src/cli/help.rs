@@ -521,6 +521,9 @@ Fields of --json; sizes are bytes on the disk, as du(1) counts them:
     contents, index       what is cached of it
     contents_size         bytes of all contents, cached or not
     in_use                by a mount or another command
+    images                those that it is of: their names, or the digest of the
+                          manifest of one that was asked for by that. Those of
+                          a layout or an archive leave no name
 ",
     cache_environment_help!(),
     exit_help!()

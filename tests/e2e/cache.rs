@@ -59,10 +59,12 @@ fn a_cache_is_shown_verified_and_cleared_while_it_is_mounted() {
     let (usage, layer) = shown(&["--cache-size", "1G"]);
     let layer = layer.unwrap();
     assert_eq!((&usage["limit"], &layer["in_use"]), (&(1u64 << 30).into(), &true.into()), "{usage}");
+    assert_eq!(layer["images"], serde_json::json!([image]), "{usage}");
+    let size = &layer["contents_size"];
     assert!(layer["contents"].as_u64().unwrap() > 8 * MIB && layer["index"].as_u64().unwrap() > 0, "{usage}");
     assert!(usage["total"].as_u64().unwrap().abs_diff(du(&dir)) <= 16_384, "{usage}, du {}", du(&dir));
     let text = lab.crfs(&["cache", "show", "--cache-dir", dir.to_str().unwrap()]).ok();
-    assert!(text.contains(blob) && text.contains("yes"), "{text}");
+    assert!(text.contains(blob) && text.contains(&format!("  yes     {image}\n")), "{text}");
     let verified = cache(&lab, "verify", &dir, &[]);
     assert!(verified.good() && parsed(&verified)["bytes"].as_u64().unwrap() > 8 * MIB, "{verified}");
 
@@ -77,6 +79,10 @@ fn a_cache_is_shown_verified_and_cleared_while_it_is_mounted() {
     let pid = mount.pid();
     mount.umount().ok();
     until_gone(pid);
+    cache(&lab, "clear", &dir, &["--contents"]).ok();
+    let (usage, layer) = shown(&[]);
+    let layer = layer.unwrap();
+    assert_eq!((&layer["contents"], &layer["contents_size"]), (&0.into(), size), "{usage}");
     cache(&lab, "clear", &dir, &[]).ok();
     let (usage, layer) = shown(&[]);
     assert!(layer.is_none() && usage["total"].as_u64().unwrap() < MIB, "{usage}");
