@@ -232,6 +232,7 @@ fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
         Err(error) if error.kind() == io::ErrorKind::NotFound => ("is not there yet: this is all of it", whole),
         Err(_) => (unreadable.as_str(), whole),
         Ok(text) if text.trim().is_empty() => ("is empty: this is all of it", whole),
+        Ok(text) if is_listed(text, &root) => ("names this store already: nothing is to be done", String::new()),
         Ok(text) if has_key(text, "additionalimagestores") => {
             ("has additionalimagestores already: put this behind the [ that follows it", format!("{root},\n"))
         }
@@ -248,6 +249,16 @@ fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
 /// Whether a key has a value in a TOML file, in any of its parts. (A line within a string of several lines would be taken for one.)
 fn has_key(conf: &str, key: &str) -> bool {
     conf.lines().filter_map(|line| line.split_once('=')).any(|(found, _)| found.trim().trim_matches('"') == key)
+}
+
+/// Whether the list of additional image stores has this string.
+fn is_listed(conf: &str, root: &str) -> bool {
+    let lines = || conf.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let list = lines().skip_while(|line| !has_key(line, "additionalimagestores"));
+    let list = list.collect::<Vec<_>>().join("\n");
+    list.split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .is_some_and(|(list, _)| list.split(',').any(|found| found.trim() == root))
 }
 
 fn has_table(conf: &str, name: &str) -> bool {
@@ -290,6 +301,12 @@ mod tests {
         };
         let list = "additionalimagestores = [\"/s\"]\n";
         let (comment, put) = lines("[storage]\n[storage.options]\nadditionalimagestores = [\n]\n");
+        assert!(comment.contains("behind the [") && put == "\"/s\",\n", "{comment} {put}");
+        for there in ["[\"/s\"]", "[\n  # mine\n  \"/t\",\n  \"/s\",\n]"] {
+            let (comment, put) = lines(&format!("[storage.options]\nadditionalimagestores = {there}\n"));
+            assert!(comment.contains("names this store already") && put.is_empty(), "{comment} {put}");
+        }
+        let (comment, put) = lines("[storage.options]\nadditionalimagestores = [\"/s/t\"]\nx = [\"/s\"]\n");
         assert!(comment.contains("behind the [") && put == "\"/s\",\n", "{comment} {put}");
         let (comment, put) = lines("[storage]\n[ storage.options ] # x\n# additionalimagestores = [\n");
         assert!(comment.contains("below that") && put == list, "{comment} {put}");

@@ -14,6 +14,7 @@ use url::Url;
 use super::artifact::Artifact;
 use super::credentials::Login;
 use super::left_out::LeftOut;
+use super::loopback::is_loopback;
 use crate::blob::Digest;
 use crate::sys::expansion::Expands;
 
@@ -169,7 +170,8 @@ pub enum Error {
     #[error("{url} denies access ({status})")]
     Denied { url: Redacted, status: u16 },
     #[error(
-        "{url} is not there or may not be read ({status}) without a login, which registry {registry} asks for: podman login {registry}{}",
+        "{url} is not there or may not be read ({status}) without a login, which registry {registry} asks for: {}{}",
+        login_command(registry),
         helper_failed(login)
     )]
     LoginWanted { url: Redacted, status: u16, registry: String, login: Login },
@@ -358,10 +360,16 @@ fn refusal(registry: &str, login: &Login) -> String {
 
 fn advice(registry: &str, login: &Login) -> String {
     match login {
-        Login::Known(_) => format!("log in again with podman login {registry}, or check the repository's name"),
-        Login::Nobody => format!("log in with podman login {registry}, or check the repository's name"),
+        Login::Known(_) => format!("log in again with {}, or check the repository's name", login_command(registry)),
+        Login::Nobody => format!("log in with {}, or check the repository's name", login_command(registry)),
         Login::HelperFailed(failure) => format!("{}; mend it, or name another file with --authfile", failure.reason),
     }
+}
+
+/// podman speaks no http to a loopback registry by itself, as crfs does.
+fn login_command(registry: &str) -> String {
+    let is_loopback = Url::parse(&format!("http://{registry}")).is_ok_and(|url| is_loopback(&url));
+    format!("podman login {}{registry}", if is_loopback { "--tls-verify=false " } else { "" })
 }
 
 fn helper_failed(login: &Login) -> String {
@@ -413,5 +421,11 @@ mod tests {
             Error::Unauthorized { registry: "ghcr.io".to_owned(), repository: "a/b".to_owned(), login: Login::Nobody };
         let text = error.to_string();
         assert!(text.contains("podman login ghcr.io") && text.contains("repository a/b (401)"), "{text}");
+        let error = Error::Unauthorized {
+            registry: "localhost:5000".to_owned(),
+            repository: "a/b".to_owned(),
+            login: Login::Nobody,
+        };
+        assert!(error.to_string().contains("podman login --tls-verify=false localhost:5000,"), "{error}");
     }
 }

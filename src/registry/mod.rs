@@ -30,6 +30,7 @@ pub(crate) mod json;
 mod layout;
 mod left_out;
 mod link;
+mod loopback;
 mod manifest;
 mod names;
 mod patience;

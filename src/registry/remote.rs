@@ -14,11 +14,12 @@ use super::auth::{Authority, Challenge, Scope, challenge, no_challenge, unauthor
 use super::credentials::Login;
 use super::gate::{Gate, SPACING};
 use super::hosts::Hosts;
+use super::loopback::is_loopback;
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
 use super::redirect::{Trail, same_origin};
 use super::throttle::{Throttle, status_error};
-use super::transport::{Connection, Transport, is_loopback};
+use super::transport::{Connection, Transport};
 use super::waits::Waiting;
 use super::{Error, Freshness, Options, Redacted};
 use crate::blob::Digest;

@@ -65,9 +65,9 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Layers that are not on local disk as a whole.
+    /// Layers that were not read whole before this could be mounted, as `explain` tells it.
     pub(crate) fn lazy(&self) -> usize {
-        self.image.layers.iter().filter(|layer| layer.is_lazy()).count()
+        self.image.layers.iter().filter(|layer| layer.is_lazy() && layer.read_for.is_none()).count()
     }
 
     pub(crate) fn sent_whole(&self) -> usize {

@@ -128,6 +128,17 @@ fn single_plain_layers_are_lowers_for_the_kernels_overlayfs() {
     }
 }
 
+/// As `explain` tells it of the same mount.
+#[test]
+fn a_mount_says_which_layers_it_has_read_whole() {
+    let Some(lab) = Lab::new() else { return };
+    let cache = lab.fresh("cache");
+    for said in [": 1 layer (read whole), ", ": 1 layer (lazy), 0 B fetched"] {
+        let mount = lab.mount_with(&lab.layout("big-gz"), &cache, &[]);
+        assert!(mount.line.contains(said), "{}", mount.line);
+    }
+}
+
 /// Without --insecure-unverified-toc: the blob itself vouches for its TOC, once it was read whole.
 #[test]
 fn a_toc_that_nothing_else_vouches_for() {
