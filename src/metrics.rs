@@ -3,6 +3,7 @@
 //! All of it is of the process, not of an image: no digest is a label, and hosts are a bounded number, so there are few series.
 
 mod handed;
+pub(crate) mod steps;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

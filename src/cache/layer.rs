@@ -12,6 +12,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,11 +61,21 @@ pub enum Disk {
     MayWait,
 }
 
+/// What was there of a layer file is there still for as long as this stays the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Epoch {
+    /// Another number after each eviction, whoever evicts.
+    pub(crate) evictions: u64,
+    /// How often this process has found something damaged.
+    pub(crate) forgotten: u64,
+}
+
 /// The decoded contents of one layer on local disk, as far as they were read.
 pub struct LayerFile {
     contents: Contents,
     groups: Groups,
     verified: Verified,
+    forgotten: AtomicU64,
     /// Set by the first failed write, so that it is told once.
     failing: AtomicBool,
 }
@@ -144,7 +155,7 @@ impl LayerFile {
 
     fn new(contents: Contents, groups: Groups) -> Self {
         let verified = Verified::new(&groups);
-        Self { contents, groups, verified, failing: AtomicBool::new(false) }
+        Self { contents, groups, verified, forgotten: AtomicU64::new(0), failing: AtomicBool::new(false) }
     }
 
     fn data(&self) -> Option<&File> {
@@ -168,6 +179,71 @@ impl LayerFile {
     pub fn state(&self, check: u32) -> State {
         let group = self.groups.of_check(check);
         self.state_at(group, self.generation(group), check)
+    }
+
+    /// By one look, whether anything has gone since. For guesses: who reads looks at the generation of what it reads.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        let evictions = match &self.contents {
+            Contents::Nowhere | Contents::Private { .. } => 0,
+            Contents::Shared(shared) => shared.present.evictions(),
+        };
+        Epoch { evictions, forgotten: self.forgotten.load(Ordering::SeqCst) }
+    }
+
+    /// The first of some checks that is [`State::Missing`], by one or two looks for each group.
+    #[must_use]
+    pub fn first_missing(&self, mut checks: Range<u32>) -> Option<u32> {
+        while !checks.is_empty() {
+            let group = self.groups.of_check(checks.start);
+            let end = self.groups.checks_of(group).end.clamp(checks.start.saturating_add(1), checks.end);
+            let missing = self.first_missing_in(group, checks.start..end);
+            if missing.is_some() {
+                return missing;
+            }
+            checks.start = end;
+        }
+        None
+    }
+
+    /// The same of checks of one group.
+    fn first_missing_in(&self, group: usize, mut checks: Range<u32>) -> Option<u32> {
+        let generation = self.generation(group);
+        while let Some(unknown) =
+            checks.clone().find(|check| self.verified.found(group, generation, *check) != Some(Found::Right))
+        {
+            let known = |check: &u32| self.verified.found(group, generation, *check).is_some();
+            let end = (unknown + 1..checks.end).find(known).unwrap_or(checks.end);
+            match &self.contents {
+                Contents::Shared(shared) if generation != 0 && !known(&unknown) => {
+                    let absent = shared.present.first_absent(unknown..end);
+                    if absent.is_some() {
+                        return absent;
+                    }
+                }
+                _ => return Some(unknown),
+            }
+            checks.start = end;
+        }
+        None
+    }
+
+    /// Everything is there and was found right, for tests of what is then looked at.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) {
+        let Contents::Shared(shared) = &self.contents else { return };
+        shared.present.set_first(self.groups.checks(), 1).unwrap();
+        for check in 0..self.groups.checks() {
+            let group = self.groups.of_check(check);
+            self.verified.note(&self.groups, group, self.generation(group), check, Found::Right);
+        }
+    }
+
+    /// A group is evicted, as another process would do it.
+    #[cfg(test)]
+    pub(crate) fn evict(&self, check: u32) {
+        let (group, Contents::Shared(shared)) = (self.groups.of_check(check), &self.contents) else { return };
+        shared.present.end_generation(group).and_then(|()| shared.present.clear(group)).unwrap();
     }
 
     fn state_at(&self, group: usize, generation: u64, check: u32) -> State {
@@ -248,6 +324,7 @@ impl LayerFile {
     /// The check's bytes on disk are wrong or cannot be read.
     fn forget(&self, group: usize, generation: u64, check: u32) {
         self.verified.note(&self.groups, group, generation, check, Found::Wrong);
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
         if let Contents::Shared(shared) = &self.contents {
             // Another process may have stored it anew this moment: then it is stored once more.
             let _ = shared.present.set(check, false);

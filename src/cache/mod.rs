@@ -40,7 +40,7 @@ mod verified;
 #[cfg(test)]
 mod tests;
 
-pub use layer::{Disk, LayerFile, State};
+pub use layer::{Disk, Epoch, LayerFile, State};
 pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
 pub use space::{Limits, Taken};
 pub(crate) use spool::Spool;

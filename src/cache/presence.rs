@@ -6,17 +6,20 @@
 //! 64        division into groups, for each: { first byte, first check }
 //! ...       for each group: { generation, last use }, sealed numbers (sealed.rs)
 //! ...       for each check one byte: 0xc5 where its range of the layer file was verified and written, else 0
+//! ...       at a multiple of 8: a random number, another one after each eviction, sealed; 0 before the first
 //! ```
 //!
 //! The first three never change and follow from the index; they are here for those who evict or verify without it. A group's generation
 //! is a random number, another one after each eviction, and 0 before anything was stored, and while it is evicted: then nothing of it can be
 //! verified. It is written before anything is taken away, and read after anything was read: bytes that were read while it stayed the same
-//! were not evicted meanwhile. Everything is a hint otherwise:
+//! were not evicted meanwhile. The last number tells by one look that nothing of the layer was evicted since: what is fetched ahead goes by it, and
+//! no reader. (A crfs from before it leaves it alone, and has a shorter file.) Everything is a hint otherwise:
 //! contents are verified before a process uses them. Numbers are little endian.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
@@ -24,6 +27,7 @@ use super::groups::Groups;
 use super::lock::{self, Held};
 use super::sealed;
 use crate::blob::{ByteRange, Digest};
+use crate::metrics::steps;
 
 const MAGIC: &[u8; 8] = b"crfs pr2";
 const HEADER: usize = 64;
@@ -132,15 +136,23 @@ impl Present {
 
     /// Whatever was read before is not to be relied on any more. Under the lock.
     pub(super) fn next_generation(&self, group: usize) -> io::Result<u64> {
-        // The only source of random numbers in std: seeded by the kernel, another number each time.
-        let random = RandomState::new().build_hasher().finish();
+        let random = random();
         sealed::write(&self.file, self.record(group), random)?;
         Ok(sealed::seal(random))
     }
 
     /// Nothing of the group is there, whatever else is said, until it has another generation. Under the lock.
     pub(super) fn end_generation(&self, group: usize) -> io::Result<()> {
-        self.file.write_all_at(&[0; sealed::LEN as usize], self.record(group))
+        self.file.write_all_at(&[0; sealed::LEN as usize], self.record(group))?;
+        // Afterwards: who sees the new number sees as well that the group is gone. It may need a block of a full disk, and eviction is for that disk: then
+        // who guesses learns of it by the next miss.
+        let _ = sealed::write(&self.file, evictions_at(&self.groups), random());
+        Ok(())
+    }
+
+    /// Another number after each eviction.
+    pub(super) fn evictions(&self) -> u64 {
+        sealed::raw(&self.file, evictions_at(&self.groups))
     }
 
     /// By the logical clock of the cache; 0: nothing is stored.
@@ -150,7 +162,18 @@ impl Present {
 
     pub(super) fn is_there(&self, check: u32) -> bool {
         let mut byte = [0];
+        steps::take();
         self.file.read_exact_at(&mut byte, self.byte(check)).is_ok() && byte == [THERE]
+    }
+
+    /// The first of some checks that is not there.
+    pub(super) fn first_absent(&self, checks: Range<u32>) -> Option<u32> {
+        let mut bytes = vec![0; checks.len()];
+        steps::take();
+        if self.file.read_exact_at(&mut bytes, self.byte(checks.start)).is_err() {
+            return checks.into_iter().next();
+        }
+        checks.zip(bytes).find(|(_, byte)| *byte != THERE).map(|(check, _)| check)
     }
 
     pub(super) fn set(&self, check: u32, there: bool) -> io::Result<()> {
@@ -192,7 +215,7 @@ impl Present {
     /// What of the file cannot have been written by crfs.
     pub(super) fn damage(&self) -> Option<String> {
         let is_damaged = |at: u64| sealed::open(sealed::raw(&self.file, at)).is_none();
-        let numbers = (self.record(0)..self.byte(0)).step_by(sealed::LEN as usize);
+        let numbers = (self.record(0)..self.byte(0)).step_by(sealed::LEN as usize).chain([evictions_at(&self.groups)]);
         // Twice: a process may be writing it.
         if let Some(at) = numbers.into_iter().find(|at| is_damaged(*at) && is_damaged(*at)) {
             return Some(format!("the number at {at} is damaged"));
@@ -200,6 +223,14 @@ impl Present {
         let mut bytes = vec![0; self.groups.checks() as usize];
         if let Err(error) = self.file.read_exact_at(&mut bytes, self.byte(0)) {
             return Some(error.to_string());
+        }
+        let mut between = vec![0; (evictions_at(&self.groups) - self.byte(self.groups.checks())) as usize];
+        if self
+            .file
+            .read_exact_at(&mut between, self.byte(self.groups.checks()))
+            .is_ok_and(|()| between.iter().any(|byte| *byte != 0))
+        {
+            return Some("what is between its parts is damaged".to_owned());
         }
         let odd = bytes.iter().position(|byte| ![0, THERE].contains(byte))?;
         Some(format!("the byte of check {odd} is damaged"))
@@ -214,7 +245,18 @@ fn start(bytes: &[u8]) -> Option<(u64, u32)> {
 
 /// Bytes of the file `present` for such groups.
 pub(super) fn len(groups: &Groups) -> u64 {
-    HEADER as u64 + groups.count() as u64 * (START as u64 + RECORD) + u64::from(groups.checks())
+    evictions_at(groups) + sealed::LEN
+}
+
+/// Where the number is that changes with each eviction.
+fn evictions_at(groups: &Groups) -> u64 {
+    let bytes = HEADER as u64 + groups.count() as u64 * (START as u64 + RECORD);
+    (bytes + u64::from(groups.checks())).next_multiple_of(sealed::LEN)
+}
+
+/// From the only source of random numbers in std: seeded by the kernel, another number each time.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// What the file starts with.

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::metrics::steps;
+
 /// Numbers are below this.
 pub(super) const LIMIT: u64 = 1 << 48;
 
@@ -33,6 +35,7 @@ pub(super) fn write(file: &File, at: u64, number: u64) -> io::Result<()> {
 /// As it is on disk, not looked into; 0 where nothing can be read.
 pub(super) fn raw(file: &File, at: u64) -> u64 {
     let mut bytes = [0; LEN as usize];
+    steps::take();
     file.read_exact_at(&mut bytes, at).map_or(0, |()| u64::from_le_bytes(bytes))
 }
 

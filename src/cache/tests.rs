@@ -398,6 +398,40 @@ fn clear_takes_contents_and_leaves_what_is_in_use_working() {
     assert_eq!(clear(&temp.path().join("no"), false).unwrap().total, 0);
 }
 
+/// What is known to be there is known by one number, which another process changes when it evicts, and this one when it finds damage.
+#[test]
+fn what_goes_shows_by_one_look_whoever_takes_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let layer = Layer::new(1, 3 * MIB);
+    let caches = [Cache::of_size(temp.path(), 100 * MIB), Cache::of_size(temp.path(), 100 * MIB)];
+    let files = caches.each_ref().map(|cache| layer.open(cache));
+    assert_eq!(files[0].first_missing(0..layer.count()), Some(0));
+    assert!((0..layer.count()).all(|check| layer.publish(&files[0], check)));
+    let before = files.each_ref().map(LayerFile::epoch);
+    assert!(files.iter().all(|file| file.first_missing(0..layer.count()).is_none()), "verified here or not");
+    assert_eq!(files.each_ref().map(LayerFile::epoch), before, "to store and to look changes nothing");
+
+    let stored = Stored::open(&Dir::existing(temp.path(), LAYOUT).unwrap(), &layer_dir(&layer.key)).unwrap();
+    assert!(stored.evict(1, Duration::ZERO).is_some_and(|freed| freed > 0));
+    let gone = layer.groups().checks_of(1);
+    for (file, before) in files.iter().zip(before) {
+        assert_ne!(file.epoch(), before);
+        assert_eq!(file.first_missing(0..layer.count()), Some(gone.start));
+        assert_eq!(file.first_missing(gone.end..layer.count()), None);
+    }
+
+    flip(&temp.path().join(LAYOUT).join(layer_dir(&layer.key)).join("data"), layer.checks[0].start);
+    let before = files[1].epoch();
+    assert!(!layer.read(&files[1], 0));
+    assert_ne!(files[1].epoch(), before);
+    assert_eq!(files[1].first_missing(0..1), Some(0));
+    // Each of these is what a look at each check says.
+    for file in &files {
+        let missing = (0..layer.count()).find(|check| file.state(*check) == State::Missing);
+        assert_eq!(file.first_missing(0..layer.count()), missing);
+    }
+}
+
 /// Between the first and the last step of an eviction a reader finds nothing: what it verified then would be gone the next moment.
 #[test]
 fn nothing_is_verified_of_what_is_being_evicted() {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::groups::Groups;
+use crate::metrics::steps;
 
 /// What was found of a check's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,7 @@ impl Verified {
 
     /// What was found of a check at this generation of its group.
     pub(super) fn found(&self, group: usize, generation: u64, check: u32) -> Option<Found> {
+        steps::take();
         let is_it = || self.generations.get(group).is_some_and(|of| of.load(Ordering::SeqCst) == generation);
         if generation == 0 || !is_it() {
             return None;

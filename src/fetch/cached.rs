@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::Layer;
 use crate::blob::ByteRange;
-use crate::cache::Disk;
-use crate::index::{CheckKind, Damaged};
+use crate::cache::{Disk, LayerFile};
+use crate::index::{CheckKind, Damaged, StoredIndex};
 use crate::metrics::METRICS;
 use crate::threads;
 
@@ -15,7 +15,7 @@ impl Layer {
     /// Fills `buffer` with a range of the layer file of the same length where all of it is in the layer file and was verified, and that takes
     /// no longer than `disk` allows. Gives the checks of it if so; else [`Layer::read`] finds out why, or brings it.
     pub(super) fn read_cached(self: &Arc<Self>, range: ByteRange, buffer: &mut [u8], disk: Disk) -> Option<Range<u32>> {
-        let checks = self.fill(range, buffer, disk).ok()??;
+        let checks = fill(&self.index, &self.file, range, buffer, disk).ok()??;
         self.note_use(checks.clone());
         self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
         METRICS.served.inc_by(range.len());
@@ -26,7 +26,7 @@ impl Layer {
     /// The bytes of a range, if all of them are in the layer file and were verified.
     pub(super) fn peek(self: &Arc<Self>, range: ByteRange) -> Option<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
-        self.note_use(self.fill(range, &mut bytes, Disk::MayWait).ok()??);
+        self.note_use(fill(&self.index, &self.file, range, &mut bytes, Disk::MayWait).ok()??);
         Some(bytes)
     }
 
@@ -37,24 +37,31 @@ impl Layer {
             threads::offer(move || checks.for_each(|check| layer.file.touch(check)));
         }
     }
+}
 
-    fn fill(&self, range: ByteRange, mut buffer: &mut [u8], disk: Disk) -> Result<Option<Range<u32>>, Damaged> {
-        let checks = self.index.checks_over(range)?;
-        let mut filled = range.start;
-        for number in checks.clone() {
-            let check = self.index.check(number)?;
-            let part = check.range.intersection(&range);
-            let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
-            let Some((here, rest)) = buffer.split_at_mut_checked(len).filter(|_| part.start == filled) else {
-                return Ok(None);
-            };
-            match check.kind {
-                CheckKind::Hole => here.fill(0),
-                _ if !self.file.read_within(number, part.start, here, disk) => return Ok(None),
-                CheckKind::Digest(_) | CheckKind::Span(_) => {}
-            }
-            (buffer, filled) = (rest, part.end);
+/// Fills `buffer` with a range, where all of it is in the layer file and was verified; gives the checks of it.
+pub(super) fn fill(
+    index: &StoredIndex,
+    file: &LayerFile,
+    range: ByteRange,
+    mut buffer: &mut [u8],
+    disk: Disk,
+) -> Result<Option<Range<u32>>, Damaged> {
+    let checks = index.checks_over(range)?;
+    let mut filled = range.start;
+    for number in checks.clone() {
+        let check = index.check(number)?;
+        let part = check.range.intersection(&range);
+        let len = usize::try_from(part.len()).unwrap_or(usize::MAX);
+        let Some((here, rest)) = buffer.split_at_mut_checked(len).filter(|_| part.start == filled) else {
+            return Ok(None);
+        };
+        match check.kind {
+            CheckKind::Hole => here.fill(0),
+            _ if !file.read_within(number, part.start, here, disk) => return Ok(None),
+            CheckKind::Digest(_) | CheckKind::Span(_) => {}
         }
-        Ok((filled == range.end).then_some(checks))
+        (buffer, filled) = (rest, part.end);
     }
+    Ok((filled == range.end).then_some(checks))
 }

@@ -64,6 +64,11 @@ impl Flights {
         self.lock().get(&check).map(|outcome| Waiter { check, outcome: outcome.clone() })
     }
 
+    /// Whether a check is on its way.
+    pub(super) fn has(&self, check: u32) -> bool {
+        self.lock().contains_key(&check)
+    }
+
     /// Takes the duty to bring `check`, or the place of one who waits for it.
     pub(super) fn take(self: &Arc<Self>, check: u32) -> Result<(Duty, Waiter), Waiter> {
         let mut flights = self.lock();

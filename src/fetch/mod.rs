@@ -15,6 +15,7 @@ mod error;
 mod flight;
 mod job;
 mod kept;
+mod lacking;
 mod layer;
 mod pass;
 mod plan;

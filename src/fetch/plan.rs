@@ -168,8 +168,12 @@ pub(super) fn cut(index: &StoredIndex, unit: u32) -> Result<Option<u64>, Damaged
     if at >= compressed.end || compressed.len() > LARGEST_CUT {
         return Ok(None);
     }
-    for check in checks_of_unit(index, unit)? {
-        if index.units_over(index.check(check)?.range)?.len() > 1 {
+    let checks = checks_over_unit(index, unit)?;
+    // All between them have bytes of this unit alone.
+    let ends = checks.clone().next().into_iter().chain(checks.last());
+    for check in ends {
+        let check = index.check(check)?;
+        if check.kind != CheckKind::Hole && index.units_over(check.range)?.len() > 1 {
             return Ok(None);
         }
     }
@@ -207,12 +211,17 @@ pub(super) fn whole(index: &StoredIndex) -> Result<Option<Run>, Damaged> {
     Run::new(index, index.units_over(ByteRange { start: 0, end: index.summary().layer_file_len })?)
 }
 
+/// The checks that a unit has a part of, and holes between them.
+pub(super) fn checks_over_unit(index: &StoredIndex, unit: u32) -> Result<Range<u32>, Damaged> {
+    let Some(run) = Run::new(index, unit..unit.saturating_add(1))? else { return Ok(0..0) };
+    let Some(span) = span(index, &run)? else { return Ok(0..0) };
+    index.checks_over(span)
+}
+
 /// The checks that a unit has a part of, holes left out.
 pub(super) fn checks_of_unit(index: &StoredIndex, unit: u32) -> Result<Vec<u32>, Damaged> {
-    let Some(run) = Run::new(index, unit..unit.saturating_add(1))? else { return Ok(Vec::new()) };
-    let Some(span) = span(index, &run)? else { return Ok(Vec::new()) };
     let mut checks = Vec::new();
-    for number in index.checks_over(span)? {
+    for number in checks_over_unit(index, unit)? {
         if index.check(number)?.kind != CheckKind::Hole {
             checks.push(number);
         }

@@ -11,6 +11,7 @@ use super::assemble::Wanted;
 use super::flight::Waiter;
 use super::job::Job;
 use super::kept::Kept;
+use super::lacking::Presence;
 use super::layer::Look;
 use super::plan::{self, Run};
 use super::seams::{Head, Lender};
@@ -21,6 +22,9 @@ use crate::index::Damaged;
 
 /// Requests that one guess is made into: what is missing may be scattered.
 const MOST_RUNS: usize = 3;
+
+/// Checks of the next unit that are looked at for one that is missing.
+const LOOKS: u32 = 64;
 
 impl Layer {
     /// Joins the flights that bring `missing` (ascending) and sends requests for what nobody brings yet.
@@ -149,13 +153,8 @@ impl Layer {
         plan::runs(&self.index, &missing)
     }
 
-    /// Whether any check of a unit is missing and not on its way.
-    pub(super) fn lacks(&self, unit: u32) -> Result<bool, Damaged> {
-        Ok(plan::checks_of_unit(&self.index, unit)?.into_iter().any(|check| self.is_missing(check)))
-    }
-
     pub(super) fn is_missing(&self, check: u32) -> bool {
-        self.file.state(check) == State::Missing && !self.aside.has(check) && self.flights.join(check).is_none()
+        self.file.state(check) == State::Missing && !self.aside.has(check) && !self.flights.has(check)
     }
 
     /// Takes the duty for every check that a run brings whole, except those that others bring or that came meanwhile. The waiters are for
@@ -214,7 +213,7 @@ impl Layer {
         else {
             return Ok(None);
         };
-        if !self.lacks(next)? {
+        if self.look_at(next, 0, LOOKS)?.0 != Presence::Lacking {
             return Ok(None);
         }
         run.compressed.end = at;

@@ -43,6 +43,8 @@ pub(crate) use plain::{Event, Failed, Unpacker, make, split};
 pub use plain::{Made, Split};
 #[cfg(fuzzing)]
 pub use soci::read_for_fuzzing as read_ztoc_for_fuzzing;
+#[cfg(test)]
+pub(crate) use stored::tests::of_small_files;
 pub use stored::{Check, CheckKind, Codec, Of, Piece, StoredIndex, Unit, Window};
 #[cfg(fuzzing)]
 pub use tar::read_for_fuzzing as read_tar_for_fuzzing;

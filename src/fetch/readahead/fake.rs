@@ -2,15 +2,19 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::files::{Files, Node, Place};
 use super::history::{History, Last};
-use super::image::{Image, Units};
+use super::image::Image;
 use super::policy::{Ask, Found, Known, News, Policy, Read};
 use super::underway::Underway;
+use super::units::Units;
 use super::wish::{Origin, Wish};
 use crate::blob::ByteRange;
+use crate::cache::Epoch;
+use crate::fetch::lacking::Presence;
 use crate::fetch::plan::SLICE;
 use crate::index::Damaged;
 
@@ -82,6 +86,14 @@ impl Files for Fake {
 struct Layer {
     bytes: Vec<u8>,
     here: Mutex<HashSet<u32>>,
+    evictions: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl Layer {
+    fn has_unit(&self, unit: u32) -> bool {
+        self.here.lock().unwrap().contains(&unit)
+    }
 }
 
 impl Units for Layer {
@@ -118,8 +130,13 @@ impl Units for Layer {
         Ok((unit + 1).saturating_sub(u32::try_from(bytes / UNIT).unwrap().max(1)).max(start))
     }
 
-    fn lacks(&self, unit: u32) -> Result<bool, Damaged> {
-        Ok(!self.here.lock().unwrap().contains(&unit))
+    fn look_at(&self, unit: u32, _: u32, _: u32) -> Result<(Presence, u32), Damaged> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        Ok((if self.has_unit(unit) { Presence::Here } else { Presence::Lacking }, 1))
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch { evictions: self.evictions.load(Ordering::Relaxed), forgotten: 0 }
     }
 
     fn checks(&self, range: ByteRange) -> Result<Range<u32>, Damaged> {
@@ -127,7 +144,7 @@ impl Units for Layer {
     }
 
     fn has(&self, checks: &Range<u32>) -> Result<bool, Damaged> {
-        Ok(checks.clone().all(|check| !self.lacks(check).unwrap()))
+        Ok(checks.clone().all(|check| self.has_unit(check)))
     }
 
     fn peek(self: Arc<Self>, range: ByteRange) -> Option<Vec<u8>> {
@@ -153,7 +170,8 @@ impl Lab {
             bytes.extend_from_slice(content);
             bytes.resize(bytes.len().next_multiple_of(usize::try_from(UNIT).unwrap()), 0);
         }
-        let layer = Arc::new(Layer { bytes, here: Mutex::default() });
+        let layer =
+            Arc::new(Layer { bytes, here: Mutex::default(), evictions: AtomicU64::new(0), looks: AtomicU64::new(0) });
         let units = vec![Arc::clone(&layer) as Arc<dyn Units>];
         let image = Arc::new(Image::new(units, Arc::clone(&fake) as Arc<dyn Files>));
         Self { files: fake, layer, image, history: History::new(0, Arc::new(Underway::new(1))) }
@@ -171,6 +189,17 @@ impl Lab {
     /// Some units are here from now on.
     pub(super) fn bring(&self, units: Range<u32>) {
         self.layer.here.lock().unwrap().extend(units);
+    }
+
+    /// They are here no more.
+    pub(super) fn evict(&self, units: Range<u32>) {
+        self.layer.here.lock().unwrap().retain(|unit| !units.contains(unit));
+        self.layer.evictions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many units were looked at so far.
+    pub(super) fn looks(&self) -> u64 {
+        self.layer.looks.load(Ordering::Relaxed)
     }
 
     pub(super) fn tell(&self, policy: &mut dyn Policy, news: &News<'_>) -> Found {
@@ -212,6 +241,7 @@ impl Lab {
     }
 
     pub(super) fn ask(&self, policy: &mut dyn Policy, ask: Ask) -> Option<Wish> {
+        self.image.here().start();
         let known = Known { image: &self.image, history: &self.history };
         policy.next(&known, ask, &mut Found::default()).unwrap()
     }

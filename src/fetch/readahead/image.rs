@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use super::super::lacking::Presence;
 use super::super::{Layer, plan};
 use super::files::{Files, Neighbourhood, Node, Place};
+use super::here::AllHere;
+use super::units::Units;
 use crate::blob::ByteRange;
-use crate::cache;
+use crate::cache::{self, Epoch};
 use crate::index::{CheckKind, Damaged};
 
 /// A file up to this size is fetched whole once any of it was read.
@@ -23,46 +26,7 @@ const ROUND_TRIPS: u64 = 2;
 pub(super) const FLOOR: u64 = 32 << 10;
 
 /// Units of a file that are looked at; a small one seldom has more than two.
-const LOOKED_AT: usize = 64;
-
-/// The units of one layer, in the order of its blob and of its layer file.
-pub(super) trait Units: Send + Sync {
-    /// Whether reading what is missing costs a round trip.
-    fn is_remote(&self) -> bool;
-
-    /// Compressed bytes that come in a round trip; 0 until that is known.
-    fn per_round_trip(&self) -> u64;
-
-    /// How many there are.
-    fn count(&self) -> u32;
-
-    /// Those that hold a range of the layer file.
-    fn over(&self, range: ByteRange) -> Result<Range<u32>, Damaged>;
-
-    /// Compressed bytes from the first to the last of some.
-    fn size(&self, units: &Range<u32>) -> Result<u64, Damaged>;
-
-    /// The last unit before `end` that ends within `bytes` from the start of `unit`; itself at least.
-    fn forward(&self, unit: u32, bytes: u64, end: u32) -> Result<u32, Damaged>;
-
-    /// The last unit before `end` that is whole in the slice in which `unit` ends; itself at least.
-    fn to_slice_end(&self, unit: u32, end: u32) -> Result<u32, Damaged>;
-
-    /// The first unit from `start` on that starts within `bytes` before the end of `unit`; itself at most.
-    fn backward(&self, unit: u32, bytes: u64, start: u32) -> Result<u32, Damaged>;
-
-    /// Whether any of it is missing and not on its way.
-    fn lacks(&self, unit: u32) -> Result<bool, Damaged>;
-
-    /// The checks that cover a range of the layer file.
-    fn checks(&self, range: ByteRange) -> Result<Range<u32>, Damaged>;
-
-    /// Whether all of these checks were found right; holes need not be.
-    fn has(&self, checks: &Range<u32>) -> Result<bool, Damaged>;
-
-    /// The bytes of a range of the layer file, if all of them are here and were verified.
-    fn peek(self: Arc<Self>, range: ByteRange) -> Option<Vec<u8>>;
-}
+const LOOKED_AT: u32 = 64;
 
 impl Units for Layer {
     fn is_remote(&self) -> bool {
@@ -97,8 +61,12 @@ impl Units for Layer {
         plan::backward(&self.index, unit, bytes, start)
     }
 
-    fn lacks(&self, unit: u32) -> Result<bool, Damaged> {
-        Self::lacks(self, unit)
+    fn look_at(&self, unit: u32, skipped: u32, most: u32) -> Result<(Presence, u32), Damaged> {
+        Self::look_at(self, unit, skipped, most)
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.file.epoch()
     }
 
     fn checks(&self, range: ByteRange) -> Result<Range<u32>, Damaged> {
@@ -125,6 +93,7 @@ pub(super) struct Image {
     layers: Vec<Arc<dyn Units>>,
     files: Arc<dyn Files>,
     neighbourhood: OnceLock<Neighbourhood>,
+    here: AllHere,
 }
 
 /// Where a file is, and the units that hold it.
@@ -144,7 +113,13 @@ impl Located<'_> {
 impl Image {
     /// `layers` as the places of `files` number them.
     pub(super) fn new(layers: Vec<Arc<dyn Units>>, files: Arc<dyn Files>) -> Self {
-        Self { layers, files, neighbourhood: OnceLock::new() }
+        let here = AllHere::new(layers.len());
+        Self { layers, files, neighbourhood: OnceLock::new(), here }
+    }
+
+    /// What of it is known to be here.
+    pub(super) fn here(&self) -> &AllHere {
+        &self.here
     }
 
     pub(super) fn files(&self) -> &dyn Files {
@@ -188,13 +163,38 @@ impl Image {
 
     /// Whether any of a few units is missing and not on its way.
     pub(super) fn is_absent(&self, layer: usize, units: &Range<u32>) -> Result<bool, Damaged> {
-        let Some(layer) = self.layers.get(layer) else { return Ok(false) };
-        for unit in units.clone().take(LOOKED_AT) {
-            if layer.lacks(unit)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let few = units.start..units.end.min(units.start.saturating_add(LOOKED_AT));
+        Ok(self.next_lacking(layer, few)?.is_some())
+    }
+
+    /// The first of some units of which something is missing and not on its way.
+    pub(super) fn next_lacking(&self, layer: usize, units: Range<u32>) -> Result<Option<u32>, Damaged> {
+        self.here.next_lacking(&self.layers, layer, units)
+    }
+
+    /// The last of them.
+    pub(super) fn last_lacking(&self, layer: usize, units: Range<u32>) -> Result<Option<u32>, Damaged> {
+        self.here.last_lacking(&self.layers, layer, units)
+    }
+
+    /// Whether a file at this place was found to be here.
+    pub(super) fn is_known_here(&self, file: Node, place: Place) -> bool {
+        self.here.has_file(&self.layers, place.layer, file)
+    }
+
+    /// Remembers that a file is here, where it is known of its units.
+    pub(super) fn note_here(&self, file: Node, layer: usize, units: &Range<u32>) {
+        self.here.note_file(&self.layers, layer, file, units);
+    }
+
+    /// Whether nothing of the whole image is missing, as far as one look at a layer and at another tells.
+    pub(super) fn is_all_here(&self, layer: usize) -> bool {
+        self.here.is_everything(&self.layers, layer)
+    }
+
+    /// Goes on looking whether nothing of the whole image is missing.
+    pub(super) fn survey(&self) -> Result<(), Damaged> {
+        self.here.survey(&self.layers)
     }
 
     /// The contents at a place, if they are here.

@@ -10,6 +10,7 @@
 //! mechanism  pump      turns wishes into requests while there is room
 //!            underway  what of these has not come, and whether it is stuck
 //!            state     tells the policies of what happens, and asks each in its turn
+//!            here      what of the image is known to be here
 //! ---------- Policy, News, Wish ------------------------------------------------------
 //! policies   rest, programs, mentions, near, everything
 //! ---------- Image, Units, Files, History --------------------------------------------
@@ -22,6 +23,7 @@
 #[cfg(test)]
 mod fake;
 mod files;
+mod here;
 mod history;
 mod image;
 mod policy;
@@ -32,6 +34,7 @@ mod stack;
 mod state;
 mod stretch;
 mod underway;
+mod units;
 mod wish;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,12 +45,13 @@ use bytes::Bytes;
 
 pub use self::files::{Files, LONGEST_PATH, Node, Place};
 use self::history::History;
-use self::image::{Image, Units};
+use self::image::Image;
 use self::policy::News;
 pub use self::policy::{elf, words};
 use self::reading::Reader;
 use self::state::State;
 use self::underway::Underway;
+use self::units::Units;
 use super::asker::Reading;
 use super::{Error, Layer};
 use crate::blob::ByteRange;

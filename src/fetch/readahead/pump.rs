@@ -27,6 +27,9 @@ const REQUESTS: usize = 10;
 const STUCK_ROUND_TRIPS: u32 = 8;
 const STUCK: Duration = Duration::from_secs(1);
 
+/// How often it is gone on looking for something to wish for.
+const TURNS: u32 = 4;
+
 impl Readahead {
     /// Turns wishes into requests as long as there is room, on a thread of its own.
     pub(super) fn pump(self: &Arc<Self>) {
@@ -50,11 +53,14 @@ impl Readahead {
     }
 
     fn run_once(self: &Arc<Self>) {
+        let mut turns = TURNS;
         loop {
             match self.next() {
                 Ok(Some(jobs)) => jobs.into_iter().for_each(|job| drop(tokio::spawn(job.run()))),
                 // What has come meanwhile may say more.
                 Ok(None) if self.came.load(Ordering::Acquire) && !self.waiting.load(Ordering::Acquire) => {}
+                // There may be more where it has not looked.
+                Ok(None) if self.image.here().is_spent() && turns > 0 => turns -= 1,
                 Ok(None) => break,
                 // A damaged index is made again by the next reader that needs it.
                 Err(error) => {

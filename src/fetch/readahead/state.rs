@@ -44,7 +44,7 @@ impl State {
 
     /// Whether a hit in this file tells nothing.
     pub(super) fn is_old(&self, layer: usize, file: Node, checks: &Range<u32>) -> bool {
-        !self.history.may_be_guessed(layer, checks) && self.is_known(file)
+        !self.history.may_be_guessed(layer, checks) && (self.is_known(file) || self.image.is_all_here(layer))
     }
 
     fn is_known(&self, file: Node) -> bool {
@@ -61,12 +61,17 @@ impl State {
         missed: bool,
     ) -> Result<bool, Damaged> {
         let used = self.history.used(layer, checks);
-        if self.is_known(file) && !missed {
+        if !missed && (self.is_known(file) || self.image.is_all_here(layer)) {
             return Ok(used);
         }
         let image = Arc::clone(&self.image);
         let Some(located) = image.locate(file)? else { return Ok(false) };
         let here = located.layer.over(range)?;
+        if missed {
+            image.here().missed(layer, &here);
+        } else {
+            image.survey()?;
+        }
         let rest = ByteRange { start: range.start, end: located.place.range.end };
         let is_first = self.history.note(file, Last { layer, unit: here.end.saturating_sub(1), rest });
         let is_foreseen = self.policies.iter().any(|policy| policy.foresees(file));
@@ -116,6 +121,7 @@ impl State {
         size: u64,
         is_coming: impl Fn(&Wish) -> Result<bool, Damaged>,
     ) -> Result<Option<Wish>, Damaged> {
+        self.image.here().start();
         if self.history.is_over() {
             self.late.retain(|wish| !wish.counts);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::image::{Image, Located, Units, WHOLE};
+use super::image::{Image, Located, WHOLE};
 use super::stack::Stack;
 use super::wish::{Origin, Wish};
 use crate::index::Damaged;
@@ -58,23 +58,25 @@ impl Stretch {
     }
 
     /// The next units that are not there, up to `size` compressed bytes (and at least one), or to the end of a slice; they are not given again.
-    pub(super) fn next(&mut self, layer: &dyn Units, size: u64) -> Result<Option<Range<u32>>, Damaged> {
-        while let Some(unit) = self.ahead.next() {
-            if layer.lacks(unit)? {
-                let last = match self.goes_on {
-                    true => layer.to_slice_end(unit, self.ahead.end)?,
-                    false => layer.forward(unit, size, self.ahead.end)?,
-                };
-                self.ahead.start = last.saturating_add(1);
-                return Ok(Some(unit..last.saturating_add(1)));
-            }
+    /// Where the image's looks are spent, it goes on the next time.
+    pub(super) fn next(&mut self, image: &Image, size: u64) -> Result<Option<Range<u32>>, Damaged> {
+        let Some(layer) = image.layer(self.layer) else { return Ok(None) };
+        if let Some(unit) = image.next_lacking(self.layer, self.ahead.clone())? {
+            let last = match self.goes_on {
+                true => layer.to_slice_end(unit, self.ahead.end)?,
+                false => layer.forward(unit, size, self.ahead.end)?,
+            };
+            self.ahead.start = last.saturating_add(1);
+            return Ok(Some(unit..last.saturating_add(1)));
         }
-        while let Some(unit) = self.behind.next_back() {
-            if layer.lacks(unit)? {
-                let first = layer.backward(unit, size, self.behind.start)?;
-                self.behind.end = first;
-                return Ok(Some(first..unit.saturating_add(1)));
-            }
+        if image.here().is_spent() {
+            return Ok(None);
+        }
+        self.ahead.start = self.ahead.end.max(self.ahead.start);
+        if let Some(unit) = image.last_lacking(self.layer, self.behind.clone())? {
+            let first = layer.backward(unit, size, self.behind.start)?;
+            self.behind.end = first;
+            return Ok(Some(first..unit.saturating_add(1)));
         }
         Ok(None)
     }
@@ -84,10 +86,12 @@ impl Stack<Stretch> {
     /// What to fetch next of the newest, at most about `size` bytes.
     pub(super) fn next(&mut self, image: &Image, size: u64, origin: Origin) -> Result<Option<Wish>, Damaged> {
         while let Some(stretch) = self.top() {
-            let layer = image.layer(stretch.layer);
-            if let Some(units) = layer.map(|layer| stretch.next(&**layer, size)).transpose()?.flatten() {
+            if let Some(units) = stretch.next(image, size)? {
                 let goes_on = stretch.goes_on;
                 return Ok(Some(Wish { goes_on, ..Wish::new(origin, stretch.layer, units) }));
+            }
+            if image.here().is_spent() {
+                return Ok(None);
             }
             self.pop();
         }

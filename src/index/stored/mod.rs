@@ -39,6 +39,7 @@ use super::plain::window;
 use super::{Entries, Error, Holes, Identity, LayerKey, Summary, limits};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::budget::{Budget, Charge};
+use crate::metrics::steps;
 
 /// A layer index read from its encoded form; tables are read in verified blocks when needed and not held.
 pub struct StoredIndex {
@@ -348,6 +349,7 @@ impl StoredIndex {
     }
 
     fn record<R: Record>(&self, table: Section, number: u32) -> Result<R, Damaged> {
+        steps::take();
         let at = u64::from(number) * R::LEN as u64;
         if at >= table.len {
             return Err(self.damaged(format!("a record {number} is asked for that it does not have")));
@@ -439,4 +441,4 @@ fn partition(range: Range<u32>, before: impl Fn(u32) -> Result<bool, Damaged>) -
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -50,6 +50,33 @@ fn layer(entries: &[(String, u8, u64, bool)]) -> Layer {
     builder.finish().unwrap()
 }
 
+/// The units and checks of a layer of so many small files, all in one unit, or each in one of its own.
+pub(crate) fn of_small_files(files: u32, in_one: bool) -> StoredIndex {
+    let mut layer = layer(&[]);
+    let unit = |at: Range<u32>| Unit {
+        compressed: ByteRange { start: u64::from(at.start) * 50, end: u64::from(at.end) * 50 },
+        codec: Codec::Gzip,
+        pieces: at,
+    };
+    for file in 0..files {
+        let start = u64::from(file) * 4096;
+        let range = ByteRange { start, end: start + 100 };
+        let (unit_of, in_unit) = if in_one { (0, u64::from(file) * 1000) } else { (file, 0) };
+        layer.tables.piece(&Piece { unit: unit_of, in_unit, range });
+        layer.tables.check(&Check { range, kind: CheckKind::Digest(Digest::of(b"file")) });
+        layer.layer_file_len = range.end;
+        if !in_one {
+            layer.tables.unit(&unit(file..file + 1));
+        }
+    }
+    if in_one {
+        layer.tables.unit(&unit(0..files));
+    }
+    let identity = Some(Identity::Own);
+    let encoded = encode(Digest::of(BLOB), identity, Format::EStargz, 77, None, layer).unwrap();
+    open(encoded.bytes, identity).unwrap()
+}
+
 /// Names that never need a directory of what is none: files end in a digit, directories do not.
 fn entries() -> impl Strategy<Value = Vec<(String, u8, u64, bool)>> {
     let entry = ("[ab](/[ab]){0,3}", 0u8..8, 0u64..9000, any::<bool>(), 0u8..10);

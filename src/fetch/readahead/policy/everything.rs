@@ -67,7 +67,7 @@ impl Everything {
         if let Some(units) = missing_from(image, layer, end)? {
             return Ok(Some((layer, units)));
         }
-        if image.layer(layer).is_some_and(|contents| *end < contents.count()) {
+        if image.here().is_spent() || image.layer(layer).is_some_and(|contents| *end < contents.count()) {
             // There is more to look at the next time.
             return Ok(None);
         }
@@ -81,6 +81,9 @@ impl Everything {
             if let Some(units) = missing_from(image, layer, end)? {
                 return Ok(Some((layer, units)));
             }
+            if image.here().is_spent() {
+                break;
+            }
         }
         Ok(None)
     }
@@ -90,8 +93,12 @@ impl Everything {
 fn missing_from(image: &Image, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
     let Some(contents) = image.layer(layer).filter(|layer| layer.is_remote()) else { return Ok(None) };
     let until = contents.count().max(*start).min(start.saturating_add(LOOKED_AT));
-    let found = Stretch::in_order(layer, *start..until).next(&**contents, plan::SLICE)?;
-    *start = found.as_ref().map_or(until, |units| units.end);
+    let found = Stretch::in_order(layer, *start..until).next(image, plan::SLICE)?;
+    match &found {
+        Some(units) => *start = units.end,
+        None if image.here().is_spent() => {}
+        None => *start = until,
+    }
     Ok(found)
 }
 

@@ -138,6 +138,9 @@ impl Policy for Mentions {
             if let Some(wish) = self.wish_for(known, file, counts, ask.size, found)? {
                 return Ok(Some(wish));
             }
+            if known.image.here().is_spent() {
+                break;
+            }
         }
         Ok(None)
     }

@@ -38,6 +38,14 @@ struct Small {
     bytes: u64,
 }
 
+/// What a file near one that was read is.
+enum Candidate {
+    /// For the credit that there is, or no file.
+    TooLarge,
+    Here,
+    Absent(Small),
+}
+
 /// Small files that lie next to each other.
 struct Run {
     layer: usize,
@@ -76,6 +84,9 @@ impl Policy for Near {
         while let Some(dir) = self.0.top() {
             if let Some(Run { layer, units, .. }) = next_in(known.image, dir, ask.size)? {
                 return Ok(Some(Wish::new(Origin::Near, layer, units)));
+            }
+            if known.image.here().is_spent() {
+                break;
             }
             self.0.pop();
         }
@@ -127,22 +138,38 @@ fn small(image: &Image, file: Node) -> Result<Option<Small>, Damaged> {
 fn next_in(image: &Image, near: &mut Directory, size: u64) -> Result<Option<Run>, Damaged> {
     let mut run: Option<Run> = None;
     for (file, way) in candidates(image, near).into_iter().take(CANDIDATES) {
-        let small = small(image, file)?.filter(|small| small.bytes <= near.credit);
-        let Some(Small { place, units, bytes }) = small else { continue };
-        let is_absent = image.is_absent(place.layer, &units)?;
-        if let Some(run) = run.as_mut().filter(|_| is_absent) {
-            if run.join(image, place.layer, &units, way, near.credit.min(size))? {
+        let found = match absent(image, near, file)? {
+            Candidate::TooLarge => continue,
+            Candidate::Here => None,
+            Candidate::Absent(small) => Some(small),
+        };
+        if let Some((run, Small { place, units, .. })) = run.as_mut().zip(found.as_ref()) {
+            if run.join(image, place.layer, units, way, near.credit.min(size))? {
                 continue;
             }
         }
         if run.as_ref().is_some_and(|run| run.bytes >= LEAST) {
             break;
         }
-        run = is_absent.then_some(Run { layer: place.layer, units, way, bytes });
+        run = found.map(|Small { place, units, bytes }| Run { layer: place.layer, units, way, bytes });
     }
     let run = run.filter(|run| run.bytes >= LEAST);
     run.iter().for_each(|run| near.credit = near.credit.saturating_sub(run.bytes));
     Ok(run)
+}
+
+/// Whether a file is one to be fetched.
+fn absent(image: &Image, near: &Directory, file: Node) -> Result<Candidate, Damaged> {
+    if image.files().place(file).is_some_and(|place| image.is_known_here(file, place)) {
+        return Ok(Candidate::Here);
+    }
+    let small = small(image, file)?.filter(|small| small.bytes <= near.credit);
+    let Some(small) = small else { return Ok(Candidate::TooLarge) };
+    if image.is_absent(small.place.layer, &small.units)? {
+        return Ok(Candidate::Absent(small));
+    }
+    image.note_here(file, small.place.layer, &small.units);
+    Ok(Candidate::Here)
 }
 
 impl Run {
