@@ -197,6 +197,22 @@ fn an_index_serves_its_own_key_only() {
     assert!(other.is_err());
 }
 
+/// As it happens to one in the cache, which is then made again of the blob.
+#[test]
+fn a_damaged_index_goes_on_with_the_same_and_with_no_other() {
+    let entries = |name: &str| [(name.to_owned(), 7, 5, false)];
+    let whole = encoded(&entries("1"), Some(Identity::Own));
+    // Where what is there is looked at when it is read, and not when it is opened.
+    let damaged = (0..whole.len()).filter_map(|at| open(whole_with(&whole, at), Some(Identity::Own)).ok());
+    let index = damaged.last().unwrap();
+    assert!(index.verify().is_err());
+    for other in [encoded(&entries("2"), Some(Identity::Own)), whole.slice(..header::LEN), Bytes::new()] {
+        assert!(!index.replace(Arc::new(other)) && index.verify().is_err());
+    }
+    assert!(index.replace(Arc::new(whole.clone())));
+    assert_eq!(everything(&index).unwrap(), everything(&open(whole, Some(Identity::Own)).unwrap()).unwrap());
+}
+
 #[test]
 fn records_that_are_not_there_are_damage() {
     let index = open(encoded(&[("1".to_owned(), 7, 5, false)], None), None).unwrap();

@@ -46,6 +46,7 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     (r#"{"name":"s"}"#, "\"s\"", "type"),
     (r#"{"name":"s","type":7}"#, "\"s\"", "type is 7"),
     (r#"{"name":"f","type":"reg","size":1,"offset":9,"chunkType":"ones"}"#, "\"f\"", "ones"),
+    (r#"{"name":"f","type":"reg","size":1,"offset":9,"chunkType":1}"#, "\"f\"", "chunkType is 1"),
     // Numbers.
     (r#"{"name":"f","type":"reg","size":-1}"#, "\"f\"", "size is a negative number"),
     (r#"{"type":"reg","size":-1,"name":"last"}"#, "\"last\"", "size"),
@@ -53,6 +54,7 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     (r#"{"name":"f","type":"reg","size":18446744073709551616}"#, "\"f\"", "size"),
     (r#"{"name":"f","type":"reg","size":1e999}"#, "\"f\"", "number"),
     (r#"{"name":"f","type":"reg","size":1.5}"#, "\"f\"", "size"),
+    (r#"{"name":"f","type":"reg","size":true}"#, "\"f\"", "size is a boolean"),
     (r#"{"name":"f","type":"reg","size":"7"}"#, "\"f\"", "size"),
     (r#"{"name":"f","type":"reg","size":[1,{"a":2}]}"#, "\"f\"", "size is a list"),
     (r#"{"name":"f","type":"dir","uid":4294967296}"#, "\"f\"", "uid"),
@@ -67,6 +69,12 @@ const HOSTILE: &[(&str, &str, &str)] = &[
         "\"f\"",
         "overlap",
     ),
+    // Who reads it would unpack a tebibyte first.
+    (
+        r#"{"name":"f","type":"reg","size":1,"offset":10,"innerOffset":1099511627776,"digest":"DIGEST"}"#,
+        "\"f\"",
+        "innerOffset is 1099511627776",
+    ),
     (
         r#"{"name":"f","type":"reg","size":9223372036854775807,"offset":10,"digest":"DIGEST"}"#,
         "\"f\"",
@@ -76,6 +84,7 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     (r#"{"name":"f","type":"dir","modtime":"yesterday"}"#, "\"f\"", "modtime"),
     (r#"{"name":"f","type":"dir","modtime":5}"#, "\"f\"", "modtime"),
     (r#"{"name":"f","type":"reg","size":1,"offset":10,"digest":"md5:0"}"#, "\"f\"", "md5:0"),
+    (r#"{"name":"f","type":"reg","size":1,"offset":10,"digest":5}"#, "\"f\"", "digest is 5"),
     (r#"{"name":"f","type":"reg","size":1,"offset":10}"#, "\"f\"", "no digest"),
     // Links.
     (r#"{"name":"l","type":"symlink"}"#, "\"l\"", "symlink target of 0"),
@@ -107,7 +116,12 @@ const HOSTILE: &[(&str, &str, &str)] = &[
     // Xattrs.
     (r#"{"name":"f","type":"dir","xattrs":{"user.a":"*"}}"#, "\"f\"", "user.a"),
     (r#"{"name":"f","type":"dir","xattrs":{"user.a":{}}}"#, "\"f\"", "user.a"),
-    (r#"{"name":"f","type":"dir","xattrs":[]}"#, "\"f\"", "xattrs"),
+    (r#"{"name":"f","type":"dir","xattrs":[]}"#, "\"f\"", "xattrs is not an object"),
+    (r#"{"name":"f","type":"dir","xattrs":true}"#, "\"f\"", "xattrs is not an object"),
+    (r#"{"name":"f","type":"dir","xattrs":1}"#, "\"f\"", "xattrs is not an object"),
+    (r#"{"name":"f","type":"dir","xattrs":-1}"#, "\"f\"", "xattrs is not an object"),
+    (r#"{"name":"f","type":"dir","xattrs":1.5}"#, "\"f\"", "xattrs is not an object"),
+    (r#"{"name":"f","type":"dir","xattrs":"user.a"}"#, "\"f\"", "xattrs is not an object"),
     (r#"{"name":"f","type":"dir","xattrs":{"":"YQ=="}}"#, "\"f\"", "xattr"),
     (r#"{"name":"f","type":"dir","xattrs":{"LONG":"YQ=="}}"#, "\"f\"", "255"),
     // Chunks.
