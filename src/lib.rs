@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod fs;
 pub mod image;
 pub mod index;
+pub mod keeper;
 pub mod kernel;
 pub mod metrics;
 pub mod podman;

@@ -36,6 +36,7 @@ pub(super) struct Cli {
 pub(super) enum Command {
     Mount(MountArgs),
     Umount(UmountArgs),
+    Upgrade(UpgradeArgs),
     Inspect(InspectArgs),
     Explain(ExplainArgs),
     Index(IndexArgs),
@@ -48,9 +49,9 @@ pub(super) enum Command {
     Cache(CacheArgs),
     Man(ManArgs),
     Completions(CompletionsArgs),
-    /// Serves a mount whose options come on standard input. `crfs mount` starts it.
+    /// Serves a mount whose options come on standard input. Its keeper starts it.
     #[command(name = crate::serve::background::SUBCOMMAND, hide = true)]
-    Serve,
+    Serve(ServeArgs),
     /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
     #[command(name = crate::podman::NAMESPACE, hide = true)]
     UserNamespace,
@@ -60,6 +61,20 @@ pub(super) enum Command {
     /// Reads the layers of an image for a store's server. The server starts it.
     #[command(name = crate::podman::READER, hide = true)]
     StoreReader,
+}
+
+/// As src/keeper and src/serve/background.rs spell them.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// The number of the descriptor that leads to the keeper.
+    #[arg(long)]
+    pub(super) keeper: std::os::fd::RawFd,
+    /// Goes on with what another one has mounted.
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Whoever wants the mount stays with it.
+    #[arg(long)]
+    pub(super) foreground: bool,
 }
 
 /// Mount an image, read-only, on a directory
@@ -187,6 +202,21 @@ pub(super) struct UmountArgs {
     #[arg(value_name = "DIR|ID", required_unless_present = "all")]
     pub(super) target: Option<PathBuf>,
     /// Unmount all crfs mounts of this user.
+    #[arg(long, conflicts_with = "target")]
+    pub(super) all: bool,
+}
+
+/// Hand a mount over to the crfs that is installed now
+///
+/// Nobody who uses the mount notices. The new server opens the image by the cache while the old one serves, and takes over when
+/// it is ready. If it does not become ready, the old one goes on, and the reason is said.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::UPGRADE)]
+pub(super) struct UpgradeArgs {
+    /// The mount point, or the mount's id (see `crfs status`).
+    #[arg(value_name = "DIR|ID", required_unless_present = "all")]
+    pub(super) target: Option<PathBuf>,
+    /// Upgrade all crfs mounts of this user.
     #[arg(long, conflicts_with = "target")]
     pub(super) all: bool,
 }

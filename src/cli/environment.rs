@@ -48,9 +48,14 @@ impl Environment {
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             rust_log: value("RUST_LOG").map(|text| text.to_string_lossy().into_owned()),
-            notify_socket: value("NOTIFY_SOCKET"),
+            notify_socket: Self::notify_socket(),
             is_system_admin: is_system_admin(&proc("status"), &proc("uid_map")),
         }
+    }
+
+    /// Alone, for a process that is to stay small.
+    pub(super) fn notify_socket() -> Option<OsString> {
+        std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())
     }
 
     /// Where the cache is kept without `--cache-dir`.

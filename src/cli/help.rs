@@ -117,6 +117,19 @@ status` shows, unmounts it.
     exit_help!()
 );
 
+pub(super) const UPGRADE: &str = concat!(
+    "\
+Examples:
+  crfs upgrade /mnt
+  crfs upgrade --all
+
+Each mount is served by the crfs that it was mounted with until it is upgraded,
+also where the file of that one was replaced. SIGHUP to its keeper (see `crfs
+status --json`) asks for the same.
+",
+    exit_help!()
+);
+
 pub(super) const INSPECT: &str = concat!(
     "\
 Examples:
@@ -279,8 +292,9 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
   id                      of a mount the name of the directory of its state, of
                           a store its root
   state                   serving; silent: its server lives and does not answer,
-                          or nobody can tell (see last_error); dead: its server
-                          is gone, `crfs umount` takes a mount away
+                          or nobody can tell (see last_error); failing: it died
+                          several times in a row; dead: its server is gone,
+                          `crfs umount` takes a mount away
   pid, image, digest, frontend
   dir                     where it is mounted; of a store, its root
   images, layers          how many it has; layers that can be read
@@ -288,6 +302,9 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it
   started                 seconds since 1970
+  keeper                  the process that starts another server when this one
+                          dies; null: nobody does
+  restarts                how many servers there were before
   served                  bytes given to readers
   fetched, requests       bytes and requests asked of the registry
   cached                  bytes given to readers that were on local disk

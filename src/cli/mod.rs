@@ -26,6 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
 use crate::image::{self, Error};
+use crate::keeper;
 use crate::serve;
 use args::{Cli, Command, StoreCommand};
 use environment::Environment;
@@ -36,6 +37,11 @@ use options::UsageError;
 pub fn run() -> ExitCode {
     // A write past RLIMIT_FSIZE is to fail with EFBIG, as on a full disk, not to end the server.
     let _cannot_fail = SigSet::from(Signal::SIGXFSZ).thread_block();
+    // Before anything else takes memory: it stays as small as it is here.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == keeper::SUBCOMMAND) {
+        return keeper::run(arguments.collect(), Environment::notify_socket());
+    }
     // Help and wrong usage end the process here, with clap's own exit status.
     let Cli { verbose, command } = Cli::parse();
     let environment = Environment::read();
@@ -99,7 +105,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     let log = options::log(verbose, environment);
     // A server starts its log itself, when it has a directory for it.
     let serves = match &command {
-        Command::Serve | Command::UserNamespace | Command::StoreGuard | Command::StoreReader => true,
+        Command::Serve(_) | Command::UserNamespace | Command::StoreGuard | Command::StoreReader => true,
         Command::Mount(args) => args.foreground,
         Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
         _ => false,
@@ -110,7 +116,8 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     match command {
         Command::Mount(args) => mount::mount(args, verbose, environment),
         Command::Umount(args) => mount::umount(&args, environment),
-        Command::Serve => serve::background::serve().map_err(|_| Failure::Reported),
+        Command::Upgrade(args) => mount::upgrade(&args, environment),
+        Command::Serve(args) => mount::serve(&args),
         Command::UserNamespace => Ok(crate::podman::hold_namespace()?),
         Command::StoreGuard => Ok(crate::podman::guard()?),
         Command::StoreReader => Ok(crate::podman::read()?),

@@ -5,44 +5,67 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::args::{MountArgs, UmountArgs};
+use super::args::{MountArgs, ServeArgs, UmountArgs, UpgradeArgs};
 use super::environment::Environment;
 use super::{Failure, complain, format, options, print};
 use crate::image;
+use crate::keeper;
 use crate::serve::holders::{Holder, named};
 use crate::serve::unmount::{Outcome, unmount, unmount_all};
-use crate::serve::{self as engine, Event, Ready, Report, background, mount as image_server};
+use crate::serve::upgrade;
+use crate::serve::{self as engine, Event, Keeper, Ready, Report, background, mount as image_server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
     let foreground = args.foreground;
     let options = options::mount(args, verbose, environment)?;
-    let start = Instant::now();
-    let dir = options.dir.clone();
-    let notify = environment.notify_socket.clone();
-    let said = move |ready: &Ready| {
-        print(&ready_line(ready, &dir, start.elapsed()))?;
-        sent_whole_line(ready.sent_whole).iter().for_each(|line| complain(line));
-        if let Some(Err(error)) = notify.as_deref().map(|socket| engine::notify(socket, ready.pid)) {
-            complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
-        }
-        Ok::<_, engine::Error>(())
-    };
     if foreground {
-        image_server::run(&options, &report(said), std::future::pending())?;
-    } else {
-        let mut progress = Progress::new();
-        let ready = background::mount(&options, &mut |event| {
-            if let Event::Image(event) = event {
-                progress.show(event);
-            }
-        });
-        progress.clear();
-        // It is mounted, whether or not anybody could be told.
-        if let Err(error) = said(&ready?) {
-            tracing::warn!(dir = %options.dir.display(), error = error.chain(), "the image is mounted, but nobody could be told so");
+        let never = background::become_keeper(&options)?;
+        match never {}
+    }
+    let start = Instant::now();
+    let mut progress = Progress::new();
+    let ready = background::mount(&options, &mut |event| {
+        if let Event::Image(event) = event {
+            progress.show(event);
         }
+    });
+    progress.clear();
+    let ready = ready?;
+    // It is mounted, whether or not anybody could be told.
+    if let Err(error) = say_ready(&ready, &options.dir, start.elapsed()) {
+        tracing::warn!(dir = %options.dir.display(), %error, "the image is mounted, but nobody could be told so");
+    }
+    if let Some(Err(error)) = environment.notify_socket.as_deref().map(|socket| keeper::notify(socket, ready.pid)) {
+        complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
     }
     Ok(())
+}
+
+fn say_ready(ready: &Ready, dir: &Path, elapsed: Duration) -> Result<(), image::Error> {
+    print(&ready_line(ready, dir, elapsed))?;
+    sent_whole_line(ready.sent_whole).iter().for_each(|line| complain(line));
+    Ok(())
+}
+
+/// A worker, as its keeper starts it.
+pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    let keeper = Keeper::inherited(args.keeper)?;
+    let served = match args {
+        ServeArgs { resume: true, .. } => background::resume(&keeper).map_err(|error| (error, true)),
+        ServeArgs { foreground: true, .. } => serve_in_foreground(&keeper).map_err(|error| (error, false)),
+        ServeArgs { .. } => background::serve(&keeper).map_err(|error| (error, true)),
+    };
+    let Err((error, is_told)) = served else { return Ok(()) };
+    keeper.failed(error.chain());
+    Err(if is_told { Failure::Reported } else { error.into() })
+}
+
+fn serve_in_foreground(keeper: &Keeper) -> Result<(), engine::Error> {
+    let start = Instant::now();
+    let options = background::begin()?;
+    let dir = options.dir.clone();
+    let said = move |ready: &Ready| Ok(say_ready(ready, &dir, start.elapsed())?);
+    image_server::run(&options, &report(said), std::future::pending(), Some(keeper))
 }
 
 /// Takes the events of a server in this process.
@@ -89,6 +112,27 @@ fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
     for (dir, unmounted) in unmount_all(state_dirs) {
         match unmounted {
             Ok(left) => said(&dir, left)?,
+            Err(error) => {
+                complain(&error.chain());
+                outcome = Err(Failure::Reported);
+            }
+        }
+    }
+    outcome
+}
+
+pub(super) fn upgrade(args: &UpgradeArgs, environment: &Environment) -> Result<(), Failure> {
+    let state_dirs = environment.state_dirs();
+    let upgraded = match &args.target {
+        Some(target) => vec![upgrade::upgrade(target, &state_dirs)?],
+        None => upgrade::upgrade_all(&state_dirs),
+    };
+    let mut outcome = Ok(());
+    for (dir, done) in upgraded {
+        match done {
+            Ok(()) => print(
+                &(format::printable(&format!("{}: served by the crfs that is installed now", dir.display())) + "\n"),
+            )?,
             Err(error) => {
                 complain(&error.chain());
                 outcome = Err(Failure::Reported);

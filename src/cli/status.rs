@@ -50,6 +50,10 @@ fn status_text(servers: &[Status]) -> String {
             // Writing to a string does not fail.
             let _written = writeln!(text, "\n{line}");
         };
+        if let Some(restarts) = server.restarts.filter(|restarts| *restarts > 0) {
+            let times = if restarts == 1 { "once".to_owned() } else { format!("{restarts} times") };
+            add(format!("{dir}: its server was started again {times}, and the mount went on"));
+        }
         if activity.stats.uncached > 0 {
             let uncached = format::bytes(activity.stats.uncached);
             add(format!("{dir}: {uncached} could not be cached, and are fetched again when they are read again"));
@@ -68,7 +72,7 @@ fn whereabouts(mount: &Status, elsewhere: &Elsewhere) -> String {
     let dir = shown(mount.dir.as_os_str());
     let way = match mount.state {
         State::Dead => "unmount it there".to_owned(),
-        State::Serving | State::Silent => format!("`crfs umount {}` unmounts it", mount.id),
+        State::Serving | State::Silent | State::Failing => format!("`crfs umount {}` unmounts it", mount.id),
     };
     match (&elsewhere.namespace, elsewhere.holders.as_slice()) {
         (Some(namespace), []) => format!("{dir}: mounted in {namespace}, where nothing but its server sees it: {way}"),
@@ -105,6 +109,7 @@ fn state_name(state: State) -> &'static str {
     match state {
         State::Serving => "serving",
         State::Silent => "silent",
+        State::Failing => "failing",
         State::Dead => "dead",
     }
 }
@@ -137,6 +142,8 @@ mod tests {
             frontend: Some("fuse".into()),
             dir: "/m".into(),
             started: Some(0),
+            keeper: Some(3),
+            restarts: Some(2),
             images: Some(1),
             layers: Some(4),
             elsewhere: None,

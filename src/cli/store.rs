@@ -14,11 +14,11 @@ use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
 use super::options::PATIENCE;
 use super::{Failure, complain, json, options, print};
+use crate::keeper;
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};
 use crate::podman::{ServeOptions, serve as run};
 use crate::serve::options::LogOptions;
-use crate::serve::{self as engine};
 use crate::sys::{limit, outside};
 
 /// Digits of an id, as podman shows it.
@@ -54,7 +54,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
             count => format!(", {count} of them not yet (`crfs store ls` says why)"),
         };
         complain(&format!("serving {root}: {} images{not_served}", ready.images));
-        if let Some(Err(error)) = environment.notify_socket.as_deref().map(|socket| engine::notify(socket, ready.pid)) {
+        if let Some(Err(error)) = environment.notify_socket.as_deref().map(|socket| keeper::notify(socket, ready.pid)) {
             complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
         }
     })?;

@@ -19,6 +19,7 @@ use super::sparse::Seek;
 use super::tree::{Attr, Ino, Type};
 use super::view::{Totals, View};
 use super::xattr;
+use crate::blob::Digest;
 use crate::index::Time;
 
 /// The number of the mount's root (FUSE_ROOT_ID).
@@ -112,6 +113,17 @@ impl Forest {
     #[must_use]
     pub fn store(grown: Grown) -> Self {
         Self::of(Kind::Store(RwLock::new(Arc::new(grown))))
+    }
+
+    /// What tells the view apart that is alone; `None` in a store, whose views come and go.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<Digest> {
+        match &self.kind {
+            Kind::Alone { view, group } => {
+                Some(Digest::of(&[view.tree().fingerprint().as_bytes().as_slice(), &group.to_le_bytes()].concat()))
+            }
+            Kind::Store(_) => None,
+        }
     }
 
     fn of(kind: Kind) -> Self {

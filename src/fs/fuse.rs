@@ -34,6 +34,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -58,6 +59,7 @@ use crate::threads;
 mod attr;
 mod overdue;
 mod read;
+mod resume;
 
 /// How long the kernel may remember entries and attributes: for ever (136 years).
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -107,6 +109,19 @@ pub struct Frontend {
     buffers: Arc<Buffers>,
     overdue: Arc<Overdue<Late>>,
     options: Options,
+    resends: Arc<AtomicBool>,
+}
+
+/// Whether the kernel gives out once more what was read and not answered (FUSE_HAS_RESEND, Linux 6.9). It has said so, or not, once the mount can be
+/// used.
+#[derive(Debug, Clone)]
+pub struct Resends(Arc<AtomicBool>);
+
+impl Resends {
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Frontend {
@@ -115,7 +130,12 @@ impl Frontend {
         let overdue = Arc::<Overdue<Late>>::default();
         let watched = Arc::clone(&overdue);
         runtime.spawn(async move { watched.watch(give_up).await });
-        Self { forest, runtime, buffers: Arc::default(), overdue, options }
+        Self { forest, runtime, buffers: Arc::default(), overdue, options, resends: Arc::default() }
+    }
+
+    #[must_use]
+    pub fn resends(&self) -> Resends {
+        Resends(Arc::clone(&self.resends))
     }
 }
 
@@ -134,6 +154,15 @@ impl Server {
     /// Where the descriptor is no longer mounted, or the kernel's protocol is too old.
     pub fn handshake(frontend: Frontend, fd: OwnedFd) -> io::Result<Self> {
         session(frontend, fd).map(|session| Self { session })
+    }
+
+    /// Goes on with a descriptor on which another process has answered INIT in the same way. The kernel is to be asked for what that one left
+    /// unanswered before this one runs.
+    ///
+    /// # Errors
+    /// Where there are no descriptors for it.
+    pub fn resumed(frontend: Frontend, fd: OwnedFd) -> io::Result<Self> {
+        resume::resumed(frontend, fd).map(|session| Self { session })
     }
 
     /// Answers requests until the kernel is done with the mount, which may be long after it was unmounted (an overlayfs above it keeps it).
@@ -192,6 +221,7 @@ fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
 
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.resends.store(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND), Ordering::SeqCst);
         let acls = self.forest.has_acls().then_some(InitFlags::FUSE_POSIX_ACL);
         let export = self.options.nfs_export.then_some(InitFlags::FUSE_EXPORT_SUPPORT);
         for capability in CAPABILITIES.into_iter().chain(acls).chain(export) {

@@ -20,6 +20,8 @@
 //!
 //! The order of numbers depends on the layers alone, so the same image has the same inode numbers on every mount and machine.
 
+mod fingerprint;
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::ops::Range;

@@ -24,7 +24,7 @@ use super::layer::{OpenLayer, Opener, Probe, Reading};
 use super::pending::Pending;
 use super::silence::{unless_silent, until_silent};
 use super::whole::check_diff_id;
-use crate::blob::Digest;
+use crate::blob::{Digest, Documents as _};
 use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::fetch::{self, Files, Readahead};
@@ -418,6 +418,24 @@ impl Engine {
     /// Where it is none, or the layout or archive is gone.
     pub(crate) async fn resolve_pinned(&self, manifest: Bytes) -> Result<registry::Image, Error> {
         Ok(self.opener.client.resolve_pinned(&self.opener.image, manifest).await?)
+    }
+
+    /// The image that was resolved before and had that digest, wherever its reference leads by now. Asks a registry only where the cache has its
+    /// manifest no more; the reference is to have the digest, then.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub(crate) async fn resolve_again(&self, digest: Digest, report: &Report) -> Result<registry::Image, Error> {
+        let cache = self.cache().clone();
+        let known = unless_silent(self.cache(), threads::run(Work::Local, move || cache.get(&digest))).await?;
+        let image = match known.ok().flatten() {
+            Some(manifest) => self.resolve_pinned(manifest).await?,
+            None => self.resolve(report).await?,
+        };
+        match image.digest == digest {
+            true => Ok(image),
+            false => Err(Error::OtherImage { image: image.name, digest, found: image.digest }),
+        }
     }
 
     /// The bytes of the image's config.

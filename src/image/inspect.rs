@@ -11,13 +11,11 @@ use super::engine::{Engine, RESOLVE_WITHIN};
 use super::event::Report;
 use super::layer::{OpenLayer, Probe};
 use super::look::runtime;
-use super::silence::unless_silent;
 use super::why::Why;
-use crate::blob::{Digest, Documents};
+use crate::blob::Digest;
 use crate::image::options::ImageOptions;
 use crate::index::Trust;
 use crate::registry::{self, Platform, Soci, SociSource};
-use crate::threads::{self, Work};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -165,16 +163,8 @@ pub fn layers_pinned(options: &ImageOptions, digest: Digest, report: &Report) ->
     let options = ImageOptions { image: options.image.clone().pinned(digest), ..options.clone() };
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(&options, RESOLVE_WITHIN)?);
-        let cache = engine.cache().clone();
-        let known = unless_silent(engine.cache(), threads::run(Work::Local, move || cache.get(&digest))).await?;
-        let image = match known.ok().flatten() {
-            Some(manifest) => engine.resolve_pinned(manifest).await?,
-            None => engine.resolve(report).await?,
-        };
-        match image.digest == digest {
-            true => Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest }),
-            false => Err(Error::OtherImage { image: image.name, digest, found: image.digest }),
-        }
+        let image = engine.resolve_again(digest, report).await?;
+        Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest })
     })
 }
 

@@ -36,6 +36,9 @@ pub enum Unanswered {
     OtherVersion,
     #[error("{message}")]
     Failed { message: String },
+    /// Its keeper says so.
+    #[error("{message}")]
+    Troubled { message: String },
 }
 
 /// Connects to a server by the directory of its state, for which it has a name that is short enough for a socket. One that is stopped takes as many
@@ -110,6 +113,7 @@ pub(crate) fn ask<Q: Serialize, A: DeserializeOwned>(
             Answer::Event(event) => on_event(&event),
             Answer::Working => {}
             Answer::Failed { message } => return Err(Unanswered::Failed { message }),
+            Answer::Troubled { message } => return Err(Unanswered::Troubled { message }),
             answer => return Ok(answer),
         }
     }

@@ -1,7 +1,7 @@
 //! `crfs mount` and the server that it leaves behind.
 //!
 //! ```text
-//! parent                                        child: /proc/self/exe serve, a session of its own
+//! parent                                        child: a keeper (src/keeper) with its worker, `serve`, in sessions of their own
 //!   options, one line of JSON  ──> stdin ──>
 //!   (kept open: its end means               <── stdout <── events, a JSON line each; the last is "ready" or "failed"
 //!    that nobody waits any more)
@@ -10,31 +10,38 @@
 //! Until it is ready, the child has the parent's standard error and ends as soon as its standard input does. Then it lets go
 //! of all three, so that nobody who waits for the end of the parent's output waits for the server.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::future::Future;
-use std::io::{self, BufRead, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::io::{self, BufRead, Read, Seek, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 
 use super::event::{Deadline, Event, Ready, Report};
+use super::kept::Keeper;
 use super::options::MountOptions;
 use super::signals::{self, EndSignals};
 use super::{Error, log, mount, state};
 use crate::errors::chain;
+use crate::keeper;
 use crate::kernel::fusedev::{self, Detach};
 use crate::kernel::mounts::{self, Identity};
+use crate::sys::limit::comes_true;
 use crate::threads;
 
 /// The hidden subcommand that becomes the server.
 pub const SUBCOMMAND: &str = "serve";
+
+/// Its option where whoever started it stays with it.
+pub const IN_FOREGROUND: &str = "--foreground";
 
 /// How much longer than the mount deadline a child may take to say that it has passed, and to end when it is told to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -71,7 +78,9 @@ fn clear_away(dir: &Path, made: &Identity, state_dirs: &[PathBuf]) {
     // Its numbers may have been given to a mount that somebody has made since.
     let served = |state: &state::FoundState| state.record.describes(&mount) && state.may_be_served();
     let Ok(known) = state::found_in(state_dirs) else { return };
-    if !made.is(&mount) || known.iter().any(served) {
+    // What its child has started ends with it, but not in the same moment.
+    let is_served = || known.iter().any(served);
+    if !made.is(&mount) || !comes_true(GRACE, || !is_served()) {
         return;
     }
     match fusedev::unmount(dir, Detach::Lazily, move |now| *now == mount) {
@@ -114,7 +123,7 @@ fn spawn() -> io::Result<Child> {
     crate::sys::close_inherited_on_exec();
     let mut command = Command::new("/proc/self/exe");
     // The parent tells the service manager, whose main process it is.
-    command.arg0("crfs").arg(SUBCOMMAND).env_remove("NOTIFY_SOCKET");
+    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::BACKGROUND, SUBCOMMAND]).env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(threads::explained)
 }
 
@@ -150,6 +159,13 @@ async fn end(mut child: Child, input: ChildStdin) -> ChildEnd {
     if let Ok(Ok(status)) = tokio::time::timeout(GRACE, child.wait()).await {
         return if status.signal().is_some() { ChildEnd::Killed } else { ChildEnd::ByItself };
     }
+    // One that serves already unmounts.
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+    }
+    if let Ok(Ok(status)) = tokio::time::timeout(GRACE, child.wait()).await {
+        return if status.signal().is_some() { ChildEnd::Killed } else { ChildEnd::ByItself };
+    }
     // An error says that it has just ended.
     let _ended = child.start_kill();
     if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
@@ -165,24 +181,63 @@ async fn end(mut child: Child, input: ChildStdin) -> ChildEnd {
 ///
 /// # Errors
 /// Where it cannot be mounted (the parent has been told, then), or serving fails later.
-pub fn serve() -> Result<(), Error> {
-    signals::block_meaningless();
-    // Fails only for the leader of a process group, which has its own already.
-    let _own_session = nix::unistd::setsid();
-    let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
-    let mut line = String::new();
-    let read = io::stdin().lock().read_line(&mut line).map_err(|source| Error::Runtime { source })?;
-    let options = serde_json::from_str(line.get(..read).unwrap_or_default());
-    let outcome = options.map_err(|source| Error::Handover { source }).and_then(|options| {
+pub fn serve(keeper: &Keeper) -> Result<(), Error> {
+    let outcome = begin().and_then(|options| {
         let ready = Arc::new(AtomicBool::new(false));
         let gone = parent_gone(ready.clone()).map_err(|source| Error::Runtime { source })?;
-        mount::run(&options, &reporter(ready), gone)
+        mount::run(&options, &reporter(ready), gone, Some(keeper))
     });
     if let Err(error) = &outcome {
         // After it was ready there is nobody to hear it: standard output is /dev/null.
         let _heard = tell(&Event::Failed { message: error.chain() });
     }
     outcome
+}
+
+/// Makes a server of this process, as far as it is not one by itself, and reads what it is to be.
+///
+/// # Errors
+/// Where it is told nothing.
+pub fn begin() -> Result<MountOptions, Error> {
+    leave_terminal();
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line).map_err(|source| Error::Runtime { source })?;
+    serde_json::from_str(line.get(..read).unwrap_or_default()).map_err(|source| Error::Handover { source })
+}
+
+/// The child's side of a keeper whose worker has gone: goes on with its mount.
+///
+/// # Errors
+/// Where it cannot, or serving fails later.
+pub fn resume(keeper: &Keeper) -> Result<(), Error> {
+    leave_terminal();
+    mount::resume(keeper)
+}
+
+/// What a terminal sends to all of a command's processes is for the keeper alone. What is wrong with this process costs nobody else.
+fn leave_terminal() {
+    signals::block_meaningless();
+    // Fails only for the leader of a process group, which has its own already.
+    let _own_session = nix::unistd::setsid();
+    let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
+    // It has that of its keeper so far, and raising it is everybody's right.
+    let _early = std::fs::write("/proc/self/oom_score_adj", keeper::EARLY);
+}
+
+/// Becomes the keeper of a mount in the foreground, whose worker reads these options. Comes back only where that fails.
+///
+/// # Errors
+/// Why it has failed.
+pub fn become_keeper(options: &MountOptions) -> Result<std::convert::Infallible, Error> {
+    let failed = |source| Error::Spawn { source };
+    let line = serde_json::to_vec(options).map_err(|source| Error::Handover { source })?;
+    let input = memfd_create(c"crfs-options", MemfdFlags::CLOEXEC);
+    let mut input = File::from(input.map_err(|errno| failed(errno.into()))?);
+    input.write_all(&line).and_then(|()| input.rewind()).map_err(failed)?;
+    crate::sys::close_inherited_on_exec();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::FOREGROUND, SUBCOMMAND, IN_FOREGROUND]).stdin(input);
+    Err(failed(command.exec()))
 }
 
 /// Writes events to standard output. Once one said that the mount is ready, the standard descriptors are let go of.

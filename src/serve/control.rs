@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
 use super::frontend::Place;
+use super::kept::Keeping;
 use super::service::{Activity, Nothing, Service, Told};
 use crate::errors::chain;
 use crate::image::{Event, Report};
@@ -47,6 +48,8 @@ pub(crate) enum Request<Q = Nothing> {
     Metrics,
     /// To unmount, where nothing uses the mount.
     Leave,
+    /// That the program that is installed now takes over. Answered only where it does not.
+    Upgrade,
     #[serde(untagged)]
     Own(Q),
 }
@@ -61,6 +64,10 @@ pub(crate) enum Answer<A = Nothing> {
     Metrics(String),
     Left,
     Failed {
+        message: String,
+    },
+    /// Said by a keeper, whose workers die.
+    Troubled {
         message: String,
     },
     #[serde(untagged)]
@@ -81,6 +88,7 @@ pub(crate) struct Answering<S> {
     pub(crate) frontend: &'static str,
     /// Seconds since 1970.
     pub(crate) started: u64,
+    pub(crate) kept: Arc<std::sync::Mutex<Option<Keeping>>>,
     pub(crate) place: Place,
 }
 
@@ -88,12 +96,18 @@ impl<S: Service> Answering<S> {
     fn told(&self) -> Told {
         let layers = self.service.layers();
         let (images, activity) = (self.service.images(), self.service.past().and(Activity::of(&layers)));
-        Told { frontend: self.frontend.to_owned(), started: self.started, images, layers: layers.len(), activity }
+        let (frontend, started) = (self.frontend.to_owned(), self.started);
+        let kept = self.keeping().map(|keeping| keeping.told());
+        Told { frontend, started, kept, images, layers: layers.len(), activity }
     }
 
     pub(super) async fn metrics(&self) -> String {
         let levels = self.service.common().levels().await;
         METRICS.text(&Snapshot { server: self.service.id(), kind: S::KIND, ..levels })
+    }
+
+    fn keeping(&self) -> Option<Keeping> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn leave(&self) -> Result<(), String> {
@@ -111,6 +125,10 @@ impl<S: Service> Answering<S> {
                 let left = threads::run(Work::Outside, move || self.leave()).await;
                 left.unwrap_or_else(|lost| Err(lost.to_string())).map(|()| Answer::Left)
             }
+            Request::Upgrade => Err(match self.keeping() {
+                Some(keeping) => keeping.upgrade().await,
+                None => "it ends with its process, and so it cannot be upgraded while it is mounted".to_owned(),
+            }),
             Request::Own(own) => Arc::clone(&self.service).perform(own, report).await.map(Answer::Own),
         };
         done.unwrap_or_else(|message| Answer::Failed { message })
@@ -268,7 +286,10 @@ mod tests {
         let place = Mounted { dir: dir.join("nowhere"), identity, stays: true }.place();
         let service = Arc::new(Echo(Common::new(Cache::none(), Hosts::default())));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.spawn(answer(listener, Arc::new(Answering { service, frontend: "none", started: 5, place })));
+        runtime.spawn(answer(
+            listener,
+            Arc::new(Answering { service, frontend: "none", started: 5, kept: Arc::default(), place }),
+        ));
         runtime
     }
 

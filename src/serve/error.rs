@@ -51,6 +51,18 @@ pub enum Error {
     Silent { status: String },
     #[error("the options on standard input are not those of this version of crfs")]
     Handover { source: serde_json::Error },
+    #[error("the mount was handed over in form {found}, of another version of crfs; this one knows form {known}")]
+    OtherForm { found: u32, known: u32 },
+    #[error("the image has other files or attributes than when it was mounted; unmount it, and mount it again")]
+    OtherTree,
+    #[error("{} goes on with the server that it has", dir.display())]
+    NotUpgraded {
+        dir: PathBuf,
+        #[source]
+        why: Unanswered,
+    },
+    #[error("the keeper of the mount does not answer")]
+    Keeper { source: io::Error },
     #[error("the runtime cannot be started")]
     Runtime { source: io::Error },
     #[error(transparent)]

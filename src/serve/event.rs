@@ -38,7 +38,7 @@ pub struct Ready {
     pub sent_whole: usize,
     /// Bytes asked of the registry so far.
     pub fetched: u64,
-    /// The process that serves.
+    /// The process that the mount ends with.
     pub pid: u32,
 }
 

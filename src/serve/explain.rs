@@ -96,10 +96,15 @@ impl Explained {
 /// # Errors
 /// Where it can only be meant as a directory, and is no crfs mount.
 pub fn find(target: &Path, state_dirs: &[PathBuf]) -> Result<Option<Explained>, Error> {
+    Ok(state_of(target, state_dirs)?.map(|state| Explained { state }))
+}
+
+/// The state of the mount that `target` means; `None`: it is none, and may be an image.
+pub(super) fn state_of(target: &Path, state_dirs: &[PathBuf]) -> Result<Option<FoundState>, Error> {
     let (all, silent) = state::found_where_answered(state_dirs);
     let named = all.iter().find(|state| Path::new(&state.record.id) == target);
     if let Some(state) = named {
-        return Ok(Some(Explained { state: state.clone() }));
+        return Ok(Some(state.clone()));
     }
     let asked = target.to_owned();
     let here = mounts::answered(target, move || find_mount(&asked));
@@ -110,7 +115,7 @@ pub fn find(target: &Path, state_dirs: &[PathBuf]) -> Result<Option<Explained>, 
         Err(_) => all.iter().rev().find(|state| state.record.dir == dir),
     };
     match (state, here) {
-        (Some(state), _) => Ok(Some(Explained { state: state.clone() })),
+        (Some(state), _) => Ok(Some(state.clone())),
         (None, Err(error)) if is_path(target) => Err(silent.unwrap_or(error)),
         (None, Ok(mount)) => Err(silent.unwrap_or(Error::NotOurs { dir: mount.point })),
         (None, Err(_)) => Ok(None),

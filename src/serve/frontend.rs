@@ -34,7 +34,14 @@ pub(crate) trait Frontend {
 
     /// Shows the forest at a place. Needs a tokio runtime. Not to be interrupted half-way, hence not async: it takes milliseconds.
     fn attach(&self, forest: Arc<Forest>, target: &Target<'_>) -> Result<Attached, Error>;
+
+    /// Goes on with a mount that another process has attached in the same way, by what that one had for this ([`Attached::keep`]). It answers nobody
+    /// any more.
+    fn resume(&self, forest: Arc<Forest>, mounted: Mounted, device: OwnedFd) -> Result<Attached, Error>;
 }
+
+/// What another process needs to go on with a mount; `None` where none can. It is known once the place can be used.
+pub(crate) type Keep = Box<dyn FnOnce() -> Option<OwnedFd> + Send>;
 
 /// A forest that the kernel has at a place.
 pub(crate) struct Attached {
@@ -43,6 +50,7 @@ pub(crate) struct Attached {
     pub(crate) usable: BoxFuture<'static, io::Result<()>>,
     /// Comes true when nobody answers the kernel any more.
     pub(crate) ended: BoxFuture<'static, io::Error>,
+    pub(crate) keep: Keep,
 }
 
 /// How it came to an end.
@@ -285,7 +293,7 @@ mod tests {
         let device = mounts::Device { major: 0, minor: u32::MAX };
         let identity = Identity { id: u32::MAX, device, source: "none".into(), user: None };
         let mounted = Mounted { dir: "/nowhere".into(), identity, stays: true };
-        Attached { mounted, usable: Box::pin(usable), ended: Box::pin(ended) }
+        Attached { mounted, usable: Box::pin(usable), ended: Box::pin(ended), keep: Box::new(|| None) }
     }
 
     #[tokio::test(start_paused = true)]

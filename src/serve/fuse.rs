@@ -1,6 +1,8 @@
 //! FUSE: a thread of this process answers the kernel, on a descriptor of /dev/fuse.
 
+use std::future::ready;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -10,6 +12,7 @@ use super::Error;
 use super::frontend::{Attached, Frontend, Mounted, looked_up, on_thread, panicked};
 use crate::fs::forest::Forest;
 use crate::fs::fuse::{self, Options, Server};
+use crate::keeper;
 use crate::kernel::Target;
 use crate::kernel::fusedev::{self, Made};
 
@@ -24,12 +27,26 @@ impl Frontend for Fuse {
     fn attach(&self, forest: Arc<Forest>, target: &Target<'_>) -> Result<Attached, Error> {
         let make = || fusedev::mount(target).map(|Made { device, identity, root }| (identity, (device, root)));
         let (mounted, (device, root)) = Mounted::by(target, make)?;
+        let again = device.try_clone().map_err(|source| Error::Runtime { source })?;
         let answers = fuse::Frontend::new(forest, Handle::current(), self.0);
+        let resends = answers.resends();
         // It is over when /dev/fuse says ENODEV, which may be long after it was unmounted.
         let ended = on_thread("fuse", move || Server::handshake(answers, device)?.run());
         let ended = ended.map_err(|source| Error::Runtime { source })?;
         let usable = looked_up(mounted.dir.clone(), root);
-        Ok(Attached { mounted, usable: Box::pin(usable), ended: Box::pin(async move { why(ended.await) }) })
+        let keep = Box::new(move || resends.get().then_some(again));
+        Ok(Attached { mounted, usable: Box::pin(usable), ended: Box::pin(async move { why(ended.await) }), keep })
+    }
+
+    fn resume(&self, forest: Arc<Forest>, mounted: Mounted, device: OwnedFd) -> Result<Attached, Error> {
+        let failed = |source| Error::Runtime { source };
+        let again = device.try_clone().map_err(failed)?;
+        let server = Server::resumed(fuse::Frontend::new(forest, Handle::current(), self.0), device).map_err(failed)?;
+        keeper::resend(again.as_fd()).map_err(failed)?;
+        let ended = on_thread("fuse", move || server.run()).map_err(failed)?;
+        let ended = Box::pin(async move { why(ended.await) });
+        // Who looks into it finds it answered, sooner or later.
+        Ok(Attached { mounted, usable: Box::pin(ready(Ok(()))), ended, keep: Box::new(|| None) })
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::keeper;
 use crate::kernel::mounts::{self, Mount};
 use crate::registry::list;
 
@@ -50,6 +51,14 @@ pub(crate) fn own_namespace() -> Option<String> {
 /// Whether a process has a mount namespace still: one that has ended has none, also where nobody has taken notice of its end.
 pub(crate) fn has_namespace(pid: u32) -> bool {
     link(pid, "ns/mnt").is_some()
+}
+
+/// The keeper of a process, if it has one.
+pub(super) fn keeper_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name, in parentheses, may hold anything; then come its state and its parent.
+    let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+    (name_of(parent) == keeper::NAME).then_some(parent)
 }
 
 /// The number of this process in /proc, which may be that of another PID namespace.

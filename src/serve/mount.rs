@@ -8,33 +8,46 @@
 //! Where serving fails, the mount is left as it is; `crfs umount` takes it away.
 
 use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Error;
 use super::control;
 use super::event::{self, Deadline, Event, Ready, Report};
-use super::frontend::Frontend;
+use super::frontend::{Frontend, Mounted};
 use super::fuse::Fuse;
 use super::holders;
+use super::kept::{self, Description, Handed, Keeper, Keeping, Said};
 use super::listen::Listening;
 use super::mounted::{self, MountedImage, Served};
 use super::options::{FrontendChoice, MountOptions};
-use super::server::{self, Server};
+use super::server::{self, Resumed, Server};
 use super::service::{Activity, Service};
 use super::signals::ServerSignals;
 use super::state::{OwnState, Record};
+use crate::fs::forest::Forest;
 use crate::fs::fuse::Options;
+use crate::keeper::Go;
 use crate::kernel::{Target, mounts};
 use crate::registry::Hosts;
+use crate::threads::{self, Work};
 
 /// Mounts and serves until the mount ends. `abandoned` comes true when nobody waits for it to be ready any more.
 ///
 /// # Errors
 /// Where it cannot be mounted (nothing is, then), or serving fails.
-pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Output = ()>) -> Result<(), Error> {
+pub fn run(
+    options: &MountOptions,
+    report: &Report,
+    abandoned: impl Future<Output = ()>,
+    keeper: Option<&Keeper>,
+) -> Result<(), Error> {
     let prepare = || {
         let dir = mounts::usable_point(&options.dir)?;
         let http = Listening::asked_for(options.metrics_listen.as_ref())?;
@@ -43,7 +56,7 @@ pub fn run(options: &MountOptions, report: &Report, abandoned: impl Future<Outpu
         Ok((Prepared { dir, state, http }, log))
     };
     server::run(&options.log, prepare, |prepared, signals| {
-        mount_and_serve(options, prepared, signals, report, abandoned)
+        mount_and_serve(options, prepared, signals, report, abandoned, keeper)
     })
 }
 
@@ -60,6 +73,7 @@ async fn mount_and_serve(
     mut signals: ServerSignals,
     report: &Report,
     abandoned: impl Future<Output = ()>,
+    keeper: Option<&Keeper>,
 ) -> Result<(), Error> {
     let limit = options.mount_deadline;
     let deadline = Arc::new(Deadline::new(limit));
@@ -69,22 +83,100 @@ async fn mount_and_serve(
         tell(event)
     });
     let hosts = Hosts::default();
+    let mut said = keeper.map(Keeper::listen).transpose()?;
+    let pid = keeper.map_or(std::process::id(), |_| Keeper::pid());
     let becoming_ready = async {
-        let served = mounted::served(options, prepared.state.id(), hosts.clone(), &event::of_image(&report)).await?;
-        start(options, prepared, served, &report)?.become_ready(&report).await
+        let (id, report_image) = (prepared.state.id(), event::of_image(&report));
+        let served = mounted::served(options, None, id, hosts.clone(), &report_image).await?;
+        start(options, prepared, served, &report, pid)?.become_ready(options, &report, keeper).await
     };
     // Asked for while it is still waited for.
     let too_late = async {
         deadline.passed(Duration::ZERO).await;
         hosts.longest_wait()
     };
+    let lost = async {
+        match &mut said {
+            Some(said) => kept::lost(said).await,
+            None => std::future::pending().await,
+        }
+    };
     let serving = tokio::select! {
         ready = becoming_ready => ready?,
         waiting = too_late => return Err(Error::Deadline { limit, waiting: waiting.map(Box::new) }),
         () = signals.end.next() => return Err(Error::Interrupted),
         () = abandoned => return Err(Error::Interrupted),
+        () = lost => return Err(Error::Interrupted),
     };
+    if let Some(said) = said {
+        tokio::spawn(goes_on_alone(said, Arc::clone(&serving.server.kept)));
+    }
     serving.live(&mut signals).await
+}
+
+/// Says so when the keeper is gone.
+async fn goes_on_alone(mut said: UnboundedReceiver<Said>, kept: Arc<Mutex<Option<Keeping>>>) {
+    kept::lost(&mut said).await;
+    *kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    tracing::warn!("the keeper of this mount is gone: the mount ends with this process now");
+}
+
+/// Goes on with what another process has mounted and does not serve any more.
+///
+/// # Errors
+/// Where it cannot, and the mount stays as it is; or serving fails.
+pub fn resume(keeper: &Keeper) -> Result<(), Error> {
+    let Handed { description, device, listener, lock } = keeper.handed()?;
+    let log = description.options.log.clone();
+    let prepare = || {
+        let state = OwnState::resumed(description.state.clone(), lock)?;
+        let log = state.log();
+        Ok((state, log))
+    };
+    server::run(&log, prepare, |state, signals| {
+        resume_and_serve(description.clone(), state, (device, listener), signals, keeper)
+    })
+}
+
+async fn resume_and_serve(
+    Description { options, digest, identity, tree, started, .. }: Description,
+    mut state: OwnState,
+    (device, listener): (OwnedFd, UnixListener),
+    mut signals: ServerSignals,
+    keeper: &Keeper,
+) -> Result<(), Error> {
+    let options = &options;
+    let mut said = keeper.listen()?;
+    let limit = options.mount_deadline;
+    let hosts = Hosts::default();
+    let becoming_ready = async {
+        let nobody: Report = Arc::new(|_| Ok(()));
+        let report = event::of_image(&nobody);
+        let served = mounted::served(options, Some(digest), state.id(), hosts.clone(), &report).await?;
+        let found = served.forest.fingerprint();
+        if found == Some(tree) { Ok(served) } else { Err(Error::OtherTree) }
+    };
+    let served = tokio::select! {
+        served = becoming_ready => served?,
+        () = tokio::time::sleep(limit) => return Err(Error::Deadline { limit, waiting: hosts.longest_wait().map(Box::new) }),
+    };
+    keeper.ready()?;
+    let Some(Said::Go(Go { before, upgrades, why })) = said.recv().await else { return Err(Error::Interrupted) };
+    Keeper::serves();
+    let mounted = Mounted { dir: options.dir.clone(), identity, stays: true };
+    let resumed = Resumed { mounted, device, started, kept: keeper.keeping(before, upgrades) };
+    let forest = Arc::clone(&served.forest);
+    let mut server = Server::resume(Arc::clone(&served.service), forest, &*chosen(options), resumed)?;
+    server.become_usable().await?;
+    tracing::warn!(before, why, "goes on with the mount of another process");
+    let claimed = kept::claim(&listener);
+    claimed.unwrap_or_else(|error| tracing::debug!(%error, "the control socket names another process"));
+    let http = Listening::asked_for(options.metrics_listen.as_ref());
+    let http = http.inspect_err(|error| tracing::warn!(error = error.chain(), "no metrics are served"));
+    server.answer(listener, http.ok().flatten());
+    tokio::spawn(goes_on_alone(said, Arc::clone(&server.kept)));
+    state.take_over();
+    Serving { prefetch: served.prefetch, server, state }.live(&mut signals).await
 }
 
 /// What `--frontend` means here.
@@ -101,8 +193,10 @@ fn start(
     Prepared { dir, state, http }: Prepared,
     served: Served,
     report: &Report,
-) -> Result<Serving, Error> {
+    pid: u32,
+) -> Result<Starting, Error> {
     let listener = control::bind(&state.socket()).map_err(|source| Error::State { path: state.socket(), source })?;
+    let asked = kept::again(listener.as_fd())?;
     let (name, digest) = (served.image.image.name.clone(), served.image.image.digest);
     let target = Target { dir: &dir, source: &format!("{name}@{digest}"), allow_other: options.allow_other };
     let forest = Arc::clone(&served.forest);
@@ -125,11 +219,12 @@ fn start(
         options: Some(options.source.clone()),
     })?;
     server.answer(listener, http);
-    let (ready, read_ahead) = (ready(&served), served.read_ahead());
-    Ok(Serving { server, state, prefetch: served.prefetch, read_ahead, ready })
+    let (ready, read_ahead) = (ready(&served, pid), served.read_ahead());
+    let serving = Serving { prefetch: served.prefetch, server, state };
+    Ok(Starting { serving, forest: served.forest, listener: asked, read_ahead, ready })
 }
 
-fn ready(served: &Served) -> Ready {
+fn ready(served: &Served, pid: u32) -> Ready {
     let image = &served.image.image;
     Ready {
         name: image.name.clone(),
@@ -138,34 +233,80 @@ fn ready(served: &Served) -> Ready {
         lazy: served.lazy(),
         sent_whole: served.sent_whole(),
         fetched: Activity::of(&served.service.layers()).stats.fetched,
-        pid: std::process::id(),
+        pid,
     }
 }
 
-/// A mount that is being served, and what is known of it.
-struct Serving {
-    server: Server<MountedImage>,
-    state: OwnState,
-    prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
+/// A mount that cannot be used yet.
+struct Starting {
+    serving: Serving,
+    forest: Arc<Forest>,
+    /// The control socket.
+    listener: OwnedFd,
     read_ahead: u32,
     ready: Ready,
 }
 
-impl Serving {
-    /// Comes back when the mount point can be used, and has been reported to be.
-    async fn become_ready(mut self, report: &Report) -> Result<Self, Error> {
-        self.server.become_usable().await?;
-        let mounted = &mut self.server.attached.mounted;
-        mounted.identity.device.set_read_ahead(self.read_ahead);
-        mounted.stays = true;
+impl Starting {
+    /// Comes back when the mount point can be used, has been handed over, and has been reported to be.
+    async fn become_ready(
+        mut self,
+        options: &MountOptions,
+        report: &Report,
+        keeper: Option<&Keeper>,
+    ) -> Result<Serving, Error> {
+        self.serving.server.become_usable().await?;
+        self.serving.server.attached.mounted.identity.device.set_read_ahead(self.read_ahead);
+        if let Some(keeper) = keeper {
+            self = self.hand_over(options, keeper).await?;
+        }
+        self.serving.server.attached.mounted.stays = true;
         if report(&Event::Ready(self.ready.clone())).is_err() {
             // Whoever waited is gone, and will never know of it.
-            mounted.stays = false;
+            self.serving.server.attached.mounted.stays = false;
             return Err(Error::Interrupted);
         }
-        Ok(self)
+        Ok(self.serving)
     }
 
+    /// What the keeper needs for another process to go on. Where the kernel is too old for that, it is not kept.
+    async fn hand_over(mut self, options: &MountOptions, keeper: &Keeper) -> Result<Self, Error> {
+        let server = &mut self.serving.server;
+        let keep = std::mem::replace(&mut server.attached.keep, Box::new(|| None));
+        match keep() {
+            Some(device) => {
+                let forest = Arc::clone(&self.forest);
+                let tree = threads::run(Work::Opening, move || forest.fingerprint()).await;
+                let description = Description {
+                    options: options.clone(),
+                    digest: self.ready.digest,
+                    identity: server.attached.mounted.identity.clone(),
+                    tree: tree.ok().flatten().ok_or(Error::OtherTree)?,
+                    started: server.started,
+                    state: self.serving.state.dir().to_owned(),
+                };
+                let lock = kept::again(self.serving.state.lock())?;
+                keeper.hold(description, device, kept::again(self.listener.as_fd())?, lock)?;
+                *server.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper.keeping(0, 0));
+            }
+            None => tracing::info!(
+                "this kernel gives no request out twice (before Linux 6.9): the mount ends with its server"
+            ),
+        }
+        keeper.ready()?;
+        Keeper::serves();
+        Ok(self)
+    }
+}
+
+/// A mount that is being served.
+struct Serving {
+    server: Server<MountedImage>,
+    state: OwnState,
+    prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Serving {
     /// Comes back when the kernel is done with the mount, or two signals wanted it to end.
     async fn live(self, signals: &mut ServerSignals) -> Result<(), Error> {
         tokio::spawn(self.prefetch);

@@ -10,6 +10,7 @@ use super::Error;
 use super::layers::{Ask, Layers, Told};
 use super::options::{LayerChoice, MountOptions};
 use super::service::{Service, distinct};
+use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fetch::{self, Prefetch};
 use crate::fs::forest::Forest;
@@ -93,11 +94,21 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
 }
 
 /// All that a server needs before it mounts. `id`: what the mount is known by.
-pub(crate) async fn served(options: &MountOptions, id: String, hosts: Hosts, report: &Report) -> Result<Served, Error> {
+/// `digest`: that of the image, where it was resolved before.
+pub(crate) async fn served(
+    options: &MountOptions,
+    digest: Option<Digest>,
+    id: String,
+    hosts: Hosts,
+    report: &Report,
+) -> Result<Served, Error> {
     let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
     let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
     let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
-    let mut image = engine.resolve(report).await?;
+    let mut image = match digest {
+        Some(digest) => engine.resolve_again(digest, report).await?,
+        None => engine.resolve(report).await?,
+    };
     let mut inode_group = 0;
     let whole = Arc::new(image.clone());
     if let Some(choice) = options.layer {

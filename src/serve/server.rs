@@ -8,15 +8,17 @@
 //! fails, the mount is left as it is, so that its readers see ENOTCONN and not the files of the directory below.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::control::{self, Answering};
-use super::frontend::{Attached, End, Frontend};
+use super::frontend::{Attached, End, Frontend, Mounted};
+use super::kept::Keeping;
 use super::listen::Listening;
 use super::log::{self, RotatingLog};
 use super::options::LogOptions;
@@ -72,7 +74,17 @@ pub(crate) struct Server<S> {
     pub(crate) frontend: &'static str,
     /// Seconds since 1970.
     pub(crate) started: u64,
+    /// `None`: it ends with this process.
+    pub(crate) kept: Arc<Mutex<Option<Keeping>>>,
     service: Arc<S>,
+}
+
+/// A mount that another process has made.
+pub(crate) struct Resumed {
+    pub(crate) mounted: Mounted,
+    pub(crate) device: OwnedFd,
+    pub(crate) started: u64,
+    pub(crate) kept: Keeping,
 }
 
 impl<S: Service> Server<S> {
@@ -85,13 +97,25 @@ impl<S: Service> Server<S> {
     ) -> Result<Self, Error> {
         let attached = frontend.attach(forest, target)?;
         let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        Ok(Self { attached, frontend: frontend.name(), started, service })
+        Ok(Self { attached, frontend: frontend.name(), started, kept: Arc::default(), service })
+    }
+
+    /// Goes on with a mount.
+    pub(crate) fn resume(
+        service: Arc<S>,
+        forest: Arc<Forest>,
+        frontend: &dyn Frontend,
+        Resumed { mounted, device, started, kept }: Resumed,
+    ) -> Result<Self, Error> {
+        let attached = frontend.resume(forest, mounted, device)?;
+        Ok(Self { attached, frontend: frontend.name(), started, kept: Arc::new(Mutex::new(Some(kept))), service })
     }
 
     /// Answers who asks, from now on.
     pub(crate) fn answer(&self, listener: UnixListener, http: Option<Listening>) {
         let (service, place) = (Arc::clone(&self.service), self.attached.mounted.place());
-        let answering = Answering { service, frontend: self.frontend, started: self.started, place };
+        let (frontend, started, kept) = (self.frontend, self.started, Arc::clone(&self.kept));
+        let answering = Answering { service, frontend, started, kept, place };
         let answering = Arc::new(answering);
         if let Some(http) = http {
             let asked = Arc::clone(&answering);

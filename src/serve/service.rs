@@ -65,11 +65,25 @@ pub(crate) struct Told {
     pub(crate) frontend: String,
     /// Seconds since 1970.
     pub(crate) started: u64,
+    /// `None`: it ends with this process.
+    #[serde(default)]
+    pub(crate) kept: Option<Kept>,
     pub(crate) images: usize,
     /// Those that can be read.
     pub(crate) layers: usize,
     #[serde(flatten)]
     pub(crate) activity: Activity,
+}
+
+/// Who keeps a mount, whatever becomes of the process that serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// The process.
+    pub(crate) keeper: u32,
+    /// How many have served before this one.
+    pub(crate) restarts: u32,
+    /// How many of them have gone for an upgrade.
+    pub(crate) upgrades: u32,
 }
 
 /// What became of reads.

@@ -42,8 +42,8 @@ pub(crate) fn block_requests_to_end() {
 fn block_all_but(let_through: &[Kind]) {
     let mut blocked = SigSet::all();
     let_through.iter().for_each(|kind| blocked.remove(*kind));
-    // Fails only for what is no set of signals.
-    let _cannot_fail = blocked.thread_block();
+    // Set, not added: whoever started this process may have blocked others. Fails only for what is no set of signals.
+    let _cannot_fail = blocked.thread_set_mask();
 }
 
 /// The signals that ask a process to end. While one of these is held, they do not end it by themselves.

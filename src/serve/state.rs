@@ -18,7 +18,7 @@ use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use rustix::fs::{RenameFlags, renameat, renameat_with};
+use rustix::fs::{FlockOperation, RenameFlags, flock, renameat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -146,7 +146,8 @@ impl Record {
 /// The state directory of a mount that this process serves. Removed when it is dropped.
 pub(crate) struct OwnState {
     dir: PathBuf,
-    lock: Flock<File>,
+    /// Locked for as long as any process has it open: this one, and whoever keeps the mount.
+    lock: File,
     stays: bool,
 }
 
@@ -175,7 +176,8 @@ impl OwnState {
         new.prefix(NEW).rand_bytes(ID_LENGTH).permissions(Permissions::from_mode(0o700));
         // Whoever drops a `TempDir` removes all that is in it, whosever it is.
         let dir = new.tempdir_in(path)?.keep();
-        let lock = lock(&OwnDir::open(&dir)?, FlockArg::LockExclusiveNonblock)?;
+        let lock = File::from(OwnDir::open(&dir)?.enter(".")?);
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         let mut state = Self { dir, lock, stays: false };
         let name = state.id();
         let id = name.strip_prefix(NEW).unwrap_or(&name);
@@ -184,6 +186,28 @@ impl OwnState {
         base.rename(&name, id)?;
         state.dir = own;
         Ok(state)
+    }
+
+    /// The one of a mount that this process is to go on with, of which it has an open descriptor that the process before has locked.
+    pub(super) fn resumed(dir: PathBuf, lock: OwnedFd) -> Result<Self, Error> {
+        let lock = File::from(lock);
+        let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        locked.map_err(|errno| Error::State { path: dir.clone(), source: errno.into() })?;
+        Ok(Self { dir, lock, stays: true })
+    }
+
+    /// From now on it goes with the mount.
+    pub(super) fn take_over(&mut self) {
+        self.stays = false;
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What keeps it locked.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// The name that status shows.
@@ -286,11 +310,12 @@ impl FoundState {
         self.is_served().unwrap_or(true)
     }
 
-    /// The process that serves it.
-    pub(crate) fn server(&self) -> Option<u32> {
-        let dir = self.opened().ok().filter(|dir| is_locked(dir).unwrap_or(true))?;
-        let server = ask::connect(dir.as_fd(), ANSWER).ok();
-        Some(server.and_then(|server| ask::server_of(&server).ok()).unwrap_or(self.record.pid))
+    /// The process that serves it, and the one that keeps it.
+    pub(crate) fn servers(&self) -> Vec<u32> {
+        let Some(dir) = self.opened().ok().filter(|dir| is_locked(dir).unwrap_or(true)) else { return Vec::new() };
+        let server = ask::connect(dir.as_fd(), ANSWER).ok().and_then(|server| ask::server_of(&server).ok());
+        let server = server.unwrap_or(self.record.pid);
+        std::iter::once(server).chain(holders::keeper_of(server)).collect()
     }
 
     /// Removes it, if it is still that of this mount and nobody serves it.

@@ -22,6 +22,8 @@ pub enum State {
     Serving,
     /// It lives and does not answer.
     Silent,
+    /// It died several times in a row, and is started again and again.
+    Failing,
     /// It is gone and its mount is still there.
     Dead,
 }
@@ -42,6 +44,10 @@ pub struct Status {
     pub dir: PathBuf,
     /// Seconds since 1970.
     pub started: Option<u64>,
+    /// The process that keeps the mount when its server dies; `None`: nobody does, or that is not known.
+    pub keeper: Option<u32>,
+    /// How many processes have served it before.
+    pub restarts: Option<u32>,
     pub images: Option<usize>,
     /// Those that can be read.
     pub layers: Option<usize>,
@@ -74,6 +80,8 @@ impl Status {
             frontend: None,
             dir,
             started: None,
+            keeper: None,
+            restarts: None,
             images: None,
             layers: None,
             elsewhere: None,
@@ -84,15 +92,18 @@ impl Status {
     /// With what the server has said of itself, or why it has not.
     pub(crate) fn told(self, told: Result<Told, Unanswered>) -> Self {
         match told {
-            Ok(Told { frontend, started, images, layers, activity }) => Self {
+            Ok(Told { frontend, started, kept, images, layers, activity }) => Self {
                 state: State::Serving,
                 frontend: Some(frontend),
                 started: Some(started),
+                keeper: kept.map(|kept| kept.keeper),
+                restarts: kept.map(|kept| kept.restarts),
                 images: Some(images),
                 layers: Some(layers),
                 activity,
                 ..self
             },
+            Err(Unanswered::Troubled { message }) => Self { state: State::Failing, pid: None, ..self.silent(message) },
             Err(error) => self.silent(format!("its server does not say how it is: {}", chain(&error))),
         }
     }
@@ -133,7 +144,7 @@ pub(super) fn elsewhere(state: &FoundState, all: &[FoundState]) -> Option<Elsewh
     }
     let namespace = record.namespace.clone().filter(|_| record.is_foreign());
     let servers: Vec<_> = match namespace {
-        Some(_) => all.iter().filter_map(FoundState::server).collect(),
+        Some(_) => all.iter().flat_map(FoundState::servers).collect(),
         None => Vec::new(),
     };
     Some(Elsewhere { namespace, holders: holders::of(is_it, &record.dir, &servers) })
@@ -152,7 +163,11 @@ fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
         ..Status::unknown(MountedImage::KIND, record.id, State::Dead, record.dir)
     };
     match found.is_served() {
-        Ok(true) => known.told(found.connect().and_then(ask::status)),
+        Ok(true) => match found.connect() {
+            // Another process may serve it by now than the one that has mounted it.
+            Ok(server) => Status { pid: ask::server_of(&server).ok().or(known.pid), ..known }.told(ask::status(server)),
+            Err(error) => known.told(Err(error)),
+        },
         Ok(false) => known,
         // That is no reason to take it for dead.
         Err(error) => known.silent(format!("whether its server lives cannot be told: {error}")),

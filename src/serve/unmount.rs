@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Error;
 use super::ask::{self, Unanswered};
@@ -18,12 +18,12 @@ use crate::kernel;
 use crate::kernel::fusedev::{self, Detach};
 use crate::kernel::mounts::{self, Mount};
 use crate::registry::list;
+use crate::sys::limit::comes_true;
 
 /// How long a server may take to leave after its last request; it has nothing to do but to stop.
 const LEAVING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to be done with what nobody has any more.
 const DOUBT: Duration = Duration::from_millis(200);
-const GLANCE: Duration = Duration::from_millis(5);
 
 /// What is left of the mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,14 +128,14 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
 /// Lets the server unmount, in the mount namespace that it is in.
 fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
     let dir = || state.record.dir.clone();
-    let (was_served, server) = (state.may_be_served(), state.server());
+    let (was_served, servers) = (state.may_be_served(), state.servers());
     match state.connect().and_then(ask::leave) {
         Err(Unanswered::Failed { message }) => Err(Error::StaysElsewhere { dir: dir(), why: message }),
         Err(source @ Unanswered::OtherVersion) => Err(Error::NotAsked { dir: dir(), pid: state.record.pid, source }),
         // A server that has nothing left to serve may be gone before it has answered.
-        _ if was_served && within(LEAVING, || !state.may_be_served()) => {
+        _ if was_served && comes_true(LEAVING, || !state.may_be_served()) => {
             // Until it is, its mount namespace keeps other mounts in use that were copied into it.
-            within(LEAVING, || !server.is_some_and(holders::has_namespace));
+            comes_true(LEAVING, || !servers.iter().any(|server| holders::has_namespace(*server)));
             Ok(Outcome::Gone)
         }
         Ok(()) => {
@@ -156,10 +156,10 @@ fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundSta
     let served = || state.as_ref().is_some_and(FoundState::may_be_served);
     let is_served = served();
     let lives = || instance.is_some() && mount.device.instance() == instance;
-    if !within(DOUBT, || !lives() || (is_served && !served())) {
+    if !comes_true(DOUBT, || !lives() || (is_served && !served())) {
         return Ok(Outcome::StillInUse(holders::of(|other| other.is_of(mount), &mount.point, &[])));
     }
-    within(LEAVING, || !served());
+    comes_true(LEAVING, || !served());
     if let Some(dead) = state.filter(|_| !is_served) {
         dead.remove();
     }
@@ -191,20 +191,6 @@ fn spellings(dir: &Path) -> io::Result<Vec<PathBuf>> {
         _ => None,
     };
     Ok(by_parent.into_iter().chain(absolute.canonicalize()).collect())
-}
-
-/// Whether `done` came true before `limit` had passed.
-fn within(limit: Duration, done: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    loop {
-        if done() {
-            return true;
-        }
-        if start.elapsed() >= limit {
-            return false;
-        }
-        std::thread::sleep(GLANCE);
-    }
 }
 
 #[cfg(test)]

@@ -116,6 +116,20 @@ fn ended(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     }
 }
 
+/// Whether `done` came true before `limit` had passed.
+pub(crate) fn comes_true(limit: Duration, done: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if done() {
+            return true;
+        }
+        if start.elapsed() >= limit {
+            return false;
+        }
+        thread::sleep(GLANCE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;

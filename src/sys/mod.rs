@@ -26,6 +26,37 @@ pub(crate) fn own_received(descriptors: Vec<RawFd>) -> Vec<OwnedFd> {
     open.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }
 
+/// Takes over a descriptor that this process was started with, as that number. What it starts does not get it.
+///
+/// To be called once for a number, before anything else is opened: it is nobody's until then.
+#[allow(unsafe_code)]
+pub(crate) fn own_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(2) with F_SETFD touches no memory, and fails for what is no descriptor.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: it is open, whoever started this process opened it for this, and it is taken over once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets a descriptor that something else owns stand for another open file from now on (dup3(2)).
+///
+/// The owner of `of` is to do nothing with it but to read and write.
+#[allow(unsafe_code)]
+pub(crate) fn replace(of: BorrowedFd<'_>, by: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both are open as long as they are borrowed, and no memory is touched. The number stays open and its owner's.
+    let done = unsafe { libc::dup3(by.as_raw_fd(), of.as_raw_fd(), libc::O_CLOEXEC) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets the ends of children be waited for, also where whoever started this process ignores those of its own.
+#[allow(unsafe_code)]
+pub(crate) fn hear_of_children() -> io::Result<()> {
+    // SAFETY: signal(2) with SIG_DFL installs no handler.
+    let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Lets no program that this process starts inherit a descriptor but the standard three: what whoever started us left open (a lock, a pipe)
 /// would stay open for as long as a server lives.
 #[allow(unsafe_code)]

@@ -198,6 +198,7 @@ fn servers_killed_while_they_store_leave_nothing_wrong() {
             let stored = parsed(&cache(&lab, "show", &dir, &[]))["total"].as_u64().unwrap();
             (stored > turn * 700_000 || reader.is_finished()).then_some(())
         });
+        // The next one goes on where this one stopped.
         send(pid, Signal::SIGKILL);
         until_gone(pid);
         let read = reader.join().unwrap();

@@ -4,12 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::image::{File, gzip, noise, plain, tar};
+use crate::keeper::kill_for_good;
 use crate::lying::{Fault, Lie, On};
-use crate::support::command::send;
 use crate::support::lab::CRFS;
 use crate::support::lies::Liar;
 use crate::support::registry::Access;
@@ -162,7 +161,7 @@ fn a_mount_whose_server_is_gone_is_explained_by_its_record() {
     let mount = lab.mount(&image, &LAZILY);
     let id = text(&mount.status().unwrap(), "id").to_owned();
     assert_eq!(explained(&[&id])["mount"]["id"], id.as_str());
-    send(mount.pid(), Signal::SIGKILL);
+    kill_for_good(&mount);
     registry.stop();
     until("the end of the server", || (mount.status()?["state"] == "dead").then_some(()));
     // Manifest and index are in the mount's own cache, which nobody has named here.

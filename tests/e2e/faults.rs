@@ -27,7 +27,7 @@ fn name(prefix: &str, number: usize) -> &'static str {
 }
 
 /// A layer of so many files of `len` bytes, called `{prefix}{number}`.
-fn layer(prefix: &str, files: usize, len: usize) -> Layer {
+pub(crate) fn layer(prefix: &str, files: usize, len: usize) -> Layer {
     let file = |number| File { name: name(prefix, number), content: ramp(len, number) };
     zstd_chunked(&(0..files).map(file).collect::<Vec<_>>(), 1 << 20)
 }
@@ -111,20 +111,20 @@ fn ten_thousand_reads_stuck_on_one_layer_leave_the_others_alone() {
 }
 
 /// The kernel's side of a mount, as fusectl shows it.
-struct Connection {
+pub(crate) struct Connection {
     waiting: PathBuf,
     _fusectl: Disk,
 }
 
 impl Connection {
-    fn of(lab: &Lab, mount: &Mount) -> Self {
+    pub(crate) fn of(lab: &Lab, mount: &Mount) -> Self {
         let device = nix::sys::stat::stat(mount.dir()).unwrap().st_dev;
         let fusectl = Disk::of_type(lab, "fusectl", None);
         let waiting = fusectl.dir().join(nix::sys::stat::minor(device).to_string()).join("waiting");
         Self { waiting, _fusectl: fusectl }
     }
 
-    fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         fs::read_to_string(&self.waiting).unwrap().trim().parse().unwrap()
     }
 }

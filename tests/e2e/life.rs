@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
+use crate::keeper::kill_for_good;
 use crate::support::command::{ends, send, start};
 use crate::support::lab::CRFS;
 use crate::support::mount::until_gone;
@@ -109,10 +110,8 @@ fn state_is_private() {
 fn a_killed_server_is_shown_as_dead_and_cleaned_up() {
     let Some(lab) = Lab::new() else { return };
     let mount = lab.mount(&lab.layout(IMAGE), &[]);
-    let pid = mount.pid();
     assert_eq!(mount.status().unwrap()["state"], "serving");
-    send(pid, Signal::SIGKILL);
-    until_gone(pid);
+    kill_for_good(&mount);
 
     assert_eq!(mount.status().unwrap()["state"], "dead");
     let text = lab.crfs(&["status"]).ok();
@@ -128,7 +127,7 @@ fn a_killed_server_is_shown_as_dead_and_cleaned_up() {
 }
 
 #[test]
-fn the_foreground_server_is_the_process_itself() {
+fn the_foreground_server_ends_with_the_mount() {
     let Some(lab) = Lab::new() else { return };
     let dir = lab.fresh("mount");
     let mut command = Command::new(CRFS);
@@ -136,7 +135,6 @@ fn the_foreground_server_is_the_process_itself() {
     let mut server = start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let mount = Mount::new(dir, String::new());
     until("the mount", || mount.is_mounted().then_some(()));
-    assert_eq!(mount.pid(), server.id());
     lab.assert_equal(mount.dir(), "late", &[]);
     mount.umount().ok();
     assert!(ends("the end of crfs mount --foreground", &mut server).success());

@@ -23,6 +23,7 @@ mod idmap;
 #[path = "../it/image.rs"]
 #[allow(dead_code)]
 mod image;
+mod keeper;
 mod kernel;
 mod lazy;
 mod life;

@@ -127,9 +127,11 @@ fn a_dead_mount_is_told_of_while_its_mount_namespace_has_it() {
     let script = r#""$0" mount --cache-dir "$1" "$2" "$3"; read line; "$0" umount "$3""#;
     let mut shell = Shell::start(&lab, &MOUNT_NAMESPACE, script, &hello(&liar), &dir);
     let status = status_when(&dir, true);
-    let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
-    send(pid, Signal::SIGKILL);
-    until_gone(pid);
+    for process in ["keeper", "pid"] {
+        let process = u32::try_from(status[process].as_u64().unwrap()).unwrap();
+        send(process, Signal::SIGKILL);
+        until_gone(process);
+    }
     let status = status_when(&dir, true);
     assert_eq!((&status["state"], &status["elsewhere"]["holders"][0]["process"]), (&"dead".into(), &"sh".into()));
     let refused = umount(status["id"].as_str().unwrap()).refused();

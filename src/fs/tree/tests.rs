@@ -100,3 +100,27 @@ fn equal_names_targets_and_xattrs_are_kept_once() {
         assert_eq!(tree.xattrs(link).collect::<Vec<_>>(), [(&b"trusted.x"[..], &[7; 60_000][..])]);
     }
 }
+
+#[test]
+fn trees_that_the_kernel_can_tell_apart_have_other_fingerprints() {
+    let of = |name: &[u8], mode: u16, value: &[u8], target: &[u8], start: u64| {
+        let mut builder = Builder::new(Charge::default());
+        let root = builder.dir(META).unwrap();
+        builder.open(root).unwrap();
+        let file = builder.node(&NewNode::File { layer: 0, start, size: 10 }, Meta { mode, ..META }).unwrap();
+        builder.xattr(b"user.x", value).unwrap();
+        builder.link(name, file).unwrap();
+        let link = builder.node(&NewNode::Symlink(target), META).unwrap();
+        builder.link(b"link", link).unwrap();
+        builder.finish().unwrap().fingerprint()
+    };
+    let one = of(b"a", 0o644, b"1", b"t", 0);
+    assert_eq!(one, of(b"a", 0o644, b"1", b"t", 8192), "where contents are is not to be seen");
+    let others = [
+        of(b"b", 0o644, b"1", b"t", 0),
+        of(b"a", 0o600, b"1", b"t", 0),
+        of(b"a", 0o644, b"2", b"t", 0),
+        of(b"a", 0o644, b"1", b"u", 0),
+    ];
+    assert!(!others.contains(&one) && others.iter().collect::<std::collections::HashSet<_>>().len() == 4);
+}

@@ -174,7 +174,7 @@ fn a_name_that_another_mount_has_by_now_is_not_taken_for_that_of_the_first() {
     fs::write(second.dir.join(MARK), first.id()).unwrap();
     let name = second.dir.clone();
     fs::rename(&name, &path).unwrap();
-    assert!(!found.is_served().unwrap() && found.server().is_none() && found.connect().is_err());
+    assert!(!found.is_served().unwrap() && found.servers().is_empty() && found.connect().is_err());
     drop(first);
     found.remove();
     assert!(path.join(RECORD).exists() && moved.join(RECORD).exists());

@@ -46,10 +46,16 @@ impl Mount {
     #[track_caller]
     fn settle(&self) {
         // One that was unmounted in another way is not there any more to be asked.
-        match std::thread::panicking() || !self.is_mounted() {
+        match std::thread::panicking() || !self.is_mounted() || self.has_begun_anew() {
             true => counts::give_up(&self.dir),
             false => counts::settle(&self.dir),
         }
+    }
+
+    /// Whether another server has asked before the one that there is now, if there is one.
+    fn has_begun_anew(&self) -> bool {
+        let restarts = |status: Value| (status["state"] == "serving").then(|| status["restarts"].as_u64()).flatten();
+        self.status().and_then(restarts) != Some(0)
     }
 
     /// What `crfs status --json` says of this mount, if it knows it.

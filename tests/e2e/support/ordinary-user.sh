@@ -25,6 +25,16 @@ for line in open(sys.argv[1]):
 sums image
 "$crfs" status | grep -F "$PWD/image"
 
+# A server that is killed is replaced, and all are when crfs is.
+pid() { "$crfs" status --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["pid"])'; }
+first=$(pid)
+kill -9 "$first"
+sums image
+test "$(pid)" != "$first"
+"$crfs" upgrade --all | grep -F "$PWD/image"
+"$crfs" status | grep -F "started again 2 times"
+sums image
+
 # The image's files are root's: squashed to the user, who may then change them.
 fuse-overlayfs -o lowerdir="$PWD/image,upperdir=$PWD/upper,workdir=$PWD/work,squash_to_uid=$(id -u),squash_to_gid=$(id -g)" merged
 sums merged

@@ -1,0 +1,455 @@
+//! The life of a keeper: what it waits for, and what it does about it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use super::deaths::{Deaths, How};
+use super::notify::notify;
+use super::refusing::{self, Mount, Refusing};
+use super::wire::{Go, Held, Packet};
+use super::worker::{Program, Standard, Which, Worker};
+
+/// How long a worker may take to be ready to take over in an upgrade.
+const UPGRADE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to end a process that was killed. Beyond that it waits for a disk, and answers nobody any more.
+const FENCED: Duration = Duration::from_secs(1);
+
+/// What a keeper was started in.
+#[derive(Debug, Default)]
+pub(super) struct Setting {
+    /// Its hanging up asks the keeper to end; elsewhere that signal asks for an upgrade.
+    pub(super) has_terminal: bool,
+    /// Where a service manager wants to hear when the mount can be used.
+    pub(super) manager: Option<OsString>,
+}
+
+/// How long it waits where it has no means.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// How a keeper ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Exit(u8),
+    /// As its worker did, which never mounted.
+    As(Signal),
+}
+
+/// What comes of something that has happened.
+type Step = Result<(), End>;
+
+pub(super) struct Keeper {
+    program: Program,
+    signals: SignalFd,
+    setting: Setting,
+    /// What another worker is started from: what an upgrade has brought, as long as that comes up.
+    which: Which,
+    /// `None` until the first worker has mounted.
+    held: Option<Held>,
+    /// Who serves, or is about to.
+    worker: Option<Worker>,
+    /// Who is to follow the one that serves.
+    next: Option<Worker>,
+    /// Those that were killed and not yet waited for, and until when they are.
+    fenced: Vec<(Worker, Instant)>,
+    /// How many have gone before the one that serves, and how often that was for an upgrade.
+    before: u32,
+    upgrades: u32,
+    deaths: Deaths,
+    /// How the last one came to its end.
+    why: String,
+    /// Since when nobody serves.
+    down: Option<Instant>,
+    /// When another worker is to be started.
+    due: Option<Instant>,
+    /// While the deadline is over, and nobody serves.
+    refusing: Option<Refusing>,
+    /// The requests that were not answered when the last worker crashed.
+    suspects: BTreeSet<u64>,
+    /// How often it was asked to end while nobody served.
+    ends: u32,
+    /// When the worker was last asked to end.
+    passed_on: Option<Instant>,
+}
+
+/// What the keeper waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Workers,
+    Device,
+    Listener,
+}
+
+impl Keeper {
+    pub(super) fn new(program: Program, signals: SignalFd, worker: Worker, setting: Setting) -> Self {
+        Self {
+            program,
+            signals,
+            setting,
+            which: Which::Own,
+            held: None,
+            worker: Some(worker),
+            next: None,
+            fenced: Vec::new(),
+            before: 0,
+            upgrades: 0,
+            deaths: Deaths::default(),
+            why: String::new(),
+            down: None,
+            due: None,
+            refusing: None,
+            suspects: BTreeSet::new(),
+            ends: 0,
+            passed_on: None,
+        }
+    }
+
+    /// Comes back when there is no mount any more, or never was one.
+    pub(super) fn keep(mut self) -> io::Result<End> {
+        loop {
+            let happened = self.wait()?;
+            let stepped = happened.into_iter().try_for_each(|source| self.step(source));
+            if let Err(end) = stepped.and_then(|()| self.look_at_clock()) {
+                // Whoever is about to serve has nothing to serve.
+                self.worker.iter().chain(&self.next).for_each(|worker| worker.signal(Signal::SIGKILL));
+                return Ok(end);
+            }
+        }
+    }
+
+    fn step(&mut self, source: Source) -> Step {
+        match source {
+            Source::Signals => self.hear_signals(),
+            Source::Workers => {
+                self.hear_workers();
+                Ok(())
+            }
+            Source::Device => self.see_device(),
+            Source::Listener => {
+                self.tell();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether there is a worker that answers the kernel, or mounts.
+    fn is_serving(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.went.is_some() || self.held.is_none())
+    }
+
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let sources = self.sources();
+        let mut asked: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+        match poll(&mut asked, self.timeout()) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let happened = asked.iter().zip(&sources).filter(|(asked, _)| asked.any().unwrap_or_default());
+        Ok(happened.map(|(_, (source, ..))| *source).collect())
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
+        let workers = self.worker.iter().chain(&self.next);
+        sources.extend(workers.map(|worker| (Source::Workers, worker.channel.as_fd(), PollFlags::POLLIN)));
+        if let Some(held) = self.held.as_ref().filter(|_| !self.is_serving()) {
+            // That it has ended is told in any case.
+            let asked = if self.refusing.is_some() { PollFlags::POLLIN } else { PollFlags::empty() };
+            sources.push((Source::Device, held.device.as_fd(), asked));
+            if self.deaths.trouble().is_some() {
+                sources.push((Source::Listener, held.listener.as_fd(), PollFlags::POLLIN));
+            }
+        }
+        sources
+    }
+
+    /// When the clock is to be looked at again.
+    fn timeout(&self) -> PollTimeout {
+        let upgrade = self.next.as_ref().map(|next| next.started + UPGRADE);
+        let now = Instant::now();
+        let fenced = self.fenced.iter().map(|(_, until)| *until).filter(|until| *until > now);
+        let times = fenced.chain(self.due).chain(upgrade).chain(self.deadline().filter(|_| self.refusing.is_none()));
+        let left = times.min().map(|time| time.saturating_duration_since(now) + Duration::from_millis(1));
+        left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
+    }
+
+    /// When those who wait for an answer have waited long enough.
+    fn deadline(&self) -> Option<Instant> {
+        self.down?.checked_add(self.held.as_ref()?.io_deadline)
+    }
+
+    fn look_at_clock(&mut self) -> Step {
+        let now = Instant::now();
+        let is_over = |time: Option<Instant>| time.is_some_and(|time| time <= now);
+        if is_over(self.due) {
+            self.due = None;
+            self.start();
+        }
+        if is_over(self.next.as_ref().map(|next| next.started + UPGRADE)) {
+            self.give_up_upgrade(format!("it was not ready within {} s", UPGRADE.as_secs()));
+        }
+        if is_over(self.deadline()) && self.refusing.is_none() && !self.is_serving() {
+            let begun = self.held.as_ref().and_then(|held| Refusing::begin(&held.device).ok());
+            self.refusing = begun.and_then(|refusing| refusing.resend().ok().map(|()| refusing));
+            if self.refusing.is_none() {
+                // No memory, or no descriptors: it is tried again a deadline later.
+                self.down = Some(now);
+            }
+            self.see_device()?;
+        }
+        self.reap()
+    }
+
+    /// Starts whoever is to go on.
+    fn start(&mut self) {
+        let Some(held) = &self.held else { return };
+        match self.program.start(self.which, Standard::Error) {
+            Ok(worker) => self.worker = Some(worker.handed(held)),
+            // Too many processes, or no memory: that passes.
+            Err(_) => self.due = Some(Instant::now() + Duration::from_secs(1)),
+        }
+    }
+
+    fn hear_signals(&mut self) -> Step {
+        // One that has ended hears nothing any more.
+        self.reap()?;
+        while let Ok(Some(heard)) = self.signals.read_signal() {
+            let number = i32::try_from(heard.ssi_signo).unwrap_or_default();
+            match Signal::try_from(number) {
+                Ok(Signal::SIGHUP) if self.held.is_some() && !self.setting.has_terminal => self.upgrade(),
+                Ok(Signal::SIGCHLD) | Err(_) => {}
+                Ok(signal) if self.is_serving() => {
+                    self.worker.iter().for_each(|worker| worker.signal(signal));
+                    self.passed_on = Some(Instant::now()).filter(|_| signal != Signal::SIGQUIT);
+                }
+                Ok(Signal::SIGQUIT) => {}
+                Ok(_) => {
+                    self.ends += 1;
+                    if self.ends > 1 {
+                        return Err(End::Exit(1));
+                    }
+                }
+            }
+        }
+        self.reap()
+    }
+
+    fn hear_workers(&mut self) {
+        let (from_next, is_cut) = heard(self.next.as_mut());
+        from_next.into_iter().for_each(|packet| self.hear_next(packet));
+        if is_cut {
+            self.next.iter().for_each(|next| next.signal(Signal::SIGKILL));
+        }
+        let (from_worker, is_cut) = heard(self.worker.as_mut());
+        from_worker.into_iter().for_each(|packet| self.hear_worker(packet));
+        if is_cut {
+            self.worker.iter().for_each(|worker| worker.signal(Signal::SIGKILL));
+        }
+    }
+
+    fn hear_worker(&mut self, packet: Packet) {
+        match (packet, &mut self.worker) {
+            (Packet::Held(held), Some(worker)) => {
+                worker.went.get_or_insert_with(Instant::now);
+                self.held = Some(held);
+            }
+            (Packet::Ready, Some(worker)) => {
+                worker.is_ready = true;
+                self.tell_manager();
+                self.go();
+            }
+            (Packet::Upgrade, _) => self.upgrade(),
+            _ => {}
+        }
+    }
+
+    /// The first worker has mounted.
+    fn tell_manager(&mut self) {
+        let Some(manager) = self.setting.manager.take() else { return };
+        if let Err(error) = notify(&manager, std::process::id()) {
+            let _heard = writeln!(io::stderr(), "crfs: the service manager was not told ($NOTIFY_SOCKET): {error}");
+        }
+    }
+
+    fn hear_next(&mut self, packet: Packet) {
+        if !matches!(packet, Packet::Ready) {
+            return;
+        }
+        if let Some(next) = &mut self.next {
+            next.is_ready = true;
+        }
+        // It answers nobody any more from here on: what it has not answered, the next one will.
+        self.upgrades = self.upgrades.saturating_add(1);
+        self.which = Which::Installed;
+        self.why = "it was upgraded".to_owned();
+        self.worker.take().into_iter().for_each(|old| self.fence(old));
+        self.worker = self.next.take();
+        self.down.get_or_insert_with(Instant::now);
+        self.go();
+    }
+
+    fn fence(&mut self, worker: Worker) {
+        worker.signal(Signal::SIGKILL);
+        self.fenced.push((worker, Instant::now() + FENCED));
+    }
+
+    /// Lets the worker take over, if it can, and nobody else may still answer.
+    fn go(&mut self) {
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_ready && worker.went.is_none()) else {
+            return;
+        };
+        let now = Instant::now();
+        if self.held.is_none() || self.fenced.iter().any(|(_, until)| *until > now) {
+            return;
+        }
+        // It waits for requests, as the next one is to.
+        self.refusing = None;
+        self.before = self.before.saturating_add(1);
+        let why = std::mem::take(&mut self.why);
+        worker.go(Go { before: self.before, upgrades: self.upgrades, why });
+        self.down = None;
+        if std::mem::take(&mut self.ends) > 0 {
+            worker.signal(Signal::SIGTERM);
+        }
+    }
+
+    /// Starts the program that is installed now, to take over when it is ready.
+    fn upgrade(&mut self) {
+        let Some(held) = self.held.as_ref().filter(|_| self.next.is_none() && self.is_serving()) else { return };
+        match self.program.start(Which::Installed, Standard::Error) {
+            Ok(next) => self.next = Some(next.handed(held)),
+            Err(error) => self.refuse_upgrade(error.to_string()),
+        }
+    }
+
+    fn give_up_upgrade(&mut self, why: String) {
+        if let Some(next) = self.next.take() {
+            let said = next.said.clone();
+            self.fence(next);
+            self.refuse_upgrade(said.unwrap_or(why));
+        }
+    }
+
+    fn refuse_upgrade(&self, why: String) {
+        if let Some(worker) = &self.worker {
+            let _heard = worker.channel.send(&Packet::Refused(why));
+        }
+    }
+
+    /// Looks who has ended.
+    fn reap(&mut self) -> Step {
+        self.fenced.retain(|(worker, _)| worker.ended().is_none());
+        if let Some(how) = self.next.as_ref().and_then(Worker::ended) {
+            self.hear_workers();
+            if let Some(next) = self.next.take() {
+                self.refuse_upgrade(next.death(how).cause());
+            }
+        }
+        if let Some(how) = self.worker.as_ref().and_then(Worker::ended) {
+            // What it has said before.
+            self.hear_workers();
+            if let Some(worker) = self.worker.take() {
+                self.mourn(worker, how)?;
+            }
+        }
+        self.go();
+        Ok(())
+    }
+
+    fn mourn(&mut self, worker: Worker, how: How) -> Step {
+        // Whoever has started this hears of its end as that of the worker.
+        let Some(held) = self.held.as_ref().filter(|_| worker.is_ready || self.before > 0 || worker.went.is_none())
+        else {
+            return Err(match how {
+                How::Killed(signal) => End::As(signal),
+                How::Exited(status) => End::Exit(u8::try_from(status).unwrap_or(u8::MAX)),
+            });
+        };
+        if (how == How::Exited(0) && worker.went.is_some()) || refusing::mount(held.device.as_fd()) == Mount::Gone {
+            return Err(End::Exit(0));
+        }
+        // One that was dying has not heard what it was asked a moment ago.
+        if self.passed_on.take().is_some_and(|asked| asked.elapsed() < FENCED) && matches!(how, How::Killed(_)) {
+            self.ends += 1;
+        }
+        let death = worker.death(how);
+        let has_crashed = death.served.is_some() && death.is_crash();
+        if death.served.is_none() {
+            self.which = Which::Own;
+        }
+        self.why = death.cause();
+        let pause = self.deaths.count(death);
+        self.down.get_or_insert_with(Instant::now);
+        if has_crashed {
+            self.refuse_suspects();
+        } else {
+            self.suspects.clear();
+        }
+        // Whether the one that is about to follow ever comes up is not known.
+        self.give_up_upgrade("the server died meanwhile".to_owned());
+        self.due = Some(Instant::now() + pause);
+        Ok(())
+    }
+
+    /// A request that two workers have crashed on is refused.
+    fn refuse_suspects(&mut self) {
+        let Some(held) = &self.held else { return };
+        let Ok(mut refusing) = Refusing::begin(&held.device) else { return };
+        let Ok(unanswered) = refusing.unanswered() else { return };
+        let guilty: BTreeSet<_> = unanswered.intersection(&self.suspects).copied().collect();
+        let _heard = refusing.refuse_these(guilty.iter().copied());
+        self.suspects = unanswered;
+        self.suspects.retain(|number| !guilty.contains(number));
+    }
+
+    fn see_device(&mut self) -> Step {
+        let Some(held) = &self.held else { return Ok(()) };
+        if refusing::mount(held.device.as_fd()) == Mount::Gone {
+            return Err(End::Exit(0));
+        }
+        match self.refusing.as_mut().map(Refusing::refuse_some) {
+            Some(Ok(Mount::Gone)) => Err(End::Exit(0)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells whoever asks what is wrong.
+    fn tell(&self) {
+        let (Some(held), Some(trouble)) = (&self.held, self.deaths.trouble()) else { return };
+        let listener = held.listener.try_clone().map(UnixListener::from);
+        let Ok((mut client, _)) = listener.and_then(|listener| listener.accept()) else {
+            // No descriptors, most likely, and whoever asks is still there.
+            return std::thread::sleep(GLANCE);
+        };
+        let answer = format!("{{\"troubled\":{{\"message\":{}}}}}\n", serde_json::Value::String(trouble));
+        // Whoever has gone does not want to know any more.
+        let _heard = client.write_all(answer.as_bytes());
+    }
+}
+
+/// What a worker has said, and whether it will say nothing any more.
+fn heard(worker: Option<&mut Worker>) -> (Vec<Packet>, bool) {
+    let mut packets = Vec::new();
+    let Some(worker) = worker else { return (packets, false) };
+    loop {
+        match worker.channel.receive_now() {
+            Ok(Some(Packet::Failed(why))) => worker.said = Some(why),
+            Ok(Some(packet)) => packets.push(packet),
+            Ok(None) => return (packets, true),
+            // A worker of another version may say what is not known here.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            // It has gone without having heard all; what it has said is behind this.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(_) => return (packets, false),
+        }
+    }
+}

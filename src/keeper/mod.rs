@@ -1,0 +1,117 @@
+//! A keeper: a small process that holds a mount while the processes come and go that serve it.
+//!
+//! ```text
+//! crfs mount ─> keeper ─> worker     opens the image, mounts, hands /dev/fuse to the keeper, serves
+//!                  │         ╳       dies
+//!                  └────> worker     opens the image by what the keeper was handed, goes on where the other one stopped
+//! ```
+//!
+//! It has one thread, and knows nothing of images, registries and JSON: what is served are bytes to it, which one worker writes and another reads. What
+//! a worker had read of the kernel's requests and not answered, the kernel gives out once more. So one mechanism does for a crash, for a kill and for
+//! an upgrade, which ends the old worker once the new one is ready.
+//!
+//! Nothing answers while there is no worker. Whoever waits goes on to wait, and for no longer than the I/O deadline: then the keeper answers EIO, until
+//! a worker lives.
+
+mod deaths;
+mod keeping;
+mod notify;
+mod refusing;
+mod wire;
+mod worker;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use self::keeping::{End, Keeper, Setting};
+use self::worker::{Program, Standard, Which};
+use crate::{sys, threads};
+
+pub use self::notify::notify;
+pub(crate) use self::refusing::resend;
+pub(crate) use self::wire::{Channel, Go, Held, Packet};
+pub use self::worker::KEEPER;
+
+/// What a keeper is called in lists of processes.
+pub(crate) const NAME: &str = "crfs-keeper";
+
+/// The hidden subcommand that becomes a keeper, of what follows it.
+pub const SUBCOMMAND: &str = "keep";
+/// The argument before that: it stays in its session, and has a standard error; or not.
+pub const FOREGROUND: &str = "foreground";
+pub const BACKGROUND: &str = "background";
+
+/// How much a keeper wants to be spared where memory runs out, and its worker (oom_score_adj, proc(5)).
+const LAST: &str = "-900";
+pub(crate) const EARLY: &str = "100";
+
+/// The signals that a keeper listens for.
+const HEARD: [Signal; 5] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+/// Those that tell of a fault of the process itself.
+const FAULTS: [Signal; 7] =
+    [Signal::SIGABRT, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV, Signal::SIGSYS, Signal::SIGTRAP];
+
+/// Keeps what a worker serves that is started with these arguments, but for the first, which says where.
+///
+/// `manager`: where a service manager wants to hear when the mount can be used.
+#[must_use]
+pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>) -> ExitCode {
+    let is_foreground = !arguments.is_empty() && arguments.remove(0) == FOREGROUND;
+    match begun(arguments, is_foreground, manager).and_then(Keeper::keep) {
+        Ok(End::Exit(status)) => ExitCode::from(status),
+        Ok(End::As(signal)) => {
+            die(signal);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            complain(&format!("the keeper of the mount: {error}"), is_foreground);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what is wrong before there is a worker: as that one would.
+fn complain(message: &str, is_foreground: bool) {
+    let _heard = match is_foreground {
+        true => writeln!(io::stderr().lock(), "crfs: {message}"),
+        false => {
+            let event = serde_json::json!({ "event": "failed", "message": message });
+            writeln!(io::stdout().lock(), "{event}")
+        }
+    };
+}
+
+/// Ends as the worker did that this process stands for.
+fn die(signal: Signal) {
+    let _unblocked = SigSet::from(signal).thread_unblock();
+    let _killed = kill(nix::unistd::getpid(), signal);
+}
+
+fn begun(arguments: Vec<OsString>, is_foreground: bool, manager: Option<OsString>) -> io::Result<Keeper> {
+    if !is_foreground {
+        // Fails only for the leader of a process group, which has its own already.
+        let _own_session = nix::unistd::setsid();
+    }
+    let name = std::ffi::CString::new(NAME)?;
+    let _only_for_ps = nix::sys::prctl::set_name(&name);
+    // Where memory runs out, workers go before it: they can be replaced. An ordinary user may not ask for that.
+    let _where_allowed = std::fs::write("/proc/self/oom_score_adj", LAST);
+    // A working directory on a mount would keep that one busy.
+    nix::unistd::chdir("/")?;
+    // Whoever ignores it leaves its children to the kernel, and their numbers to whoever comes next.
+    sys::hear_of_children()?;
+    let mut blocked = SigSet::all();
+    FAULTS.into_iter().for_each(|fault| blocked.remove(fault));
+    blocked.thread_block()?;
+    let signals = SignalFd::with_flags(&HEARD.into_iter().collect(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    // A terminal that hangs up is gone for good; without one, the signal asks for an upgrade.
+    let has_terminal = is_foreground && std::fs::File::open("/dev/tty").is_ok();
+    let program = Program::new(arguments);
+    let worker = program.start(Which::Own, Standard::Inherited).map_err(threads::explained)?;
+    worker::let_go_of_standard(!is_foreground)?;
+    Ok(Keeper::new(program, signals, worker, Setting { has_terminal, manager }))
+}

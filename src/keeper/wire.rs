@@ -1,0 +1,261 @@
+//! What a keeper and its worker say to each other: packets on a pair of sockets (SOCK_SEQPACKET, unix(7)), some with descriptors.
+//!
+//! | packet | from | what follows its first byte |
+//! |---|---|---|
+//! | held | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
+//! | ready | a worker that could take over | |
+//! | go | the keeper: it does, from now on | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
+//! | failed | a worker that ends | why |
+//! | upgrade | a worker that was asked for one | |
+//! | refused | the keeper: there will be none | why |
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::sys;
+
+/// Bytes of the longest packet. A description has some paths of up to 4 KiB, of which each byte may take four.
+const LONGEST: usize = 160 << 10;
+/// How many descriptors a packet can have.
+const DESCRIPTORS: usize = 3;
+
+/// All that a mount needs to go on without the worker that made it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// What is served, in words that only workers know.
+    pub(crate) description: Vec<u8>,
+    /// How long whoever uses the mount may wait while nobody serves it.
+    pub(crate) io_deadline: Duration,
+    /// /dev/fuse.
+    pub(crate) device: OwnedFd,
+    /// The control socket.
+    pub(crate) listener: OwnedFd,
+    /// Its state's directory is locked as long as this is open.
+    pub(crate) lock: OwnedFd,
+}
+
+impl Held {
+    fn bytes(&self) -> (u8, Vec<u8>) {
+        let deadline = u64::try_from(self.io_deadline.as_millis()).unwrap_or(u64::MAX);
+        (b'h', [&deadline.to_le_bytes(), &*self.description].concat())
+    }
+
+    fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
+        [&self.device, &self.listener, &self.lock].map(AsRawFd::as_raw_fd)
+    }
+}
+
+/// How a worker came to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Go {
+    /// How many there were before it.
+    pub(crate) before: u32,
+    /// How many of them have gone for an upgrade.
+    pub(crate) upgrades: u32,
+    /// How the last of them came to its end.
+    pub(crate) why: String,
+}
+
+#[derive(Debug)]
+pub(crate) enum Packet {
+    Held(Held),
+    Ready,
+    Go(Go),
+    Failed(String),
+    Upgrade,
+    Refused(String),
+}
+
+impl Packet {
+    /// Its first byte, and what follows it.
+    fn bytes(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::Held(held) => held.bytes(),
+            Self::Ready => (b'r', Vec::new()),
+            Self::Go(Go { before, upgrades, why }) => {
+                (b'g', [&before.to_le_bytes(), &upgrades.to_le_bytes(), why.as_bytes()].concat())
+            }
+            Self::Failed(why) => (b'f', why.clone().into_bytes()),
+            Self::Upgrade => (b'u', Vec::new()),
+            Self::Refused(why) => (b'n', why.clone().into_bytes()),
+        }
+    }
+
+    /// `None` where it is no packet that is known here.
+    fn of(kind: u8, rest: &[u8], descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Some(match kind {
+            b'h' => {
+                let (deadline, description) = rest.split_first_chunk()?;
+                let [device, listener, lock] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).ok()?;
+                let io_deadline = Duration::from_millis(u64::from_le_bytes(*deadline));
+                Self::Held(Held { description: description.to_vec(), io_deadline, device, listener, lock })
+            }
+            b'r' => Self::Ready,
+            b'g' => {
+                let (before, rest) = rest.split_first_chunk()?;
+                let (upgrades, why) = rest.split_first_chunk()?;
+                let [before, upgrades] = [before, upgrades].map(|count| u32::from_le_bytes(*count));
+                Self::Go(Go { before, upgrades, why: text(why) })
+            }
+            b'f' => Self::Failed(text(rest)),
+            b'u' => Self::Upgrade,
+            b'n' => Self::Refused(text(rest)),
+            _ => return None,
+        })
+    }
+}
+
+/// An end of the pair.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Channel {
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(io::Error::from)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// The end that this process was started with, as that number.
+    ///
+    /// # Errors
+    /// Where it has no such descriptor.
+    pub(crate) fn inherited(number: RawFd) -> io::Result<Self> {
+        sys::own_inherited(number).map(Self)
+    }
+
+    /// Sends a packet. Does not wait: where the other end takes none any more, it is gone or stopped.
+    pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+        match packet {
+            Packet::Held(held) => self.hand_over(held),
+            packet => self.send_bytes(packet.bytes(), &[]),
+        }
+    }
+
+    /// Sends what is held, of which the other end gets descriptors of its own.
+    pub(crate) fn hand_over(&self, held: &Held) -> io::Result<()> {
+        let (kind, rest) = held.bytes();
+        if rest.len() >= LONGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the options of the mount are too long"));
+        }
+        self.send_bytes((kind, rest), &held.descriptors())
+    }
+
+    fn send_bytes(&self, (kind, mut rest): (u8, Vec<u8>), descriptors: &[RawFd]) -> io::Result<()> {
+        rest.truncate(LONGEST - 1);
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let control: &[_] = if descriptors.is_empty() { &[] } else { &rights };
+        let data = [IoSlice::new(std::slice::from_ref(&kind)), IoSlice::new(&rest)];
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        sendmsg::<()>(self.0.as_raw_fd(), &data, control, flags, None).map(drop).map_err(io::Error::from)
+    }
+
+    /// Waits for the next packet; `None`: the other end is gone.
+    pub(crate) fn receive(&self) -> io::Result<Option<Packet>> {
+        self.received(MsgFlags::empty())
+    }
+
+    /// The next packet, if there is one: an error of the kind `WouldBlock` where there is none yet.
+    pub(crate) fn receive_now(&self) -> io::Result<Option<Packet>> {
+        self.received(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn received(&self, flags: MsgFlags) -> io::Result<Option<Packet>> {
+        let mut buffer = vec![0; LONGEST];
+        let mut control = cmsg_space!([RawFd; DESCRIPTORS]);
+        let mut data = [IoSliceMut::new(&mut buffer)];
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = loop {
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut data, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                message => break message?,
+            }
+        };
+        let len = message.bytes;
+        let descriptors = message.cmsgs()?.filter_map(|part| match part {
+            ControlMessageOwned::ScmRights(descriptors) => Some(sys::own_received(descriptors)),
+            _ => None,
+        });
+        let descriptors: Vec<_> = descriptors.flatten().collect();
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "a packet that this version of crfs does not know");
+        match buffer.get(..len).and_then(|packet| packet.split_first()) {
+            None => Ok(None),
+            Some((kind, rest)) => Packet::of(*kind, rest, descriptors).map(Some).ok_or_else(unknown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn file(text: &str) -> OwnedFd {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.into()
+    }
+
+    fn text(of: OwnedFd) -> String {
+        let mut text = String::new();
+        File::from(of).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_is_held_arrives_with_its_descriptors_in_their_order() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let held = Held {
+            description: vec![7; 100 << 10],
+            io_deadline: Duration::from_millis(1500),
+            device: file("device"),
+            listener: file("listener"),
+            lock: file("lock"),
+        };
+        ours.send(&Packet::Held(held)).unwrap();
+        let Some(Packet::Held(held)) = theirs.receive().unwrap() else { panic!("it is another packet") };
+        assert_eq!((held.description, held.io_deadline), (vec![7; 100 << 10], Duration::from_millis(1500)));
+        assert_eq!([held.device, held.listener, held.lock].map(text), ["device", "listener", "lock"]);
+    }
+
+    #[test]
+    fn packets_keep_their_bounds_and_what_was_said_before_the_end_is_heard() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        assert_eq!(theirs.receive_now().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        ours.send(&Packet::Ready).unwrap();
+        let go = Go { before: 3, upgrades: 1, why: "it was killed".into() };
+        ours.send(&Packet::Go(go.clone())).unwrap();
+        ours.send(&Packet::Failed("x".repeat(1 << 20))).unwrap();
+        drop(ours);
+        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Ready)));
+        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Go(heard)) if heard == go));
+        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Failed(why)) if why.len() == LONGEST - 1));
+        assert!(theirs.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_packet_is_an_error() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        for packet in [&b"h"[..], b"h12345678", b"g1234567", b"z"] {
+            nix::unistd::write(&ours, packet).unwrap();
+            assert_eq!(theirs.receive().unwrap_err().kind(), io::ErrorKind::InvalidData, "{packet:?}");
+        }
+    }
+}

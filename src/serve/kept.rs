@@ -1,0 +1,240 @@
+//! A worker's side of its keeper (src/keeper): what it hands over, and how it goes on with what another one has handed over.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Error;
+use super::options::MountOptions;
+use super::service::Kept;
+use crate::blob::Digest;
+use crate::image::wire;
+use crate::keeper::{Channel, Go, Held, Packet};
+use crate::kernel::mounts::Identity;
+use crate::threads;
+
+/// The form of a description. Another one is for another version of crfs.
+const VERSION: u32 = 1;
+
+/// Connections that wait to be accepted: as many as std has for a listener.
+const BACKLOG: i32 = 128;
+
+/// What is served, for whoever goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Description {
+    pub(super) options: MountOptions,
+    /// The image, whatever the reference leads to by now.
+    pub(super) digest: Digest,
+    pub(super) identity: Identity,
+    /// Of what the kernel was told: numbers, names, attributes.
+    pub(super) tree: Digest,
+    /// Seconds since 1970.
+    pub(super) started: u64,
+    /// The directory of the mount's state.
+    #[serde(with = "wire::path")]
+    pub(super) state: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    description: T,
+}
+
+impl Description {
+    fn bytes(self) -> Result<Vec<u8>, Error> {
+        let versioned = Versioned { version: VERSION, description: self };
+        serde_json::to_vec(&versioned).map_err(|source| Error::Handover { source })
+    }
+
+    fn of(bytes: &[u8]) -> Result<Self, Error> {
+        let version: Version = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
+        if version.version != VERSION {
+            return Err(Error::OtherForm { found: version.version, known: VERSION });
+        }
+        let versioned: Versioned<Self> = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
+        Ok(versioned.description)
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// What a worker goes on with.
+pub(super) struct Handed {
+    pub(super) description: Description,
+    pub(super) device: OwnedFd,
+    pub(super) listener: UnixListener,
+    pub(super) lock: OwnedFd,
+}
+
+/// Whoever keeps a mount, as the process knows it that serves it.
+#[derive(Clone)]
+pub(crate) struct Keeping {
+    keeper: Keeper,
+    /// How many have served before this one, and how many of them have gone for an upgrade.
+    restarts: u32,
+    upgrades: u32,
+}
+
+impl Keeping {
+    pub(super) fn told(&self) -> Kept {
+        Kept { keeper: Keeper::pid(), restarts: self.restarts, upgrades: self.upgrades }
+    }
+
+    /// Asks for an upgrade. Comes back with why there is none; if there is one, this process is gone.
+    pub(super) async fn upgrade(&self) -> String {
+        let (say, said) = oneshot::channel();
+        self.keeper.upgrading.lock().unwrap_or_else(PoisonError::into_inner).push(say);
+        if let Err(error) = self.keeper.channel.send(&Packet::Upgrade) {
+            return format!("its keeper does not answer: {error}");
+        }
+        match tokio::time::timeout(PATIENCE, said).await {
+            Ok(Ok(why)) => why,
+            _ => "its keeper does not answer".to_owned(),
+        }
+    }
+}
+
+/// The keeper of this process.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    channel: Arc<Channel>,
+    /// Whoever waits to hear why there is no upgrade.
+    upgrading: Arc<Mutex<Vec<oneshot::Sender<String>>>>,
+}
+
+impl Keeper {
+    /// The one at the other end of the descriptor that this process was started with.
+    ///
+    /// # Errors
+    /// Where there is no such descriptor.
+    pub fn inherited(number: RawFd) -> Result<Self, Error> {
+        let channel = Channel::inherited(number).map_err(|source| Error::Keeper { source })?;
+        // Until it serves, nobody is to be left behind who could not be ended.
+        let _ends_with_it = set_pdeathsig(Signal::SIGKILL);
+        Ok(Self { channel: Arc::new(channel), upgrading: Arc::default() })
+    }
+
+    /// Whose number is that of the server, which stays when workers go.
+    pub(super) fn pid() -> u32 {
+        u32::try_from(nix::unistd::getppid().as_raw()).unwrap_or_default()
+    }
+
+    /// Hands over what another one may go on with.
+    pub(super) fn hold(
+        &self,
+        description: Description,
+        device: OwnedFd,
+        listener: OwnedFd,
+        lock: OwnedFd,
+    ) -> Result<(), Error> {
+        let io_deadline = description.options.source.io_deadline;
+        let held = Held { description: description.bytes()?, io_deadline, device, listener, lock };
+        self.channel.hand_over(&held).map_err(|source| Error::Keeper { source })
+    }
+
+    /// What this one is to go on with.
+    pub(super) fn handed(&self) -> Result<Handed, Error> {
+        let failed = |source| Error::Keeper { source };
+        match self.channel.receive().map_err(failed)? {
+            Some(Packet::Held(Held { description, device, listener, lock, .. })) => {
+                let description = Description::of(&description)?;
+                Ok(Handed { description, device, listener: listener.into(), lock })
+            }
+            _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used.
+    pub(super) fn ready(&self) -> Result<(), Error> {
+        self.channel.send(&Packet::Ready).map_err(|source| Error::Keeper { source })
+    }
+
+    /// Says why this one ends.
+    pub fn failed(&self, why: String) {
+        let _heard = self.channel.send(&Packet::Failed(why));
+    }
+
+    /// Hears what the keeper says, from now on.
+    pub(super) fn listen(&self) -> Result<mpsc::UnboundedReceiver<Said>, Error> {
+        let (channel, upgrading) = (Arc::clone(&self.channel), Arc::clone(&self.upgrading));
+        let (say, said) = mpsc::unbounded_channel();
+        let hear = move || {
+            while let Ok(Some(packet)) = channel.receive() {
+                match packet {
+                    Packet::Go(go) => drop(say.send(Said::Go(go))),
+                    Packet::Refused(why) => {
+                        tracing::warn!(why, "the mount goes on with the server that it has");
+                        let asked = std::mem::take(&mut *upgrading.lock().unwrap_or_else(PoisonError::into_inner));
+                        asked.into_iter().for_each(|asked| drop(asked.send(why.clone())));
+                    }
+                    _ => {}
+                }
+            }
+            drop(say.send(Said::Nothing));
+        };
+        threads::spawn("keeper", hear).map_err(|source| Error::Runtime { source })?;
+        Ok(said)
+    }
+
+    /// Now that it serves, it goes on without its keeper.
+    pub(super) fn serves() {
+        let _stays = set_pdeathsig(None);
+    }
+
+    pub(super) fn keeping(&self, restarts: u32, upgrades: u32) -> Keeping {
+        Keeping { keeper: self.clone(), restarts, upgrades }
+    }
+}
+
+/// Longer than a keeper waits for the next worker.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a keeper says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Said {
+    Go(Go),
+    /// It is gone.
+    Nothing,
+}
+
+/// Comes back when the keeper is gone.
+pub(super) async fn lost(said: &mut mpsc::UnboundedReceiver<Said>) {
+    while !matches!(said.recv().await, Some(Said::Nothing) | None) {}
+}
+
+/// Makes this process the one that is behind the socket to whoever asks who that is.
+pub(super) fn claim(listener: &UnixListener) -> io::Result<()> {
+    Ok(listen(listener, Backlog::new(BACKLOG)?)?)
+}
+
+/// A descriptor of its own for the same open file.
+pub(super) fn again(of: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    of.try_clone_to_owned().map_err(|source| Error::Runtime { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_of_another_version_is_told_from_a_broken_one() {
+        let of = |text: &str| Description::of(text.as_bytes());
+        assert!(matches!(of(r#"{"version":2,"image":"x"}"#), Err(Error::OtherForm { found: 2, known: VERSION })));
+        assert!(matches!(of(r#"{"version":1}"#), Err(Error::Handover { .. })));
+        assert!(matches!(of(""), Err(Error::Handover { .. })));
+    }
+}
