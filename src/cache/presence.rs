@@ -67,8 +67,13 @@ impl Present {
                 present.file.write_all_at(&head, 0)?;
             }
         }
-        if present.file.metadata()?.len() < present.len() {
-            present.file.set_len(present.len())?;
+        let found = present.file.metadata()?.len();
+        if found < present.len() {
+            let made = present.file.set_len(present.len());
+            // One that cannot be written, and that a crfs from before the last number has left, says all else.
+            if found < without_evictions(&present.groups) {
+                made?;
+            }
         }
         Ok(present)
     }
@@ -250,8 +255,12 @@ pub(super) fn len(groups: &Groups) -> u64 {
 
 /// Where the number is that changes with each eviction.
 fn evictions_at(groups: &Groups) -> u64 {
-    let bytes = HEADER as u64 + groups.count() as u64 * (START as u64 + RECORD);
-    (bytes + u64::from(groups.checks())).next_multiple_of(sealed::LEN)
+    without_evictions(groups).next_multiple_of(sealed::LEN)
+}
+
+/// Bytes of all that is before it.
+fn without_evictions(groups: &Groups) -> u64 {
+    HEADER as u64 + groups.count() as u64 * (START as u64 + RECORD) + u64::from(groups.checks())
 }
 
 /// From the only source of random numbers in std: seeded by the kernel, another number each time.
@@ -319,6 +328,20 @@ mod tests {
         assert_ne!(read.next_generation(1).unwrap(), generation);
         assert!(!present.is_there(2));
         assert_eq!(present.len(), file.metadata().unwrap().len());
+    }
+
+    /// As a crfs has left it that knew no number of evictions.
+    #[test]
+    fn what_is_older_is_used_also_where_it_cannot_be_written() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = named.reopen().unwrap();
+        Present::open(file.try_clone().unwrap(), groups(), Duration::ZERO).unwrap().set(2, true).unwrap();
+        file.set_len(without_evictions(&groups())).unwrap();
+        let old = || Present::open(File::open(named.path()).unwrap(), groups(), Duration::ZERO);
+        assert!(old().unwrap().is_there(2));
+        assert_eq!(old().unwrap().evictions(), 0);
+        file.set_len(without_evictions(&groups()) - 1).unwrap();
+        assert!(old().is_err());
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl AllHere {
             let now = units.epoch();
             if std::mem::replace(&mut here.epoch, now) != now {
                 here.forget();
+                self.everything.store(false, Ordering::Release);
             }
         }
         Some(here)
@@ -240,6 +241,11 @@ impl AllHere {
         Ok(())
     }
 
+    /// Whether nothing was missing, as far as is known without a look at the disk.
+    pub(super) fn was_everything(&self) -> bool {
+        self.everything.load(Ordering::Acquire)
+    }
+
     /// Whether nothing was missing, and nothing of a layer has gone since, nor of another one, which is the next each time.
     pub(super) fn is_everything(&self, layers: &[Arc<dyn Units>], layer: usize) -> bool {
         if !self.everything.load(Ordering::Acquire) {
@@ -264,6 +270,7 @@ impl AllHere {
             if here.next_unknown(units.clone()).is_none() {
                 here.forget();
             }
+            here.begun.retain(|unit, _| !units.contains(unit));
         }
     }
 }

@@ -192,6 +192,11 @@ impl Image {
         self.here.is_everything(&self.layers, layer)
     }
 
+    /// The same without a look at the disk: nothing has been missed since.
+    pub(super) fn was_all_here(&self) -> bool {
+        self.here.was_everything()
+    }
+
     /// Goes on looking whether nothing of the whole image is missing.
     pub(super) fn survey(&self) -> Result<(), Damaged> {
         self.here.survey(&self.layers)

@@ -42,9 +42,9 @@ impl State {
         self.policies.iter().find_map(|policy| policy.tail(file, end, bytes))
     }
 
-    /// Whether a hit in this file tells nothing.
+    /// Whether a hit in this file tells nothing. Waits for no disk: whoever asks may be the thread that answers the kernel.
     pub(super) fn is_old(&self, layer: usize, file: Node, checks: &Range<u32>) -> bool {
-        !self.history.may_be_guessed(layer, checks) && (self.is_known(file) || self.image.is_all_here(layer))
+        !self.history.may_be_guessed(layer, checks) && (self.is_known(file) || self.image.was_all_here())
     }
 
     fn is_known(&self, file: Node) -> bool {

@@ -130,12 +130,18 @@ impl Whole {
 
     /// Reads a file, and gives the steps that this has taken with all that it leads to, and what was wished for.
     fn read(&mut self, file: u32) -> (u64, Vec<Range<u32>>) {
+        self.read_as(file, false)
+    }
+
+    /// The same of one that may have `missed` what it was to read.
+    fn read_as(&mut self, file: u32, missed: bool) -> (u64, Vec<Range<u32>>) {
         let Contents { index, file: contents } = &*self.contents;
         let start = u64::from(file) * 4096;
         let (range, node) = (ByteRange { start, end: start + 100 }, Node::from(file) + 2);
         let (wishes, steps) = steps::of(|| {
             let checks = fill(index, contents, range, &mut [0; 100], Disk::MayWait).unwrap().unwrap();
-            if self.state.is_old(0, node, &checks) || !self.state.noticed(0, node, range, checks, false).unwrap() {
+            let is_old = !missed && self.state.is_old(0, node, &checks);
+            if is_old || !self.state.noticed(0, node, range, checks, missed).unwrap() {
                 return Vec::new();
             }
             let next = || self.state.next(1 << 20, |_| Ok(false)).unwrap().map(|wish| wish.units);
@@ -162,10 +168,13 @@ fn no_read_of_what_is_here_takes_more_than_so_many_steps() {
             let (steps, _) = layer.read(file);
             assert!(steps < 100, "{steps} steps for {file} where all is known to be here");
         }
-        // Another process evicts a group: what is known is known no more, and found out again.
+        // Another process evicts a group. Reads of what is here look at no disk, and do not see it; one that misses something does, and it is found out
+        // again.
         layer.contents.file.evict(50_000);
         let (steps, _) = layer.read(7);
-        assert!((100..20_000).contains(&steps), "{steps} steps for a read behind an eviction");
+        assert!(steps < 100, "{steps} steps for a read behind an eviction");
+        let (steps, _) = layer.read_as(8, true);
+        assert!((100..20_000).contains(&steps), "{steps} steps for a miss behind an eviction");
     }
 }
 
@@ -204,6 +213,18 @@ fn what_is_known_to_be_here_is_not_looked_at_again_until_something_is_evicted() 
     assert!(image.is_all_here(0));
     lab.evict(3..4);
     assert!(!image.is_all_here(0) && UNIT > 0);
+}
+
+#[test]
+fn whoever_sees_first_that_something_has_gone_all_know_it() {
+    let lab = Lab::of(&[("/", Vec::new()), ("/1", vec![1; 100]), ("/2", vec![1; 100])]);
+    lab.bring(0..2);
+    lab.image.survey().unwrap();
+    assert!(lab.image.was_all_here());
+    lab.evict(1..2);
+    lab.image.here().start();
+    assert_eq!(lab.image.next_lacking(0, 0..2).unwrap(), Some(1));
+    assert!(!lab.image.was_all_here());
 }
 
 #[test]

@@ -134,12 +134,14 @@ impl Policy for Mentions {
                 return Ok(Some(wish));
             }
         }
-        while let Some((file, counts)) = self.next_wished(ask.is_over) {
+        while !known.image.here().is_spent() {
+            let Some(Wished { turn, file, counts }) = self.next_wished(ask.is_over) else { break };
             if let Some(wish) = self.wish_for(known, file, counts, ask.size, found)? {
                 return Ok(Some(wish));
             }
             if known.image.here().is_spent() {
-                break;
+                // Whether it is here is not known yet.
+                self.wished.insert(turn, file);
             }
         }
         Ok(None)
@@ -278,13 +280,13 @@ impl Mentions {
         if told.steps() <= STEPS { self.look_into(image, file, told, false, found) } else { Ok(()) }
     }
 
-    /// The next file that is wished for, and whether it counts; it is not given again.
-    fn next_wished(&mut self, is_over: bool) -> Option<(Node, bool)> {
+    /// The next file that is wished for; it is not given again.
+    fn next_wished(&mut self, is_over: bool) -> Option<Wished> {
         let counts = |file: &Node| self.told.get(file).is_none_or(|told| told.counts);
         let (turn, counts) =
             self.wished.iter().map(|(turn, file)| (turn, counts(file))).find(|(_, counts)| !is_over || !counts)?;
         let turn = turn.clone();
-        Some((self.wished.remove(&turn)?, counts))
+        Some(Wished { file: self.wished.remove(&turn)?, turn, counts })
     }
 
     /// What to fetch for a file that was named, at most about `size` bytes.
@@ -339,6 +341,14 @@ impl Mentions {
             self.command_bytes = self.command_bytes.saturating_add(bytes);
         }
     }
+}
+
+/// A file that is to be fetched.
+struct Wished {
+    turn: Turn,
+    file: Node,
+    /// Whether it is one of those that are counted.
+    counts: bool,
 }
 
 /// The units of a file, if any is not there, made longer over `wished` files near it, up to `size` bytes and no further than over [`GAP`].
