@@ -30,6 +30,16 @@ pub(super) enum How {
 }
 
 impl Death {
+    /// Of one that could not be started.
+    pub(super) fn unborn(error: &std::io::Error) -> Self {
+        Self {
+            how: How::Exited(-1),
+            for_memory: false,
+            served: None,
+            said: Some(format!("it cannot be started: {error}")),
+        }
+    }
+
     /// Whether what it did has killed it, and nobody else.
     pub(super) fn is_crash(&self) -> bool {
         use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
@@ -75,11 +85,19 @@ impl Deaths {
         pause.copied().unwrap_or_default()
     }
 
+    /// Whether the last one had not served for long, or not at all.
+    pub(super) fn is_row(&self) -> bool {
+        self.row > 0
+    }
+
     /// What is wrong, where it is more than one mishap.
     pub(super) fn trouble(&self) -> Option<String> {
         let last = self.last.as_ref().filter(|_| self.row > 1)?;
         let times = self.row;
-        Some(format!("its worker died {times} times: {}; reads fail until one of them lives", last.cause()))
+        Some(format!(
+            "its worker died {times} times: {}; reads fail at the I/O deadline until one of them lives",
+            last.cause()
+        ))
     }
 }
 

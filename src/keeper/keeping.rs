@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::deaths::{Deaths, How};
+use super::deaths::{Death, Deaths, How};
 use super::notify::notify;
 use super::refusing::{self, Mount, Refusing};
 use super::wire::{Go, Held, Packet};
@@ -31,6 +31,11 @@ pub(super) struct Setting {
     /// Where a service manager wants to hear when the mount can be used.
     pub(super) manager: Option<OsString>,
 }
+
+/// How long a worker may take to be ready to go on, where nobody serves. It has a limit of its own, and this is for one that hangs.
+const STARTING: Duration = Duration::from_secs(600);
+/// How long it is before one is started again where that failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How long it waits where it has no means.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -66,8 +71,9 @@ pub(super) struct Keeper {
     deaths: Deaths,
     /// How the last one came to its end.
     why: String,
-    /// Since when nobody serves.
+    /// Since when nobody serves; and since when nobody did, before the worker came that does.
     down: Option<Instant>,
+    ended: Option<Instant>,
     /// When another worker is to be started.
     due: Option<Instant>,
     /// While the deadline is over, and nobody serves.
@@ -105,6 +111,7 @@ impl Keeper {
             deaths: Deaths::default(),
             why: String::new(),
             down: None,
+            ended: None,
             due: None,
             refusing: None,
             suspects: BTreeSet::new(),
@@ -146,6 +153,11 @@ impl Keeper {
         self.worker.as_ref().is_some_and(|worker| worker.went.is_some() || self.held.is_none())
     }
 
+    /// Whether there is one that could be followed by another.
+    fn is_kept(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.went.is_some() && worker.is_ready)
+    }
+
     fn wait(&self) -> io::Result<Vec<Source>> {
         let sources = self.sources();
         let mut asked: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
@@ -159,7 +171,8 @@ impl Keeper {
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
-        let workers = self.worker.iter().chain(&self.next);
+        // One that says nothing any more, and has not ended yet, would be heard of without an end.
+        let workers = self.worker.iter().chain(&self.next).filter(|worker| !worker.is_cut);
         sources.extend(workers.map(|worker| (Source::Workers, worker.channel.as_fd(), PollFlags::POLLIN)));
         if let Some(held) = self.held.as_ref().filter(|_| !self.is_serving()) {
             // That it has ended is told in any case.
@@ -197,6 +210,12 @@ impl Keeper {
         if is_over(self.next.as_ref().map(|next| next.started + UPGRADE)) {
             self.give_up_upgrade(format!("it was not ready within {} s", UPGRADE.as_secs()));
         }
+        let is_starting = |worker: &&Worker| self.held.is_some() && worker.went.is_none() && !worker.is_cut;
+        if let Some(worker) = self.worker.as_ref().filter(is_starting) {
+            if is_over(Some(worker.started + STARTING)) {
+                worker.signal(Signal::SIGKILL);
+            }
+        }
         if is_over(self.deadline()) && self.refusing.is_none() && !self.is_serving() {
             let begun = self.held.as_ref().and_then(|held| Refusing::begin(&held.device).ok());
             self.refusing = begun.and_then(|refusing| refusing.resend().ok().map(|()| refusing));
@@ -214,8 +233,13 @@ impl Keeper {
         let Some(held) = &self.held else { return };
         match self.program.start(self.which, Standard::Error) {
             Ok(worker) => self.worker = Some(worker.handed(held)),
-            // Too many processes, or no memory: that passes.
-            Err(_) => self.due = Some(Instant::now() + Duration::from_secs(1)),
+            // Too many processes, or no memory: that passes. Or the program is not there any more.
+            Err(error) => {
+                let pause = self.deaths.count(Death::unborn(&error));
+                self.why = format!("it cannot be started: {error}");
+                self.distrust(true);
+                self.due = Some(Instant::now() + pause.max(RETRY));
+            }
         }
     }
 
@@ -225,11 +249,13 @@ impl Keeper {
         while let Ok(Some(heard)) = self.signals.read_signal() {
             let number = i32::try_from(heard.ssi_signo).unwrap_or_default();
             match Signal::try_from(number) {
-                Ok(Signal::SIGHUP) if self.held.is_some() && !self.setting.has_terminal => self.upgrade(),
+                Ok(Signal::SIGHUP) if !self.setting.has_terminal => self.upgrade(),
                 Ok(Signal::SIGCHLD) | Err(_) => {}
                 Ok(signal) if self.is_serving() => {
                     self.worker.iter().for_each(|worker| worker.signal(signal));
-                    self.passed_on = Some(Instant::now()).filter(|_| signal != Signal::SIGQUIT);
+                    if signal != Signal::SIGQUIT {
+                        self.passed_on = Some(Instant::now());
+                    }
                 }
                 Ok(Signal::SIGQUIT) => {}
                 Ok(_) => {
@@ -245,15 +271,13 @@ impl Keeper {
 
     fn hear_workers(&mut self) {
         let (from_next, is_cut) = heard(self.next.as_mut());
-        from_next.into_iter().for_each(|packet| self.hear_next(packet));
-        if is_cut {
-            self.next.iter().for_each(|next| next.signal(Signal::SIGKILL));
+        self.next.iter_mut().filter(|_| is_cut).for_each(Worker::cut);
+        if !is_cut {
+            from_next.into_iter().for_each(|packet| self.hear_next(packet));
         }
         let (from_worker, is_cut) = heard(self.worker.as_mut());
         from_worker.into_iter().for_each(|packet| self.hear_worker(packet));
-        if is_cut {
-            self.worker.iter().for_each(|worker| worker.signal(Signal::SIGKILL));
-        }
+        self.worker.iter_mut().filter(|_| is_cut).for_each(Worker::cut);
     }
 
     fn hear_worker(&mut self, packet: Packet) {
@@ -291,6 +315,7 @@ impl Keeper {
         self.upgrades = self.upgrades.saturating_add(1);
         self.which = Which::Installed;
         self.why = "it was upgraded".to_owned();
+        self.suspects.clear();
         self.worker.take().into_iter().for_each(|old| self.fence(old));
         self.worker = self.next.take();
         self.down.get_or_insert_with(Instant::now);
@@ -316,15 +341,16 @@ impl Keeper {
         self.before = self.before.saturating_add(1);
         let why = std::mem::take(&mut self.why);
         worker.go(Go { before: self.before, upgrades: self.upgrades, why });
-        self.down = None;
+        self.ended = self.down.take();
         if std::mem::take(&mut self.ends) > 0 {
             worker.signal(Signal::SIGTERM);
+            self.passed_on = Some(now);
         }
     }
 
     /// Starts the program that is installed now, to take over when it is ready.
     fn upgrade(&mut self) {
-        let Some(held) = self.held.as_ref().filter(|_| self.next.is_none() && self.is_serving()) else { return };
+        let Some(held) = self.held.as_ref().filter(|_| self.next.is_none() && self.is_kept()) else { return };
         match self.program.start(Which::Installed, Standard::Error) {
             Ok(next) => self.next = Some(next.handed(held)),
             Err(error) => self.refuse_upgrade(error.to_string()),
@@ -347,22 +373,39 @@ impl Keeper {
 
     /// Looks who has ended.
     fn reap(&mut self) -> Step {
-        self.fenced.retain(|(worker, _)| worker.ended().is_none());
-        if let Some(how) = self.next.as_ref().and_then(Worker::ended) {
-            self.hear_workers();
-            if let Some(next) = self.next.take() {
-                self.refuse_upgrade(next.death(how).cause());
+        self.fenced.retain_mut(|(worker, _)| worker.ended().is_none());
+        if let Some(how) = self.worker.as_mut().and_then(Worker::ended) {
+            if let Some(worker) = self.worker.take() {
+                self.bury(worker, how)?;
             }
         }
-        if let Some(how) = self.worker.as_ref().and_then(Worker::ended) {
-            // What it has said before.
-            self.hear_workers();
-            if let Some(worker) = self.worker.take() {
-                self.mourn(worker, how)?;
+        if let Some(how) = self.next.as_mut().and_then(Worker::ended) {
+            if let Some(mut next) = self.next.take() {
+                // Why, if it has said so. It has nothing else to say any more.
+                let _said = heard(Some(&mut next));
+                self.refuse_upgrade(next.death(how).cause());
             }
         }
         self.go();
         Ok(())
+    }
+
+    /// Hears what a worker has said before it ended.
+    fn bury(&mut self, mut worker: Worker, how: How) -> Step {
+        for packet in heard(Some(&mut worker)).0 {
+            match packet {
+                Packet::Held(held) if self.held.is_none() => {
+                    worker.went.get_or_insert_with(Instant::now);
+                    self.held = Some(held);
+                }
+                Packet::Ready if worker.went.is_some() => {
+                    worker.is_ready = true;
+                    self.tell_manager();
+                }
+                _ => {}
+            }
+        }
+        self.mourn(worker, how)
     }
 
     fn mourn(&mut self, worker: Worker, how: How) -> Step {
@@ -383,12 +426,13 @@ impl Keeper {
         }
         let death = worker.death(how);
         let has_crashed = death.served.is_some() && death.is_crash();
-        if death.served.is_none() {
-            self.which = Which::Own;
-        }
+        let never_served = death.served.is_none();
         self.why = death.cause();
         let pause = self.deaths.count(death);
-        self.down.get_or_insert_with(Instant::now);
+        self.distrust(never_served);
+        // One that had hardly served has ended no outage.
+        let outage = self.ended.take().filter(|_| self.deaths.is_row());
+        self.down = self.down.or(outage).or_else(|| Some(Instant::now()));
         if has_crashed {
             self.refuse_suspects();
         } else {
@@ -398,6 +442,14 @@ impl Keeper {
         self.give_up_upgrade("the server died meanwhile".to_owned());
         self.due = Some(Instant::now() + pause);
         Ok(())
+    }
+
+    /// What an upgrade has brought and does not come up, or dies again and again, is not started any more.
+    fn distrust(&mut self, never_served: bool) {
+        if self.which == Which::Installed && (never_served || self.deaths.trouble().is_some()) {
+            self.which = Which::Own;
+            self.why.push_str("; the program serves again that did before the upgrade");
+        }
     }
 
     /// A request that two workers have crashed on is refused.
@@ -417,9 +469,15 @@ impl Keeper {
             return Err(End::Exit(0));
         }
         match self.refusing.as_mut().map(Refusing::refuse_some) {
-            Some(Ok(Mount::Gone)) => Err(End::Exit(0)),
-            _ => Ok(()),
+            Some(Ok(Mount::Gone)) => return Err(End::Exit(0)),
+            Some(Err(_)) => {
+                // Another time: whoever asks is still there.
+                self.refusing = None;
+                self.down = Some(Instant::now());
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     /// Tells whoever asks what is wrong.
@@ -430,7 +488,8 @@ impl Keeper {
             // No descriptors, most likely, and whoever asks is still there.
             return std::thread::sleep(GLANCE);
         };
-        let answer = format!("{{\"troubled\":{{\"message\":{}}}}}\n", serde_json::Value::String(trouble));
+        let answer =
+            format!("{}\n", serde_json::json!({ "troubled": { "message": trouble, "keeper": std::process::id() } }));
         // Whoever has gone does not want to know any more.
         let _heard = client.write_all(answer.as_bytes());
     }

@@ -6,7 +6,7 @@
 //!                  └────> worker     opens the image by what the keeper was handed, goes on where the other one stopped
 //! ```
 //!
-//! It has one thread, and knows nothing of images, registries and JSON: what is served are bytes to it, which one worker writes and another reads. What
+//! It has one thread, and knows nothing of images and registries: what is served are bytes to it, which one worker writes and another reads. What
 //! a worker had read of the kernel's requests and not answered, the kernel gives out once more. So one mechanism does for a crash, for a kill and for
 //! an upgrade, which ends the old worker once the new one is ready.
 //!
@@ -45,9 +45,20 @@ pub const SUBCOMMAND: &str = "keep";
 pub const FOREGROUND: &str = "foreground";
 pub const BACKGROUND: &str = "background";
 
+const SCORE: &str = "/proc/self/oom_score_adj";
+
 /// How much a keeper wants to be spared where memory runs out, and its worker (oom_score_adj, proc(5)).
 const LAST: &str = "-900";
-pub(crate) const EARLY: &str = "100";
+const EARLY: &str = "100";
+
+/// What a worker does about that.
+pub(crate) fn go_early() {
+    let score = std::fs::read_to_string(SCORE).unwrap_or_default();
+    if ["0", LAST].contains(&score.trim()) {
+        // Raising it is everybody's right.
+        let _raised = std::fs::write(SCORE, EARLY);
+    }
+}
 
 /// The signals that a keeper listens for.
 const HEARD: [Signal; 5] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -99,7 +110,10 @@ fn begun(arguments: Vec<OsString>, is_foreground: bool, manager: Option<OsString
     let name = std::ffi::CString::new(NAME)?;
     let _only_for_ps = nix::sys::prctl::set_name(&name);
     // Where memory runs out, workers go before it: they can be replaced. An ordinary user may not ask for that.
-    let _where_allowed = std::fs::write("/proc/self/oom_score_adj", LAST);
+    // Where somebody has decided about that, they know better.
+    if std::fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
+        let _where_allowed = std::fs::write(SCORE, LAST);
+    }
     // A working directory on a mount would keep that one busy.
     nix::unistd::chdir("/")?;
     // Whoever ignores it leaves its children to the kernel, and their numbers to whoever comes next.

@@ -4,7 +4,7 @@
 //! requests a worker died on, and nobody has to keep a journal of them.
 //!
 //! The descriptor is read without waiting: of a request that somebody gave up on, nothing is left to read. All who have the descriptor see that
-//! setting. So it is only changed while no worker has it, and changed back before the next one.
+//! setting. So it is only changed while no worker uses it, and changed back before the next one does.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -82,6 +82,8 @@ impl Program {
             went: None,
             killed_for_memory: killed_for_memory(),
             said: None,
+            is_cut: false,
+            end: None,
         })
     }
 }
@@ -116,6 +118,10 @@ pub(super) struct Worker {
     killed_for_memory: u64,
     /// Why it ends, as it has said.
     pub(super) said: Option<String>,
+    /// Whether its end of the channel is closed.
+    pub(super) is_cut: bool,
+    /// How it has ended, once it was waited for.
+    end: Option<How>,
 }
 
 /// How many processes of this machine were killed for want of memory, of itself or of a cgroup.
@@ -144,19 +150,30 @@ impl Worker {
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        // It has not been waited for, so the number is still its own.
-        let _gone = kill(self.pid, signal);
+        // As long as it has not been waited for, the number is its own.
+        if self.end.is_none() {
+            let _gone = kill(self.pid, signal);
+        }
     }
 
     /// Its end, if it has come.
-    pub(super) fn ended(&self) -> Option<How> {
-        match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, status)) => Some(How::Exited(status)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(How::Killed(signal)),
-            // It is nobody's child any more.
-            Err(Errno::ECHILD) => Some(How::Exited(-1)),
-            _ => None,
+    pub(super) fn ended(&mut self) -> Option<How> {
+        if self.end.is_none() {
+            self.end = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, status)) => Some(How::Exited(status)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(How::Killed(signal)),
+                // It is nobody's child any more.
+                Err(Errno::ECHILD) => Some(How::Exited(-1)),
+                _ => None,
+            };
         }
+        self.end
+    }
+
+    /// It says nothing any more, and so nobody can tell it anything.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
+        self.signal(Signal::SIGKILL);
     }
 
     pub(super) fn death(self, how: How) -> Death {
@@ -178,7 +195,7 @@ mod tests {
     #[test]
     fn a_worker_has_the_channel_and_its_end_is_known() {
         let program = Program { path: Some("/bin/sh".into()), arguments: vec!["-c".into(), "exit 7".into()] };
-        let worker = program.start(Which::Installed, Standard::Inherited).unwrap();
+        let mut worker = program.start(Which::Installed, Standard::Inherited).unwrap();
         assert!(worker.channel.receive().unwrap().is_none(), "it is gone");
         let how = std::iter::repeat_with(|| worker.ended()).flatten().next();
         assert_eq!(how, Some(How::Exited(7)));

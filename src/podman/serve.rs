@@ -127,6 +127,8 @@ async fn run(
     let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
     let fuse = Fuse(Options { list_trusted: false, nfs_export: false });
     let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &fuse, &target)?;
+    // Nobody goes on with it, and what is left open would keep it from ending.
+    server.attached.keep = None;
     let usable = tokio::time::timeout(USABLE, server.become_usable()).await;
     usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
     let device = server.attached.mounted.identity.device;

@@ -38,7 +38,7 @@ pub enum Unanswered {
     Failed { message: String },
     /// Its keeper says so.
     #[error("{message}")]
-    Troubled { message: String },
+    Troubled { message: String, keeper: u32 },
 }
 
 /// Connects to a server by the directory of its state, for which it has a name that is short enough for a socket. One that is stopped takes as many
@@ -113,7 +113,7 @@ pub(crate) fn ask<Q: Serialize, A: DeserializeOwned>(
             Answer::Event(event) => on_event(&event),
             Answer::Working => {}
             Answer::Failed { message } => return Err(Unanswered::Failed { message }),
-            Answer::Troubled { message } => return Err(Unanswered::Troubled { message }),
+            Answer::Troubled { message, keeper } => return Err(Unanswered::Troubled { message, keeper }),
             answer => return Ok(answer),
         }
     }

@@ -220,8 +220,7 @@ fn leave_terminal() {
     // Fails only for the leader of a process group, which has its own already.
     let _own_session = nix::unistd::setsid();
     let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
-    // It has that of its keeper so far, and raising it is everybody's right.
-    let _early = std::fs::write("/proc/self/oom_score_adj", keeper::EARLY);
+    keeper::go_early();
 }
 
 /// Becomes the keeper of a mount in the foreground, whose worker reads these options. Comes back only where that fails.

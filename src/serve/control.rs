@@ -69,6 +69,7 @@ pub(crate) enum Answer<A = Nothing> {
     /// Said by a keeper, whose workers die.
     Troubled {
         message: String,
+        keeper: u32,
     },
     #[serde(untagged)]
     Own(A),

@@ -50,7 +50,8 @@ pub(crate) struct Attached {
     pub(crate) usable: BoxFuture<'static, io::Result<()>>,
     /// Comes true when nobody answers the kernel any more.
     pub(crate) ended: BoxFuture<'static, io::Error>,
-    pub(crate) keep: Keep,
+    /// `None` where nobody is to go on with it.
+    pub(crate) keep: Option<Keep>,
 }
 
 /// How it came to an end.
@@ -293,7 +294,7 @@ mod tests {
         let device = mounts::Device { major: 0, minor: u32::MAX };
         let identity = Identity { id: u32::MAX, device, source: "none".into(), user: None };
         let mounted = Mounted { dir: "/nowhere".into(), identity, stays: true };
-        Attached { mounted, usable: Box::pin(usable), ended: Box::pin(ended), keep: Box::new(|| None) }
+        Attached { mounted, usable: Box::pin(usable), ended: Box::pin(ended), keep: None }
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::Error;
-use super::frontend::{Attached, Frontend, Mounted, looked_up, on_thread, panicked};
+use super::frontend::{Attached, Frontend, Keep, Mounted, looked_up, on_thread, panicked};
 use crate::fs::forest::Forest;
 use crate::fs::fuse::{self, Options, Server};
 use crate::keeper;
@@ -34,7 +34,7 @@ impl Frontend for Fuse {
         let ended = on_thread("fuse", move || Server::handshake(answers, device)?.run());
         let ended = ended.map_err(|source| Error::Runtime { source })?;
         let usable = looked_up(mounted.dir.clone(), root);
-        let keep = Box::new(move || resends.get().then_some(again));
+        let keep: Option<Keep> = Some(Box::new(move || resends.get().then_some(again)));
         Ok(Attached { mounted, usable: Box::pin(usable), ended: Box::pin(async move { why(ended.await) }), keep })
     }
 
@@ -46,7 +46,7 @@ impl Frontend for Fuse {
         let ended = on_thread("fuse", move || server.run()).map_err(failed)?;
         let ended = Box::pin(async move { why(ended.await) });
         // Who looks into it finds it answered, sooner or later.
-        Ok(Attached { mounted, usable: Box::pin(ready(Ok(()))), ended, keep: Box::new(|| None) })
+        Ok(Attached { mounted, usable: Box::pin(ready(Ok(()))), ended, keep: None })
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Description {
     /// The image, whatever the reference leads to by now.
     pub(super) digest: Digest,
     pub(super) identity: Identity,
+    /// Whether a single layer was mounted with what is known of those below it.
+    pub(super) has_lowers: bool,
     /// Of what the kernel was told: numbers, names, attributes.
     pub(super) tree: Digest,
     /// Seconds since 1970.

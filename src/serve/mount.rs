@@ -25,7 +25,7 @@ use super::fuse::Fuse;
 use super::holders;
 use super::kept::{self, Description, Handed, Keeper, Keeping, Said};
 use super::listen::Listening;
-use super::mounted::{self, MountedImage, Served};
+use super::mounted::{self, Known, MountedImage, Served};
 use super::options::{FrontendChoice, MountOptions};
 use super::server::{self, Resumed, Server};
 use super::service::{Activity, Service};
@@ -139,12 +139,14 @@ pub fn resume(keeper: &Keeper) -> Result<(), Error> {
 }
 
 async fn resume_and_serve(
-    Description { options, digest, identity, tree, started, .. }: Description,
+    Description { mut options, digest, identity, tree, has_lowers, started, .. }: Description,
     mut state: OwnState,
     (device, listener): (OwnedFd, UnixListener),
     mut signals: ServerSignals,
     keeper: &Keeper,
 ) -> Result<(), Error> {
+    // Whatever its tag leads to by now.
+    options.source.image = options.source.image.pinned(digest);
     let options = &options;
     let mut said = keeper.listen()?;
     let limit = options.mount_deadline;
@@ -152,7 +154,8 @@ async fn resume_and_serve(
     let becoming_ready = async {
         let nobody: Report = Arc::new(|_| Ok(()));
         let report = event::of_image(&nobody);
-        let served = mounted::served(options, Some(digest), state.id(), hosts.clone(), &report).await?;
+        let known = Some(Known { digest, has_lowers });
+        let served = mounted::served(options, known, state.id(), hosts.clone(), &report).await?;
         let found = served.forest.fingerprint();
         if found == Some(tree) { Ok(served) } else { Err(Error::OtherTree) }
     };
@@ -163,14 +166,14 @@ async fn resume_and_serve(
     keeper.ready()?;
     let Some(Said::Go(Go { before, upgrades, why })) = said.recv().await else { return Err(Error::Interrupted) };
     Keeper::serves();
+    let claimed = kept::claim(&listener);
+    claimed.unwrap_or_else(|error| tracing::debug!(%error, "the control socket names another process"));
     let mounted = Mounted { dir: options.dir.clone(), identity, stays: true };
     let resumed = Resumed { mounted, device, started, kept: keeper.keeping(before, upgrades) };
     let forest = Arc::clone(&served.forest);
     let mut server = Server::resume(Arc::clone(&served.service), forest, &*chosen(options), resumed)?;
     server.become_usable().await?;
     tracing::warn!(before, why, "goes on with the mount of another process");
-    let claimed = kept::claim(&listener);
-    claimed.unwrap_or_else(|error| tracing::debug!(%error, "the control socket names another process"));
     let http = Listening::asked_for(options.metrics_listen.as_ref());
     let http = http.inspect_err(|error| tracing::warn!(error = error.chain(), "no metrics are served"));
     server.answer(listener, http.ok().flatten());
@@ -221,7 +224,8 @@ fn start(
     server.answer(listener, http);
     let (ready, read_ahead) = (ready(&served, pid), served.read_ahead());
     let serving = Serving { prefetch: served.prefetch, server, state };
-    Ok(Starting { serving, forest: served.forest, listener: asked, read_ahead, ready })
+    let (forest, has_lowers) = (served.forest, served.has_lowers);
+    Ok(Starting { serving, forest, listener: asked, has_lowers, read_ahead, ready })
 }
 
 fn ready(served: &Served, pid: u32) -> Ready {
@@ -243,6 +247,8 @@ struct Starting {
     forest: Arc<Forest>,
     /// The control socket.
     listener: OwnedFd,
+    /// Whether the layers below a single one were known.
+    has_lowers: bool,
     read_ahead: u32,
     ready: Ready,
 }
@@ -272,8 +278,7 @@ impl Starting {
     /// What the keeper needs for another process to go on. Where the kernel is too old for that, it is not kept.
     async fn hand_over(mut self, options: &MountOptions, keeper: &Keeper) -> Result<Self, Error> {
         let server = &mut self.serving.server;
-        let keep = std::mem::replace(&mut server.attached.keep, Box::new(|| None));
-        match keep() {
+        match server.attached.keep.take().and_then(|keep| keep()) {
             Some(device) => {
                 let forest = Arc::clone(&self.forest);
                 let tree = threads::run(Work::Opening, move || forest.fingerprint()).await;
@@ -281,6 +286,7 @@ impl Starting {
                     options: options.clone(),
                     digest: self.ready.digest,
                     identity: server.attached.mounted.identity.clone(),
+                    has_lowers: self.has_lowers,
                     tree: tree.ok().flatten().ok_or(Error::OtherTree)?,
                     started: server.started,
                     state: self.serving.state.dir().to_owned(),

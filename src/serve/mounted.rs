@@ -61,6 +61,8 @@ pub(crate) struct Served {
     pub(crate) service: Arc<MountedImage>,
     pub(crate) forest: Arc<Forest>,
     pub(crate) image: OpenImage,
+    /// Whether what a single layer hides in those below it is known.
+    pub(super) has_lowers: bool,
     /// Runs once the mount is ready.
     pub(crate) prefetch: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -93,11 +95,19 @@ fn chosen(layers: &[registry::Layer], choice: LayerChoice) -> Result<(u32, regis
     Ok((number, layer.clone()))
 }
 
+/// What a mount is to be again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub(super) digest: Digest,
+    /// Of a single layer: whether those below it were known.
+    pub(super) has_lowers: bool,
+}
+
 /// All that a server needs before it mounts. `id`: what the mount is known by.
-/// `digest`: that of the image, where it was resolved before.
-pub(crate) async fn served(
+/// `known`: of the image, where it was mounted before.
+pub(super) async fn served(
     options: &MountOptions,
-    digest: Option<Digest>,
+    known: Option<Known>,
     id: String,
     hosts: Hosts,
     report: &Report,
@@ -105,8 +115,8 @@ pub(crate) async fn served(
     let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
     let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
     let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
-    let mut image = match digest {
-        Some(digest) => engine.resolve_again(digest, report).await?,
+    let mut image = match known {
+        Some(Known { digest, .. }) => engine.resolve_again(digest, report).await?,
         None => engine.resolve(report).await?,
     };
     let mut inode_group = 0;
@@ -123,6 +133,9 @@ pub(crate) async fn served(
     let config = Handle::current().spawn(started(Arc::clone(&engine), image.clone(), guesses));
     let image = engine.open(image, inode_group as usize, report).await?;
     let alone = match (options.layer, image.layers.as_slice()) {
+        (Some(_), [_]) if known.is_some_and(|known| !known.has_lowers) => {
+            Some(Alone { opaque: options.opaque_xattr, lowers: None })
+        }
         (Some(_), [layer]) => {
             let lowers = lowers::of(&engine, &whole, layer, inode_group as usize);
             let lowers = tokio::time::timeout(options.mount_deadline / 4, lowers).await.ok().flatten();
@@ -130,6 +143,7 @@ pub(crate) async fn served(
         }
         _ => None,
     };
+    let has_lowers = alone.as_ref().is_some_and(|alone| alone.lowers.is_some());
     let merging = threads::run(Work::Opening, move || image.view(alone, guesses).map(|view| (image, view)));
     let (image, (view, readahead)) = merging.await.map_err(|source| image::Error::Merge { source })??;
     tokio::spawn(async move {
@@ -141,7 +155,8 @@ pub(crate) async fn served(
     let layers = distinct(image.layers.iter().map(|layer| &layer.contents));
     let prefetch = Box::pin(fetch::prefetch(layers.clone(), options.prefetch));
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    Ok(Served { service: Arc::new(MountedImage { id, layers, explained, common }), forest, image, prefetch })
+    let service = Arc::new(MountedImage { id, layers, explained, common });
+    Ok(Served { service, forest, image, has_lowers, prefetch })
 }
 
 /// What the image starts, if that is to be guessed from. Nobody waits for it.

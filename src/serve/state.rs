@@ -240,7 +240,8 @@ impl OwnState {
 
 impl Drop for OwnState {
     fn drop(&mut self) {
-        if !self.stays {
+        // After a panic another process may go on with the mount.
+        if !self.stays && !std::thread::panicking() {
             remove(&self.dir, &self.lock);
         }
     }

@@ -103,7 +103,9 @@ impl Status {
                 activity,
                 ..self
             },
-            Err(Unanswered::Troubled { message }) => Self { state: State::Failing, pid: None, ..self.silent(message) },
+            Err(Unanswered::Troubled { message, keeper }) => {
+                Self { state: State::Failing, pid: None, keeper: Some(keeper), ..self.silent(message) }
+            }
             Err(error) => self.silent(format!("its server does not say how it is: {}", chain(&error))),
         }
     }
@@ -164,8 +166,12 @@ fn ask(found: FoundState, elsewhere: Option<Elsewhere>) -> Status {
     };
     match found.is_served() {
         Ok(true) => match found.connect() {
-            // Another process may serve it by now than the one that has mounted it.
-            Ok(server) => Status { pid: ask::server_of(&server).ok().or(known.pid), ..known }.told(ask::status(server)),
+            Ok(server) => {
+                let told = ask::status(server);
+                // Another process may serve it by now than the one that has mounted it, or that was there when it was asked.
+                let pid = found.connect().ok().and_then(|server| ask::server_of(&server).ok());
+                Status { pid: pid.or(known.pid), ..known }.told(told)
+            }
             Err(error) => known.told(Err(error)),
         },
         Ok(false) => known,

@@ -30,7 +30,7 @@ pid() { "$crfs" status --json | python3 -c 'import json, sys; print(json.load(sy
 first=$(pid)
 kill -9 "$first"
 sums image
-test "$(pid)" != "$first"
+until test "$(pid)" != "$first"; do sleep 0.01; done
 "$crfs" upgrade --all | grep -F "$PWD/image"
 "$crfs" status | grep -F "started again 2 times"
 sums image
