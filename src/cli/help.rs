@@ -120,12 +120,9 @@ status` shows, unmounts it.
 pub(super) const UPGRADE: &str = concat!(
     "\
 Examples:
-  crfs upgrade /mnt
   crfs upgrade --all
 
-Each mount is served by the crfs that it was mounted with until it is upgraded,
-also where the file of that one was replaced. SIGHUP to its keeper (see `crfs
-status --json`) asks for the same.
+SIGHUP to a mount's keeper (see `crfs status --json`) asks for the same.
 ",
     exit_help!()
 );
@@ -302,9 +299,8 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it
   started                 seconds since 1970
-  keeper                  the process that starts another server when this one
-                          dies; null: nobody does
-  restarts                how many servers there were before
+  keeper, restarts        the process that starts another server when this one
+                          dies; how many servers there were before
   served                  bytes given to readers
   fetched, requests       bytes and requests asked of the registry
   cached                  bytes given to readers that were on local disk
