@@ -158,6 +158,12 @@ impl Keeper {
         self.worker.as_ref().is_some_and(|worker| worker.went.is_some() && worker.is_ready)
     }
 
+    /// One that is to go on, and does not yet.
+    fn starting(&self) -> Option<&Worker> {
+        let worker = self.worker.as_ref().filter(|_| self.held.is_some());
+        worker.filter(|worker| worker.went.is_none() && !worker.is_ready && !worker.is_cut)
+    }
+
     fn wait(&self) -> io::Result<Vec<Source>> {
         let sources = self.sources();
         let mut asked: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
@@ -190,7 +196,8 @@ impl Keeper {
         let upgrade = self.next.as_ref().map(|next| next.started + UPGRADE);
         let now = Instant::now();
         let fenced = self.fenced.iter().map(|(_, until)| *until).filter(|until| *until > now);
-        let times = fenced.chain(self.due).chain(upgrade).chain(self.deadline().filter(|_| self.refusing.is_none()));
+        let deadline = self.deadline().filter(|_| self.refusing.is_none());
+        let times = fenced.chain(self.due).chain(upgrade).chain(deadline).chain(self.starting().map(starts_until));
         let left = times.min().map(|time| time.saturating_duration_since(now) + Duration::from_millis(1));
         left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
     }
@@ -210,11 +217,8 @@ impl Keeper {
         if is_over(self.next.as_ref().map(|next| next.started + UPGRADE)) {
             self.give_up_upgrade(format!("it was not ready within {} s", UPGRADE.as_secs()));
         }
-        let is_starting = |worker: &&Worker| self.held.is_some() && worker.went.is_none() && !worker.is_cut;
-        if let Some(worker) = self.worker.as_ref().filter(is_starting) {
-            if is_over(Some(worker.started + STARTING)) {
-                worker.signal(Signal::SIGKILL);
-            }
+        if is_over(self.starting().map(starts_until)) {
+            self.worker.iter_mut().for_each(Worker::cut);
         }
         if is_over(self.deadline()) && self.refusing.is_none() && !self.is_serving() {
             let begun = self.held.as_ref().and_then(|held| Refusing::begin(&held.device).ok());
@@ -493,6 +497,11 @@ impl Keeper {
         // Whoever has gone does not want to know any more.
         let _heard = client.write_all(answer.as_bytes());
     }
+}
+
+/// How long one may take that is to go on.
+fn starts_until(worker: &Worker) -> Instant {
+    worker.started + STARTING
 }
 
 /// What a worker has said, and whether it will say nothing any more.

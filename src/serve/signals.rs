@@ -26,8 +26,7 @@ const LET_THROUGH: [Kind; 15] = [
 ];
 
 /// Lets no signal end or stop this process that means nothing to it (USR1, ALRM, TSTP, XFSZ, those of real time and others): whoever uses the mount would pay
-/// for it. Blocked and not ignored: programs that it starts inherit both, but std's `Command` gives them an empty mask, and leaves
-/// what is ignored.
+/// for it. What it starts inherits that: those are few, and end soon (fusermount3, credential helpers), or set their own (workers, guards).
 ///
 /// To be called before the process has threads. SIGKILL and SIGSTOP cannot be blocked.
 pub(crate) fn block_meaningless() {

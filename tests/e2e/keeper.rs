@@ -272,6 +272,13 @@ fn installed(lab: &Lab) -> PathBuf {
     crfs
 }
 
+fn mounted_by(crfs: &Path, lab: &Lab, image: &str) -> Mount {
+    let dir = lab.fresh("mount");
+    let options = ["mount", "--cache-dir"];
+    run(Command::new(crfs).args(options).arg(lab.fresh("cache")).args(LAZILY).arg(image).arg(&dir)).ok();
+    Mount::new(dir, String::new())
+}
+
 /// By another process: what this one has open to write, its children have open as well for a moment, and nobody can run it then.
 fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg(from).arg(to)).ok();
@@ -297,10 +304,8 @@ fn an_upgrade_lets_the_program_serve_that_is_installed_now() {
     let Some(lab) = Lab::new() else { return };
     let liar = Liar::new();
     let image = liar.push(&[&layer("file", 2, 100_000)]);
-    let (crfs, dir) = (installed(&lab), lab.fresh("mount"));
-    run(Command::new(&crfs).args(["mount", "--cache-dir"]).arg(lab.fresh("cache")).args(LAZILY).arg(&image).arg(&dir))
-        .ok();
-    let mount = Mount::new(dir, String::new());
+    let crfs = installed(&lab);
+    let mount = mounted_by(&crfs, &lab, &image);
     let (keeper, before) = (keeper(&mount), mount.pid());
     replace(&crfs, Path::new(CRFS));
     let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).unwrap().to_string_lossy().into_owned();
@@ -331,10 +336,8 @@ fn an_upgrade_to_what_does_not_serve_is_refused_and_nobody_notices() {
     let Some(lab) = Lab::new() else { return };
     let liar = Liar::new();
     let image = liar.push(&[&layer("file", 3, 100_000)]);
-    let (crfs, dir) = (installed(&lab), lab.fresh("mount"));
-    run(Command::new(&crfs).args(["mount", "--cache-dir"]).arg(lab.fresh("cache")).args(LAZILY).arg(&image).arg(&dir))
-        .ok();
-    let mount = Mount::new(dir, String::new());
+    let crfs = installed(&lab);
+    let mount = mounted_by(&crfs, &lab, &image);
     let pid = mount.pid();
     for (script, why) in [
         ("#!/bin/sh\nexit 3\n", "it ended with status 3"),
@@ -383,10 +386,8 @@ fn a_server_that_dies_while_an_upgrade_is_under_way_is_replaced_by_what_ran() {
     let Some(lab) = Lab::new() else { return };
     let liar = Liar::new();
     let image = liar.push(&[&layer("file", 3, 100_000)]);
-    let (crfs, dir) = (installed(&lab), lab.fresh("mount"));
-    run(Command::new(&crfs).args(["mount", "--cache-dir"]).arg(lab.fresh("cache")).args(LAZILY).arg(&image).arg(&dir))
-        .ok();
-    let mount = Mount::new(dir, String::new());
+    let crfs = installed(&lab);
+    let mount = mounted_by(&crfs, &lab, &image);
     for (number, script) in ["#!/bin/sh\nexec sleep 1000\n", "#!/bin/sh\nsleep 2\n"].into_iter().enumerate() {
         replace_by_script(&crfs, script);
         let (keeper, pid) = (keeper(&mount), mount.pid());
