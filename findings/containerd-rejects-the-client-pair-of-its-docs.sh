@@ -67,6 +67,8 @@ func main() {
 }
 GO
 go run . 2>/dev/null | tee seen
-[ "$(grep -c ': is taken$' seen)" = 3 ] && tail -1 seen | grep -q '^client = \[\["client.pem", ""\]\]: unable to read CERT file .*is a directory$' ||
-  { echo "containerd behaves otherwise now"; exit 1; }
+if [ "$(grep -c ': is taken$' seen)" != 3 ] || ! tail -1 seen | grep -q '^client = \[\["client.pem", ""\]\]: unable to read CERT file .*is a directory$'; then
+  echo "containerd behaves otherwise now"
+  exit 1
+fi
 echo "as found: the form that the docs show is refused"

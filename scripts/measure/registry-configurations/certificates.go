@@ -93,7 +93,9 @@ func newIssuer(name string) *issuer {
 	certificate.KeyUsage = x509.KeyUsageCertSign
 	made, err := x509.CreateCertificate(rand.Reader, certificate, certificate, &key.PublicKey, key)
 	check(err)
-	return &issuer{certificate, key, encodePEM("CERTIFICATE", made)}
+	parsed, err := x509.ParseCertificate(made)
+	check(err)
+	return &issuer{parsed, key, encodePEM("CERTIFICATE", made)}
 }
 
 func (i *issuer) issue(host string) *tls.Certificate {

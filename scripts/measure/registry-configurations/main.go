@@ -59,6 +59,7 @@ func main() {
 	cases := flag.String("cases", "", "the directory of the tables of cases")
 	newer := flag.String("newer", "", "the root of a Debian 13 with podman 5.4")
 	only := flag.String("only", "", "run only cases whose name has this, and print them")
+	table := flag.String("table", "", "run only this table (podman or containerd), and print it")
 	flag.Parse()
 
 	work, err := os.MkdirTemp("", "registry-configurations")
@@ -71,16 +72,16 @@ func main() {
 
 	result := output{About: "Made by scripts/measure/registry-configurations; described in tests/data/README.md.", Image: image}
 	seen := map[string]bool{}
-	for _, table := range []string{"podman.cases", "containerd.cases"} {
-		for _, c := range readTable(filepath.Join(*cases, table), image) {
-			if !strings.Contains(c.Name, *only) {
+	for _, name := range []string{"podman", "containerd"} {
+		for _, c := range readTable(filepath.Join(*cases, name+".cases"), image) {
+			if !strings.Contains(c.Name, *only) || !strings.Contains(name, *table) {
 				continue
 			}
 			if seen[c.Name] {
 				check(fmt.Errorf("two cases are called %q", c.Name))
 			}
 			seen[c.Name] = true
-			if table == "containerd.cases" {
+			if name == "containerd" {
 				runner.containerd(&c)
 			} else {
 				runner.podman(&c)
@@ -89,7 +90,7 @@ func main() {
 		}
 	}
 	text := encode(result)
-	if *only != "" {
+	if *only+*table != "" {
 		fmt.Println(text)
 		return
 	}

@@ -266,7 +266,7 @@ func (n *network) choose(request *http.Request, scheme string, answer []string) 
 	credentials := request.Header.Get("Authorization")
 	switch {
 	case request.URL.Path == "/token":
-		return 200, header, `{"token":"dummy"}`
+		return 200, header, `{"token":"dummy","access_token":"dummy"}`
 	case has("500"):
 		return 500, header, "{}"
 	case has("garbage"):

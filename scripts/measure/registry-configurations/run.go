@@ -40,7 +40,7 @@ mkdir -p "$root/etc/containers" "$root/tmp/store"
 [ -e "$root/etc/containers/policy.json" ] || echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$root/etc/containers/policy.json"
 chmod 1777 "$root/tmp"
 if [ "$user" != 0 ]; then
-  chown -R "$user:$user" "$root/home" "$root/tmp/store" "$root/srv"
+  chown -R "$user:$user" "$root/home" "$root/tmp/store" "$root/srv" "$root/run"
   mkdir -p "$root/run/user/$user"
   chown "$user:$user" "$root/run/user/$user"
 fi
@@ -140,11 +140,11 @@ var classes = []struct{ class, pattern string }{
 	{"blocked", `is blocked in`},
 	{"ambiguous", `cannot prompt without a TTY`},
 	{"no-search-registries", `did not resolve to an alias and no`},
-	{"config", `registries configuration|short-name aliases|short-name mode|no resolve hosts|CA cert|CERT file|key pair|\.crt|\.cert|\.key|reading registries.conf.d|policy.json`},
+	{"config", `registries configuration|short-name aliases|short-name mode|no resolve hosts|CA cert|CERT file|key pair|\.crt|\.cert|\.key|reading registries.conf.d|policy.json|not a directory`},
 	{"name", `rewriting reference|invalid reference format|invalid reference|must be lowercase|short name|object required|parsing named reference|creating reference`},
 	{"policy", `rejected by policy|Running image|signature`},
 	{"certificate", `x509|certificate required|bad certificate|remote error: tls`},
-	{"unauthorized", `unauthorized|authentication required|401`},
+	{"unauthorized", `unauthorized|authentication required|authorization|401`},
 	{"not-found", `manifest unknown|not found|404`},
 	{"plain-http", `server gave HTTP response|malformed HTTP`},
 	{"unreachable", `EOF|refused|reset|no such host|Bad Gateway`},

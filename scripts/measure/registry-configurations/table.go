@@ -52,7 +52,8 @@ func readTable(path string, image Image) []Case {
 }
 
 func (c *Case) set(line string) bool {
-	key, value, ok := strings.Cut(line, ": ")
+	key, value, ok := strings.Cut(line+" ", ": ")
+	value = strings.TrimSpace(value)
 	if !ok {
 		return false
 	}
