@@ -60,6 +60,7 @@ func main() {
 	newer := flag.String("newer", "", "the root of a Debian 13 with podman 5.4")
 	only := flag.String("only", "", "run only cases whose name has this, and print them")
 	table := flag.String("table", "", "run only this table (podman or containerd), and print it")
+	crfs := flag.String("crfs", "", "run this crfs through the cases that the file has, and print the differences")
 	flag.Parse()
 
 	work, err := os.MkdirTemp("", "registry-configurations")
@@ -70,6 +71,10 @@ func main() {
 	net := newNetwork(image, authority)
 	runner := &runner{work: work, net: net, authority: authority, newer: *newer}
 
+	if *crfs != "" {
+		runner.compare(readCases(*out), *crfs, *only, *table)
+		return
+	}
 	result := output{About: "Made by scripts/measure/registry-configurations; described in tests/data/README.md.", Image: image}
 	seen := map[string]bool{}
 	for _, name := range []string{"podman", "containerd"} {
