@@ -55,9 +55,9 @@ pub(super) enum Command {
     /// Holds a user namespace for whoever maps owners by it. `crfs store` starts it.
     #[command(name = crate::podman::NAMESPACE, hide = true)]
     UserNamespace,
-    /// Clears up after a store's server. The server starts it.
-    #[command(name = crate::podman::GUARD, hide = true)]
-    StoreGuard,
+    /// Serves a store whose options come on standard input. Its keeper starts it.
+    #[command(name = crate::podman::WORKER, hide = true)]
+    StoreWorker(StoreWorkerArgs),
     /// Reads the layers of an image for a store's server. The server starts it.
     #[command(name = crate::podman::READER, hide = true)]
     StoreReader,
@@ -206,19 +206,21 @@ pub(super) struct UmountArgs {
     pub(super) all: bool,
 }
 
-/// Hand a mount over to the crfs that is installed now
+/// Hand a mount, or a store, over to the crfs that is installed now
 ///
 /// Nobody who uses the mount notices. The new server opens the image by the cache while the old one serves, and takes over when
 /// it is ready. If it does not become ready, the old one goes on, and the reason is said.
 #[derive(Debug, Args)]
 #[command(after_long_help = help::UPGRADE)]
 pub(super) struct UpgradeArgs {
-    /// The mount point, or the mount's id (see `crfs status`).
+    /// The mount point, the mount's id (see `crfs status`), or the directory of a store.
     #[arg(value_name = "DIR|ID", required_unless_present = "all")]
     pub(super) target: Option<PathBuf>,
-    /// Upgrade all crfs mounts of this user.
+    /// Upgrade all crfs mounts of this user, and the store that is served at --root.
     #[arg(long, conflicts_with = "target")]
     pub(super) all: bool,
+    #[command(flatten)]
+    pub(super) place: StorePlaceArgs,
 }
 
 /// Show what an image is made of, and which layers can be read lazily

@@ -121,8 +121,8 @@ pub(super) const UPGRADE: &str = concat!(
     "\
 Examples:
   crfs upgrade --all
-
-SIGHUP to a mount's keeper (see `crfs status --json`) asks for the same.
+  crfs upgrade /var/lib/crfs/store
+SIGHUP to the keeper (see `crfs status --json`) asks for the same.
 ",
     exit_help!()
 );
@@ -371,8 +371,8 @@ A layer that cannot be opened (its registry cannot be reached, and nothing of it
 is cached) keeps no other image from being served; it is tried again.
 
 It ends on SIGTERM where nothing uses its layers; otherwise it says so and
-stays, and a second SIGTERM ends it all the same. Containers that run then read
-errors; stop and start them once it serves again. It logs to standard error, and
+stays, and a second SIGTERM ends it all the same: containers then read errors.
+Where its server is killed another one goes on. It logs to standard error, and
 to server.log (JSON lines) in --state.
 ",
     store_environment_help!(),

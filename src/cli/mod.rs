@@ -15,6 +15,7 @@ mod pages;
 mod show;
 mod status;
 mod store;
+mod upgrade;
 mod values;
 
 use std::io::{self, Write};
@@ -40,7 +41,9 @@ pub fn run() -> ExitCode {
     // Before anything else takes memory: it stays as small as it is here.
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == keeper::SUBCOMMAND) {
-        return keeper::run(arguments.collect(), Environment::notify_socket());
+        let arguments: Vec<_> = arguments.collect();
+        let clear_away = store::clearing(&arguments);
+        return keeper::run(arguments, Environment::notify_socket(), clear_away);
     }
     // Help and wrong usage end the process here, with clap's own exit status.
     let Cli { verbose, command } = Cli::parse();
@@ -105,7 +108,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     let log = options::log(verbose, environment);
     // A server starts its log itself, when it has a directory for it.
     let serves = match &command {
-        Command::Serve(_) | Command::UserNamespace | Command::StoreGuard | Command::StoreReader => true,
+        Command::Serve(_) | Command::UserNamespace | Command::StoreWorker(_) | Command::StoreReader => true,
         Command::Mount(args) => args.foreground,
         Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
         _ => false,
@@ -116,10 +119,10 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     match command {
         Command::Mount(args) => mount::mount(args, verbose, environment),
         Command::Umount(args) => mount::umount(&args, environment),
-        Command::Upgrade(args) => mount::upgrade(&args, environment),
+        Command::Upgrade(args) => upgrade::upgrade(&args, environment),
         Command::Serve(args) => mount::serve(&args),
         Command::UserNamespace => Ok(crate::podman::hold_namespace()?),
-        Command::StoreGuard => Ok(crate::podman::guard()?),
+        Command::StoreWorker(args) => store::worker(&args),
         Command::StoreReader => Ok(crate::podman::read()?),
         Command::Inspect(args) => show::inspect(args, environment),
         Command::Explain(args) => explain::explain(&args, environment),

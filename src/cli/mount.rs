@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::args::{MountArgs, ServeArgs, UmountArgs, UpgradeArgs};
+use super::args::{MountArgs, ServeArgs, UmountArgs};
 use super::environment::Environment;
 use super::{Failure, complain, format, options, print};
 use crate::image;
 use crate::keeper;
 use crate::serve::holders::{Holder, named};
+use crate::serve::options::MountOptions;
 use crate::serve::unmount::{Outcome, unmount, unmount_all};
-use crate::serve::upgrade;
 use crate::serve::{self as engine, Event, Keeper, Ready, Report, background, mount as image_server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
@@ -62,7 +62,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
 fn serve_in_foreground(keeper: &Keeper) -> Result<(), engine::Error> {
     let start = Instant::now();
-    let options = background::begin()?;
+    let options: MountOptions = background::begin()?;
     let dir = options.dir.clone();
     let said = move |ready: &Ready| Ok(say_ready(ready, &dir, start.elapsed())?);
     image_server::run(&options, &report(said), std::future::pending(), Some(keeper))
@@ -112,27 +112,6 @@ fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
     for (dir, unmounted) in unmount_all(state_dirs) {
         match unmounted {
             Ok(left) => said(&dir, left)?,
-            Err(error) => {
-                complain(&error.chain());
-                outcome = Err(Failure::Reported);
-            }
-        }
-    }
-    outcome
-}
-
-pub(super) fn upgrade(args: &UpgradeArgs, environment: &Environment) -> Result<(), Failure> {
-    let state_dirs = environment.state_dirs();
-    let upgraded = match &args.target {
-        Some(target) => vec![upgrade::upgrade(target, &state_dirs)?],
-        None => upgrade::upgrade_all(&state_dirs),
-    };
-    let mut outcome = Ok(());
-    for (dir, done) in upgraded {
-        match done {
-            Ok(()) => print(
-                &(format::printable(&format!("{}: served by the crfs that is installed now", dir.display())) + "\n"),
-            )?,
             Err(error) => {
                 complain(&error.chain());
                 outcome = Err(Failure::Reported);

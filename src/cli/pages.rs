@@ -75,7 +75,7 @@ mod tests {
             clap_complete::generate(*shell, &mut visible(), "crfs", &mut script);
             let script = String::from_utf8(script).unwrap();
             assert!(script.contains("umount") && script.contains("whole-layer-below"), "{shell}");
-            assert!(!script.contains(crate::podman::GUARD), "{shell}");
+            assert!(!script.contains(crate::podman::WORKER), "{shell}");
         }
     }
 }

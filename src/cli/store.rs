@@ -1,5 +1,6 @@
 //! `crfs store`: podman's additional image store.
 
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,17 +8,17 @@ use std::time::Duration;
 
 use super::args::{
     CachePlaceArgs, StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
-    StoreServeArgs, StoreShareArgs,
+    StoreServeArgs, StoreShareArgs, StoreWorkerArgs,
 };
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
 use super::options::PATIENCE;
 use super::{Failure, complain, json, options, print};
-use crate::keeper;
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};
-use crate::podman::{ServeOptions, serve as run};
+use crate::podman::{self, Ready, ServeOptions};
+use crate::serve::Keeper;
 use crate::serve::options::LogOptions;
 use crate::sys::{limit, outside};
 
@@ -47,18 +48,42 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         metrics_listen: options::listen(args.metrics_listen.as_ref())?,
         log: log.clone(),
     };
-    let root = options.paths.root.display().to_string();
-    run(&options, |ready| {
-        let not_served = match ready.not_served {
-            0 => String::new(),
-            count => format!(", {count} of them not yet (`crfs store ls` says why)"),
-        };
-        complain(&format!("serving {root}: {} images{not_served}", ready.images));
-        if let Some(Err(error)) = environment.notify_socket.as_deref().map(|socket| keeper::notify(socket, ready.pid)) {
-            complain(&format!("the service manager was not told ($NOTIFY_SOCKET): {error}"));
+    let never = podman::become_keeper(&options)?;
+    match never {}
+}
+
+/// A worker, as its keeper starts it.
+pub(super) fn worker(args: &StoreWorkerArgs) -> Result<(), Failure> {
+    let keeper = Keeper::inherited(args.keeper)?;
+    let served = match args.resume {
+        true => podman::resume(&keeper),
+        false => podman::serve(&keeper, |ready| say_ready(&args.root, ready)),
+    };
+    let Err(error) = served else { return Ok(()) };
+    keeper.failed(error.chain());
+    // Its keeper tries again, and says what is wrong to whoever asks.
+    Err(if args.resume { Failure::Reported } else { error.into() })
+}
+
+fn say_ready(root: &Path, ready: &Ready) {
+    let not_served = match ready.not_served {
+        0 => String::new(),
+        count => format!(", {count} of them not yet (`crfs store ls` says why)"),
+    };
+    complain(&format!("serving {}: {} images{not_served}", root.display(), ready.images));
+}
+
+/// What a keeper does at its end. `arguments`: its own. Of a store, what is mounted and nobody serves is taken away.
+pub(super) fn clearing(arguments: &[OsString]) -> impl FnOnce() + use<> {
+    let root = match arguments {
+        [_, worker, _, root, ..] if worker == podman::WORKER => Some(PathBuf::from(root)),
+        _ => None,
+    };
+    move || {
+        if let Some(Err(error)) = root.as_deref().map(podman::clear_away) {
+            complain(&error.chain());
         }
-    })?;
-    Ok(())
+    }
 }
 
 fn add(args: &StoreAddArgs, environment: &Environment) -> Result<(), Failure> {

@@ -10,7 +10,7 @@
 //! forest lives: whoever grows it gives each view a number that no other had.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 
@@ -57,7 +57,12 @@ pub struct Forest {
     kind: Kind,
     /// How often the kernel was told of a node of a view and has not forgotten that, by the views' numbers. Of a store alone, whose views can go.
     remembered: Mutex<HashMap<u32, u64>>,
+    /// Whether the kernel knows a node, where another process has served before and has not told what the kernel was told.
+    knows: OnceLock<Knows>,
 }
+
+/// Asks the kernel whether it knows a node.
+pub(super) type Knows = Box<dyn Fn(u64) -> bool + Send + Sync>;
 
 enum Kind {
     Alone { view: Arc<View>, group: u32 },
@@ -127,7 +132,13 @@ impl Forest {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, remembered: Mutex::default() }
+        Self { kind, remembered: Mutex::default(), knows: OnceLock::new() }
+    }
+
+    /// Has the kernel asked, too, before a view is taken to be forgotten.
+    pub(super) fn ask_kernel(&self, knows: Knows) {
+        // It is the same kernel.
+        let _asked_already = self.knows.set(knows);
     }
 
     /// The kernel is told of a node.
@@ -157,7 +168,9 @@ impl Forest {
     /// Whether the kernel may still ask for a node of a view.
     #[must_use]
     pub fn is_remembered(&self, group: u32) -> bool {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&group)
+        let is_counted = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&group);
+        // Whatever is known of a view keeps its root known: nodes are found by no handle in a store.
+        is_counted || self.knows.get().is_some_and(|knows| knows(root_of(group)))
     }
 
     /// What is served from now on, by a store.

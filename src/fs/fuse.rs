@@ -29,7 +29,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -57,6 +57,7 @@ use super::xattr;
 use crate::threads;
 
 mod attr;
+mod known;
 mod overdue;
 mod read;
 mod resume;
@@ -172,6 +173,16 @@ impl Server {
     pub fn run(self) -> io::Result<()> {
         self.session.run().map_err(threads::explained)
     }
+}
+
+/// Has the kernel asked what it knows of a store, from now on, by a descriptor that another process has served.
+///
+/// # Errors
+/// Where there are no descriptors for it.
+pub fn ask_kernel(forest: &Forest, device: BorrowedFd<'_>) -> io::Result<()> {
+    let device = device.try_clone_to_owned()?;
+    forest.ask_kernel(Box::new(move |number| known::is_known(&device, number)));
+    Ok(())
 }
 
 /// Who may use the mount is the kernel's to decide (`allow_other`), hence `All`: through an id-mapped mount requests come without a uid.

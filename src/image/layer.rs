@@ -81,7 +81,7 @@ impl OpenLayer {
     }
 
     /// The same layer at another place of its image.
-    pub(super) fn again(&self, layer: registry::Layer) -> Self {
+    pub(crate) fn again(&self, layer: registry::Layer) -> Self {
         let (contents, misfit) = (Arc::clone(&self.contents), self.misfit.clone());
         let Self { trust, identity, whole, sent_whole, read_for, .. } = *self;
         // It is fetched once.

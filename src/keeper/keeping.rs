@@ -126,10 +126,20 @@ impl Keeper {
             let happened = self.wait()?;
             let stepped = happened.into_iter().try_for_each(|source| self.step(source));
             if let Err(end) = stepped.and_then(|()| self.look_at_clock()) {
-                // Whoever is about to serve has nothing to serve.
-                self.worker.iter().chain(&self.next).for_each(|worker| worker.signal(Signal::SIGKILL));
+                self.end_workers();
                 return Ok(end);
             }
+        }
+    }
+
+    /// Whoever is about to serve has nothing to serve.
+    fn end_workers(&mut self) {
+        let workers = self.worker.take().into_iter().chain(self.next.take());
+        workers.for_each(|worker| self.fence(worker));
+        let is_waited_for =
+            |(worker, until): &mut (Worker, Instant)| worker.ended().is_none() && *until > Instant::now();
+        while self.fenced.iter_mut().any(|fenced| is_waited_for(fenced)) {
+            std::thread::sleep(GLANCE / 20);
         }
     }
 

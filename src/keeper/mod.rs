@@ -68,11 +68,13 @@ const FAULTS: [Signal; 7] =
 
 /// Keeps what a worker serves that is started with these arguments, but for the first, which says where.
 ///
-/// `manager`: where a service manager wants to hear when the mount can be used.
+/// `manager`: where a service manager wants to hear when the mount can be used. `clear_away`: what is left to be done when nobody serves any more.
 #[must_use]
-pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>) -> ExitCode {
+pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>, clear_away: impl FnOnce()) -> ExitCode {
     let is_foreground = !arguments.is_empty() && arguments.remove(0) == FOREGROUND;
-    match begun(arguments, is_foreground, manager).and_then(Keeper::keep) {
+    let kept = begun(arguments, is_foreground, manager).and_then(Keeper::keep);
+    clear_away();
+    match kept {
         Ok(End::Exit(status)) => ExitCode::from(status),
         Ok(End::As(signal)) => {
             die(signal);

@@ -71,7 +71,7 @@ impl Store {
         // Nothing waits in here but for the disk and for podman, and nothing may interrupt it.
         tokio::task::block_in_place(|| {
             let taken = self.take_in(&mut records, found, prepared, splits, source);
-            self.trees.close_left_over(&records);
+            self.close_left(&mut records);
             if !self.trees.left_over(&records).is_empty() {
                 self.sweeping.wake();
             }
@@ -221,24 +221,28 @@ impl Store {
     ) -> Result<(), image::Error> {
         let same = candidate.same(records, &id);
         let Candidate { contents, diff_id, blob, .. } = candidate;
-        // A removed one may still be open. It goes on with what this comes from.
-        let number = same.or_else(|| self.trees.number(&id, &contents));
-        let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.was_given(number)));
         let blob = Some(Blob { digest: blob, size: layer.layer.size });
-        let facts = match same.and_then(|number| self.trees.facts(number)) {
-            Some(facts) => facts,
+        let (same, number, facts, tree) = match same.and_then(|number| Some((number, self.trees.facts(number)?))) {
+            Some((number, facts)) => (same, number, facts, None),
             None => {
                 // It was open when the others were prepared.
                 let again = || trees::prepare(&layer, self.trees.chain(records, parent.as_ref()).as_deref());
                 let prepared = prepared.map_or_else(again, Ok)?;
-                self.trees.plant(number, (id, contents.clone()), layer, prepared)
+                let tree = prepared.shape;
+                // Of another tree the kernel may have been told by that number.
+                let known = |number: u32| records.numbered(number).and_then(|layer| layer.tree);
+                let same = same.filter(|number| known(*number).is_none_or(|known| known == tree));
+                // A removed one may still be open. It goes on with what this comes from.
+                let number = same.or_else(|| self.trees.number(&id, &contents, &tree));
+                let number = number.unwrap_or_else(|| records.take_number(|number| self.trees.was_given(number)));
+                (same, number, self.trees.plant(number, (id, contents.clone()), layer, prepared), Some(tree))
             }
         };
         self.openings.problems().remove(&id);
         let link = lists::link(&id, |link| records.layers.iter().any(|layer| layer.link == link && layer.id != id));
-        let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None };
+        let record = Layer { id, parent, number, link, diff_id, blob, contents, facts, tar: None, tree };
         match records.layers.iter_mut().find(|old| old.id == id) {
-            Some(_) if same.is_some() => {}
+            Some(old) if same.is_some() => old.tree = tree.or(old.tree),
             // By another number: what runs goes on with what it has. A tar-split names files of the contents that it was made with.
             Some(old) => *old = record,
             None => records.layers.push(record),

@@ -94,6 +94,8 @@ pub(super) enum For {
         full: bool,
     },
     Start,
+    /// They are to go on as they were: those whose indexes are in the cache, and no others yet.
+    GoingOn,
 }
 
 /// Layers that were opened.
@@ -122,22 +124,23 @@ impl Store {
         report: &Report,
     ) -> Result<Opened<'_>, Error> {
         let Some(readers) = &self.readers else {
-            let until = if purpose == For::Start { Until::AllAreKnown } else { Until::OneIsRefused };
+            let adds = matches!(purpose, For::Adding { .. });
+            let until = if adds { Until::OneIsRefused } else { Until::AllAreKnown };
             let layers = engine.open_each(image, wanted, until, report).await;
             return Ok(Opened { layers, splits: BTreeMap::new(), reader: None });
         };
         let mut layers = BTreeMap::new();
         let mut unknown = wanted;
-        if purpose == For::Start {
+        if !matches!(purpose, For::Adding { .. }) {
             layers = engine.open_known(image, unknown.clone(), HashMap::new()).await?;
             unknown.retain(|(number, _)| !layers.contains_key(number));
         }
-        if unknown.is_empty() {
+        if unknown.is_empty() || purpose == For::GoingOn {
             return Ok(Opened { layers, splits: BTreeMap::new(), reader: None });
         }
         let adds = match purpose {
             For::Adding { full } => Some(words::Adds { tar_splits: self.paths.tar_splits().into(), full }),
-            For::Start => None,
+            For::Start | For::GoingOn => None,
         };
         let CachePlace { dir, size } = readers.place.clone();
         let open = Open {

@@ -1,5 +1,6 @@
 //! `crfs store add`, `rm` and `ls`: by the store's server where one runs, else in this process, for the server that comes later.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::serve::Unanswered;
 use crate::serve::ask::{self, GLANCE, server_of};
 use crate::serve::service::Service;
 use crate::serve::status::{State, Status};
+use crate::serve::upgrade;
 use crate::sys::limit;
 
 /// How long a server that starts, or another command, is waited for.
@@ -121,6 +123,19 @@ fn of_unanswered(paths: &Paths, dead: Status) -> Result<Status, Error> {
         // That is no reason to take it for dead.
         Err(error) => dead.silent(format!("whether its server lives cannot be told: {error}")),
     })
+}
+
+/// Lets the program that is installed now go on with a store. `None`: it has no server.
+///
+/// # Errors
+/// Where the store goes on with the server that it has.
+pub fn upgrade(paths: &Paths) -> Result<Option<()>, Error> {
+    let gone = || Unanswered::Ended { source: io::ErrorKind::NotConnected.into() };
+    let again = || control::connect(paths, GLANCE)?.ok_or_else(gone);
+    match answered(paths, |paths| Ok(control::connect(paths, GLANCE)))? {
+        Ok(None) => Ok(None),
+        _ => Ok(upgrade::upgrade_by(&paths.root, &again).map(Some)?),
+    }
 }
 
 fn asked<T>(paths: &Paths, answer: Result<T, Unanswered>) -> Result<T, Error> {

@@ -41,6 +41,10 @@ pub enum Error {
     #[error("{image}: layer {number} ({layer}) cannot be served")]
     Layer { image: String, number: usize, layer: Digest, source: Box<image::Error> },
 
+    #[error(
+        "layer {layer} has other files or attributes than those that containers were shown; end the store's server when none runs, and start it again"
+    )]
+    OtherTree { layer: Digest },
     #[error("{image}: the process that reads its layers cannot be started, or listened to")]
     Reader { image: String, source: io::Error },
     #[error("{image}: reading its layers {end}; no other image is touched by that")]
@@ -73,8 +77,6 @@ pub enum Error {
         "the store cannot be cloned to {}: this kernel cannot map the owners of a FUSE mount (Linux 6.12 can); let the user run a store of their own", dir.display()
     )]
     NoMapping { dir: PathBuf },
-    #[error("the process that unmounts a store whose server is gone cannot do that")]
-    Guard { source: io::Error },
     #[error("a user namespace cannot be made")]
     Namespace { source: io::Error },
 

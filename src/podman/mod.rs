@@ -28,7 +28,6 @@ mod contents;
 mod control;
 mod error;
 mod files;
-mod guard;
 mod idmap;
 mod lists;
 mod lock;
@@ -38,6 +37,7 @@ mod paths;
 mod records;
 mod refer;
 mod remove;
+mod resume;
 mod serve;
 mod share;
 mod stubs;
@@ -50,10 +50,10 @@ pub mod places;
 
 pub use apart::{SUBCOMMAND as READER, read};
 pub use error::Error;
-pub use guard::{SUBCOMMAND as GUARD, guard};
 pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
 pub use paths::Paths;
-pub use serve::{ServeOptions, serve};
+pub use resume::resume;
+pub use serve::{Ready, ServeOptions, WORKER, become_keeper, clear_away, serve};
 
 use std::sync::OnceLock;
 
@@ -90,6 +90,8 @@ struct Store {
     ready: watch::Sender<bool>,
     /// Who reads images, if that is not this process.
     readers: Option<Readers>,
+    /// Whether it goes on with what another process has served, so that the kernel knows of that.
+    goes_on: bool,
 }
 
 impl Store {
@@ -99,26 +101,39 @@ impl Store {
         open::clear_point(&mount)?;
         let stubs = Stubs::open(&mount, None).map_err(|source| Error::File { path: mount, source })?;
         files::remove_unfinished(&paths);
+        let mut records = Records::read(&paths.records())?;
+        // The mount is gone, and who has known them with it.
+        records.left.clear();
+        let stubs = AllStubs::new(stubs, share::stubs_again(&paths, &records));
+        let mut store = Self::of(paths, cache, wants, lock, records);
+        store.stubs = stubs;
+        Ok(store)
+    }
+
+    /// One that another process has served until now, or still serves: nothing of it is changed yet.
+    fn handed(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock) -> Result<Self, Error> {
         let records = Records::read(&paths.records())?;
+        Ok(Self { goes_on: true, ..Self::of(paths, cache, wants, lock, records) })
+    }
+
+    fn of(paths: Paths, cache: Cache, wants: Option<Wants>, lock: Lock, records: Records) -> Self {
         let trees = Trees::new(wants);
         trees.show(&records);
-        let common = Common::new(cache, Hosts::default());
-        let stubs = AllStubs::new(stubs, share::stubs_again(&paths, &records));
-        let records = tokio::sync::Mutex::new(records);
-        Ok(Self {
+        Self {
             paths,
-            common,
-            records,
+            common: Common::new(cache, Hosts::default()),
+            records: tokio::sync::Mutex::new(records),
             trees,
             device: OnceLock::new(),
             openings: Openings::default(),
             sweeping: Sweeping::default(),
-            stubs,
+            stubs: AllStubs::default(),
             carried: Carried::default(),
             lock,
             ready: watch::Sender::default(),
             readers: None,
-        })
+            goes_on: false,
+        }
     }
 }
 

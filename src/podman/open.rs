@@ -17,7 +17,7 @@ use super::Store;
 use super::apart::{For, Readers};
 use super::lockfile::PATIENCE;
 use super::records::{Image, Layer, Records};
-use super::trees::{self};
+use super::trees::{self, Prepared};
 use super::{Error, files, lists};
 use crate::blob::Digest;
 use crate::image::config::Config;
@@ -106,6 +106,9 @@ impl Store {
 
     fn commit_whole(&self, records: &mut Records, mut changed: Records, patience: Duration) -> Result<(), Error> {
         changed.changed();
+        if self.device.get().is_some() {
+            changed.leave(records, |number| self.trees.is_open(number) || self.trees.is_remembered(number));
+        }
         changed.forget_retired();
         changed.write(&self.paths.records())?;
         let grows = changed.layers.len() >= records.layers.len();
@@ -114,6 +117,7 @@ impl Store {
         }
         if let Err(error) = files::publish(&self.paths, &changed, patience) {
             self.trees.show(records);
+            records.keep_numbers(&changed);
             records.write(&self.paths.records())?;
             return Err(error);
         }
@@ -139,9 +143,18 @@ impl Store {
         all
     }
 
+    /// The same of those whose indexes the cache has, in a process that goes on with the mount of another: nobody else is asked.
+    pub(super) async fn open_known(self: &Arc<Self>) {
+        let images = self.records.lock().await.all_images().cloned().collect::<Vec<_>>();
+        let quiet: Report = Arc::new(|_| Ok(()));
+        let open = |image| Arc::clone(self).open_once(image, For::GoingOn, Arc::clone(&quiet));
+        // Each of them waits for the cache alone, and for who builds.
+        stream::iter(images).map(open).buffer_unordered(OPENED_AT_ONCE).collect::<Vec<_>>().await;
+    }
+
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
         let images = self.records.lock().await.all_images().cloned().collect::<Vec<_>>();
-        let start = |image| tokio::spawn(Arc::clone(self).open_once(image, Arc::clone(report)));
+        let start = |image| tokio::spawn(Arc::clone(self).open_once(image, For::Start, Arc::clone(report)));
         let begin = |image| async {
             let mut opening = start(image);
             let opened = tokio::time::timeout(TURN, &mut opening).await;
@@ -160,28 +173,29 @@ impl Store {
     }
 
     /// `false` as well where an earlier try has not come to an end.
-    async fn open_once(self: Arc<Self>, image: Image, report: Report) -> bool {
+    async fn open_once(self: Arc<Self>, image: Image, purpose: For, report: Report) -> bool {
         let Some(_turn) = Opening::begin(&self.openings, image.manifest) else { return false };
-        let opened = self.open(&image, &report).await.inspect_err(|error| {
+        let opened = self.open(&image, purpose, &report).await.inspect_err(|error| {
             tracing::warn!(image = image.name(), error = error.chain(), "an image cannot be served yet");
         });
         opened.is_ok()
     }
 
-    async fn open(self: &Arc<Self>, image: &Image, report: &Report) -> Result<(), Error> {
+    async fn open(self: &Arc<Self>, image: &Image, purpose: For, report: &Report) -> Result<(), Error> {
         let records = self.records.lock().await.clone();
         // Of a removed image some are gone.
         let is_closed =
-            |records: &Records, id: &Digest| records.layer(id).is_some_and(|layer| !self.trees.is_open(layer.number));
+            |records: &Records, id: &Digest| records.all_of(id).any(|layer| !self.trees.is_open(layer.number));
         let closed: Vec<_> = (0..).zip(&image.layers).filter(|(_, id)| is_closed(&records, id)).collect();
         if closed.is_empty() {
             return Ok(());
         }
-        let opened = self.open_layers(image, &closed, report).await;
+        let opened = self.open_layers(image, &closed, purpose, report).await;
         if let Err(error) = &opened {
             // Others may have been opened meanwhile, also by an `add`.
             let records = self.records.lock().await;
-            let still_closed = closed.iter().filter(|(_, id)| is_closed(&records, id));
+            let is_closed = |id: &Digest| records.layer(id).is_some_and(|layer| !self.trees.is_open(layer.number));
+            let still_closed = closed.iter().filter(|(_, id)| is_closed(id));
             self.openings.problems().extend(still_closed.map(|(_, id)| (**id, error.chain())));
         }
         opened
@@ -191,6 +205,7 @@ impl Store {
         self: &Arc<Self>,
         image: &Image,
         closed: &[(usize, &Digest)],
+        purpose: For,
         report: &Report,
     ) -> Result<(), Error> {
         let manifest = files::read_manifest(&self.paths, image)?;
@@ -198,19 +213,20 @@ impl Store {
         let resolved = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);
         let wanted = closed.iter().filter_map(|(number, _)| Some((*number, resolved.layers.get(*number)?.clone())));
         let (of, wanted) = ((image.name(), &image.source), (&resolved, wanted.collect()));
-        let opened = self.open_apart(&engine, of, wanted, For::Start, report).await?;
+        let opened = self.open_apart(&engine, of, wanted, purpose, report).await?;
         if let Some(reader) = opened.reader {
             reader.end().await;
         }
         let mut outcome = Ok(());
         for (number, result) in opened.layers {
             let Some(id) = image.layers.get(number) else { continue };
+            let refused = |source| layer_error(image.name(), number, &resolved, source);
             let planted = match result {
-                Ok(layer) => self.plant_opened(id, layer).await,
-                Err(error) => Err(error),
+                Ok(layer) => self.plant_opened(id, layer, &refused).await,
+                Err(error) => Err(refused(error)),
             };
             // The lowest one's error is told: the layers above it wait for it.
-            outcome = outcome.and(planted.map_err(|source| layer_error(image.name(), number, &resolved, source)));
+            outcome = outcome.and(planted);
         }
         // Also what could be opened of an image is: other images may have those layers.
         self.trees.show(&*self.records.lock().await);
@@ -218,26 +234,86 @@ impl Store {
         outcome
     }
 
-    /// Plants a layer that the records have, unless somebody has meanwhile. One on top of a layer that is not open waits for that, whose root it
-    /// may show as its own.
-    async fn plant_opened(&self, id: &Digest, layer: OpenLayer) -> Result<(), image::Error> {
-        let is_closed = |layer: &&Layer| !self.trees.is_open(layer.number);
-        let lowers = {
-            let records = self.records.lock().await;
-            let Some(record) = records.layer(id).filter(is_closed) else { return Ok(()) };
-            let Some(lowers) = self.trees.chain(&records, record.parent.as_ref()) else { return Ok(()) };
-            lowers
-        };
-        // With the records free: others may be building.
-        let digest = layer.layer.digest;
-        let prepare = move || trees::prepare(&layer, Some(&lowers)).map(|prepared| (layer, prepared));
-        let (layer, prepared) = blocking(digest, prepare).await?;
-        let records = self.records.lock().await;
-        if let Some(record) = records.layer(id).filter(is_closed) {
-            self.trees.plant(record.number, (record.id, record.contents.clone()), layer, prepared);
-            self.openings.problems().remove(id);
+    /// Plants a layer by each number that the records have of it, unless somebody has meanwhile. One on top of a layer that is not open waits for that,
+    /// whose root it may show as its own.
+    async fn plant_opened(
+        &self,
+        id: &Digest,
+        layer: OpenLayer,
+        refused: &(impl Fn(image::Error) -> Error + Sync),
+    ) -> Result<(), Error> {
+        let records = self.records.lock().await.clone();
+        let closed = records.all_of(id).filter(|layer| !self.trees.is_open(layer.number));
+        let mut outcome = Ok(());
+        for record in closed {
+            let Some(lowers) = self.trees.chain(&records, record.parent.as_ref()) else { continue };
+            let digest = layer.layer.digest;
+            let layer = layer.again(layer.layer.clone());
+            // With the records free: others may be building.
+            let prepare = move || trees::prepare(&layer, Some(&lowers)).map(|prepared| (layer, prepared));
+            let (layer, prepared) = blocking(digest, prepare).await.map_err(refused)?;
+            outcome = outcome.and(self.plant_known(record, layer, prepared).await);
+        }
+        outcome
+    }
+
+    /// Plants a layer if it is what the kernel was told of by its number. That is on the disk before the kernel is told.
+    async fn plant_known(&self, known: &Layer, layer: OpenLayer, prepared: Prepared) -> Result<(), Error> {
+        let mut records = self.records.lock().await;
+        let is_it = |layer: &&Layer| layer.number == known.number && !self.trees.is_open(layer.number);
+        let Some(record) = records.all_of(&known.id).find(is_it).cloned() else { return Ok(()) };
+        let is_other = record.tree.is_some_and(|tree| tree != prepared.shape);
+        if is_other && self.goes_on {
+            self.give_up_left(&mut records, record.number);
+            return Err(Error::OtherTree { layer: layer.layer.digest });
+        }
+        // One that goes on changes nothing before it serves.
+        if record.tree != Some(prepared.shape) && self.device.get().is_some() {
+            tokio::task::block_in_place(|| self.set_trees(&mut records, [(record.number, prepared.shape)]))?;
+        }
+        self.trees.plant(record.number, (record.id, record.contents), layer, prepared);
+        self.openings.problems().remove(&record.id);
+        Ok(())
+    }
+
+    /// Has written down what tells trees from others, by the numbers of their layers.
+    pub(super) fn set_trees(
+        &self,
+        records: &mut Records,
+        trees: impl IntoIterator<Item = (u32, Digest)>,
+    ) -> Result<(), Error> {
+        let mut changed = records.clone();
+        trees.into_iter().for_each(|(number, tree)| changed.set_tree(number, tree));
+        if changed != *records {
+            changed.write(&self.paths.records())?;
+            *records = changed;
         }
         Ok(())
+    }
+
+    /// Closes what is left of layers that the kernel knows no more.
+    pub(super) fn close_left(&self, records: &mut Records) {
+        self.trees.close_left_over(records);
+        self.keep_left(records, |number| self.trees.is_open(number) || self.trees.is_remembered(number));
+    }
+
+    /// What is left of a layer cannot be had any more.
+    fn give_up_left(&self, records: &mut Records, number: u32) {
+        if self.device.get().is_some() {
+            tokio::task::block_in_place(|| self.keep_left(records, |left| left != number));
+        }
+    }
+
+    fn keep_left(&self, records: &mut Records, is_kept: impl Fn(u32) -> bool) {
+        let mut changed = records.clone();
+        changed.left.retain(|layer| is_kept(layer.number));
+        changed.forget_retired();
+        if changed.left.len() < records.left.len() {
+            match changed.write(&self.paths.records()) {
+                Ok(()) => *records = changed,
+                Err(error) => tracing::debug!(error = error.chain(), "layers that nobody knows stay in the records"),
+            }
+        }
     }
 
     pub(super) async fn list(&self) -> Vec<Listing> {

@@ -6,9 +6,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::blob::Digest;
+use crate::image::wire;
 use crate::sys::own::{OwnDir, regular};
 use crate::sys::trusted;
 
@@ -20,11 +22,13 @@ const OWN_ROOT: u32 = 0o700;
 const SHARED_ROOT: u32 = 0o711;
 
 /// The directories of a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
     /// What podman is told. Absolute.
+    #[serde(with = "wire::path")]
     pub root: PathBuf,
     /// What only crfs reads.
+    #[serde(with = "wire::path")]
     pub state: PathBuf,
 }
 

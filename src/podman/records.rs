@@ -40,6 +40,9 @@ pub(super) struct Records {
     pub(super) retired: Vec<Image>,
     /// Parents before their children.
     pub(super) layers: Vec<Layer>,
+    /// Layers of this life of the mount that no image has any more by that number, as long as the kernel may know them: somebody may run from them.
+    #[serde(default)]
+    pub(super) left: Vec<Layer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,9 @@ pub(super) struct Layer {
     /// The tar of which podman has the tar-split.
     #[serde(default)]
     pub(super) tar: Option<Tar>,
+    /// What tells its tree from others: what the kernel was told of its nodes, by its number. `None`: nothing yet.
+    #[serde(default)]
+    pub(super) tree: Option<Digest>,
 }
 
 /// A layer as registries have it.
@@ -133,6 +139,7 @@ impl Default for Records {
             images: Vec::new(),
             retired: Vec::new(),
             layers: Vec::new(),
+            left: Vec::new(),
         }
     }
 }
@@ -188,6 +195,40 @@ impl Records {
         self.layers.iter().find(|layer| layer.id == *id)
     }
 
+    /// All that can be read by that id: what images have by it now, and what is left of others.
+    pub(super) fn all_of(&self, id: &Digest) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().chain(&self.left).filter(move |layer| layer.id == *id)
+    }
+
+    /// What has that number, also if it is only left.
+    pub(super) fn numbered(&self, number: u32) -> Option<&Layer> {
+        self.layers.iter().chain(&self.left).find(|layer| layer.number == number)
+    }
+
+    /// Remembers what tells the tree of a layer from others.
+    pub(super) fn set_tree(&mut self, number: u32, tree: Digest) {
+        let layers = self.layers.iter_mut().chain(&mut self.left);
+        layers.filter(|layer| layer.number == number).for_each(|layer| layer.tree = Some(tree));
+    }
+
+    /// Keeps what these records do not have any more of those before them, where the kernel may know it.
+    pub(super) fn leave(&mut self, before: &Self, is_known: impl Fn(u32) -> bool) {
+        let has = |layers: &[Layer], number| layers.iter().any(|layer| layer.number == number);
+        self.left.retain(|layer| !has(&self.layers, layer.number));
+        let gone = |layer: &&Layer| {
+            !has(&self.layers, layer.number) && !has(&self.left, layer.number) && is_known(layer.number)
+        };
+        let gone: Vec<_> = before.layers.iter().filter(gone).cloned().collect();
+        self.left.extend(gone);
+    }
+
+    /// The same as before, but for the numbers that were given meanwhile: the kernel may have heard of them.
+    pub(super) const fn keep_numbers(&mut self, of: &Self) {
+        if self.next < of.next {
+            self.next = of.next;
+        }
+    }
+
     /// Whether any image has that layer.
     pub(super) fn is_used(&self, layer: &Digest) -> bool {
         self.images.iter().any(|image| image.layers.contains(layer))
@@ -201,7 +242,7 @@ impl Records {
     /// Forgets the removed images without which every layer has an image to come from.
     pub(super) fn forget_retired(&mut self) {
         let mut retired = std::mem::take(&mut self.retired);
-        let is_left = |layer: &Digest| self.layer(layer).is_some() && !self.is_used(layer);
+        let is_left = |layer: &Digest| self.all_of(layer).next().is_some() && !self.is_used(layer);
         retired.retain(|image| image.layers.iter().any(is_left));
         self.retired = retired;
     }
@@ -316,6 +357,7 @@ pub(super) mod tests {
             contents: id.into(),
             facts: Facts { size: 7, users: vec![0, 5], groups: vec![0], root: [0o711, own().0, own().1] },
             tar: None,
+            tree: None,
         }
     }
 
@@ -369,6 +411,34 @@ pub(super) mod tests {
         records.layers.pop();
         records.forget_retired();
         assert!(records.retired.is_empty(), "its other layer is an image's");
+    }
+
+    /// Who runs from a layer that was replaced or removed goes on with it.
+    #[test]
+    fn a_layer_that_the_kernel_may_know_is_left() {
+        let mut before = Records::default();
+        for id in ["gone", "unknown", "kept"] {
+            let new = layer(&mut before, id, None);
+            before.layers.push(new);
+        }
+        let numbers = |layers: &[Layer]| layers.iter().map(|layer| layer.number).collect::<Vec<_>>();
+        let mut records = before.clone();
+        let mut other = layer(&mut records, "gone", None);
+        other.contents = "other".into();
+        records.layers = vec![other, before.layers[2].clone()];
+        records.leave(&before, |number| number != 2);
+        assert_eq!((numbers(&records.layers), numbers(&records.left)), (vec![4, 3], vec![1]));
+        assert_eq!(records.all_of(&Digest::of(b"gone")).count(), 2);
+        records.retired = vec![image("i", &[], &["gone"])];
+        records.set_tree(1, Digest::of(b"tree"));
+        let (next, mut back) = (records.clone(), before.clone());
+        records.layers = before.layers.clone();
+        records.leave(&next, |_| true);
+        assert_eq!(numbers(&records.left), [4], "what is there again is not left");
+        records.forget_retired();
+        assert_eq!(records.retired.len(), 1, "it says where a layer comes from");
+        back.keep_numbers(&next);
+        assert_eq!(back.take_number(|_| false), 5, "a number is given once, also where that was undone");
     }
 
     #[test]

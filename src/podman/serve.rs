@@ -1,41 +1,49 @@
 //! `crfs store serve`: the one server of a store.
 //!
 //! ```text
-//! lock ─> lists for podman ─> mount(2) at overlay/ ─> open all layers ─> ready ─> ... ─> ENODEV
+//! lock ─> lists for podman ─> mount(2) at overlay/ ─> open all layers ─> handed over: ready ─> ... ─> ENODEV
 //!                                                       `── what cannot be opened is tried again, later and later
 //! ```
 //!
-//! It ends as the server of a mount does: when the kernel is done with the mount, or at the second signal. What was killed leaves a dead mount, which its
-//! guard takes away (guard.rs), and where that was killed as well the next server.
+//! It is the worker of a keeper (src/keeper), which has the store's lock as well, and starts another one where it dies (resume.rs). It ends as the server
+//! of a mount does: when the kernel is done with the mount, or at the second signal. Where nobody goes on, its keeper takes the dead mount away, so that
+//! podman sees the stubs below (stubs.rs); where that was killed as well, the next server does.
 
-use std::os::fd::AsFd;
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Store;
 use super::apart::Readers;
 use super::commands::answered;
-use super::guard::Guard;
+use super::contents::Wants;
 use super::lock::Lock;
 use super::paths::Paths;
 use super::records::{CachePlace, Records};
-use super::{Error, control, files};
+use super::{Error, control, files, open, share};
+use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fs::fuse::Options;
-use crate::image::Report;
+use crate::image::{Report, wire};
+use crate::kernel::fusedev::Detach;
+use crate::kernel::mounts::Identity;
 use crate::kernel::{Target, mounts};
-use crate::serve;
 use crate::serve::control::SOCKET;
 use crate::serve::fuse::Fuse;
+use crate::serve::kept;
 use crate::serve::listen::{Listen, Listening};
 use crate::serve::options::LogOptions;
 use crate::serve::server::{self, Server};
 use crate::serve::signals::ServerSignals;
+use crate::serve::{self, Keeper, background};
 use crate::sys::own::{EntryKind, OwnDir, short_path};
 
 /// How long the mount may take to answer for the first time.
@@ -55,13 +63,22 @@ const LISTS_PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(20);
 
+/// How long whoever reads waits while nobody serves: as long as an image's own deadline is where none is asked for.
+const IO_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The hidden subcommand that becomes a server, and its option that says of which store.
+pub const WORKER: &str = "store-worker";
+const ROOT: &str = "--root";
+
 /// What a server is asked to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServeOptions {
     pub paths: Paths,
+    #[serde(with = "wire::path")]
     pub cache_dir: PathBuf,
     pub cache_size: Option<u64>,
     /// Where podman's own stores are that may use what the store has.
+    #[serde(with = "wire::paths")]
     pub podman: Vec<PathBuf>,
     /// Whether more is fetched than what is read.
     pub guesses: bool,
@@ -77,20 +94,51 @@ pub struct Ready {
     pub images: usize,
     /// Those of them of which a layer cannot be read yet.
     pub not_served: usize,
-    pub pid: u32,
 }
 
-/// Serves until the mount ends. `ready` is called once podman can use the store.
+/// What another process needs to go on with a store; the rest is in the records.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Description {
+    pub(super) options: ServeOptions,
+    pub(super) identity: Identity,
+    /// Seconds since 1970.
+    pub(super) started: u64,
+}
+
+/// Becomes the keeper of a store, whose worker reads these options. Comes back only where that fails.
+///
+/// # Errors
+/// Why it has failed.
+pub fn become_keeper(options: &ServeOptions) -> Result<Infallible, Error> {
+    let worker: [&OsStr; 3] = [WORKER.as_ref(), ROOT.as_ref(), options.paths.root.as_os_str()];
+    Ok(background::become_keeper_of(options, &worker)?)
+}
+
+/// Takes a store's mounts away that nobody serves any more: podman sees the stubs then, and not a mount that fails for whatever is asked of it.
+///
+/// # Errors
+/// Where they stay.
+pub fn clear_away(root: &Path) -> Result<(), Error> {
+    answered(&Paths::new(root, None), |paths| {
+        // Whoever has it serves it, or has cleared up.
+        let Some(_lock) = Lock::take_known(paths)? else { return Ok(()) };
+        share::take_clones_away(paths, Detach::Lazily);
+        open::clear_point(&paths.mount())
+    })
+}
+
+/// A keeper's first worker: serves until the mount ends. `ready` is called once podman can use the store.
 ///
 /// # Errors
 /// Where it cannot be mounted, or serving fails.
-pub fn serve(options: &ServeOptions, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+pub fn serve(keeper: &Keeper, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let options: ServeOptions = background::begin()?;
     let prepare = || {
         answered(&options.paths, Paths::create)?;
         let lock = lock(&options.paths, PATIENCE)?;
         Ok(((lock, Listening::asked_for(options.metrics_listen.as_ref())?), options.paths.log()))
     };
-    server::run(&options.log, prepare, |prepared, signals| run(options, prepared, signals, ready))
+    server::run(&options.log, prepare, |prepared, signals| run(&options, prepared, signals, keeper, ready))
 }
 
 fn lock(paths: &Paths, patience: Duration) -> Result<Lock, Error> {
@@ -120,23 +168,21 @@ async fn run(
     options: &ServeOptions,
     (lock, http): (Lock, Option<Listening>),
     mut signals: ServerSignals,
+    keeper: &Keeper,
     ready: impl FnOnce(&Ready),
 ) -> Result<(), Error> {
     let store = begun(options, lock).await?;
     let dir = options.paths.mount();
     let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
-    let fuse = Fuse(Options { list_trusted: false, nfs_export: false });
-    let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &fuse, &target)?;
-    // Nobody goes on with it, and what is left open would keep it from ending.
-    server.attached.keep = None;
+    let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &FRONTEND, &target)?;
     let usable = tokio::time::timeout(USABLE, server.become_usable()).await;
     usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
     let device = server.attached.mounted.identity.device;
-    let guard = Guard::start(&options.paths, device, &store.lock);
-    let _guard = guard.inspect_err(|error| tracing::warn!(%error, "nobody will clear up after this server"));
     // Nobody has set it before.
     let _first = store.device.set(device);
-    server.answer(bind(&options.paths)?, http);
+    let listener = bind(&options.paths)?;
+    let asked = kept::again(listener.as_fd())?;
+    server.answer(listener, http);
     let quiet: Report = Arc::new(|_| Ok(()));
     let opening = spawn(&store, |store| async move { open_until_all_are(&store, &quiet).await });
     tokio::select! {
@@ -150,28 +196,67 @@ async fn run(
     spawn(&store, Store::take_carried_tar_splits);
     tokio::task::block_in_place(|| store.share_again(&records));
     drop(records);
-    server.attached.mounted.stays = true;
+    let said = keeper.listen()?;
+    hand_over(options, &mut server, asked, keeper)?;
+    tokio::spawn(kept::goes_on_alone(said, Arc::clone(&server.kept)));
     let images = store.list().await;
     let not_served = images.iter().filter(|image| !image.served).count();
-    ready(&Ready { images: images.len(), not_served, pid: std::process::id() });
+    ready(&Ready { images: images.len(), not_served });
     Ok(server.live(&mut signals).await?)
+}
+
+/// How the kernel is answered, by each server in the same way.
+pub(super) const FRONTEND: Fuse = Fuse(Options { list_trusted: false, nfs_export: false });
+
+/// Gives the keeper what another process needs to go on. Where the kernel is too old for that, the store is not kept.
+fn hand_over(
+    options: &ServeOptions,
+    server: &mut Server<Store>,
+    listener: OwnedFd,
+    keeper: &Keeper,
+) -> Result<(), Error> {
+    match server.attached.keep.take().and_then(|keep| keep()) {
+        Some(device) => {
+            let identity = server.attached.mounted.identity.clone();
+            let description = Description { options: options.clone(), identity, started: server.started };
+            let lock = kept::again(server.service().lock.as_fd())?;
+            keeper.hold((description, IO_DEADLINE), device, listener, lock)?;
+            *server.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper.keeping(0, 0));
+        }
+        None => tracing::info!(
+            "this kernel gives no request out twice (before Linux 6.9): the store's mount ends with its server"
+        ),
+    }
+    keeper.ready()?;
+    server.attached.mounted.stays = true;
+    Keeper::serves();
+    Ok(())
 }
 
 /// The store, as far as podman sees it without its mount.
 async fn begun(options: &ServeOptions, lock: Lock) -> Result<Arc<Store>, Error> {
+    let store = made(options, |paths, cache, wants| Store::new(paths, cache, wants, lock))?;
+    begin(&store, options, LISTS_PATIENCE, |_| true).await?;
+    Ok(store)
+}
+
+/// The store of a server, which `make` makes.
+pub(super) fn made(
+    options: &ServeOptions,
+    make: impl FnOnce(Paths, Cache, Option<Wants>) -> Result<Store, Error> + Send + 'static,
+) -> Result<Arc<Store>, Error> {
     let cache = Cache::open(&options.cache_dir, options.cache_size);
     let (wants, wanted) = mpsc::unbounded_channel();
     let wants = Some(wants).filter(|_| options.guesses);
     let place = CachePlace { dir: options.cache_dir.clone(), size: options.cache_size };
     let readers = Readers::new(place, options.log.clone());
-    let new = move |paths: &Paths| Ok(Store::new(paths.clone(), cache, wants, lock)?.with_readers(readers));
+    let new = move |paths: &Paths| Ok(make(paths.clone(), cache, wants)?.with_readers(readers));
     let store = Arc::new(answered(&options.paths, new)?);
     spawn(&store, |store| async move { store.join_layers(wanted).await });
-    begin(&store, options).await?;
     Ok(store)
 }
 
-fn spawn<F: Future<Output = ()> + Send + 'static>(
+pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
     store: &Arc<Store>,
     work: impl FnOnce(Arc<Store>) -> F,
 ) -> JoinHandle<()> {
@@ -179,15 +264,20 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
 }
 
 /// Lets podman see what the store holds, also what commands have changed while no server ran. Layers go that no image has any
-/// more and podman does not stand on. Who holds podman's locks keeps the lists from being changed, and nothing from being served.
-async fn begin(store: &Arc<Store>, options: &ServeOptions) -> Result<(), Error> {
+/// more and podman does not stand on, if that is `due`. Who holds podman's locks keeps the lists from being changed, and nothing from being served.
+pub(super) async fn begin(
+    store: &Arc<Store>,
+    options: &ServeOptions,
+    patience: Duration,
+    due: impl Fn(&Digest) -> bool,
+) -> Result<(), Error> {
     let mut records = store.records.lock().await;
     // Whatever comes of the rest: no layer goes that a podman needs which is known of now.
     records.know_podman(&options.podman);
     let mut changed = records_now(store, options, &records);
     let begun = tokio::task::block_in_place(|| {
-        let _locks = store.drop_layers(&mut changed, |_| true);
-        store.commit_within(&mut records, changed, LISTS_PATIENCE)
+        let _locks = store.drop_layers(&mut changed, due);
+        store.commit_within(&mut records, changed, patience)
     });
     match begun {
         Err(error @ Error::PodmanLock { .. }) => {
@@ -229,7 +319,7 @@ async fn publish_later(store: &Arc<Store>, options: &ServeOptions) {
 }
 
 /// Comes back after the first round, and goes on by itself until all are open.
-async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
+pub(super) async fn open_until_all_are(store: &Arc<Store>, report: &Report) {
     if store.open_all(report).await {
         return;
     }

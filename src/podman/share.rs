@@ -75,6 +75,38 @@ impl Store {
         }
     }
 
+    /// Makes what users have what the records say, in a process that goes on with the mount of another. Who has the store keeps it: what is mounted there
+    /// needs nobody but the mount that it is a clone of.
+    pub(super) fn share_on(&self, records: &Records) {
+        let Some(device) = self.device.get() else { return };
+        for name in &records.users {
+            let shared = Account::find(name).and_then(|account| match is_given(&self.paths, &account, *device)? {
+                true => self.reach_stubs(records, &account),
+                false => self.give(records, *device, &account),
+            });
+            if let Err(error) = shared {
+                tracing::warn!(user = name, error = error.chain(), "a user does not have the store");
+            }
+        }
+        // Of one to whom it was being given, or from whom it was being taken, when the other process died.
+        let Ok(users) = OwnDir::open(&self.paths.users()).and_then(|dir| dir.list()) else { return };
+        for user in users.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+            let is_theirs = records.users.iter().any(|name| *user.name == **name);
+            if let Err(error) = if is_theirs { Ok(()) } else { take_away(&self.paths, &user.name) } {
+                tracing::warn!(error = error.chain(), "a user's part of the store stays");
+            }
+        }
+    }
+
+    fn reach_stubs(&self, records: &Records, account: &Account) -> Result<(), Error> {
+        let overlay = self.paths.of_user(&account.name).join("overlay");
+        let stubs = Stubs::below(&overlay, Some(account.map()?));
+        let stubs = stubs.map_err(|source| Error::File { path: overlay, source })?;
+        stubs.write(records);
+        self.stubs.add(account.name.clone(), stubs);
+        Ok(())
+    }
+
     fn give(&self, records: &Records, device: Device, account: &Account) -> Result<(), Error> {
         let map = account.map()?;
         let dir = self.paths.of_user(&account.name);
@@ -100,6 +132,13 @@ pub(super) fn stubs_again(paths: &Paths, records: &Records) -> BTreeMap<String, 
     };
     // One who cannot have them is told of when the store is given to them.
     records.users.iter().filter_map(|name| Some((name.clone(), stubs_of(name).ok()?))).collect()
+}
+
+/// Whether a user has what is mounted now.
+fn is_given(paths: &Paths, account: &Account, device: Device) -> Result<bool, Error> {
+    let overlay = paths.of_user(&account.name).join("overlay");
+    let found = mounts::at(&overlay).map_err(|source| Error::File { path: overlay, source })?;
+    Ok(found.is_some_and(|mount| mount.is_stores() && mount.device == device))
 }
 
 fn open_stubs(overlay: &Path, map: &Map) -> Result<Stubs, Error> {
@@ -150,17 +189,17 @@ fn link(target: &Path, link: &Path) -> Result<(), Error> {
     }
 }
 
-fn take_away(paths: &Paths, name: &str) -> Result<(), Error> {
-    let dir = paths.of_user(name);
+fn take_away(paths: &Paths, name: impl AsRef<Path>) -> Result<(), Error> {
+    let dir = paths.of_user(&name);
     unmount(&dir.join("overlay"), Detach::Lazily)?;
-    match remove_dirs(&paths.users(), name) {
+    match remove_dirs(&paths.users(), name.as_ref()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File { path: dir, source: error }),
         _ => Ok(()),
     }
 }
 
 /// Removes what `make_dirs` and `link` have made for a user.
-fn remove_dirs(users: &Path, name: &str) -> io::Result<()> {
+fn remove_dirs(users: &Path, name: &Path) -> io::Result<()> {
     let users = OwnDir::open(users)?;
     let user = users.enter(name)?;
     for link in LINKED {

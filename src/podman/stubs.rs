@@ -12,26 +12,34 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::mount::{OpenTreeFlags, open_tree};
+
 use super::files::is_id;
 use super::idmap::Map;
 use super::lists;
 use super::paths::make_dir;
 use super::records::{Layer, Records};
-use crate::sys::own::{Entry, EntryKind, OwnDir};
+use crate::sys::own::{Entry, EntryKind, OwnDir, short_path};
 
 /// The directory of the layers' links.
 const LINKS: &str = "l";
 
 /// Those of the store, and those of the users that have it.
+#[derive(Default)]
 pub(super) struct AllStubs {
-    own: Stubs,
+    /// `None` where they cannot be reached.
+    own: Mutex<Option<Stubs>>,
     of_users: Mutex<BTreeMap<String, Stubs>>,
 }
 
 impl AllStubs {
     /// `of_users`: by their names.
     pub(super) fn new(own: Stubs, of_users: BTreeMap<String, Stubs>) -> Self {
-        Self { own, of_users: Mutex::new(of_users) }
+        Self { own: Mutex::new(Some(own)), of_users: Mutex::new(of_users) }
+    }
+
+    pub(super) fn set_own(&self, own: Stubs) {
+        *self.own() = Some(own);
     }
 
     pub(super) fn add(&self, user: String, stubs: Stubs) {
@@ -40,10 +48,14 @@ impl AllStubs {
 
     /// Makes them what the records say.
     pub(super) fn write(&self, records: &Records) {
-        self.own.write(records);
+        self.own().iter().for_each(|own| own.write(records));
         let mut of_users = self.of_users();
         of_users.retain(|name, _| records.users.contains(name));
         of_users.values().for_each(|stubs| stubs.write(records));
+    }
+
+    fn own(&self) -> MutexGuard<'_, Option<Stubs>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of_users(&self) -> MutexGuard<'_, BTreeMap<String, Stubs>> {
@@ -62,6 +74,14 @@ impl Stubs {
     /// To be called while nothing is mounted there.
     pub(super) fn open(dir: &Path, owners: Option<Map>) -> io::Result<Self> {
         Ok(Self { dir: OwnDir::open(dir)?, owners })
+    }
+
+    /// The same of a directory that is mounted on: by a clone of what it is in, which is nowhere and has no mounts in it.
+    pub(super) fn below(dir: &Path, owners: Option<Map>) -> io::Result<Self> {
+        let (parent, name) = dir.parent().zip(dir.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let clone = open_tree(rustix::fs::CWD, parent, flags)?;
+        Self::open(&short_path(clone.as_fd()).join(name), owners)
     }
 
     /// Makes them what the records say. What fails costs a few commands of podman while no server runs, so it is only logged.

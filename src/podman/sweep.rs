@@ -79,7 +79,12 @@ impl Store {
 
     /// Closes removed layers that nobody has open. `false`: some are left.
     pub(super) async fn close_left_over(&self) -> bool {
-        let left_over = self.trees.left_over(&*self.records.lock().await);
+        let left_over = {
+            let records = self.records.lock().await;
+            // Also what is left of a layer and could not be opened again: it is asked for as long as it may be known.
+            let left = records.left.iter().map(|layer| layer.id);
+            left.chain(self.trees.left_over(&records)).collect::<HashSet<_>>()
+        };
         if left_over.is_empty() {
             return true;
         }
@@ -90,9 +95,9 @@ impl Store {
         });
         // One that hangs is looked up again.
         let _looked = tokio::time::timeout(LINGER, looking).await;
-        let records = self.records.lock().await;
-        tokio::task::block_in_place(|| self.trees.close_left_over(&records));
-        self.trees.left_over(&records).is_empty()
+        let mut records = self.records.lock().await;
+        tokio::task::block_in_place(|| self.close_left(&mut records));
+        records.left.is_empty() && self.trees.left_over(&records).is_empty()
     }
 
     /// `false`: podman is busy, for as long as it unpacks a layer.

@@ -10,12 +10,15 @@ use super::Store;
 use super::lock::Lock;
 use super::open::Listing;
 use super::paths::Paths;
+use super::records::Records;
 use super::records::tests::source;
-use crate::blob::ByteRange;
+use super::resume;
+use crate::blob::{ByteRange, Digest};
 use crate::budget::DEFAULT_LIMIT;
 use crate::cache::Cache;
 use crate::image::options::ImageOptions;
 use crate::image::{Event, Report};
+use crate::kernel::mounts::Device;
 use crate::registry::ImageRef;
 use crate::serve::Activity;
 use crate::threads;
@@ -106,6 +109,81 @@ async fn a_removed_layer_stays_while_the_kernel_knows_it() {
     forest.forget(crate::fs::forest::root_of(number), 1);
     assert!(store.close_left_over().await);
     until_nothing_is_taken(&store).await;
+}
+
+/// As if it was mounted.
+const DEVICE: Device = Device { major: 0, minor: u32::MAX };
+
+/// The same store, as a process has it that goes on with it. What it has opened, and may show.
+async fn goes_on(dir: &Path) -> Arc<Store> {
+    let paths = Paths::new(&dir.join("store"), None);
+    let lock = Lock::take(&paths).unwrap().unwrap();
+    let store = Arc::new(Store::handed(paths, Cache::of_any_size(&dir.join("cache")), None, lock).unwrap());
+    store.open_known().await;
+    store.device.set(DEVICE).unwrap();
+    resume::read_again(&store).await.unwrap();
+    store
+}
+
+/// Somebody may run from it, whoever serves it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_removed_image_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let number = {
+        let store = store(dir.path());
+        store.device.set(DEVICE).unwrap();
+        add(&store, fixture("late-zc-new"), "localhost/late:1").await.unwrap();
+        let number = store.records.lock().await.layers[0].number;
+        store.trees.forest().remember(crate::fs::forest::root_of(number));
+        store.remove(&["localhost/late:1".to_owned()], &[], &quiet()).await.unwrap();
+        assert!(tokio::task::block_in_place(|| store.sweep_due(&mut store.records.blocking_lock(), |_| true)));
+        assert!(!store.close_left_over().await);
+        number
+    };
+    let store = goes_on(dir.path()).await;
+    assert!(store.trees.is_open(number) && store.list().await.is_empty());
+    let before = Records::read(&store.paths.records()).unwrap();
+    assert_eq!((before.left.len(), before.retired.len()), (1, 1));
+    // Nobody knows it any more: there is no kernel that could be asked.
+    assert!(store.close_left_over().await);
+    let after = Records::read(&store.paths.records()).unwrap();
+    assert_eq!((after.left.len(), after.retired.len()), (0, 0));
+    assert!(!store.trees.is_open(number));
+}
+
+/// The kernel has been told of the other one, and keeps that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_another_tree_is_not_shown_by_the_number_of_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = Digest::of(b"another tree");
+    let (first, top) = {
+        let store = store(dir.path());
+        add(&store, fixture("late-zc-new"), "localhost/late:1").await.unwrap();
+        let mut records = store.records.lock().await.clone();
+        let (first, top) = (records.layers[0].number, records.layers[1].number);
+        // Of the upper one nobody has been told yet.
+        let tree = std::mem::take(&mut records.layers[1].tree);
+        records.write(&store.paths.records()).unwrap();
+        let store_dir = store.paths.records();
+        drop(store);
+        let going_on = goes_on(dir.path()).await;
+        assert!(going_on.trees.is_open(first) && going_on.trees.is_open(top));
+        let written = Records::read(&store_dir).unwrap();
+        assert_eq!(written.layers[1].tree, tree, "it is on the disk before anybody is told");
+        let mut records = written;
+        records.set_tree(first, other);
+        records.write(&store_dir).unwrap();
+        (first, top)
+    };
+    let store = goes_on(dir.path()).await;
+    assert!(!store.trees.is_open(first) && !store.trees.is_open(top), "the upper one may show the root of the lower");
+    let listed = store.list().await;
+    assert!(listed[0].problem.as_deref().is_some_and(|problem| problem.contains("other files or attributes")));
+    // Added again, it has another number.
+    add(&store, fixture("late-zc-new"), "localhost/late:1").await.unwrap();
+    let records = store.records.lock().await.clone();
+    let number = records.layers[0].number;
+    assert!(store.trees.is_open(number) && number > top && store.list().await[0].served);
 }
 
 /// An image that is refused when its layers are open already, and one of which an upper layer cannot be opened.

@@ -37,6 +37,7 @@ pub(super) struct Planted {
     view: Arc<View>,
     tree: Arc<Tree>,
     facts: Facts,
+    shape: Digest,
     pub(super) layer: OpenLayer,
     read: Arc<LayerContents>,
 }
@@ -60,6 +61,8 @@ pub(super) struct Prepared {
     pub(super) tree: Arc<Tree>,
     holes: Holes,
     facts: Facts,
+    /// What tells the tree from others.
+    pub(super) shape: Digest,
 }
 
 /// One layer as a lower directory above those layers, the lowest first, where they are known. Its root has the attributes of the root
@@ -73,7 +76,8 @@ pub(super) fn prepare(layer: &OpenLayer, lowers: Option<&[Arc<Tree>]>) -> Result
     let root = tree.attr(tree.root()).map_or([0o755, 0, 0], |root| [root.mode.into(), root.uid, root.gid]);
     let (users, groups) = (users.into_iter().collect(), groups.into_iter().collect());
     let facts = Facts { size: tree.totals().1, users, groups, root };
-    Ok(Prepared { tree: Arc::new(tree), holes, facts })
+    let shape = tree.fingerprint();
+    Ok(Prepared { tree: Arc::new(tree), holes, facts, shape })
 }
 
 /// Makes all that a server makes of layers, the lowest first, and lets it go again; those that are all of an image are joined, too. Takes a while.
@@ -116,13 +120,14 @@ impl Trees {
         layer: OpenLayer,
         prepared: Prepared,
     ) -> Facts {
-        let Prepared { tree, holes, facts } = prepared;
+        let Prepared { tree, holes, facts, shape } = prepared;
         let (read, wants) = (Arc::clone(&layer.contents), self.wants.clone());
         let read = LayerContents::new(number, read, Arc::clone(&tree), wants);
         let view = View::new(Arc::clone(&tree), Arc::clone(&read) as Arc<dyn Contents>).with_holes(vec![holes]);
         let view = Arc::new(view);
         self.highest.fetch_max(number, Ordering::Relaxed);
-        self.planted().insert(number, Planted { id, contents, view, tree, facts: facts.clone(), layer, read });
+        let planted = Planted { id, contents, view, tree, facts: facts.clone(), shape, layer, read };
+        self.planted().insert(number, planted);
         facts
     }
 
@@ -146,9 +151,10 @@ impl Trees {
     }
 
     /// The number of a layer that was there before, whether or not it still is.
-    pub(super) fn number(&self, id: &Digest, contents: &str) -> Option<u32> {
+    pub(super) fn number(&self, id: &Digest, contents: &str, shape: &Digest) -> Option<u32> {
         let planted = self.planted();
-        let found = planted.iter().find(|(_, planted)| planted.id == *id && planted.contents == contents);
+        let is_it = |planted: &Planted| planted.id == *id && planted.contents == contents && planted.shape == *shape;
+        let found = planted.iter().find(|(_, planted)| is_it(planted));
         found.map(|(number, _)| *number)
     }
 
@@ -166,6 +172,21 @@ impl Trees {
         self.planted().get(&number).map(|planted| planted.facts.clone())
     }
 
+    /// What tells the trees of all that are open from others, by their numbers.
+    pub(super) fn shapes(&self) -> Vec<(u32, Digest)> {
+        self.planted().iter().map(|(number, planted)| (*number, planted.shape)).collect()
+    }
+
+    /// Whether the kernel may know a layer by that number.
+    pub(super) fn is_remembered(&self, number: u32) -> bool {
+        self.forest.is_remembered(number)
+    }
+
+    /// Closes what nobody was shown.
+    pub(super) fn close(&self, numbers: &[u32]) {
+        self.planted().retain(|number, _| !numbers.contains(number));
+    }
+
     pub(super) fn tree(&self, number: u32) -> Option<Arc<Tree>> {
         self.planted().get(&number).map(|planted| Arc::clone(&planted.tree))
     }
@@ -174,7 +195,7 @@ impl Trees {
     pub(super) fn chain(&self, records: &Records, top: Option<&Digest>) -> Option<Vec<Arc<Tree>>> {
         let (planted, mut chain, mut next) = (self.planted(), Vec::new(), top);
         while let Some(id) = next {
-            let layer = records.layer(id)?;
+            let layer = records.all_of(id).find(|layer| planted.contains_key(&layer.number))?;
             chain.push(Arc::clone(&planted.get(&layer.number)?.tree));
             next = layer.parent.as_ref();
         }

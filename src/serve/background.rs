@@ -10,6 +10,8 @@
 //! Until it is ready, the child has the parent's standard error and ends as soon as its standard input does. Then it lets go
 //! of all three, so that nobody who waits for the end of the parent's output waits for the server.
 
+use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io::{self, BufRead, Read, Seek, Write};
@@ -21,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
@@ -198,7 +202,7 @@ pub fn serve(keeper: &Keeper) -> Result<(), Error> {
 ///
 /// # Errors
 /// Where it is told nothing.
-pub fn begin() -> Result<MountOptions, Error> {
+pub fn begin<O: DeserializeOwned>() -> Result<O, Error> {
     leave_terminal();
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line).map_err(|source| Error::Runtime { source })?;
@@ -215,7 +219,7 @@ pub fn resume(keeper: &Keeper) -> Result<(), Error> {
 }
 
 /// What a terminal sends to all of a command's processes is for the keeper alone. What is wrong with this process costs nobody else.
-fn leave_terminal() {
+pub(crate) fn leave_terminal() {
     signals::block_meaningless();
     // Fails only for the leader of a process group, which has its own already.
     let _own_session = nix::unistd::setsid();
@@ -227,7 +231,12 @@ fn leave_terminal() {
 ///
 /// # Errors
 /// Why it has failed.
-pub fn become_keeper(options: &MountOptions) -> Result<std::convert::Infallible, Error> {
+pub fn become_keeper(options: &MountOptions) -> Result<Infallible, Error> {
+    become_keeper_of(options, &[SUBCOMMAND.as_ref(), IN_FOREGROUND.as_ref()])
+}
+
+/// The same of another kind of server. `worker`: what its workers are started with.
+pub(crate) fn become_keeper_of(options: &impl Serialize, worker: &[&OsStr]) -> Result<Infallible, Error> {
     let failed = |source| Error::Spawn { source };
     let line = serde_json::to_vec(options).map_err(|source| Error::Handover { source })?;
     let input = memfd_create(c"crfs-options", MemfdFlags::CLOEXEC);
@@ -235,7 +244,7 @@ pub fn become_keeper(options: &MountOptions) -> Result<std::convert::Infallible,
     input.write_all(&line).and_then(|()| input.rewind()).map_err(failed)?;
     crate::sys::close_inherited_on_exec();
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::FOREGROUND, SUBCOMMAND, IN_FOREGROUND]).stdin(input);
+    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::FOREGROUND]).args(worker).stdin(input);
     Err(failed(command.exec()))
 }
 

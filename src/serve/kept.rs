@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,7 +29,7 @@ const VERSION: u32 = 1;
 /// Connections that wait to be accepted: as many as std has for a listener.
 const BACKLOG: i32 = 128;
 
-/// What is served, for whoever goes on with it.
+/// What is served of a mount, for whoever goes on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Description {
     pub(super) options: MountOptions,
@@ -53,20 +54,18 @@ struct Versioned<T> {
     description: T,
 }
 
-impl Description {
-    fn bytes(self) -> Result<Vec<u8>, Error> {
-        let versioned = Versioned { version: VERSION, description: self };
-        serde_json::to_vec(&versioned).map_err(|source| Error::Handover { source })
-    }
+fn bytes<D: Serialize>(description: D) -> Result<Vec<u8>, Error> {
+    let versioned = Versioned { version: VERSION, description };
+    serde_json::to_vec(&versioned).map_err(|source| Error::Handover { source })
+}
 
-    fn of(bytes: &[u8]) -> Result<Self, Error> {
-        let version: Version = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
-        if version.version != VERSION {
-            return Err(Error::OtherForm { found: version.version, known: VERSION });
-        }
-        let versioned: Versioned<Self> = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
-        Ok(versioned.description)
+fn of_bytes<D: DeserializeOwned>(bytes: &[u8]) -> Result<D, Error> {
+    let version: Version = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
+    if version.version != VERSION {
+        return Err(Error::OtherForm { found: version.version, known: VERSION });
     }
+    let versioned: Versioned<D> = serde_json::from_slice(bytes).map_err(|source| Error::Handover { source })?;
+    Ok(versioned.description)
 }
 
 #[derive(Deserialize)]
@@ -75,11 +74,11 @@ struct Version {
 }
 
 /// What a worker goes on with.
-pub(super) struct Handed {
-    pub(super) description: Description,
-    pub(super) device: OwnedFd,
-    pub(super) listener: UnixListener,
-    pub(super) lock: OwnedFd,
+pub(crate) struct Handed<D> {
+    pub(crate) description: D,
+    pub(crate) device: OwnedFd,
+    pub(crate) listener: UnixListener,
+    pub(crate) lock: OwnedFd,
 }
 
 /// Whoever keeps a mount, as the process knows it that serves it.
@@ -131,29 +130,28 @@ impl Keeper {
     }
 
     /// Whose number is that of the server, which stays when workers go.
-    pub(super) fn pid() -> u32 {
+    pub(crate) fn pid() -> u32 {
         u32::try_from(nix::unistd::getppid().as_raw()).unwrap_or_default()
     }
 
-    /// Hands over what another one may go on with.
-    pub(super) fn hold(
+    /// Hands over what another one may go on with. `io_deadline`: how long whoever uses the mount may wait while nobody serves it.
+    pub(crate) fn hold(
         &self,
-        description: Description,
+        (description, io_deadline): (impl Serialize, Duration),
         device: OwnedFd,
         listener: OwnedFd,
         lock: OwnedFd,
     ) -> Result<(), Error> {
-        let io_deadline = description.options.source.io_deadline;
-        let held = Held { description: description.bytes()?, io_deadline, device, listener, lock };
+        let held = Held { description: bytes(description)?, io_deadline, device, listener, lock };
         self.channel.hand_over(&held).map_err(|source| Error::Keeper { source })
     }
 
     /// What this one is to go on with.
-    pub(super) fn handed(&self) -> Result<Handed, Error> {
+    pub(crate) fn handed<D: DeserializeOwned>(&self) -> Result<Handed<D>, Error> {
         let failed = |source| Error::Keeper { source };
         match self.channel.receive().map_err(failed)? {
             Some(Packet::Held(Held { description, device, listener, lock, .. })) => {
-                let description = Description::of(&description)?;
+                let description = of_bytes(&description)?;
                 Ok(Handed { description, device, listener: listener.into(), lock })
             }
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
@@ -161,7 +159,7 @@ impl Keeper {
     }
 
     /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used.
-    pub(super) fn ready(&self) -> Result<(), Error> {
+    pub(crate) fn ready(&self) -> Result<(), Error> {
         self.channel.send(&Packet::Ready).map_err(|source| Error::Keeper { source })
     }
 
@@ -171,7 +169,7 @@ impl Keeper {
     }
 
     /// Hears what the keeper says, from now on.
-    pub(super) fn listen(&self) -> Result<mpsc::UnboundedReceiver<Said>, Error> {
+    pub(crate) fn listen(&self) -> Result<mpsc::UnboundedReceiver<Said>, Error> {
         let (channel, upgrading) = (Arc::clone(&self.channel), Arc::clone(&self.upgrading));
         let (say, said) = mpsc::unbounded_channel();
         let hear = move || {
@@ -193,11 +191,11 @@ impl Keeper {
     }
 
     /// Now that it serves, it goes on without its keeper.
-    pub(super) fn serves() {
+    pub(crate) fn serves() {
         let _stays = set_pdeathsig(None);
     }
 
-    pub(super) fn keeping(&self, restarts: u32, upgrades: u32) -> Keeping {
+    pub(crate) fn keeping(&self, restarts: u32, upgrades: u32) -> Keeping {
         Keeping { keeper: self.clone(), restarts, upgrades }
     }
 }
@@ -207,7 +205,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a keeper says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub(crate) enum Said {
     Go(Go),
     /// It is gone.
     Nothing,
@@ -218,13 +216,20 @@ pub(super) async fn lost(said: &mut mpsc::UnboundedReceiver<Said>) {
     while !matches!(said.recv().await, Some(Said::Nothing) | None) {}
 }
 
+/// Says so when the keeper is gone.
+pub(crate) async fn goes_on_alone(mut said: mpsc::UnboundedReceiver<Said>, kept: Arc<Mutex<Option<Keeping>>>) {
+    lost(&mut said).await;
+    *kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    tracing::warn!("the keeper of this mount is gone: the mount ends with this process now");
+}
+
 /// Makes this process the one that is behind the socket to whoever asks who that is.
-pub(super) fn claim(listener: &UnixListener) -> io::Result<()> {
+pub(crate) fn claim(listener: &UnixListener) -> io::Result<()> {
     Ok(listen(listener, Backlog::new(BACKLOG)?)?)
 }
 
 /// A descriptor of its own for the same open file.
-pub(super) fn again(of: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+pub(crate) fn again(of: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     of.try_clone_to_owned().map_err(|source| Error::Runtime { source })
 }
 
@@ -234,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_description_of_another_version_is_told_from_a_broken_one() {
-        let of = |text: &str| Description::of(text.as_bytes());
+        let of = |text: &str| of_bytes::<Description>(text.as_bytes());
         assert!(matches!(of(r#"{"version":2,"image":"x"}"#), Err(Error::OtherForm { found: 2, known: VERSION })));
         assert!(matches!(of(r#"{"version":1}"#), Err(Error::Handover { .. })));
         assert!(matches!(of(""), Err(Error::Handover { .. })));

@@ -22,7 +22,7 @@ pub mod explain;
 pub(crate) mod frontend;
 pub(crate) mod fuse;
 pub mod holders;
-mod kept;
+pub(crate) mod kept;
 pub(crate) mod layers;
 pub mod listen;
 pub mod log;

@@ -12,10 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Error;
 use super::control;
@@ -23,7 +21,7 @@ use super::event::{self, Deadline, Event, Ready, Report};
 use super::frontend::{Frontend, Mounted};
 use super::fuse::Fuse;
 use super::holders;
-use super::kept::{self, Description, Handed, Keeper, Keeping, Said};
+use super::kept::{self, Description, Handed, Keeper, Said};
 use super::listen::Listening;
 use super::mounted::{self, Known, MountedImage, Served};
 use super::options::{FrontendChoice, MountOptions};
@@ -109,16 +107,9 @@ async fn mount_and_serve(
         () = lost => return Err(Error::Interrupted),
     };
     if let Some(said) = said {
-        tokio::spawn(goes_on_alone(said, Arc::clone(&serving.server.kept)));
+        tokio::spawn(kept::goes_on_alone(said, Arc::clone(&serving.server.kept)));
     }
     serving.live(&mut signals).await
-}
-
-/// Says so when the keeper is gone.
-async fn goes_on_alone(mut said: UnboundedReceiver<Said>, kept: Arc<Mutex<Option<Keeping>>>) {
-    kept::lost(&mut said).await;
-    *kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    tracing::warn!("the keeper of this mount is gone: the mount ends with this process now");
 }
 
 /// Goes on with what another process has mounted and does not serve any more.
@@ -126,7 +117,7 @@ async fn goes_on_alone(mut said: UnboundedReceiver<Said>, kept: Arc<Mutex<Option
 /// # Errors
 /// Where it cannot, and the mount stays as it is; or serving fails.
 pub fn resume(keeper: &Keeper) -> Result<(), Error> {
-    let Handed { description, device, listener, lock } = keeper.handed()?;
+    let Handed { description, device, listener, lock } = keeper.handed::<Description>()?;
     let log = description.options.log.clone();
     let prepare = || {
         let state = OwnState::resumed(description.state.clone(), lock)?;
@@ -177,7 +168,7 @@ async fn resume_and_serve(
     let http = Listening::asked_for(options.metrics_listen.as_ref());
     let http = http.inspect_err(|error| tracing::warn!(error = error.chain(), "no metrics are served"));
     server.answer(listener, http.ok().flatten());
-    tokio::spawn(goes_on_alone(said, Arc::clone(&server.kept)));
+    tokio::spawn(kept::goes_on_alone(said, Arc::clone(&server.kept)));
     state.take_over();
     Serving { prefetch: served.prefetch, server, state }.live(&mut signals).await
 }
@@ -292,7 +283,8 @@ impl Starting {
                     state: self.serving.state.dir().to_owned(),
                 };
                 let lock = kept::again(self.serving.state.lock())?;
-                keeper.hold(description, device, kept::again(self.listener.as_fd())?, lock)?;
+                let described = (description, options.source.io_deadline);
+                keeper.hold(described, device, kept::again(self.listener.as_fd())?, lock)?;
                 *server.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper.keeping(0, 0));
             }
             None => tracing::info!(

@@ -111,6 +111,10 @@ impl<S: Service> Server<S> {
         Ok(Self { attached, frontend: frontend.name(), started, kept: Arc::new(Mutex::new(Some(kept))), service })
     }
 
+    pub(crate) fn service(&self) -> &S {
+        &self.service
+    }
+
     /// Answers who asks, from now on.
     pub(crate) fn answer(&self, listener: UnixListener, http: Option<Listening>) {
         let (service, place) = (Arc::clone(&self.service), self.attached.mounted.place());

@@ -26,21 +26,12 @@ const LET_THROUGH: [Kind; 15] = [
 ];
 
 /// Lets no signal end or stop this process that means nothing to it (USR1, ALRM, TSTP, XFSZ, those of real time and others): whoever uses the mount would pay
-/// for it. What it starts inherits that: those are few, and end soon (fusermount3, credential helpers), or set their own (workers, guards).
+/// for it. What it starts inherits that: those are few, and end soon (fusermount3, credential helpers), or set their own (workers).
 ///
 /// To be called before the process has threads. SIGKILL and SIGSTOP cannot be blocked.
 pub(crate) fn block_meaningless() {
-    block_all_but(&LET_THROUGH);
-}
-
-/// The same with those that ask a process to end: for one that ends with another.
-pub(crate) fn block_requests_to_end() {
-    block_all_but(LET_THROUGH.get(4..).unwrap_or_default());
-}
-
-fn block_all_but(let_through: &[Kind]) {
     let mut blocked = SigSet::all();
-    let_through.iter().for_each(|kind| blocked.remove(*kind));
+    LET_THROUGH.iter().for_each(|kind| blocked.remove(*kind));
     // Set, not added: whoever started this process may have blocked others. Fails only for what is no set of signals.
     let _cannot_fail = blocked.thread_set_mask();
 }

@@ -1,5 +1,6 @@
 //! `crfs upgrade`: lets the program that is installed now go on with mounts that another one serves.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use super::control::{Answer, Request};
 use super::explain;
 use super::service::{Kept, Nothing};
 use super::state::{self, FoundState};
+use crate::kernel;
 
 /// How long the next server may take to answer, once the one before it is gone.
 const ANSWERS: Duration = Duration::from_secs(10);
@@ -17,14 +19,21 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// The directory of a mount, and what came of upgrading it.
 pub type Upgraded = (PathBuf, Result<(), Error>);
 
-/// Upgrades the mount that `target` means, by its id or its directory.
+/// Upgrades the mount that `target` means, by its id or its directory. `None`: there is none.
 ///
 /// # Errors
-/// Where there is none, or it goes on with the server that it has.
-pub fn upgrade(target: &Path, state_dirs: &[PathBuf]) -> Result<Upgraded, Error> {
-    let found = explain::state_of(target, state_dirs)?;
-    let state = found.ok_or_else(|| crate::kernel::Error::NotMounted { dir: target.to_owned() })?;
-    Ok((state.record.dir.clone(), upgrade_known(&state)))
+/// Where that cannot be told.
+pub fn upgrade(target: &Path, state_dirs: &[PathBuf]) -> Result<Option<Upgraded>, Error> {
+    match explain::state_of(target, state_dirs) {
+        Err(Error::Kernel(kernel::Error::NotMounted { .. })) | Ok(None) => Ok(None),
+        found => Ok(found?.map(|state| (state.record.dir.clone(), upgrade_known(&state)))),
+    }
+}
+
+/// What to say where there is none.
+#[must_use]
+pub fn not_mounted(target: &Path) -> Error {
+    kernel::Error::NotMounted { dir: target.to_owned() }.into()
 }
 
 /// Upgrades all mounts of this user, one after the other. The last error is that of a directory of states that cannot be asked.
@@ -38,11 +47,16 @@ pub fn upgrade_all(state_dirs: &[PathBuf]) -> Vec<Upgraded> {
 }
 
 fn upgrade_known(state: &FoundState) -> Result<(), Error> {
-    let stays = |why| Error::NotUpgraded { dir: state.record.dir.clone(), why };
-    let before = kept(state).map_err(stays)?;
-    let asked = state
-        .connect()
-        .and_then(|server| ask::ask::<Nothing, Nothing>(server, &Request::Upgrade, SILENCE, &mut |_| {}));
+    upgrade_by(&state.record.dir, &|| state.connect())
+}
+
+/// Upgrades what has its place at a directory, and whose server `connect` connects to.
+pub(crate) fn upgrade_by(dir: &Path, connect: &dyn Fn() -> Result<UnixStream, Unanswered>) -> Result<(), Error> {
+    let stays = |why| Error::NotUpgraded { dir: dir.to_owned(), why };
+    let kept = || -> Result<Option<Kept>, Unanswered> { Ok(connect().and_then(ask::status)?.kept) };
+    let before = kept().map_err(stays)?;
+    let asked =
+        connect().and_then(|server| ask::ask::<Nothing, Nothing>(server, &Request::Upgrade, SILENCE, &mut |_| {}));
     match asked {
         // It is gone, and says nothing.
         Err(Unanswered::Ended { .. }) => {}
@@ -52,15 +66,11 @@ fn upgrade_known(state: &FoundState) -> Result<(), Error> {
     }
     let start = Instant::now();
     loop {
-        match kept(state) {
+        match kept() {
             Ok(now) if now.map(|kept| kept.upgrades) > before.map(|kept| kept.upgrades) => return Ok(()),
             Err(why) if start.elapsed() >= ANSWERS => return Err(stays(why)),
             _ if start.elapsed() >= ANSWERS => return Err(stays(Unanswered::Stopped { seconds: ANSWERS.as_secs() })),
             _ => std::thread::sleep(GLANCE),
         }
     }
-}
-
-fn kept(state: &FoundState) -> Result<Option<Kept>, Unanswered> {
-    Ok(state.connect().and_then(ask::status)?.kept)
 }

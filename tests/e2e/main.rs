@@ -43,6 +43,7 @@ mod soci;
 mod status;
 mod stopped;
 mod store;
+mod store_kept;
 mod store_life;
 mod store_push;
 mod store_readers;

@@ -15,7 +15,6 @@ use crate::support::command::{Finished, send};
 use crate::support::lab::{CRFS, say_skipped};
 use crate::support::lies::Liar;
 use crate::support::mount::{Disk, until_gone};
-use crate::support::podman::Store;
 use crate::support::{Lab, Mount, run, until};
 
 const IMAGE: &str = "late-zc-new";
@@ -246,31 +245,4 @@ fn mounts_are_listed_with_fewer_descriptors_than_there_are_mounts() {
     "#;
     let told = apart(&lab, &[("/run/crfs", "0700")], script).ok();
     assert_eq!(told, "200\n0\n");
-}
-
-/// Processes that another has started, and that have not ended.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let all = children.collect::<Vec<_>>().join(" ");
-    let is_alive = |child: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
-    };
-    all.split_whitespace().map(|child| child.parse().unwrap()).filter(is_alive).collect()
-}
-
-#[test]
-fn a_guard_that_dies_is_replaced_and_nothing_of_it_is_left() {
-    let Some(lab) = Lab::new() else { return };
-    let Some(mut store) = Store::new(&lab) else { return };
-    let pid = store.pid();
-    let first = children(pid)[0];
-    send(first, Signal::SIGKILL);
-    until("the end of the first guard", || (!PathBuf::from(format!("/proc/{first}")).exists()).then_some(()));
-    let second = until("another guard", || children(pid).first().copied());
-    assert_ne!(first, second);
-    store.end(Signal::SIGKILL);
-    until_gone(second);
-    assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(store.path("overlay").to_str().unwrap()));
 }

@@ -53,7 +53,7 @@ fn silent(liar: &Liar, layer: &Layer) {
     liar.fault(Fault::always(On::Blobs, Lie::Silence).about(&layer.digest().hex()));
 }
 
-fn push(liar: &Liar, layer: &Layer) -> String {
+pub(crate) fn push(liar: &Liar, layer: &Layer) -> String {
     let config = config(&[layer.digest()]);
     let registry: &Registry = liar;
     registry.push("a", "1", OCI_MANIFEST, &manifest_with(&config, &[layer]), &[&layer.blob, &config]);

@@ -60,6 +60,20 @@ pub(in crate::cli) struct StoreServeArgs {
     pub(in crate::cli) metrics_listen: Option<Listen>,
 }
 
+/// As src/keeper and src/podman/serve.rs spell them.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct StoreWorkerArgs {
+    /// The store's directory.
+    #[arg(long)]
+    pub(in crate::cli) root: PathBuf,
+    /// The number of the descriptor that leads to the keeper.
+    #[arg(long)]
+    pub(in crate::cli) keeper: std::os::fd::RawFd,
+    /// Goes on with what another one has mounted.
+    #[arg(long)]
+    pub(in crate::cli) resume: bool,
+}
+
 /// Add images to a store
 ///
 /// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there

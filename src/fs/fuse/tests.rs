@@ -133,7 +133,8 @@ fn the_kernel_asks_nothing_twice() {
     assert!(asked("getattr") <= 1, "{counts:?}");
 }
 
-/// The kernel forgets what is below a name that is gone once somebody looks for that, as far as nobody has it open.
+/// The kernel forgets what is below a name that is gone once somebody looks for that, as far as nobody has it open. It says so also to a process that
+/// has not told it, and so has no counts.
 #[test]
 fn a_store_knows_what_the_kernel_remembers() {
     if skipped() {
@@ -149,15 +150,22 @@ fn a_store_knows_what_the_kernel_remembers() {
         let all = HashMap::from([(ROOT, dir(&root)), (made(7, 0), dir(&[("diff", root_of(7))]))]);
         Grown { views: HashMap::from([(7, Arc::clone(&view))]), made: all, changed: 0 }
     };
-    for is_open in [true, false] {
+    for (is_open, is_counted) in [(true, true), (false, true), (true, false), (false, false)] {
         let forest = Arc::new(Forest::store(grown(true)));
         let mounted = Mounted::of(Arc::clone(&forest), |frontend| frontend);
+        if !is_counted {
+            let device = Arc::clone(&mounted.device);
+            forest.ask_kernel(Box::new(move |number| known::is_known(&device, number)));
+        }
         assert!(!forest.is_remembered(7));
         for name in ["f", "g"] {
             assert_eq!(fs::read(mounted.path("layer/diff/d").join(name)).unwrap().len(), 5);
         }
         assert_eq!(fs::read_dir(mounted.path("layer/diff/d")).unwrap().count(), 2);
         let open = is_open.then(|| File::open(mounted.path("layer/diff/d/f")).unwrap());
+        if !is_counted {
+            forest.forget(root_of(7), u64::MAX);
+        }
         assert!(forest.is_remembered(7));
         forest.grow(grown(false));
         let look = || assert!(fs::symlink_metadata(mounted.path("layer")).is_err());

@@ -12,8 +12,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::busy;
-use super::command::{Finished, ends, run, send};
+use super::command::{Finished, ends, run, send, until};
 use super::lab::{CRFS, Lab, skip};
+use super::mount::until_gone;
 
 /// What containers need on machines without cgroups v2, or without the right to raise limits. No network: nothing of it is of interest here.
 pub(crate) const LIMITS: [&str; 5] = [
@@ -38,6 +39,8 @@ pub(crate) struct Store {
     pub(crate) state: Option<PathBuf>,
     /// The socket of a service manager.
     pub(crate) manager: Option<PathBuf>,
+    /// What serves it, if it is not the crfs of the tests.
+    pub(crate) program: Option<PathBuf>,
     server: Option<Child>,
 }
 
@@ -59,7 +62,19 @@ impl Store {
         }
         busy::is_there()?;
         let (root, cache) = (lab.path("store"), lab.fresh("cache"));
-        Some(Self { root, cache, state: None, manager: None, server: None })
+        Some(Self { root, cache, state: None, manager: None, program: None, server: None })
+    }
+
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Kills its keeper alone.
+    #[track_caller]
+    pub(crate) fn lose_keeper(&mut self) {
+        let mut server = self.server.take().expect("no server runs");
+        send(server.id(), Signal::SIGKILL);
+        ends("the end of the keeper", &mut server);
     }
 
     /// Loses all that is cached; no server may run.
@@ -96,7 +111,7 @@ impl Store {
     }
 
     fn start_with(&mut self, options: &[&str]) -> impl Iterator<Item = String> + use<> {
-        let mut command = self.command("serve");
+        let mut command = self.command_of(self.program.as_deref().unwrap_or(Path::new(CRFS)), "serve");
         command.arg("--cache-dir").arg(&self.cache).args(options);
         command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -127,7 +142,11 @@ impl Store {
     }
 
     pub(crate) fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(CRFS);
+        self.command_of(Path::new(CRFS), name)
+    }
+
+    fn command_of(&self, program: &Path, name: &str) -> Command {
+        let mut command = Command::new(program);
         command.args(["store", name, "--root"]).arg(&self.root);
         if let Some(state) = &self.state {
             command.arg("--state").arg(state);
@@ -149,18 +168,69 @@ impl Store {
         serde_json::from_str(&self.crfs("ls", &["--json"]).ok()).unwrap()
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Who keeps it: the process that was started.
+    pub(crate) fn keeper(&self) -> u32 {
         self.server.as_ref().expect("no server runs").id()
     }
 
-    /// Sends its server a signal, and waits for its end.
+    /// Who serves it.
+    #[track_caller]
+    pub(crate) fn pid(&self) -> u32 {
+        until("a server", || children(self.keeper()).first().copied())
+    }
+
+    /// What `crfs status` says of it.
+    #[track_caller]
+    pub(crate) fn status(&self) -> Option<Value> {
+        let status = run(Command::new(CRFS).args(["status", "--json", "--root"]).arg(&self.root)).ok();
+        let all: Vec<Value> = serde_json::from_str(&status).unwrap();
+        all.into_iter().find(|one| one["dir"].as_str().map(Path::new) == Some(&self.root))
+    }
+
+    /// Kills who serves it; gives who serves it then.
+    #[track_caller]
+    pub(crate) fn kill_worker(&self) -> u32 {
+        let before = self.pid();
+        send(before, Signal::SIGKILL);
+        self.other_than(before)
+    }
+
+    /// Waits for another server than that.
+    #[track_caller]
+    pub(crate) fn other_than(&self, before: u32) -> u32 {
+        until("another server", || {
+            let status = self.status()?;
+            let pid = status["pid"].as_u64().filter(|pid| status["state"] == "serving" && *pid != u64::from(before));
+            pid.map(|pid| u32::try_from(pid).unwrap())
+        })
+    }
+
+    /// Sends its server a signal, and waits for its end. SIGKILL is for whoever serves it as well: nobody clears up after them.
     #[track_caller]
     pub(crate) fn end(&mut self, signal: Signal) {
-        if let Some(mut server) = self.server.take() {
-            send(server.id(), signal);
-            ends("the end of the server", &mut server);
-        }
+        let Some(mut server) = self.server.take() else { return };
+        let workers = if signal == Signal::SIGKILL { children(server.id()) } else { Vec::new() };
+        send(server.id(), signal);
+        ends("the end of the server", &mut server);
+        workers.iter().for_each(|worker| send(*worker, signal));
+        workers.into_iter().for_each(until_gone);
     }
+
+    /// Ends its server although somebody uses the store.
+    #[track_caller]
+    pub(crate) fn end_by_force(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        until("the end of the server", || {
+            send(server.id(), Signal::SIGTERM);
+            server.try_wait().unwrap()
+        });
+    }
+}
+
+/// Processes that one with a single thread has started, and that have not ended.
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
 impl Drop for Store {

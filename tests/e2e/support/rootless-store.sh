@@ -43,8 +43,25 @@ wait_for() {
   done
 }
 server=
+# Those who serve it: the process that was started keeps it.
+workers() {
+  cat "/proc/$server/task/$server/children" 2> /dev/null || :
+}
+# Kills who serves, and waits for who serves then.
+kill_worker() {
+  before=$(workers)
+  # shellcheck disable=SC2086 # Mostly one.
+  kill -9 $before
+  tries=0
+  until after=$(workers) && [ -n "$after" ] && [ "$after" != "$before" ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || exit 1
+    sleep 0.1
+  done
+}
 clean_up() {
-  [ -z "$server" ] || kill -9 "$server" 2> /dev/null || :
+  # shellcheck disable=SC2046 # Several.
+  [ -z "$server" ] || kill -9 "$server" $(workers) 2> /dev/null || :
   if pause=$(cat "$dir/run/libpod/tmp/pause.pid" 2> /dev/null); then kill -9 "$pause" || :; fi
 }
 trap clean_up EXIT
@@ -96,6 +113,10 @@ run() {
 run "" ""
 run "" "--userns=auto"
 run "" "--uidmap=0:1:1000 --gidmap=0:1:1000"
+kill_worker
+run "" ""
+kill_worker
+run "" "--userns=auto"
 # Root of such a container is another user than the one who owns what lies above its root, and runc wants to pass. podman 4.3 lets it, once a first
 # container has failed ("permission denied"); podman 5 does not. So it is with an image that was pulled, too.
 above="$dir/home"
@@ -119,13 +140,14 @@ if [ "$how" = shared ]; then
   if "$crfs" store rm --root "$root" --podman-root "$dir/home/.local/share/containers/storage" localhost/busy:1 2> "$dir/refused"; then exit 1; fi
   grep "is used by the container" "$dir/refused"
   # Without the server all goes on that reads no layers.
-  kill -9 "$server"
   tries=0
-  while grep -q " $store/overlay " /proc/mounts; do
+  while grep -q " $store/overlay " /proc/mounts || [ -n "$(workers)" ]; do
+    kill "$server"
     tries=$((tries + 1))
     [ $tries -lt 600 ] || exit 1
     sleep 0.1
   done
+  wait "$server" || :
   run_podman ps -a --format '{{.ID}}' --no-trunc | grep -x "$container"
   run_podman images --format '{{.Repository}}:{{.Tag}}' | grep -x localhost/busy:1
   run_podman inspect "$container" localhost/busy:1 > /dev/null
@@ -139,6 +161,8 @@ if [ "$how" = shared ]; then
   server=$!
   wait_for "$dir/log-again"
   grep " $store/overlay fuse.crfs " /proc/mounts
+  kill_worker
+  run_podman run --rm --network=none --ulimit=nofile=20000:20000 --ulimit=nproc=1000:1000 localhost/busy:1 /bin/busybox true
   "$crfs" store share --root "$root" --user nobody --stop
   if grep " $store/overlay " /proc/mounts; then exit 1; fi
   [ "$(stat -c %a "$root")" = 700 ]

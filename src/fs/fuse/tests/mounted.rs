@@ -36,6 +36,7 @@ pub(super) fn skipped() -> bool {
 /// Mounted at a directory of its own until dropped.
 pub(super) struct Mounted {
     dir: TempDir,
+    pub(super) device: Arc<OwnedFd>,
     server: Option<JoinHandle<io::Result<()>>>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -61,7 +62,8 @@ impl Mounted {
         );
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("crfs-test"), dir.path(), Some("fuse.crfs"), flags, Some(data.as_str())).unwrap();
-        let mut mounted = Self { dir, server: None, _runtime: runtime };
+        let device = Arc::new(fd.try_clone().unwrap());
+        let mut mounted = Self { dir, device, server: None, _runtime: runtime };
         let session = session(around(frontend), fd).unwrap();
         mounted.server = Some(std::thread::spawn(move || session.run()));
         mounted
