@@ -43,7 +43,7 @@ class Soak:
         self.violations, self.over = [], threading.Event()
         self.stalls = collections.defaultdict(list)
         self.registry = world.registry(world.fresh("registry"))
-        self.names = chosen.image or list(MOUNTS)
+        self.names, self.is_store, self.runs, self.changes = chosen.image or list(MOUNTS), chosen.store, 0, 0
         self.sums = {name: trees.make(world.place, name, trees.busybox(), ["/bin/sh"]) for name in self.names}
         for name in self.names:
             run(sys.executable, "-B", HERE / "push.py", world.place / "layout" / name, f"127.0.0.1:{self.registry}", name)
@@ -53,7 +53,7 @@ class Soak:
         self.violations.append(text)
 
     def status(self, path):
-        known = json.loads(run(self.world.crfs, "status", "--json"))
+        known = json.loads(run(self.world.crfs, "status", "--json", "--root", path if self.is_store else "/nonexistent"))
         return next(one for one in known if one["dir"] == str(path))
 
     def mount(self, name):
@@ -62,7 +62,7 @@ class Soak:
         return Mounted(self, name, path, self.status(path)["keeper"])
 
     def run(self):
-        mounts = [self.mount(name) for name in self.names]
+        mounts = [Stored(self, self.names[0], self.names[1:])] if self.is_store else [self.mount(name) for name in self.names]
         for one in mounts:
             one.begin()
         start = time.monotonic()
@@ -88,6 +88,8 @@ class Soak:
             stalls.sort()
             at = [f"p{part} {stalls[min(len(stalls) - 1, len(stalls) * part // 100)] * 1000:.0f}" for part in (50, 90, 99)]
             print(f"  {how:8} {len(stalls):6} cycles; longest pause in ms: {', '.join(at)}, max {stalls[-1] * 1000:.0f}")
+        if self.is_store:
+            print(f"  {self.runs} containers run, {self.changes} images added and removed")
         for one in mounts:
             print(f"  {one.name}: restarts {one.restarts}, keeper {one.memory}")
         print(f"{len(self.violations)} violations")
@@ -219,10 +221,97 @@ class Mounted:
         wrong = [name for name, (_, digest) in self.sums.items() if hashlib.sha256((self.path / name).read_bytes()).hexdigest() != digest]
         if wrong:
             self.soak.violation(f"{self.name}: wrong at the end: {wrong[:3]}")
-        self.restarts = self.soak.status(self.path)["restarts"]
+        self.restarts = self.soak.status(self.place())["restarts"]
         lines = pathlib.Path(f"/proc/{self.keeper}/status").read_text().splitlines()
         self.memory = ", ".join(" ".join(line.split()) for line in lines if line.split(":")[0] in ("VmRSS", "RssAnon", "Threads"))
+        self.take_away()
+
+    def place(self):
+        """What `crfs status` knows it by."""
+        return self.path
+
+    def take_away(self):
         run(self.soak.world.crfs, "umount", self.path)
+
+
+class Stored(Mounted):
+    """A store, from which podman runs containers of one image. Other images come and go."""
+
+    LIMITS = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000", "--network", "none"]
+
+    def __init__(self, soak, name, others):
+        world, self.others, self.binary = soak.world, others, soak.world.crfs
+        self.root, self.graph, self.runroot = (world.fresh(place) for place in ("store", "podman", "podman-run"))
+        self.root.chmod(0o700)
+        self.image = f"127.0.0.1:{soak.registry}/{name}:latest"
+        serve = ["store", "serve", "--root", self.root, "--cache-dir", world.fresh("cache"), "--cache-size", "48M"]
+        self.process = world.start_until(b"serving", world.crfs, *serve)
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self.crfs("add", "--whole-layer-below", "0", self.image)
+        # It is mounted as for a container, and read through the overlay.
+        container = self.podman("create", *self.LIMITS, self.image, "/bin/busybox").stdout.strip()
+        path = pathlib.Path(self.podman("mount", container).stdout.strip())
+        super().__init__(soak, name, path, self.process.pid)
+
+    def crfs(self, command, *arguments):
+        run(self.binary, "store", command, "--root", self.root, *arguments)
+
+    def podman(self, *arguments, check=True):
+        options = ["--root", self.graph, "--runroot", self.runroot, "--runtime", "runc", "--storage-opt", f"overlay.imagestore={self.root}"]
+        command = [str(part) for part in ["podman", *options, *arguments]]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=check)
+
+    def begin(self):
+        super().begin()
+        more = [threading.Thread(target=work, daemon=True) for work in (self.containers, self.images)]
+        for thread in more:
+            thread.start()
+        self.threads += more
+
+    def containers(self):
+        pick = random.Random(self.soak.seed + 2)
+        while not self.soak.over.is_set():
+            names = pick.sample(sorted(self.sums), 3)
+            done = self.podman("run", "--rm", *self.LIMITS, self.image, "/bin/busybox", "sha256sum", *names, check=False)
+            found = [line.split()[0] for line in done.stdout.splitlines()]
+            if done.returncode or found != [self.sums[name][1] for name in names]:
+                self.soak.violation(f"a container: {done.returncode} {done.stderr[-300:]} {found}")
+            self.soak.runs += 1
+
+    def images(self):
+        """Whoever asks while the server dies is told so, and asks again."""
+        while not self.soak.over.is_set():
+            for name in self.others:
+                self.change(["add", "--whole-layer-below", "0", f"127.0.0.1:{self.soak.registry}/{name}:latest"], None)
+                self.change(["rm", "--podman-root", str(self.graph), f"127.0.0.1:{self.soak.registry}/{name}:latest"], "has no image")
+                self.soak.changes += 1
+
+    def change(self, arguments, is_done):
+        for _ in range(1000):
+            command = [str(self.soak.world.crfs), "store", arguments[0], "--root", str(self.root), *arguments[1:]]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode == 0 or (is_done and is_done in done.stderr) or self.soak.over.is_set():
+                return
+            if "ended before it had answered" not in done.stderr:
+                self.soak.violation(f"{arguments}: {done.stderr[-300:]}")
+                return
+
+    def harm(self, how):
+        # Now and then there is time for a change of the store.
+        if self.soak.pick.random() < 0.1:
+            time.sleep(self.soak.pick.uniform(0.5, 2))
+        super().harm(how)
+
+    def place(self):
+        return self.root
+
+    def take_away(self):
+        self.podman("rm", "-a", "-f", "-t", "0", check=False)
+        subprocess.run(["umount", "-l", self.graph / "overlay"], stderr=subprocess.DEVNULL, check=False)
+        self.process.terminate()
+        self.process.wait(STUCK)
+        if any(str(self.root) in line for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()):
+            self.soak.violation("the store's mount is still there")
 
 
 def main():
@@ -231,6 +320,7 @@ def main():
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--how", choices=["kill", "upgrade", "both"], default="both")
+    parser.add_argument("--store", action="store_true")
     parser.add_argument("--image", action="append", choices=list(MOUNTS))
     chosen = parser.parse_args()
     with World(chosen.crfs, "/nonexistent", "/nonexistent") as world:
