@@ -138,7 +138,7 @@ impl Keeper {
         workers.for_each(|worker| self.fence(worker));
         let is_waited_for =
             |(worker, until): &mut (Worker, Instant)| worker.ended().is_none() && *until > Instant::now();
-        while self.fenced.iter_mut().any(|fenced| is_waited_for(fenced)) {
+        while self.fenced.iter_mut().any(is_waited_for) {
             std::thread::sleep(GLANCE / 20);
         }
     }

@@ -166,6 +166,8 @@ impl Keeper {
     /// Says why this one ends.
     pub fn failed(&self, why: String) {
         let _heard = self.channel.send(&Packet::Failed(why));
+        // It is closed by the end of the process and not before: a keeper kills whoever can say nothing any more.
+        std::mem::forget(Arc::clone(&self.channel));
     }
 
     /// Hears what the keeper says, from now on.
