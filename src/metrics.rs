@@ -60,6 +60,11 @@ static RECEIVED: Definition = Definition::stable("received", BYTES, "Bytes of la
 static REQUESTS: Definition = Definition::stable("requests", None, "Requests to a host, by its answer");
 static IN_FLIGHT: Definition = Definition::stable("requests_in_flight", None, "Requests that have no answer yet");
 static RETRIES: Definition = Definition::stable("retries", None, "Requests that failed and were sent again");
+static FAILOVERS: Definition = Definition::stable(
+    "failovers",
+    None,
+    "Requests that another endpoint was sent, since this one failed or took too long",
+);
 static SERVED: Definition = Definition::stable("served", BYTES, "Bytes of contents that readers were given");
 static VERIFIED: Definition = Definition::stable("verified", BYTES, "Bytes of contents that had their digest");
 static WRONG: Definition = Definition::stable("wrong", BYTES, "Bytes of contents that did not have their digest");
@@ -110,6 +115,7 @@ pub struct Metrics {
     requests: ByTwo<Counter>,
     in_flight: Gauge,
     retries: By<Counter>,
+    failovers: By<Counter>,
     pub served: Counter,
     pub verified: Counter,
     pub wrong: Counter,
@@ -134,6 +140,7 @@ impl Default for Metrics {
             requests: ByTwo::default(),
             in_flight: Gauge::default(),
             retries: By::default(),
+            failovers: By::default(),
             served: Counter::default(),
             verified: Counter::default(),
             wrong: Counter::default(),
@@ -190,6 +197,11 @@ impl Metrics {
 
     pub fn retries(&self, host: &str) {
         self.retries.get_or_create(&[("host", self.host(host).into())]).inc();
+    }
+
+    /// Another is asked for what `host` did not give, or took too long for.
+    pub fn failover(&self, host: &str) {
+        self.failovers.get_or_create(&[("host", self.host(host).into())]).inc();
     }
 
     /// So many bytes are fetched that nobody has read yet. `policy` says that they will be.
@@ -252,6 +264,7 @@ impl Metrics {
         add(registry, &REQUESTS, self.requests.clone());
         add(registry, &IN_FLIGHT, self.in_flight.clone());
         add(registry, &RETRIES, self.retries.clone());
+        add(registry, &FAILOVERS, self.failovers.clone());
         for (definition, counter) in [
             (&SERVED, &self.served),
             (&VERIFIED, &self.verified),
@@ -324,6 +337,7 @@ mod tests {
         metrics.asks("r.io").answered(206);
         metrics.received_from("r.io").inc_by(7);
         metrics.retries("r.io");
+        metrics.failover("r.io");
         metrics.guesses("rest", 3);
         metrics.guessed_right("rest", 2);
         metrics.read(Found::There, Duration::from_micros(50));

@@ -84,10 +84,11 @@ impl Job {
         Self { guess: Some(guess), ..self }
     }
 
-    /// Runs to its end whoever still waits. Wrong bytes are fetched once more, past caches.
+    /// Runs to its end whoever still waits. Wrong bytes are fetched once more, past caches: of each place that may have them.
     pub(super) async fn run(mut self) -> Result<(), Error> {
         let (mut failed, mut others) = (None, Vec::new());
-        for freshness in [Freshness::Any, Freshness::PastCaches] {
+        let past_caches = std::iter::repeat_n(Freshness::PastCaches, self.layer.source.places());
+        for freshness in std::iter::once(Freshness::Any).chain(past_caches) {
             if failed.is_some() || self.duties.is_empty() {
                 break;
             }

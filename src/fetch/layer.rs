@@ -241,6 +241,12 @@ impl Engine {
 }
 
 impl Layer {
+    /// How many places may have its blob.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.source.places()
+    }
+
     #[must_use]
     pub fn digest(&self) -> &Digest {
         &self.digest

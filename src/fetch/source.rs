@@ -96,6 +96,11 @@ impl Source {
         self.capacity().map_or(Duration::ZERO, |capacity| capacity.round_trip)
     }
 
+    /// How many places may have it.
+    pub(super) fn places(&self) -> usize {
+        self.blob().places()
+    }
+
     /// Bytes of the whole blob.
     pub(super) fn size(&self) -> u64 {
         self.blob().size()

@@ -96,7 +96,8 @@ impl Config {
         let read = move || match cache.get(&config.digest) {
             Some(kept) => Ok(kept),
             None => {
-                let read = once_more_blocking(Result::is_err, |freshness| right(&config, freshness))?;
+                let read =
+                    once_more_blocking(config.blob.places(), Result::is_err, |freshness| right(&config, freshness))?;
                 cache.put(&config.digest, &read);
                 Ok(read)
             }

@@ -29,7 +29,7 @@ impl MayBeWrongBytes for super::Error {
 }
 
 /// Whether a read of a layer has failed by wrong bytes. The log tells so.
-pub(crate) fn wrong_bytes<T, E: MayBeWrongBytes>(layer: Digest) -> impl FnOnce(&Result<T, E>) -> bool {
+pub(crate) fn wrong_bytes<T, E: MayBeWrongBytes>(layer: Digest) -> impl Fn(&Result<T, E>) -> bool {
     move |read| {
         let wrong = read.as_ref().err().filter(|error| error.is_wrong_bytes());
         if let Some(error) = wrong {
@@ -39,19 +39,36 @@ pub(crate) fn wrong_bytes<T, E: MayBeWrongBytes>(layer: Digest) -> impl FnOnce(&
     }
 }
 
-/// What `read` gives, or what it gives past caches where the first is wrong.
+/// What `read` gives, or what it gives past caches where the first is wrong: once for each of the `places` that may have it.
 pub(crate) async fn once_more<R, F: Future<Output = R>>(
-    is_wrong: impl FnOnce(&R) -> bool,
+    places: usize,
+    is_wrong: impl Fn(&R) -> bool,
     mut read: impl FnMut(Freshness) -> F,
 ) -> R {
-    let first = read(Freshness::Any).await;
-    if is_wrong(&first) { read(Freshness::PastCaches).await } else { first }
+    let mut found = read(Freshness::Any).await;
+    for _ in 0..places {
+        if !is_wrong(&found) {
+            break;
+        }
+        found = read(Freshness::PastCaches).await;
+    }
+    found
 }
 
 /// The same by reads that block.
-pub(crate) fn once_more_blocking<R>(is_wrong: impl FnOnce(&R) -> bool, mut read: impl FnMut(Freshness) -> R) -> R {
-    let first = read(Freshness::Any);
-    if is_wrong(&first) { read(Freshness::PastCaches) } else { first }
+pub(crate) fn once_more_blocking<R>(
+    places: usize,
+    is_wrong: impl Fn(&R) -> bool,
+    mut read: impl FnMut(Freshness) -> R,
+) -> R {
+    let mut found = read(Freshness::Any);
+    for _ in 0..places {
+        if !is_wrong(&found) {
+            break;
+        }
+        found = read(Freshness::PastCaches);
+    }
+    found
 }
 
 /// All of a blob that is small.
@@ -67,13 +84,27 @@ pub(super) fn read_all(of: &registry::Layer, freshness: Freshness) -> Result<Byt
 mod tests {
     use super::*;
 
+    /// How often something is read that is right the `right`th time, and the last freshness.
+    async fn reads(places: usize, right: u32) -> [(u32, Freshness); 2] {
+        let wrong = |read: &(u32, Freshness)| read.0 < right;
+        let (mut count, mut blocking) = (0, 0);
+        let read = |freshness| {
+            count += 1;
+            std::future::ready((count, freshness))
+        };
+        let read_blocking = |freshness| {
+            blocking += 1;
+            (blocking, freshness)
+        };
+        [once_more(places, wrong, read).await, once_more_blocking(places, wrong, read_blocking)]
+    }
+
     #[tokio::test]
-    async fn what_is_wrong_is_read_once_more_past_caches_and_no_more() {
-        let wrong = |read: &(Freshness, bool)| !read.1;
-        for right in [true, false] {
-            let expected = if right { Freshness::Any } else { Freshness::PastCaches };
-            assert_eq!(once_more(wrong, |freshness| async move { (freshness, right) }).await, (expected, right));
-            assert_eq!(once_more_blocking(wrong, |freshness| (freshness, right)), (expected, right));
-        }
+    async fn what_is_wrong_is_read_once_more_of_each_place_and_no_more() {
+        assert_eq!(reads(3, 1).await, [(1, Freshness::Any); 2]);
+        assert_eq!(reads(1, 2).await, [(2, Freshness::PastCaches); 2]);
+        assert_eq!(reads(3, 3).await, [(3, Freshness::PastCaches); 2]);
+        assert_eq!(reads(1, 9).await, [(2, Freshness::PastCaches); 2]);
+        assert_eq!(reads(3, 9).await, [(4, Freshness::PastCaches); 2]);
     }
 }

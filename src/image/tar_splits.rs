@@ -160,7 +160,7 @@ impl Opener {
         reading: &Reading,
     ) -> Result<Outcome, Error> {
         let read = |freshness| self.read_split_once(wanted, raw.clone(), freshness, reading);
-        once_more(wrong_bytes(wanted.layer.digest), read).await
+        once_more(wanted.layer.blob.places(), wrong_bytes(wanted.layer.digest), read).await
     }
 
     async fn read_split_once(

@@ -30,7 +30,7 @@ impl Opener {
         let mut charge = self.memory().charge(ztoc.size).beside_windows(layer.size);
         let covered = charge.cover(ztoc.size, u64::MAX);
         covered.map_err(|source| index::Error::Memory { layer: layer.digest, what: "its zTOC", source })?;
-        let opened = once_more_blocking(wrong_bytes(layer.digest), |freshness| {
+        let opened = once_more_blocking(ztoc.blob.places(), wrong_bytes(layer.digest), |freshness| {
             let read = read_all(ztoc, freshness);
             let bytes = read.map_err(|source| index::Error::Read { layer: ztoc.digest, range: all, source })?;
             index::open_ztoc(layer, ztoc.digest, &bytes, self.memory())
@@ -60,7 +60,7 @@ impl Opener {
     /// Reads the TOC as the manifest names it. Wrong bytes are read once more, past caches.
     fn read_named_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Toc, index::Error> {
         let read = |freshness| in_parts(layer, freshness, |blob| self.open_toc(descriptor, blob, freshness));
-        once_more_blocking(wrong_bytes(layer.digest), read)
+        once_more_blocking(layer.blob.places(), wrong_bytes(layer.digest), read)
     }
 
     /// Reads the TOC of a layer as if the manifest named none.

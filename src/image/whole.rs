@@ -16,14 +16,15 @@ use crate::registry::{self, Body, Freshness};
 impl Opener {
     /// Reads all of a layer, so that it can be served from then on. Wrong bytes are read once more, past caches.
     pub(super) async fn pass(self: &Arc<Self>, mut pending: Pending, reading: &Reading) -> Result<OpenLayer, Error> {
-        let digest = pending.layer.digest;
+        let (digest, places) = (pending.layer.digest, pending.layer.blob.places());
         if pending.reason == Reason::SentWhole {
             tracing::warn!(layer = %digest, "its host sends all of it for a part; it is read whole, and kept");
         }
         // What has begun to come is for the first time alone.
         let mut body = pending.body.take();
-        let open =
-            once_more(wrong_bytes(digest), |freshness| self.read_whole(&pending, body.take(), freshness, reading));
+        let open = once_more(places, wrong_bytes(digest), |freshness| {
+            self.read_whole(&pending, body.take(), freshness, reading)
+        });
         let open = open.await?;
         Ok(OpenLayer { read_for: Some(pending.reason), misfit: pending.misfit, ..open })
     }

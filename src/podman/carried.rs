@@ -244,7 +244,7 @@ impl Carrier {
             }
             _ => false,
         };
-        once_more(may_be_wrong, |freshness| self.read_once(dir.clone(), freshness)).await
+        once_more(self.layer.places(), may_be_wrong, |freshness| self.read_once(dir.clone(), freshness)).await
     }
 
     async fn read_once(

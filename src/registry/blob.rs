@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
+use super::ask::Counters;
 use super::file_blob::FileBlob;
 use super::link::Capacity;
 use super::manifest::LayerDescriptor;
 use super::ranged::{RangedBody, RemoteBlob};
-use super::remote::{Counters, Repository};
+use super::repository::Repository;
 use super::silent::silence;
 use super::{Error, Freshness};
 use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
@@ -158,7 +159,7 @@ impl Blob {
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         let counters = match &self.place {
-            Place::Remote(remote, _) => &remote.counters,
+            Place::Remote(remote, _) => &*remote.counters,
             Place::Local(local, _) => &local.counters,
         };
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -189,8 +190,17 @@ impl Blob {
     #[must_use]
     pub fn is_sent_whole(&self) -> bool {
         match &self.place {
-            Place::Remote(remote, _) => remote.counters.sent_whole.load(Ordering::Relaxed),
+            Place::Remote(remote, _) => remote.is_sent_whole(),
             Place::Local(..) => false,
+        }
+    }
+
+    /// How many places may have it. Wrong bytes are asked for past caches so many times: each time of another.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        match &self.place {
+            Place::Remote(remote, _) => remote.places(),
+            Place::Local(..) => 1,
         }
     }
 

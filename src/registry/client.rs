@@ -2,21 +2,22 @@
 
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
 
 use super::archive::Archive;
 use super::blob::Blob;
+use super::config::{Certificates, Endpoint, Scheme};
 use super::disk::{Archives, Unpacking};
 use super::grammar::Reference;
 use super::layout::Layout;
 use super::manifest::{Descriptor, LayerDescriptor, Manifest, parse, place};
 use super::patience::Patience;
-use super::remote::{Document, Repository, Shared};
+use super::repository::{Document, Repository};
 use super::search::Search;
+use super::shared::Shared;
 use super::silent::{Waits, blocking};
 use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{ByteSource, Digest, Documents};
@@ -36,7 +37,7 @@ pub struct Client {
     archives: Archives,
     unpacking: Arc<Unpacking>,
     /// Made when a registry is first asked: a layout on disk needs no certificates.
-    shared: Arc<OnceCell<Arc<Shared>>>,
+    shared: Arc<OnceLock<Arc<Shared>>>,
 }
 
 /// Where an image's parts are.
@@ -170,17 +171,39 @@ impl Client {
         move || archives.open(&path, &*documents, &unpacking)
     }
 
-    async fn shared(&self) -> Result<Arc<Shared>, Error> {
-        // It reads certificates, from disks that may not answer.
-        let make = async || {
-            let (options, hosts) = (self.options.clone(), self.hosts.clone());
-            blocking(move || Shared::new(options, hosts).map(Arc::new)).await
-        };
-        Ok(self.shared.get_or_try_init(make).await?.clone())
+    fn shared(&self) -> Arc<Shared> {
+        let make = || Arc::new(Shared::new(self.options.clone(), self.hosts.clone()));
+        Arc::clone(self.shared.get_or_init(make))
     }
 
     async fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
-        Ok(Repository::new(self.shared().await?, &reference.registry, &reference.repository))
+        let (shared, endpoints) = (self.shared(), vec![self.endpoint(reference)]);
+        let Reference { registry, repository, .. } = reference.clone();
+        // It reads certificates, from disks that may not answer.
+        blocking(move || Repository::new(shared, &registry, &repository, endpoints)).await
+    }
+
+    /// Its registry itself.
+    fn endpoint(&self, reference: &Reference) -> Endpoint {
+        let Options { tls_verify, cert_dir, .. } = &self.options;
+        Endpoint {
+            registry: reference.registry.clone(),
+            repository: reference.repository.clone(),
+            api: "/v2".to_owned(),
+            scheme: match tls_verify {
+                Some(true) => Scheme::Https,
+                Some(false) => Scheme::Either,
+                None if cert_dir.is_some() => Scheme::Https,
+                None => Scheme::Usual,
+            },
+            verify: *tls_verify != Some(false),
+            certificates: cert_dir.iter().cloned().map(Certificates::Dir).collect(),
+            headers: Vec::new(),
+            namespace: None,
+            dial_timeout: None,
+            resolves: true,
+            is_mirror: false,
+        }
     }
 
     async fn resolve_remote(&self, image: &ImageRef, reference: &Reference) -> Result<Image, Error> {
@@ -240,16 +263,24 @@ impl Client {
             return Ok(bytes);
         }
         let mut patience = repository.patience("manifest", &digest.to_string(), self.resolve_deadline);
-        let mut found = digest;
+        let mut wrong = None;
         for freshness in [Freshness::Any, Freshness::PastCaches] {
-            let (document, _) = repository.document(&digest.to_string(), freshness, &mut patience).await?;
-            if document.digest == digest {
-                self.documents.put(&digest, &document.bytes);
-                return Ok(document.bytes);
+            match repository.by_digest(&digest, freshness, &mut patience).await {
+                Ok(document) => {
+                    self.documents.put(&digest, &document.bytes);
+                    return Ok(document.bytes);
+                }
+                Err(error) if error.is_wrong_digest() => wrong = Some(error),
+                Err(error) => return Err(error),
             }
-            found = document.digest;
         }
-        Err(Error::WrongDigest { what: image.to_string(), expected: digest, found })
+        Err(match wrong {
+            Some(Error::WrongDigest { expected, found, .. }) => {
+                Error::WrongDigest { what: image.to_string(), expected, found }
+            }
+            Some(error) => error,
+            None => Error::NoEndpoint { repository: image.to_string() },
+        })
     }
 
     pub(super) async fn child(&self, image: &ImageRef, source: &Source, entry: &Descriptor) -> Result<Document, Error> {
@@ -374,11 +405,11 @@ async fn ask_tag(
     tag: &str,
     patience: &mut Patience,
 ) -> Result<Document, Error> {
-    let (document, said) = repository.document(tag, Freshness::Any, patience).await?;
+    let (document, said) = repository.by_tag(tag, Freshness::Any, patience).await?;
     if said.is_none_or(|said| said == document.digest) {
         return Ok(document);
     }
-    let (document, said) = repository.document(tag, Freshness::PastCaches, patience).await?;
+    let (document, said) = repository.by_tag(tag, Freshness::PastCaches, patience).await?;
     if let Some(said) = said.filter(|said| *said != document.digest) {
         tracing::warn!(%image, %said, digest = %document.digest, "the registry states another digest than its manifest has");
     }

@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use super::archive::Archive;
 use super::file_blob::FileBlob;
 use super::manifest::{LARGEST_DOCUMENT, MOST_LAYERS};
-use super::remote::Document;
+use super::repository::Document;
 use super::tarfile::{Content, members};
 use super::{Error, json};
 use crate::blob::{ByteRange, ByteSource, Digest, Packing};

@@ -58,7 +58,8 @@ impl fmt::Debug for Redacted {
 }
 
 /// Whether the same request may go better next time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The more hopeful the larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
     Never,
     /// A server that does not keep to the protocol: a few fresh connections, then no more.
@@ -195,6 +196,16 @@ pub enum Error {
     #[error("{what}: nothing moved for {:.1} s and {tries} tries, the last: {source}", waited.as_secs_f64())]
     NoProgress { what: String, url: Redacted, waited: Duration, tries: u32, source: Box<Error> },
 
+    #[error("{url} sends no part of a blob, but all of it (it answers {status} to a range)")]
+    SendsWhole { url: Redacted, status: u16 },
+    /// Each place that was asked, in its order, with what came of it.
+    #[error("none of the {} endpoints has it: {}", errors.len(), each(errors))]
+    Endpoints { errors: Vec<(String, Error)> },
+    #[error(
+        "{repository}: the configuration names no host that may be asked for it: see what hosts.toml says of capabilities"
+    )]
+    NoEndpoint { repository: String },
+
     /// One failure that several waiters share.
     #[error(transparent)]
     Shared(Arc<Error>),
@@ -223,6 +234,7 @@ impl Error {
             Self::TokenServer { source, .. } => source.retry(),
             Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
             Self::Protocol { .. } | Self::MixedUp { .. } => Retry::AFewTimes,
+            Self::Endpoints { errors } => errors.iter().map(|(_, error)| error.retry()).max().unwrap_or(Retry::Never),
             _ => Retry::Never,
         }
     }
@@ -232,6 +244,7 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         match self.root() {
             Self::NoProgress { source, .. } => source.is_unreachable(),
+            Self::Endpoints { errors } => errors.iter().any(|(_, error)| error.is_unreachable()),
             error => matches!(error.retry(), Retry::After(_)),
         }
     }
@@ -239,10 +252,21 @@ impl Error {
     /// Whether what was asked for does not exist, as opposed to not being had.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self.root(),
-            Self::NotFound { .. } | Self::LoginWanted { status: 404, .. } | Self::NoTag { .. } | Self::NoSibling { .. }
-        )
+        match self.root() {
+            Self::NotFound { .. } | Self::LoginWanted { status: 404, .. } => true,
+            Self::NoTag { .. } | Self::NoSibling { .. } => true,
+            Self::Endpoints { errors } => errors.iter().all(|(_, error)| error.is_not_found()),
+            _ => false,
+        }
+    }
+
+    /// Whether other bytes came than their digest says.
+    pub(super) fn is_wrong_digest(&self) -> bool {
+        match self.root() {
+            Self::WrongDigest { .. } => true,
+            Self::Endpoints { errors } => errors.iter().any(|(_, error)| error.is_wrong_digest()),
+            _ => false,
+        }
     }
 
     /// Whether the other end speaks TLS, and not with us.
@@ -260,9 +284,19 @@ impl Error {
         Self::Transfer { url: Redacted::of(url), what, source: source.map(reqwest::Error::without_url) }
     }
 
+    /// Of a place, where the URL is not known any more.
+    pub(super) fn protocol_of(host: &str, what: String) -> Self {
+        Self::Protocol { url: Redacted::plain(host.to_owned()), what }
+    }
+
     pub(super) fn protocol(url: &Url, what: impl Into<String>) -> Self {
         Self::Protocol { url: Redacted::of(url), what: what.into() }
     }
+}
+
+fn each(errors: &[(String, Error)]) -> String {
+    let each: Vec<_> = errors.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    each.join("; ")
 }
 
 fn sources<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use moka::sync::Cache;
 use url::{Position, Url};
 
+use super::config::Endpoint;
 use super::gate::Gate;
+use super::health::Health;
+use super::hedges::Hedges;
 use super::link::Link;
 use super::resolver::Resolver;
 use super::silent::Disks;
@@ -23,6 +26,8 @@ const REMEMBERED: u64 = 1000;
 pub struct Hosts {
     gates: Cache<String, Arc<Gate>>,
     links: Cache<String, Arc<Link>>,
+    healths: Cache<String, Health>,
+    pub(super) hedges: Arc<Hedges>,
     pub(super) resolver: Resolver,
     pub(super) disks: Disks,
     pub(super) waits: Arc<Waits>,
@@ -33,6 +38,8 @@ impl Default for Hosts {
         Self {
             gates: Cache::new(REMEMBERED),
             links: Cache::new(REMEMBERED),
+            healths: Cache::new(REMEMBERED),
+            hedges: Arc::default(),
             resolver: Resolver::default(),
             disks: Disks::default(),
             waits: Arc::default(),
@@ -49,6 +56,12 @@ impl Hosts {
 
     pub(super) fn gate(&self, url: &Url) -> Arc<Gate> {
         self.gates.get_with(host(url), Arc::default)
+    }
+
+    /// How well it does what is asked of it there.
+    pub(super) fn health(&self, endpoint: &Endpoint) -> Health {
+        let Endpoint { registry, api, namespace, .. } = endpoint;
+        self.healths.get_with(format!("{registry}{api} {namespace:?}"), Health::default)
     }
 
     pub(super) fn link(&self, url: &Url) -> Arc<Link> {

@@ -82,9 +82,10 @@ impl Patience {
         }
     }
 
-    /// Waits for the next bytes of a body; `None` where it has stalled.
-    pub(super) async fn body<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the next bytes of a body; `None` where it has stalled, or has not moved at all for `lull`.
+    pub(super) async fn body<T>(&mut self, lull: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
         let limit = self.stall_window().saturating_sub(self.window).min(self.left());
+        let limit = lull.map_or(limit, |lull| lull.min(limit));
         let before = self.idle;
         let outcome = self.spend(limit, future).await;
         self.window = self.window.saturating_add(self.idle.saturating_sub(before));
@@ -204,7 +205,7 @@ mod tests {
         let start = Instant::now();
         let error = loop {
             // One byte a second is none.
-            while patience.body(tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
+            while patience.body(None, tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
                 patience.moved(1);
             }
             if let Err(error) = patience.pause(reset(), &url()).await {
@@ -219,7 +220,7 @@ mod tests {
     async fn progress_keeps_a_transfer_alive_past_its_deadline() {
         let mut patience = patience(Duration::from_secs(120));
         for _ in 0..300 {
-            assert!(patience.body(tokio::time::sleep(Duration::from_secs(1))).await.is_some());
+            assert!(patience.body(None, tokio::time::sleep(Duration::from_secs(1))).await.is_some());
             patience.moved(1100);
         }
         assert!(patience.pause(reset(), &url()).await.is_ok());

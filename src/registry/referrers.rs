@@ -12,7 +12,7 @@ use super::client::{Client, Source};
 use super::layout::Layout;
 use super::manifest::{Content, Descriptor, parse};
 use super::patience::Patience;
-use super::remote::{Document, Repository};
+use super::repository::{Document, Repository};
 use super::{Error, Freshness, ImageRef};
 use crate::blob::Digest;
 
@@ -90,7 +90,7 @@ async fn listed(
         Err(error) if is_without_api(&error) => tracing::debug!(%image, %error, "the registry lists no referrers"),
         Err(error) => return Err(error),
     }
-    match repository.document(&tag_of(subject), Freshness::Any, patience).await {
+    match repository.by_tag(&tag_of(subject), Freshness::Any, patience).await {
         Ok((answer, _)) => entries(image, &answer),
         Err(error) if error.is_not_found() => Ok(Vec::new()),
         Err(error) => Err(error),

@@ -17,8 +17,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::Error;
 use super::curve::provider;
+use super::{Error, config as endpoints};
 use crate::sys::{limit, outside};
 
 /// Bytes of all that a file of certificates may have.
@@ -34,14 +34,30 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Those of a directory.
+    /// Those of directories and files.
     ///
     /// # Errors
-    /// Where one cannot be read, or the directory's filesystem does not answer.
-    pub(super) fn of(dir: &Path) -> Result<Self, Error> {
-        let asked = dir.to_owned();
-        limit::within(PATIENCE, move || Self::read(&asked))
-            .unwrap_or_else(|| Err(unreadable(dir, limit::silence(PATIENCE))))
+    /// Where one cannot be read, or its filesystem does not answer.
+    pub(super) fn of(places: &[endpoints::Certificates]) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for place in places {
+            let (asked, path) = match place {
+                endpoints::Certificates::Dir(path)
+                | endpoints::Certificates::Authorities(path)
+                | endpoints::Certificates::Client(path, _) => (place.clone(), path),
+            };
+            let read = limit::within(PATIENCE, move || match &asked {
+                endpoints::Certificates::Dir(dir) => Self::read(dir),
+                endpoints::Certificates::Authorities(file) => Ok(Self { trusted: certificates(file)?, identity: None }),
+                endpoints::Certificates::Client(chain, key) => {
+                    Ok(Self { trusted: Vec::new(), identity: Some((certificates(chain)?, private_key(key)?)) })
+                }
+            });
+            let read = read.unwrap_or_else(|| Err(unreadable(path, limit::silence(PATIENCE))))?;
+            found.trusted.extend(read.trusted);
+            found.identity = found.identity.or(read.identity);
+        }
+        Ok(found)
     }
 
     fn read(dir: &Path) -> Result<Self, Error> {

@@ -17,6 +17,7 @@ use rustls::ClientConfig;
 use tracing::Instrument as _;
 use url::Url;
 
+use super::config::Endpoint;
 use super::errors::{ProxyTrouble, deepest, tls_failure};
 use super::loopback::is_loopback;
 use super::proxy::{Proxies, Proxy};
@@ -60,16 +61,17 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(options: &Options, resolver: Resolver) -> Result<Self, Error> {
+    /// Reads certificates: blocking.
+    pub(super) fn new(endpoint: &Endpoint, options: &Options, resolver: Resolver) -> Result<Self, Error> {
         // reqwest is built without a default, and wants one also for plain http. Err: there was one already.
         let _ = curve::provider().install_default();
         Ok(Self {
             clients: Mutex::default(),
             tls: OnceLock::new(),
             proxies: Proxies::from_environment(),
-            verify: options.tls_verify != Some(false),
-            certificates: options.cert_dir.as_deref().map(Certificates::of).transpose()?.unwrap_or_default(),
-            connect_timeout: (options.io_deadline / 4).min(LONGEST_CONNECT),
+            verify: endpoint.verify,
+            certificates: Certificates::of(&endpoint.certificates)?,
+            connect_timeout: endpoint.dial_timeout.unwrap_or(LONGEST_CONNECT).min(options.io_deadline / 4),
             resolver,
             sent: AtomicU64::new(1),
         })

@@ -1,0 +1,132 @@
+//! Asks one place after the other until one of them answers: the next one at once where one fails, and beside it where one takes too long.
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
+/// What came of it.
+pub(super) enum Outcome<T, E> {
+    /// `overtaken`: who was asked before or after, and has not answered yet; `failed`: who said something else before.
+    Won { place: usize, value: T, overtaken: Vec<usize>, failed: Vec<(usize, E)> },
+    /// Each place with what it said, in the order of the answers; none where there is no place.
+    Lost(Vec<(usize, E)>),
+}
+
+/// `places` in the order in which they are asked. `patience`: how long one may take before the next is asked beside it; `None` where that must not be.
+pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
+    places: &[usize],
+    patience: impl Fn(usize) -> Option<Duration>,
+    ask: impl Fn(usize) -> F,
+) -> Outcome<T, E> {
+    let mut waiting = places.iter().copied();
+    let mut under_way = FuturesUnordered::new();
+    let mut asked: Vec<usize> = Vec::new();
+    let mut failed: Vec<(usize, E)> = Vec::new();
+    let mut limit = None;
+    loop {
+        // Whoever is asked for all of them to answer is asked at once; whoever is late has one more beside it.
+        if under_way.len() == 0 || limit.is_some_and(|limit: tokio::time::Instant| limit <= tokio::time::Instant::now())
+        {
+            limit = None;
+            match waiting.next() {
+                Some(place) => {
+                    let asking = ask(place);
+                    under_way.push(async move { (place, asking.await) });
+                    asked.push(place);
+                    limit = patience(place).map(|patience| tokio::time::Instant::now() + patience);
+                }
+                None if under_way.is_empty() => return Outcome::Lost(failed),
+                None => {}
+            }
+        }
+        let late = async {
+            match limit.filter(|_| waiting.len() > 0) {
+                Some(limit) => tokio::time::sleep_until(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = under_way.next() => match answer {
+                Some((place, Ok(value))) => {
+                    let lost = |other: &usize| *other != place && failed.iter().all(|(failed, _)| failed != other);
+                    let overtaken = asked.iter().copied().filter(lost).collect();
+                    return Outcome::Won { place, value, overtaken, failed };
+                }
+                Some((place, Err(error))) => {
+                    failed.push((place, error));
+                    // The next one at once, also where another is under way.
+                    limit = limit.map(|_| tokio::time::Instant::now());
+                }
+                None => {}
+            },
+            () = late => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// What each place does: after so many milliseconds, well or not.
+    async fn run(
+        does: &[(u32, bool)],
+        patience: Option<u32>,
+    ) -> (Result<usize, Vec<usize>>, Vec<usize>, u128, Vec<usize>) {
+        let asked = RefCell::new(Vec::new());
+        let places: Vec<usize> = (0..does.len()).collect();
+        let start = Instant::now();
+        let outcome = race(
+            &places,
+            |_| patience.map(|patience| MS * patience),
+            |place| {
+                asked.borrow_mut().push(place);
+                let (after, is_well) = does[place];
+                async move {
+                    tokio::time::sleep(MS * after).await;
+                    if is_well { Ok(place) } else { Err(()) }
+                }
+            },
+        );
+        let (outcome, overtaken) = match outcome.await {
+            Outcome::Won { place, value, overtaken, .. } => {
+                assert_eq!(place, value);
+                (Ok(place), overtaken)
+            }
+            Outcome::Lost(failed) => (Err(failed.into_iter().map(|(place, ())| place).collect()), Vec::new()),
+        };
+        (outcome, asked.into_inner(), start.elapsed().as_millis(), overtaken)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_that_answers_is_asked_alone() {
+        assert_eq!(run(&[(5, true), (1, true)], Some(10)).await, (Ok(0), vec![0], 5, vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_is_asked_at_once_where_one_fails() {
+        let slow = run(&[(5, false), (6, false), (7, true)], Some(1000)).await;
+        assert_eq!(slow, (Ok(2), vec![0, 1, 2], 18, vec![]));
+        assert_eq!(run(&[(5, false), (6, false)], None).await, (Err(vec![0, 1]), vec![0, 1], 11, vec![]));
+        assert_eq!(run(&[], Some(1)).await, (Err(vec![]), vec![], 0, vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_takes_too_long_has_the_next_beside_it() {
+        assert_eq!(run(&[(500, true), (5, true)], Some(10)).await, (Ok(1), vec![0, 1], 15, vec![0]));
+        assert_eq!(run(&[(12, true), (5, true)], Some(10)).await, (Ok(0), vec![0, 1], 12, vec![1]));
+        assert_eq!(run(&[(500, true), (500, true), (5, true)], Some(10)).await, (Ok(2), vec![0, 1, 2], 25, vec![0, 1]));
+        assert_eq!(run(&[(500, true), (5, true)], None).await, (Ok(0), vec![0], 500, vec![]));
+        let failing = run(&[(500, true), (5, false), (5, true)], Some(10)).await;
+        assert_eq!(failing, (Ok(2), vec![0, 1, 2], 20, vec![0]), "what fails beside it is replaced at once");
+        assert_eq!(run(&[(500, false), (5, false)], Some(10)).await, (Err(vec![1, 0]), vec![0, 1], 500, vec![]));
+    }
+}
