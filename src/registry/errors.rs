@@ -12,6 +12,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::artifact::Artifact;
+use super::config::ConfigError;
 use super::credentials::Login;
 use super::left_out::LeftOut;
 use super::loopback::is_loopback;
@@ -191,6 +192,8 @@ pub enum Error {
     TokenServer { registry: String, source: Box<Error> },
     #[error("registry {registry} asks for authentication in a way that crfs refuses: {reason}")]
     Challenge { registry: String, reason: String },
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
     #[error("credentials in {path} cannot be read: {reason}", path = path.display())]
     Credentials { path: PathBuf, reason: String },
     #[error("{what}: nothing moved for {:.1} s and {tries} tries, the last: {source}", waited.as_secs_f64())]

@@ -74,7 +74,7 @@ fn completed(name: &str) -> Result<(String, String), &'static str> {
     Ok((registry.to_owned(), repository))
 }
 
-fn is_host(text: &str) -> bool {
+pub(super) fn is_host(text: &str) -> bool {
     // The colons of an IPv6 address are in its brackets.
     let port = text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
     let (host, port) = port.unwrap_or((text, "0"));

@@ -16,6 +16,7 @@ mod auth;
 mod blame;
 mod blob;
 mod client;
+#[allow(dead_code, unused_imports)]
 mod config;
 mod credentials;
 mod curve;
@@ -71,6 +72,7 @@ use bytes::Bytes;
 pub use artifact::Artifact;
 pub use blob::{Blob, Body, Parts, Sent, Traffic};
 pub use client::Client;
+pub use config::{ConfigError, Places};
 pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, auth_files};
 pub use disk::Archives;
 pub(crate) use errors::list;

@@ -1,0 +1,37 @@
+//! What is wrong with a configuration: which file, which line, which key, and what to do.
+
+use std::path::PathBuf;
+
+/// Why a configuration allows no request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{path} cannot be read: {reason}; it says how registries are reached: mend it, or remove it", path = path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{path}, line {line}: {key}: {reason}", path = path.display())]
+    Invalid { path: PathBuf, line: usize, key: String, reason: String },
+    #[error("{path}, line {line}: {reason}; correct the file, or remove it", path = path.display())]
+    Syntax { path: PathBuf, line: usize, reason: String },
+    #[error("{name} is blocked: {path}, line {line}, has blocked = true for {prefix:?}; remove that, or name another registry", path = path.display())]
+    Blocked { name: String, prefix: String, path: PathBuf, line: usize },
+    #[error("{name:?} is not an image's name: {reason}")]
+    Name { name: String, reason: String },
+    #[error(
+        "{name:?} names no registry, and may be any of {}; {path} has short-name-mode = \"enforcing\": name one of them",
+        candidates.join(", "), path = path.display()
+    )]
+    Ambiguous { name: String, candidates: Vec<String>, path: PathBuf },
+    #[error(
+        "{image} is refused: {path} says \"reject\" for {scope}; name an image that it allows, or change it",
+        path = path.display()
+    )]
+    Rejected { image: String, path: PathBuf, scope: String },
+    #[error(
+        "{image} is refused: {path} demands a signature ({kind}) for {scope}, and crfs checks none; pull the image with podman, \
+         or give it a scope with insecureAcceptAnything",
+        path = path.display()
+    )]
+    SignatureWanted { image: String, path: PathBuf, scope: String, kind: String },
+    #[error("{path} allows no host to pull {registry} from: give one of its hosts the capability \"pull\"", path = path.display())]
+    NoHost { registry: String, path: PathBuf },
+}

@@ -1,0 +1,167 @@
+//! TOML with places: each value knows its line, so that an error can name it.
+
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::Error;
+
+/// A file that was read.
+#[derive(Clone, Copy)]
+pub(super) struct File<'a> {
+    pub(super) path: &'a Path,
+    pub(super) text: &'a str,
+}
+
+impl<'a> File<'a> {
+    /// # Errors
+    /// Where it is not TOML.
+    pub(super) fn parse(self) -> Result<Spanned<DeTable<'a>>, Error> {
+        DeTable::parse(self.text).map_err(|error| Error::Syntax {
+            path: self.path.to_owned(),
+            line: self.line(error.span().map_or(0, |span| span.start)),
+            reason: format!("not TOML: {}", error.message()),
+        })
+    }
+
+    fn line(self, at: usize) -> usize {
+        let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
+        before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1)
+    }
+}
+
+/// A table of a file.
+#[derive(Clone, Copy)]
+pub(super) struct Table<'a> {
+    file: File<'a>,
+    span: (usize, usize),
+    entries: &'a DeTable<'a>,
+}
+
+/// A value of a table, with its place.
+#[derive(Clone, Copy)]
+pub(super) struct Value<'a> {
+    file: File<'a>,
+    key: &'a str,
+    span: (usize, usize),
+    value: &'a DeValue<'a>,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn root(file: File<'a>, parsed: &'a Spanned<DeTable<'a>>) -> Self {
+        Self { file, span: (0, 0), entries: parsed.get_ref() }
+    }
+
+    pub(super) fn line(&self) -> usize {
+        self.file.line(self.span.0)
+    }
+
+    /// Go's readers of TOML take a key in any case where there is none that is the same.
+    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+        let same = |found: &&(&'a str, Value<'a>)| found.0 == key;
+        let all = self.entries();
+        let found = all.iter().find(same).or_else(|| all.iter().find(|found| found.0.eq_ignore_ascii_case(key)));
+        found.map(|(_, value)| *value)
+    }
+
+    /// All keys and values, in the order of the file.
+    pub(super) fn entries(&self) -> Vec<(&'a str, Value<'a>)> {
+        let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
+            let (key, at): (&'a std::borrow::Cow<'a, str>, _) = (key.get_ref(), key.span());
+            let value = Value { file: self.file, key, span: bounds(at), value: value.get_ref() };
+            (key.as_ref(), value)
+        };
+        let mut entries: Vec<_> = self.entries.iter().map(entry).collect();
+        entries.sort_by_key(|(_, value)| value.span);
+        entries
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+        self.get(key).map(Value::text).transpose()
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<bool, Error> {
+        Ok(self.get(key).map(Value::flag).transpose()?.unwrap_or(false))
+    }
+
+    pub(super) fn table(&self, key: &str) -> Result<Option<Table<'a>>, Error> {
+        self.get(key).map(Value::table).transpose()
+    }
+
+    /// `[[key]]`
+    pub(super) fn tables(&self, key: &str) -> Result<Vec<Table<'a>>, Error> {
+        let tables = |value: Value<'a>| value.items()?.into_iter().map(Value::table).collect();
+        self.get(key).map_or_else(|| Ok(Vec::new()), tables)
+    }
+
+    /// The error of a key, or of the table where it has no such key.
+    pub(super) fn refuse(&self, key: &str, reason: impl Into<String>) -> Error {
+        match self.get(key) {
+            Some(value) => value.refuse(reason),
+            None => refused(self.file, self.span.0, key, reason.into()),
+        }
+    }
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn text(self) -> Result<&'a str, Error> {
+        match self.value {
+            DeValue::String(text) => Ok(text),
+            _ => Err(self.refuse("a text in quotes is wanted")),
+        }
+    }
+
+    pub(super) fn flag(self) -> Result<bool, Error> {
+        match self.value {
+            DeValue::Boolean(flag) => Ok(*flag),
+            _ => Err(self.refuse("true or false is wanted, without quotes")),
+        }
+    }
+
+    pub(super) fn table(self) -> Result<Table<'a>, Error> {
+        match self.value {
+            DeValue::Table(entries) => Ok(Table { file: self.file, span: self.span, entries }),
+            _ => Err(self.refuse("a table is wanted")),
+        }
+    }
+
+    /// Of an array.
+    pub(super) fn items(self) -> Result<Vec<Value<'a>>, Error> {
+        match self.value {
+            DeValue::Array(items) => Ok(items
+                .iter()
+                .map(|item| Value { span: bounds(item.span()), value: item.get_ref(), ..self })
+                .collect()),
+            _ => Err(self.refuse("an array is wanted")),
+        }
+    }
+
+    pub(super) fn texts(self) -> Result<Vec<&'a str>, Error> {
+        self.items()?.into_iter().map(Value::text).collect()
+    }
+
+    pub(super) const fn is_text(&self) -> bool {
+        matches!(self.value, DeValue::String(_))
+    }
+
+    /// Whether it stands in a header in brackets, rather than behind a key.
+    pub(super) fn is_headed(&self) -> bool {
+        let before = self.file.text.get(..self.span.0).unwrap_or_default();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        line.trim_start().starts_with('[')
+    }
+
+    pub(super) fn refuse(&self, reason: impl Into<String>) -> Error {
+        refused(self.file, self.span.0, self.key, reason.into())
+    }
+}
+
+fn refused(file: File<'_>, at: usize, key: &str, reason: String) -> Error {
+    Error::Invalid { path: file.path.to_owned(), line: file.line(at), key: key.to_owned(), reason }
+}
+
+const fn bounds(span: Range<usize>) -> (usize, usize) {
+    (span.start, span.end)
+}
