@@ -154,8 +154,11 @@ impl Engine {
         let Common { cache, hosts, archives, fetch: shared, memory, .. } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
-            tls_verify: options.tls_verify,
-            cert_dir: options.cert_dir.clone(),
+            places: registry::Places {
+                tls_verify: options.tls_verify,
+                cert_dir: options.cert_dir.clone(),
+                ..registry::Places::default()
+            },
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };

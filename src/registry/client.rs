@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::archive::Archive;
 use super::blob::Blob;
-use super::config::{Certificates, Endpoint, Scheme};
+use super::config;
 use super::disk::{Archives, Unpacking};
 use super::grammar::Reference;
 use super::layout::Layout;
@@ -91,8 +91,11 @@ impl Client {
     /// A digest whose manifest is remembered is not asked for; a tag is, and what it was last is taken where the registry cannot be reached.
     ///
     /// # Errors
-    /// Where the image is not there, is of other platforms only, cannot be verified or cannot be had within the deadline.
+    /// Where the image is not there, is of other platforms only, cannot be verified or cannot be had within the deadline, or this machine's
+    /// configuration or policy refuses it.
     pub async fn resolve(&self, image: &ImageRef) -> Result<Image, Error> {
+        let (places, asked) = (self.options.places.clone(), image.clone());
+        blocking(move || Ok(config::permits(&places, &asked)?)).await?;
         match image {
             ImageRef::Registry(reference) => self.resolve_remote(image, reference).await,
             ImageRef::Layout { dir, tag } => self.resolve_local(image, Layout::Directory(dir.clone()), tag).await,
@@ -177,33 +180,9 @@ impl Client {
     }
 
     async fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
-        let (shared, endpoints) = (self.shared(), vec![self.endpoint(reference)]);
-        let Reference { registry, repository, .. } = reference.clone();
-        // It reads certificates, from disks that may not answer.
-        blocking(move || Repository::new(shared, &registry, &repository, endpoints)).await
-    }
-
-    /// Its registry itself.
-    fn endpoint(&self, reference: &Reference) -> Endpoint {
-        let Options { tls_verify, cert_dir, .. } = &self.options;
-        Endpoint {
-            registry: reference.registry.clone(),
-            repository: reference.repository.clone(),
-            api: "/v2".to_owned(),
-            scheme: match tls_verify {
-                Some(true) => Scheme::Https,
-                Some(false) => Scheme::Either,
-                None if cert_dir.is_some() => Scheme::Https,
-                None => Scheme::Usual,
-            },
-            verify: *tls_verify != Some(false),
-            certificates: cert_dir.iter().cloned().map(Certificates::Dir).collect(),
-            headers: Vec::new(),
-            namespace: None,
-            dial_timeout: None,
-            resolves: true,
-            is_mirror: false,
-        }
+        let (shared, reference) = (self.shared(), reference.clone());
+        // It reads the configuration and certificates, from disks that may not answer.
+        blocking(move || Repository::open(shared, &reference)).await
     }
 
     async fn resolve_remote(&self, image: &ImageRef, reference: &Reference) -> Result<Image, Error> {

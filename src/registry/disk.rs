@@ -446,8 +446,7 @@ mod tests {
     fn options() -> Options {
         Options {
             auth_files: Vec::new(),
-            tls_verify: None,
-            cert_dir: None,
+            places: crate::registry::Places::default(),
             platform: "linux/amd64".parse().unwrap(),
             io_deadline: Duration::from_secs(600),
         }

@@ -16,7 +16,6 @@ mod auth;
 mod blame;
 mod blob;
 mod client;
-#[allow(dead_code, unused_imports)]
 mod config;
 mod credentials;
 mod curve;
@@ -94,10 +93,8 @@ use crate::blob::Digest;
 pub struct Options {
     /// Credential files in the order they are asked, `--authfile` alone where it is given. See [`auth_files`].
     pub auth_files: Vec<PathBuf>,
-    /// `--tls-verify`; `None`: verify, but speak http to loopback registries.
-    pub tls_verify: Option<bool>,
-    /// `--cert-dir`: *.crt are CAs, *.cert and *.key client certificates (containers-certs.d(5)).
-    pub cert_dir: Option<PathBuf>,
+    /// What says how registries are reached.
+    pub places: Places,
     pub platform: Platform,
     /// Longest time without progress (less than 1 KiB/s over 10 s, or over a quarter of this where that is shorter, is none).
     pub io_deadline: Duration,

@@ -55,7 +55,12 @@ impl RemoteBlob {
         let blame = self.blame.lock().unwrap_or_else(PoisonError::into_inner);
         Order::of(self.sides.len(), |place| {
             let side = self.sides.get(place).filter(|_| !blame.is_distrusted(place, range))?;
-            Some(!side.health.rests() && !side.site.peer.health.rests())
+            let is_well = !side.health.rests() && !side.site.peer.health.rests();
+            if is_well && self.sides.len() > 1 {
+                // It has rested: a part is asked for once more.
+                side.sent_whole.store(false, Ordering::Relaxed);
+            }
+            Some(is_well)
         })
     }
 
@@ -270,9 +275,13 @@ impl RangedBody {
         let (order, asks) = (blob.order(range), Asks::default());
         let has_other = has_other && order.places.len() > 1;
         let taken: Vec<Mutex<Option<Taken>>> = blob.sides.iter().map(|_| Mutex::default()).collect();
+        // Of who sends all of it for want of others nothing is known but that it answers.
+        let of_this = |side: &Side| has_other.then(|| side.health.clone());
         let healths = |place: usize| {
             let side = blob.sides.get(place);
-            side.map(|side| vec![side.site.peer.health.clone(), side.health.clone()]).unwrap_or_default()
+            let healths =
+                side.map(|side| std::iter::once(side.site.peer.health.clone()).chain(of_this(side)).collect());
+            healths.unwrap_or_default()
         };
         let none = Mutex::default();
         let open = |place: usize| {

@@ -12,8 +12,8 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use url::Url;
 
 use super::ask::{Ask, Counters};
-use super::config::Endpoint;
 use super::errors::Retry;
+use super::grammar::Reference;
 use super::health::{Asking, Health};
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
@@ -109,15 +109,10 @@ pub(super) struct Document {
 }
 
 impl Repository {
-    /// Reads certificates: blocking. A mirror that cannot be asked as its configuration has it is left out.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        registry: &str,
-        name: &str,
-        endpoints: Vec<Endpoint>,
-    ) -> Result<Self, Error> {
+    /// Reads the configuration, and certificates: blocking. A mirror that cannot be asked as its configuration has it is left out.
+    pub(super) fn open(shared: Arc<Shared>, reference: &Reference) -> Result<Self, Error> {
         let (mut sites, mut failed) = (Vec::new(), None);
-        for endpoint in endpoints {
+        for endpoint in shared.endpoints(reference)? {
             let (mirror, is_mirror) = (endpoint.registry.clone(), endpoint.is_mirror);
             match Site::new(Arc::clone(&shared), endpoint) {
                 Ok(site) => sites.push(site),
@@ -130,7 +125,15 @@ impl Repository {
         }
         match failed {
             Some(error) if sites.is_empty() => Err(error),
-            _ => Ok(Self { shared, registry: registry.into(), name: name.into(), sites: sites.into() }),
+            _ => {
+                let Reference { registry, repository, .. } = reference;
+                Ok(Self {
+                    shared,
+                    registry: registry.as_str().into(),
+                    name: repository.as_str().into(),
+                    sites: sites.into(),
+                })
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use moka::future::Cache;
 use url::Url;
 
-use super::config::Endpoint;
+use super::config::{Configuration, Endpoint};
+use super::grammar::Reference;
 use super::hosts::Hosts;
 use super::peer::Peer;
 use super::throttle::Throttle;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) hosts: Hosts,
     /// By what is said of them, but for the repository.
     peers: Mutex<HashMap<Endpoint, Arc<Peer>>>,
+    /// As it was when a registry was first asked.
+    configuration: OnceLock<Configuration>,
     last_route: AtomicU64,
 }
 
@@ -37,11 +40,24 @@ impl Shared {
     pub(super) fn new(options: Options, hosts: Hosts) -> Self {
         let throttle = Arc::new(Throttle::new(options.io_deadline, hosts.clone()));
         let (routes, peers) = (Cache::new(100_000), Mutex::default());
-        Self { options, throttle, routes, hosts, peers, last_route: AtomicU64::new(0) }
+        let configuration = OnceLock::new();
+        Self { options, throttle, routes, hosts, peers, configuration, last_route: AtomicU64::new(0) }
     }
 
     pub(super) fn next_route(&self) -> u64 {
         self.last_route.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Where a reference may be asked for. Blocking.
+    pub(super) fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>, Error> {
+        let configuration = match self.configuration.get() {
+            Some(configuration) => configuration,
+            None => {
+                let read = Configuration::read(&self.options.places)?;
+                self.configuration.get_or_init(|| read)
+            }
+        };
+        Ok(configuration.endpoints(reference)?)
     }
 
     /// Who is asked there. Blocking, where it was not asked before.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crfs::blob::{ByteRange, Digest, Documents};
-use crfs::registry::{Blob, Client, Error, Freshness, Image, ImageRef, Options};
+use crfs::registry::{Blob, Client, Error, Freshness, Image, ImageRef, Options, Places};
 
 /// No test waits for longer, whatever is broken.
 const HANG_LIMIT: Duration = Duration::from_secs(30);
@@ -88,8 +88,7 @@ impl Documents for Memory {
 pub(crate) fn options() -> Options {
     Options {
         auth_files: Vec::new(),
-        tls_verify: None,
-        cert_dir: None,
+        places: Places::default(),
         platform: "linux/amd64".parse().unwrap(),
         io_deadline: Duration::from_secs(20),
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crfs::registry::{Client, Error, Options};
+use crfs::registry::{Client, Error, Options, Places};
 
 use crate::registry::Registry;
 use crate::support::{client, options, range, read, resolve};
@@ -25,7 +25,7 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
 
 /// Reads the directory when a registry is first asked.
 fn client_with(dir: &tempfile::TempDir) -> Client {
-    client(Options { cert_dir: Some(dir.path().to_owned()), ..options() })
+    client(Options { places: Places { cert_dir: Some(dir.path().to_owned()), ..Places::default() }, ..options() })
 }
 
 async fn error(client: &Client, front: &Front) -> Error {
@@ -74,7 +74,8 @@ async fn a_loopback_registry_that_speaks_tls_is_not_taken_for_one_that_is_broken
     let error = error(&client(options()), &front).await;
     assert!(matches!(error.root(), Error::Handshake { .. }), "{error}");
     assert!(error.to_string().contains("not trusted"), "{error}");
-    succeeds(&client(Options { tls_verify: Some(false), ..options() }), &front).await;
+    succeeds(&client(Options { places: Places { tls_verify: Some(false), ..Places::default() }, ..options() }), &front)
+        .await;
     assert_eq!(registry.requests_to("/manifests/").len(), 1, "none by http");
 }
 
@@ -84,7 +85,7 @@ async fn a_client_certificate_that_is_wanted_is_named_at_once() {
     let front = Front::start(registry.host(), &["rsa"], Some("intermediate")).await;
     let trusting = directory(&[("ca.crt", "rsa")]);
     let without = client_with(&trusting);
-    let insecure = client(Options { tls_verify: Some(false), ..options() });
+    let insecure = client(Options { places: Places { tls_verify: Some(false), ..Places::default() }, ..options() });
     for client in [without, insecure, client(options())] {
         let error = error(&client, &front).await;
         assert!(matches!(error.root(), Error::Handshake { identified: false, .. }), "{error}");
