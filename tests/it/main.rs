@@ -13,6 +13,7 @@ mod fixtures;
 mod hostile;
 mod image;
 mod local;
+mod mirrors;
 mod plain;
 mod ranges;
 mod redirects;
