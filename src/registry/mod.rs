@@ -71,7 +71,7 @@ use bytes::Bytes;
 pub use artifact::Artifact;
 pub use blob::{Blob, Body, Parts, Sent, Traffic};
 pub use client::Client;
-pub use config::{ConfigError, Places};
+pub use config::{ConfigError, Places, Surroundings, short_name};
 pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, auth_files};
 pub use disk::Archives;
 pub(crate) use errors::list;

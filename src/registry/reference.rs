@@ -110,6 +110,11 @@ impl FromStr for ImageRef {
     }
 }
 
+/// Whether it names an image on disk.
+pub(super) fn names_path(text: &str) -> bool {
+    ["oci:", "oci-archive:", "docker-archive:"].iter().any(|transport| text.starts_with(transport))
+}
+
 fn registry_reference(text: &str, rest: &str) -> Result<ImageRef, Error> {
     let error = |reason: String| Error::Reference { text: text.to_owned(), reason };
     let reference = grammar::parse(rest).map_err(|reason| error(reason.to_owned()))?;

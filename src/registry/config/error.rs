@@ -32,6 +32,9 @@ pub enum Error {
         path = path.display()
     )]
     SignatureWanted { image: String, path: PathBuf, scope: String, kind: String },
-    #[error("{path} allows no host to pull {registry} from: give one of its hosts the capability \"pull\"", path = path.display())]
-    NoHost { registry: String, path: PathBuf },
+    #[error(
+        "{path} gives no host of {registry} the capability {capability:?}, without which the image cannot be had: add it to one of them",
+        path = path.display()
+    )]
+    NoHost { registry: String, path: PathBuf, capability: &'static str },
 }

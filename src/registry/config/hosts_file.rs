@@ -45,7 +45,10 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Host>, Error> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut hosts = Vec::new();
     if let Some(tables) = root.table("host")? {
-        for (name, value) in tables.entries() {
+        let mut all = tables.entries();
+        // A table within it may stand before it, such as its header.
+        all.sort_by_key(|(_, value)| value.first());
+        for (name, value) in all {
             let mut parsed = host(&value.table()?, dir)?;
             parsed.url = Some(url(name, &value, value.table()?.flag("override_path")?)?);
             // containerd takes those alone that stand in a header: only there it knows their order.
@@ -156,11 +159,7 @@ fn dial_timeout(table: &Table<'_>) -> Result<Option<Duration>, Error> {
 }
 
 fn url(text: &str, value: &Value<'_>, override_path: bool) -> Result<HostUrl, Error> {
-    let (scheme, rest) = if text.starts_with("http") {
-        text.split_once("://").ok_or_else(|| value.refuse("is a URL that starts with https:// or http://"))?
-    } else {
-        ("https", text)
-    };
+    let (scheme, rest) = text.split_once("://").unwrap_or(("https", text));
     let is_https = match scheme {
         "https" => true,
         "http" => false,

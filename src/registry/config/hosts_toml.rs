@@ -22,8 +22,17 @@ pub(super) fn endpoints(dir: &Path, places: &Places, reference: &Reference) -> R
     };
     let endpoints = hosts.into_iter().filter(|host| host.pulls).map(|host| endpoint(host, places, reference));
     let endpoints = endpoints.collect::<Result<Vec<_>, Error>>()?;
-    match (endpoints.is_empty(), own) {
-        (true, Some(own)) => Err(Error::NoHost { registry: reference.registry.clone(), path: own.join("hosts.toml") }),
+    // A host that may not be pulled from is not asked what a tag means, either.
+    let is_enough = match reference.digest {
+        Some(_) => !endpoints.is_empty(),
+        None => endpoints.iter().any(|endpoint| endpoint.resolves),
+    };
+    match own {
+        Some(own) if !is_enough => {
+            let capability = if endpoints.is_empty() { "pull" } else { "resolve" };
+            let (registry, path) = (reference.registry.clone(), own.join("hosts.toml"));
+            Err(Error::NoHost { registry, path, capability })
+        }
         _ => Ok(endpoints),
     }
 }

@@ -22,10 +22,12 @@ mod prefix;
 mod read;
 mod registries;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub(super) use endpoint::{Certificates, Endpoint, Scheme};
 pub use error::Error as ConfigError;
-pub use places::Places;
+pub use places::{Places, Surroundings};
 pub(super) use policy::permits;
 
 use self::aliases::Aliases;
@@ -38,7 +40,6 @@ use super::grammar::{self, Reference};
 pub(super) struct Configuration {
     places: Places,
     registries: Registries,
-    aliases: Aliases,
 }
 
 /// The images that a short name may mean.
@@ -56,11 +57,10 @@ impl Configuration {
     pub(super) fn read(places: &Places) -> Result<Self, Error> {
         let places = places.clone();
         if places.hosts_dir.is_some() {
-            return Ok(Self { places, registries: Registries::default(), aliases: Aliases::default() });
+            return Ok(Self { places, registries: Registries::default() });
         }
         let registries = Registries::read(&places)?;
-        let aliases = Aliases::read(&places)?;
-        Ok(Self { places, registries, aliases })
+        Ok(Self { places, registries })
     }
 
     /// Where a reference may be asked for, in this order. There is at least one place.
@@ -80,7 +80,9 @@ impl Configuration {
     /// Where it is ambiguous, and that is not allowed.
     pub(super) fn candidates(&self, short: &str) -> Result<Candidates, Error> {
         let (name, rest) = split(short);
-        let alias = self.aliases.find(name).unwrap_or_else(|| self.registries.aliases.find(name).flatten());
+        // podman writes it, and reads it for short names alone.
+        let written = if self.places.hosts_dir.is_none() { Aliases::read(&self.places)? } else { Aliases::default() };
+        let alias = written.find(name).unwrap_or_else(|| self.registries.aliases.find(name).flatten());
         if let Some(target) = alias {
             return Ok(Candidates::One(self.complete(&format!("{target}{rest}"))?));
         }
@@ -107,4 +109,12 @@ impl Configuration {
 fn split(short: &str) -> (&str, &str) {
     let end = short.find([':', '@']).unwrap_or(short.len());
     short.split_at_checked(end).unwrap_or((short, ""))
+}
+
+/// The name in what somebody typed, where it is short: it leaves its registry open. With `docker://` before it, it does not.
+#[must_use]
+pub fn short_name(text: &str) -> Option<&str> {
+    let names_transport = text.contains("://") || super::reference::names_path(text);
+    let names_host = text.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
+    (!names_transport && !names_host).then_some(text)
 }

@@ -146,9 +146,18 @@ impl<'a> Value<'a> {
         matches!(self.value, DeValue::String(_))
     }
 
-    /// Whether it stands in a header in brackets, rather than behind a key.
+    /// Where it is named first: its own key, or that of a table in it, whose header names both.
+    pub(super) fn first(&self) -> usize {
+        let within = match self.value {
+            DeValue::Table(entries) => entries.keys().map(|key| key.span().start).min(),
+            _ => None,
+        };
+        within.map_or(self.span.0, |within| within.min(self.span.0))
+    }
+
+    /// Whether it is named in a header in brackets, rather than behind a key.
     pub(super) fn is_headed(&self) -> bool {
-        let before = self.file.text.get(..self.span.0).unwrap_or_default();
+        let before = self.file.text.get(..self.first()).unwrap_or_default();
         let line = before.rsplit('\n').next().unwrap_or_default();
         line.trim_start().starts_with('[')
     }
