@@ -4,7 +4,7 @@ use super::args::ExplainArgs;
 use super::environment::Environment;
 use super::format::{bytes, printable};
 use super::mount::with_progress;
-use super::{Failure, json, options, print};
+use super::{Failure, endpoints, json, options, print};
 use crate::image::inspect::{self, LayerInspection};
 use crate::serve::explain::{Explanation, find};
 
@@ -64,7 +64,10 @@ fn head(of: &Explanation) -> String {
             None => format!("A mount fetches {wait} before it is ready."),
         },
     };
-    format!("{name}: {lazy}.\n{cost}\n")
+    let endpoints = endpoints::lines(&of.endpoints);
+    let asked: String = endpoints.iter().map(|line| format!("  {line}\n")).collect();
+    let asked = if asked.is_empty() { asked } else { format!("Where it is asked for:\n{asked}") };
+    format!("{name}: {lazy}.\n{cost}\n{asked}")
 }
 
 fn shown(mount: &crate::serve::explain::Found) -> String {

@@ -4,6 +4,7 @@
 
 mod args;
 mod cache;
+mod endpoints;
 mod environment;
 mod explain;
 mod format;

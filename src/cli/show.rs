@@ -8,7 +8,7 @@ use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::mount::with_progress;
-use super::{Failure, json, options, print};
+use super::{Failure, endpoints, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::image::escape;
 use crate::image::indexes::{self, Indexed, IndexedLayer};
@@ -76,13 +76,14 @@ fn indexed_row(number: usize, layer: &IndexedLayer) -> Vec<String> {
 
 /// `bandwidth`: bytes per second.
 fn inspection_text(inspection: &Inspection, bandwidth: u64) -> String {
-    let head = [
+    let mut head = vec![
         vec!["image".to_owned(), printable(&inspection.image)],
         vec!["digest".to_owned(), inspection.digest.to_string()],
         vec!["platform".to_owned(), printable(inspection.platform.as_deref().unwrap_or("not said"))],
         vec!["config".to_owned(), config_text(inspection.config).to_owned()],
         vec!["mount".to_owned(), wait_text(inspection.wait, bandwidth)],
     ];
+    head.extend(endpoints::lines(&inspection.endpoints).into_iter().map(|line| vec!["endpoint".to_owned(), line]));
     let titles =
         ["LAYER", "DIGEST", "SIZE", "FORMAT", "LAZY", "INDEX", "ENTRIES", "UNITS", "WAIT", "WHY"].map(str::to_owned);
     let rows = inspection.layers.iter().enumerate().map(|(number, layer)| layer_row(number, layer));
@@ -291,8 +292,15 @@ mod tests {
             index,
         };
         let layers = vec![layer(Some(index), "named"), layer(None, "plain\n gzip")];
-        let inspection =
-            Inspection { image: "i".into(), digest, platform: None, config: DiffIds::NoConfig, wait: 1024, layers };
+        let inspection = Inspection {
+            image: "i".into(),
+            digest,
+            platform: None,
+            config: DiffIds::NoConfig,
+            wait: 1024,
+            endpoints: Vec::new(),
+            layers,
+        };
         let text = inspection_text(&inspection, 2048);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         let digest = digest.to_string();

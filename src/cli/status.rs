@@ -8,7 +8,7 @@ use super::args::StatusArgs;
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::mount::by_whom;
-use super::{Failure, complain, json, options, print};
+use super::{Failure, complain, endpoints, json, options, print};
 use crate::errors::chain;
 use crate::image::escape;
 use crate::podman::commands;
@@ -60,6 +60,9 @@ fn status_text(servers: &[Status]) -> String {
         }
         if let Some(elsewhere) = &server.elsewhere {
             add(printable(&whereabouts(server, elsewhere)));
+        }
+        for line in endpoints::ill(&server.endpoints) {
+            add(format!("{dir}: asked for at {line}"));
         }
         if let Some(error) = &activity.last_error {
             add(format!("last error of {dir}: {}", printable(error)));
@@ -146,6 +149,7 @@ mod tests {
             restarts: Some(2),
             images: Some(1),
             layers: Some(4),
+            endpoints: Vec::new(),
             elsewhere: None,
             activity: Activity { stats, last_error: Some("gone\n".into()) },
         }

@@ -33,7 +33,7 @@ use crate::fs::view::{Contents, View};
 use crate::image::options::ImageOptions;
 use crate::index::{self, Entries, StoredIndex, Summary};
 use crate::metrics::{METRICS, Snapshot};
-use crate::registry::{self, Archives, Client, Hosts, Soci, SociChoice, SociSource};
+use crate::registry::{self, Archives, Client, EndpointReport, Hosts, Soci, SociChoice, SociSource};
 use crate::sys::expansion::Allowance;
 use crate::threads::{self, Work};
 
@@ -78,6 +78,11 @@ impl Common {
 
     pub(crate) const fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// What came of asking each endpoint.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointReport> {
+        self.hosts.endpoints()
     }
 
     /// What is true of them now, for the metrics of who serves them.

@@ -15,7 +15,7 @@ use super::why::Why;
 use crate::blob::Digest;
 use crate::image::options::ImageOptions;
 use crate::index::Trust;
-use crate::registry::{self, Platform, Soci, SociSource};
+use crate::registry::{self, EndpointReport, Platform, Soci, SociSource};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,6 +28,8 @@ pub struct Inspection {
     pub config: DiffIds,
     /// Bytes that a mount would fetch before it is ready.
     pub wait: u64,
+    /// Where it was asked for, and what came of it.
+    pub endpoints: Vec<EndpointReport>,
     /// The lowest first.
     pub layers: Vec<LayerInspection>,
 }
@@ -119,6 +121,8 @@ pub struct IndexInspection {
 pub struct Layers {
     pub image: String,
     pub digest: Digest,
+    /// Where it is asked for, and what came of it.
+    pub endpoints: Vec<EndpointReport>,
     /// The lowest first.
     pub layers: Vec<LayerInspection>,
 }
@@ -138,6 +142,7 @@ pub fn inspect(options: &ImageOptions, report: &Report) -> Result<Inspection, Er
             image: image.name,
             digest: image.digest,
             wait: layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add),
+            endpoints: engine.opener.client.endpoints(),
             layers,
         })
     })
@@ -151,7 +156,8 @@ pub fn layers(options: &ImageOptions, report: &Report) -> Result<Layers, Error> 
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
         let image = engine.resolve(report).await?;
-        Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest: image.digest })
+        let layers = engine.inspect_layers(&image).await?;
+        Ok(Layers { layers, endpoints: engine.opener.client.endpoints(), image: image.name, digest: image.digest })
     })
 }
 
@@ -164,7 +170,8 @@ pub fn layers_pinned(options: &ImageOptions, digest: Digest, report: &Report) ->
     runtime()?.block_on(async {
         let engine = Arc::new(Engine::new(&options, RESOLVE_WITHIN)?);
         let image = engine.resolve_again(digest, report).await?;
-        Ok(Layers { layers: engine.inspect_layers(&image).await?, image: image.name, digest })
+        let layers = engine.inspect_layers(&image).await?;
+        Ok(Layers { layers, endpoints: engine.opener.client.endpoints(), image: image.name, digest })
     })
 }
 

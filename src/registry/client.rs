@@ -19,7 +19,7 @@ use super::repository::{Document, Repository};
 use super::search::Search;
 use super::shared::Shared;
 use super::silent::{Waits, blocking};
-use super::{Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
+use super::{EndpointReport, Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
 use crate::blob::{ByteSource, Digest, Documents};
 use crate::sys::outside;
 
@@ -78,6 +78,12 @@ impl Client {
     #[must_use]
     pub fn with_archives(self, archives: Archives) -> Self {
         Self { archives, ..self }
+    }
+
+    /// What came of asking each endpoint.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointReport> {
+        self.hosts.endpoints()
     }
 
     /// Bytes of compressed archives that were read, and all that they have. Resolving waits for them.

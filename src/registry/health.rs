@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// How long an ill place rests: this, and twice as long each time that it is ill once more.
@@ -48,15 +49,18 @@ struct Rest {
     is_over: bool,
 }
 
-/// What came of asking, so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) asked: u64,
-    pub(super) failed: u64,
-    /// How often somebody else was asked, since this one took too long.
-    pub(super) overtaken: u64,
-    /// What the last failure was.
-    pub(super) last: Option<String>,
+/// What came of asking, so far. The names of the fields are those of `crfs status --json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub asked: u64,
+    /// How often it said that it has not what it was asked for.
+    pub refused: u64,
+    /// How often there was no answer, or one that breaks the rules.
+    pub failed: u64,
+    /// How often another endpoint has answered first, which was asked since this one took too long.
+    pub overtaken: u64,
+    /// What was last said or done of these.
+    pub last_error: Option<String>,
 }
 
 /// One request, until it is dropped.
@@ -108,7 +112,7 @@ impl Health {
     pub(super) fn failed(&self, asked: Instant, why: &dyn fmt::Display) -> bool {
         let mut state = self.lock();
         state.counts.failed += 1;
-        state.counts.last = Some(why.to_string());
+        state.counts.last_error = Some(why.to_string());
         state.lost = 0;
         state.start_rest(asked)
     }
@@ -160,14 +164,17 @@ impl Asking {
         state.lost += 1;
         if state.lost >= MOST_LOST || self.tries {
             state.counts.failed += 1;
-            state.counts.last = Some("no answer, when another place had answered".to_owned());
+            state.counts.last_error = Some("no answer, when another place had answered".to_owned());
             state.start_rest(self.asked);
         }
     }
 
     /// It answered that it has not what was asked for: it is as well as before.
     pub(super) fn refused(self, why: &dyn fmt::Display) {
-        self.health.lock().counts.last = Some(why.to_string());
+        let mut state = self.health.lock();
+        state.counts.refused += 1;
+        state.counts.last_error = Some(why.to_string());
+        drop(state);
         self.answered();
     }
 

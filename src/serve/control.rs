@@ -98,8 +98,8 @@ impl<S: Service> Answering<S> {
         let layers = self.service.layers();
         let (images, activity) = (self.service.images(), self.service.past().and(Activity::of(&layers)));
         let (frontend, started) = (self.frontend.to_owned(), self.started);
-        let kept = self.keeping().map(|keeping| keeping.told());
-        Told { frontend, started, kept, images, layers: layers.len(), activity }
+        let (kept, endpoints) = (self.keeping().map(|keeping| keeping.told()), self.service.common().endpoints());
+        Told { frontend, started, kept, images, layers: layers.len(), endpoints, activity }
     }
 
     pub(super) async fn metrics(&self) -> String {

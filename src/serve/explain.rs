@@ -15,6 +15,7 @@ use crate::blob::Digest;
 use crate::image::inspect::{self, LayerInspection};
 use crate::image::options::ImageOptions;
 use crate::kernel::mounts;
+use crate::registry::EndpointReport;
 
 /// What `crfs explain --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,6 +26,8 @@ pub struct Explanation {
     pub mount: Option<Found>,
     /// Bytes that were, or would be, fetched before a mount is ready.
     pub wait: u64,
+    /// Where the image is asked for, and what came of it.
+    pub endpoints: Vec<EndpointReport>,
     pub layers: Vec<LayerInspection>,
 }
 
@@ -40,9 +43,9 @@ pub struct Found {
 
 impl From<inspect::Layers> for Explanation {
     fn from(of: inspect::Layers) -> Self {
-        let inspect::Layers { image, digest, layers } = of;
+        let inspect::Layers { image, digest, endpoints, layers } = of;
         let wait = layers.iter().map(|layer| layer.wait).fold(0, u64::saturating_add);
-        Self { image, digest, mount: None, wait, layers }
+        Self { image, digest, mount: None, wait, endpoints, layers }
     }
 }
 
@@ -59,7 +62,8 @@ impl Explained {
         let asked = ask::ask(stream, &Request::Own(Ask::Layers), ask::GLANCE, &mut |_| {});
         let Ok(Answer::Own(Told::Layers(layers))) = asked else { return None };
         let record = &self.state.record;
-        let told = inspect::Layers { image: record.image.clone(), digest: record.digest, layers };
+        let endpoints = self.state.connect().and_then(ask::status).map(|told| told.endpoints).unwrap_or_default();
+        let told = inspect::Layers { image: record.image.clone(), digest: record.digest, endpoints, layers };
         Some(Explanation { mount: Some(self.found(true)), ..told.into() })
     }
 

@@ -12,6 +12,7 @@ use crate::fetch::{Layer, Stats};
 use crate::image::Report;
 use crate::image::engine::Common;
 use crate::kernel::fusedev::Detach;
+use crate::registry::EndpointReport;
 
 /// One kind of server.
 pub(crate) trait Service: Send + Sync + 'static {
@@ -71,6 +72,8 @@ pub(crate) struct Told {
     pub(crate) images: usize,
     /// Those that can be read.
     pub(crate) layers: usize,
+    #[serde(default)]
+    pub(crate) endpoints: Vec<EndpointReport>,
     #[serde(flatten)]
     pub(crate) activity: Activity,
 }

@@ -13,6 +13,7 @@ use super::state::{self, FoundState};
 use crate::blob::Digest;
 use crate::errors::chain;
 use crate::kernel::mounts::{self, Mount};
+use crate::registry::EndpointReport;
 
 /// How a server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,6 +52,8 @@ pub struct Status {
     pub images: Option<usize>,
     /// Those that can be read.
     pub layers: Option<usize>,
+    /// Where images are asked for, and what came of it.
+    pub endpoints: Vec<EndpointReport>,
     /// Where it is, if it is not at `dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Elsewhere>,
@@ -84,6 +87,7 @@ impl Status {
             restarts: None,
             images: None,
             layers: None,
+            endpoints: Vec::new(),
             elsewhere: None,
             activity: Activity::default(),
         }
@@ -92,7 +96,7 @@ impl Status {
     /// With what the server has said of itself, or why it has not.
     pub(crate) fn told(self, told: Result<Told, Unanswered>) -> Self {
         match told {
-            Ok(Told { frontend, started, kept, images, layers, activity }) => Self {
+            Ok(Told { frontend, started, kept, images, layers, endpoints, activity }) => Self {
                 state: State::Serving,
                 frontend: Some(frontend),
                 started: Some(started),
@@ -100,6 +104,7 @@ impl Status {
                 restarts: kept.map(|kept| kept.restarts),
                 images: Some(images),
                 layers: Some(layers),
+                endpoints,
                 activity,
                 ..self
             },
