@@ -147,13 +147,18 @@ pub(super) struct AccessArgs {
     /// The file with the credentials, instead of those that podman and docker keep.
     #[arg(long, value_name = "FILE")]
     pub(super) authfile: Option<PathBuf>,
-    /// Verify certificates; with =false, take any and speak http, too. Default: verify, but loopback registries may speak
-    /// http.
+    /// Verify certificates; with =false, take any and speak http, too. It wins over `insecure` of registries.conf. Default: verify,
+    /// but loopback registries may speak http.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) tls_verify: Option<bool>,
-    /// A directory with certificates: *.crt of authorities or of the registry itself, *.cert and *.key of this client.
+    /// A directory with certificates for all hosts, instead of certs.d: *.crt of authorities or of the registry itself, *.cert and
+    /// *.key of this client.
     #[arg(long, value_name = "DIR")]
     pub(super) cert_dir: Option<PathBuf>,
+    /// A directory of containerd's hosts.toml (`config_path`), with a directory for each registry. It alone says which hosts are asked:
+    /// neither registries.conf nor certs.d is read then.
+    #[arg(long, value_name = "DIR")]
+    pub(super) hosts_dir: Option<PathBuf>,
     /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next
     /// read tries again.
     #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "120s")]

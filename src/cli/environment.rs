@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::fs::tree::OpaqueXattr;
+use crate::registry::{Places, Surroundings};
 use crate::serve::state_dirs;
 
 /// CAP_SYS_ADMIN in the bit sets of /proc/PID/status (capabilities(7)).
@@ -22,6 +23,8 @@ pub(super) struct Environment {
     pub(super) data_home: Option<PathBuf>,
     /// $CONTAINERS_STORAGE_CONF: where podman's storage.conf is.
     pub(super) storage_conf: Option<PathBuf>,
+    /// $CONTAINERS_REGISTRIES_CONF: podman's registries.conf.
+    pub(super) registries_conf: Option<PathBuf>,
     pub(super) docker_config: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
     pub(super) rust_log: Option<String>,
@@ -45,6 +48,8 @@ impl Environment {
             config_home: path("XDG_CONFIG_HOME"),
             data_home: path("XDG_DATA_HOME"),
             storage_conf: path("CONTAINERS_STORAGE_CONF"),
+            // The latter is its older name.
+            registries_conf: path("CONTAINERS_REGISTRIES_CONF").or_else(|| path("REGISTRIES_CONFIG_PATH")),
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             rust_log: value("RUST_LOG").map(|text| text.to_string_lossy().into_owned()),
@@ -93,6 +98,18 @@ impl Environment {
     pub(super) fn config_dir(&self) -> PathBuf {
         let in_home = self.home.as_ref().map(|home| home.join(".config"));
         self.config_home.clone().filter(|dir| dir.is_absolute()).or(in_home).unwrap_or_else(|| "/etc".into())
+    }
+
+    /// Where this machine's configuration of registries is.
+    pub(super) fn places(&self) -> Places {
+        let absolute = |path: &'_ Option<PathBuf>| path.clone().filter(|path| path.is_absolute());
+        let (home, cache_home) = (absolute(&self.home), absolute(&self.cache_home));
+        Places::of(&Surroundings {
+            registries_conf: self.registries_conf.as_deref(),
+            home: home.as_deref(),
+            cache_home: cache_home.as_deref(),
+            is_root: self.uid == 0,
+        })
     }
 
     pub(super) fn state_dirs(&self) -> Vec<PathBuf> {

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
+use super::Failure;
 use super::args::{
     AccessArgs, CachePlaceArgs, FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg, StorePlaceArgs,
 };
@@ -12,8 +13,9 @@ use super::environment::Environment;
 use crate::errors::chain;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
+use crate::image::short;
 use crate::podman::Paths;
-use crate::registry::{self, AuthPlaces, ImageRef, Platform, SociChoice};
+use crate::registry::{self, AuthPlaces, ImageRef, Places, Platform, SociChoice, short_name};
 use crate::serve::listen::Listen;
 use crate::serve::options::{FrontendChoice, LogOptions, MountOptions, Prefetch};
 use crate::sys::{limit, trusted};
@@ -34,6 +36,8 @@ pub(super) enum UsageError {
     OpaqueWithoutLayer,
     #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]
     AuthFile { path: PathBuf, source: std::io::Error },
+    #[error("the directory {path:?} of --hosts-dir cannot be read: {source}; give containerd's config_path")]
+    HostsDir { path: PathBuf, source: std::io::Error },
     #[error("the store's directory {path:?} cannot be used: {source}; give another with --root")]
     Place { path: PathBuf, source: std::io::Error },
     #[error("{path:?} is no store of podman's own: {source}; give the graphRoot that `podman info` shows")]
@@ -46,9 +50,9 @@ pub(super) fn log(verbose: u8, environment: &Environment) -> LogOptions {
     LogOptions { filter: environment.rust_log.clone(), verbosity: verbose }
 }
 
-pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<MountOptions, UsageError> {
+pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<MountOptions, Failure> {
     if args.opaque_xattr.is_some() && args.layer.is_none() {
-        return Err(UsageError::OpaqueWithoutLayer);
+        return Err(UsageError::OpaqueWithoutLayer.into());
     }
     Ok(MountOptions {
         source: image(args.image, environment)?,
@@ -78,25 +82,25 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
     })
 }
 
-pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageOptions, UsageError> {
+pub(super) fn image(args: ImageArgs, environment: &Environment) -> Result<ImageOptions, Failure> {
     let ImageArgs { reference, access, cache } = args;
     source(&reference, &access, &cache, environment)
 }
 
-/// What `image` means, by what was said of how to reach it.
+/// What `image` means, by what was said of how to reach it. A registry is asked where a short name may mean several images.
 pub(super) fn source(
     reference: &OsStr,
     access: &AccessArgs,
     cache: &CachePlaceArgs,
     environment: &Environment,
-) -> Result<ImageOptions, UsageError> {
-    let reference = reference.to_str().ok_or(UsageError::NotUtf8)?.parse()?;
-    Ok(ImageOptions {
-        image: rooted_image(reference)?,
+) -> Result<ImageOptions, Failure> {
+    let text = reference.to_str().ok_or(UsageError::NotUtf8)?;
+    let image = text.parse().map_err(UsageError::from)?;
+    let mut options = ImageOptions {
+        image: rooted_image(image)?,
         platform: access.platform.clone().unwrap_or_else(Platform::of_this_machine),
         auth_files: auth_files(access.authfile.clone(), environment)?,
-        tls_verify: access.tls_verify,
-        cert_dir: access.cert_dir.as_deref().map(rooted).transpose()?,
+        places: places(access, environment)?,
         cache_dir: cache_dir(cache.cache_dir.as_deref(), environment)?,
         cache_size: cache.cache_size,
         io_deadline: access.io_deadline,
@@ -108,7 +112,31 @@ pub(super) fn source(
             None if access.soci_v1 => Some(SociChoice::Referring),
             None => Some(SociChoice::Annotated),
         },
+    };
+    if let Some(short) = short_name(text) {
+        options.image = short::meant(&options, short)?;
+    }
+    Ok(options)
+}
+
+/// Where this machine's configuration of registries is, and what was said instead of it.
+fn places(access: &AccessArgs, environment: &Environment) -> Result<Places, UsageError> {
+    let places = environment.places();
+    Ok(Places {
+        registries_conf: places.registries_conf.as_deref().map(rooted).transpose()?,
+        hosts_dir: access.hosts_dir.as_deref().map(hosts_dir).transpose()?,
+        cert_dir: access.cert_dir.as_deref().map(rooted).transpose()?,
+        tls_verify: access.tls_verify,
+        ..places
     })
+}
+
+/// One that is not there would say nothing, and the registry would be asked past its mirrors.
+fn hosts_dir(path: &Path) -> Result<PathBuf, UsageError> {
+    let asked = path.to_owned();
+    let missing = |source| UsageError::HostsDir { path: path.to_owned(), source };
+    limit::answered(PATIENCE, move || std::fs::read_dir(asked)).map_err(missing)?;
+    rooted(path)
 }
 
 /// Where a store is.

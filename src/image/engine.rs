@@ -159,11 +159,7 @@ impl Engine {
         let Common { cache, hosts, archives, fetch: shared, memory, .. } = common;
         let client = registry::Options {
             auth_files: options.auth_files.clone(),
-            places: registry::Places {
-                tls_verify: options.tls_verify,
-                cert_dir: options.cert_dir.clone(),
-                ..registry::Places::default()
-            },
+            places: options.places.clone(),
             platform: options.platform.clone(),
             io_deadline: options.io_deadline,
         };

@@ -20,6 +20,10 @@ pub enum Error {
     Tree(#[from] crate::fs::tree::Error),
     #[error("layer {layer}, which has the most of them: the names, links and xattrs of all layers together")]
     Memory { layer: Digest, source: crate::budget::Exceeded },
+    #[error(
+        "{name:?} names no registry, and none that registries.conf has in unqualified-search-registries gives it: {failed}"
+    )]
+    NoCandidate { name: String, failed: String },
     #[error("the image has no layer {wanted}; it has {count}, the lowest is 0")]
     NoSuchLayer { wanted: String, count: usize },
     #[error(

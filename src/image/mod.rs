@@ -18,6 +18,7 @@ pub mod options;
 pub(crate) mod past_caches;
 pub(crate) mod pending;
 mod reindex;
+pub(crate) mod short;
 pub(crate) mod silence;
 pub(crate) mod tar_splits;
 mod toc;

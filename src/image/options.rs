@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire;
 use crate::budget::DEFAULT_LIMIT;
-use crate::registry::{ImageRef, Platform, SociChoice};
+use crate::registry::{ImageRef, Places, Platform, SociChoice};
 
 /// Which image, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,10 +20,9 @@ pub struct ImageOptions {
     /// Credential files in the order they are asked.
     #[serde(with = "wire::paths")]
     pub auth_files: Vec<PathBuf>,
-    /// `None`: verify, but speak http to loopback registries.
-    pub tls_verify: Option<bool>,
-    #[serde(with = "wire::optional_path")]
-    pub cert_dir: Option<PathBuf>,
+    /// What says how registries are reached.
+    #[serde(flatten, with = "wire::WirePlaces")]
+    pub places: Places,
     #[serde(with = "wire::path")]
     pub cache_dir: PathBuf,
     /// Bytes for all that is in it; `None`: what fits the filesystem.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fs::tree::OpaqueXattr;
-use crate::registry::{ImageRef, Platform};
+use crate::registry::{ImageRef, Places, Platform};
 
 /// A path as text where it is UTF-8, else as its bytes.
 #[derive(Serialize, Deserialize)]
@@ -111,6 +111,28 @@ pub(crate) struct WirePlatform {
     os: String,
     architecture: String,
     variant: Option<String>,
+}
+
+/// What an older crfs did not write down is not read.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Places")]
+pub(crate) struct WirePlaces {
+    #[serde(default, with = "optional_path")]
+    registries_conf: Option<PathBuf>,
+    #[serde(default, rename = "user_containers_dir", with = "optional_path")]
+    user: Option<PathBuf>,
+    #[serde(default, rename = "system_containers_dir", with = "optional_path")]
+    system: Option<PathBuf>,
+    #[serde(default, rename = "short_name_aliases", with = "optional_path")]
+    aliases: Option<PathBuf>,
+    #[serde(default, rename = "certs_dirs", with = "paths")]
+    certs: Vec<PathBuf>,
+    #[serde(default, with = "optional_path")]
+    hosts_dir: Option<PathBuf>,
+    #[serde(default, with = "optional_path")]
+    cert_dir: Option<PathBuf>,
+    #[serde(default)]
+    tls_verify: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]

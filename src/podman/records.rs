@@ -315,15 +315,14 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::registry::Platform;
+    use crate::registry::{Places, Platform};
 
     pub(in super::super) fn source() -> ImageOptions {
         ImageOptions {
             image: "docker.io/library/a:1".parse().unwrap(),
             platform: Platform { os: "linux".into(), architecture: "amd64".into(), variant: None },
             auth_files: Vec::new(),
-            tls_verify: None,
-            cert_dir: None,
+            places: Places::default(),
             cache_dir: "/c".into(),
             cache_size: None,
             io_deadline: Duration::from_secs(1),

@@ -82,7 +82,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
-    use crate::registry::{ImageRef, Platform, SociChoice};
+    use crate::registry::{ImageRef, Places, Platform, SociChoice};
 
     #[test]
     fn options_survive_the_way_to_the_server_whatever_their_bytes() {
@@ -91,8 +91,16 @@ mod tests {
             image: ImageRef::Layout { dir: odd.clone(), tag: Some("1:2".into()) },
             platform: Platform { os: "linux".into(), architecture: "arm".into(), variant: Some("v7".into()) },
             auth_files: vec![odd.clone(), "/plain".into()],
-            tls_verify: Some(false),
-            cert_dir: Some(odd.clone()),
+            places: Places {
+                registries_conf: Some(odd.clone()),
+                user: Some(odd.clone()),
+                system: Some("/etc/containers".into()),
+                aliases: Some(odd.clone()),
+                certs: vec![odd.clone(), "/plain".into()],
+                hosts_dir: Some(odd.clone()),
+                cert_dir: Some(odd.clone()),
+                tls_verify: Some(false),
+            },
             cache_dir: odd.clone(),
             cache_size: Some(u64::MAX),
             io_deadline: Duration::from_millis(1500),
@@ -119,5 +127,22 @@ mod tests {
         let text = serde_json::to_string(&options).unwrap();
         assert!(!text.contains('\n'), "{text}");
         assert_eq!(serde_json::from_str::<MountOptions>(&text).unwrap(), options);
+
+        // What crfs wrote before it read the machine's configuration.
+        let mut old: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let source = old["source"].as_object_mut().unwrap();
+        for new in [
+            "registries_conf",
+            "user_containers_dir",
+            "system_containers_dir",
+            "short_name_aliases",
+            "certs_dirs",
+            "hosts_dir",
+        ] {
+            assert!(source.remove(new).is_some(), "{new}");
+        }
+        let places = serde_json::from_value::<MountOptions>(old).unwrap().source.places;
+        let Places { cert_dir, tls_verify, .. } = options.source.places;
+        assert_eq!(places, Places { cert_dir, tls_verify, ..Places::default() });
     }
 }

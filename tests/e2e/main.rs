@@ -11,6 +11,7 @@ mod budget;
 mod cache;
 mod causes;
 mod commands;
+mod configuration;
 #[path = "../it/evil.rs"]
 #[allow(dead_code)]
 mod evil;

@@ -189,3 +189,88 @@ fn api(path: Option<&str>, override_path: bool) -> String {
     }
     parts.iter().map(|part| format!("/{part}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_of_a_host_are_read() {
+        let text = r#"
+server = "https://s.io/v2/"
+ca = "/etc/ca.crt"
+[host."http://m.io:5000/api"]
+capabilities = ["pull", "Resolve", "push", "referrers"]
+ca = ["a.crt", "b.crt"]
+client = [["c.cert", "c.key"], "both.pem"]
+skip_verify = true
+override_path = true
+dial_timeout = "200ms"
+[host."http://m.io:5000/api".header]
+X-One = "1"
+X-Two = ["2", "3"]
+[host."n.io"]
+capabilities = ["pull"]
+client = "both.pem"
+"#;
+        let hosts = parse(Path::new("/h/r/hosts.toml"), text).unwrap();
+        let [first, second, server] = hosts.as_slice() else { panic!("{hosts:?}") };
+        let url =
+            |is_https, host: &str, api: &str| Some(HostUrl { is_https, host: host.to_owned(), api: api.to_owned() });
+        let client = |certificate: &str, key: &str| Certificates::Client(certificate.into(), key.into());
+        assert_eq!(first.url, url(false, "m.io:5000", "/api"));
+        assert_eq!((first.pulls, first.resolves, first.skip_verify), (true, true, Some(true)));
+        let authority = |path: &str| Certificates::Authorities(path.into());
+        let expected = [
+            authority("/h/r/a.crt"),
+            authority("/h/r/b.crt"),
+            client("/h/r/c.cert", "/h/r/c.key"),
+            client("/h/r/both.pem", "/h/r/both.pem"),
+        ];
+        assert_eq!(first.certificates, expected);
+        let headers = [("X-One", "1"), ("X-Two", "2"), ("X-Two", "3")];
+        assert_eq!(first.headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(first.dial_timeout, Some(Duration::from_millis(200)));
+        assert_eq!((&second.url, second.pulls, second.resolves), (&url(true, "n.io", "/v2"), true, false));
+        assert_eq!((&server.url, &server.certificates), (&url(true, "s.io", "/v2"), &vec![authority("/etc/ca.crt")]));
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_line_and_the_key() {
+        let host = "[host.\"https://m.io\"]\n";
+        let cases = [
+            ("capabilities = [\"delete\"]", 1, "capabilities"),
+            ("ca = 1", 1, "ca"),
+            ("client = [[\"a\", \"b\", \"c\"]]", 1, "client"),
+            ("skip_verify = \"true\"", 1, "skip_verify"),
+            ("dial_timeout = \"30\"", 1, "dial_timeout"),
+            ("dial_timeout = \"-1s\"", 1, "dial_timeout"),
+            ("server = \"ftp://s.io\"", 1, "server"),
+            ("server = \"https://\"", 1, "server"),
+            (&format!("{host}[host.\"https://m.io\".header]\n\"X Y\" = \"1\""), 3, "X Y"),
+            (&format!("{host}[host.\"https://m.io\".header]\nX = \"a\\nb\""), 3, "X"),
+            ("[host.\"https://m io\"]", 1, "https://m io"),
+        ];
+        for (text, line, key) in cases {
+            let error = parse(Path::new("/hosts.toml"), text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("/hosts.toml, line {line}: {key}: ")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_path_of_the_api_is_below_v2_unless_it_is_all() {
+        let cases = [
+            (None, "/v2", ""),
+            (Some(""), "/v2", ""),
+            (Some("v2"), "/v2", "/v2"),
+            (Some("v2/"), "/v2", "/v2"),
+            (Some("a/b/"), "/a/b/v2", "/a/b"),
+            (Some("a//./b/../v2"), "/a/v2", "/a/v2"),
+            (Some("../.."), "/v2", ""),
+            (Some("av2"), "/av2/v2", "/av2"),
+        ];
+        for (path, usual, overridden) in cases {
+            assert_eq!((api(path, false).as_str(), api(path, true).as_str()), (usual, overridden), "{path:?}");
+        }
+    }
+}

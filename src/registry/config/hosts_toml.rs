@@ -15,7 +15,7 @@ const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// Where a reference may be asked for, by what the directory says of its registry.
 pub(super) fn endpoints(dir: &Path, places: &Places, reference: &Reference) -> Result<Vec<Endpoint>, Error> {
-    let own = directory(dir, &reference.registry);
+    let own = directory(dir, &reference.registry)?;
     let hosts = match &own {
         Some(own) => hosts(own)?,
         None => vec![Host::default()],
@@ -38,24 +38,30 @@ pub(super) fn endpoints(dir: &Path, places: &Places, reference: &Reference) -> R
 }
 
 /// The directory of a registry: `host_port_`, `host:port` or `_default`, whichever is there first.
-fn directory(dir: &Path, registry: &str) -> Option<PathBuf> {
+fn directory(dir: &Path, registry: &str) -> Result<Option<PathBuf>, Error> {
     let underscored = registry.rsplit_once(':').filter(|(host, _)| !host.is_empty());
     let underscored = underscored.map(|(host, port)| format!("{host}_{port}_"));
     let names = underscored.into_iter().chain([registry.to_owned(), "_default".to_owned()]);
-    names.map(|name| dir.join(name)).find(|path| read::exists(path))
+    for path in names.map(|name| dir.join(name)) {
+        if read::is_there(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 fn hosts(dir: &Path) -> Result<Vec<Host>, Error> {
+    let refused = || read::unreadable(dir, "it is no directory, or nobody may look into it".to_owned());
+    let files = read::dir(dir)?.ok_or_else(refused)?;
     let path = dir.join("hosts.toml");
     match read::file(&path)? {
         Some(text) if !text.is_empty() => hosts_file::parse(&path, &text),
-        _ => Ok(vec![Host { certificates: certificates(dir)?, ..Host::default() }]),
+        _ => Ok(vec![Host { certificates: certificates(&files), ..Host::default() }]),
     }
 }
 
 /// What docker has in such a directory: NAME.crt of authorities, NAME.cert with NAME.key, or with the key in it.
-fn certificates(dir: &Path) -> Result<Vec<Certificates>, Error> {
-    let paths = read::dir(dir)?.unwrap_or_default();
+fn certificates(paths: &[PathBuf]) -> Vec<Certificates> {
     let certificate = |path: &PathBuf| match path.extension()?.to_str()? {
         "crt" => Some(Certificates::Authorities(path.clone())),
         "cert" => {
@@ -65,7 +71,7 @@ fn certificates(dir: &Path) -> Result<Vec<Certificates>, Error> {
         }
         _ => None,
     };
-    Ok(paths.iter().filter_map(certificate).collect())
+    paths.iter().filter_map(certificate).collect()
 }
 
 fn endpoint(host: Host, places: &Places, reference: &Reference) -> Result<Endpoint, Error> {

@@ -44,7 +44,7 @@ pub(super) struct Configuration {
 
 /// The images that a short name may mean.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Candidates {
+pub enum Candidates {
     /// There is no choice: by an alias, or since nobody has said anything.
     One(Reference),
     /// In the order in which they are tried: the first that is there is meant.
@@ -105,16 +105,19 @@ impl Configuration {
     }
 }
 
+/// What the files say, for the fuzz targets: a name as registries.conf rewrites it, and the paths of the APIs that hosts.toml has.
+#[cfg(fuzzing)]
+pub(super) fn read_for_fuzzing(text: &str, reference: &Reference) -> (Vec<Endpoint>, Vec<String>, bool) {
+    let path = std::path::Path::new("/fuzzed");
+    let registries = Registries::of(path, text).and_then(|all| all.endpoints(&Places::default(), reference));
+    let hosts = hosts_file::parse(path, text).unwrap_or_default();
+    let paths = hosts.into_iter().filter_map(|host| Some(host.url?.api)).collect();
+    let is_permitted = policy::permits_by(path, text, &super::ImageRef::Registry(reference.clone())).is_ok();
+    (registries.unwrap_or_default(), paths, is_permitted)
+}
+
 /// A short name, and its tag and digest as they stand behind it.
 fn split(short: &str) -> (&str, &str) {
     let end = short.find([':', '@']).unwrap_or(short.len());
     short.split_at_checked(end).unwrap_or((short, ""))
-}
-
-/// The name in what somebody typed, where it is short: it leaves its registry open. With `docker://` before it, it does not.
-#[must_use]
-pub fn short_name(text: &str) -> Option<&str> {
-    let names_transport = text.contains("://") || super::reference::names_path(text);
-    let names_host = text.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
-    (!names_transport && !names_host).then_some(text)
 }

@@ -92,14 +92,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
 /// Where the policy of this machine does not allow an image, or cannot be understood.
 pub(in crate::registry) fn permits(places: &Places, image: &ImageRef) -> Result<(), Error> {
     for path in [&places.user, &places.system].into_iter().flatten().map(|dir| dir.join("policy.json")) {
-        if let Some(text) = read::file(&path)? {
+        if read::exists(&path)? {
+            let text = read::file(&path)?.unwrap_or_default();
             return permits_by(&path, &text, image);
         }
     }
     Ok(())
 }
 
-fn permits_by(path: &Path, text: &str, image: &ImageRef) -> Result<(), Error> {
+pub(super) fn permits_by(path: &Path, text: &str, image: &ImageRef) -> Result<(), Error> {
     let policy: Policy = serde_json::from_str(text).map_err(|error| Error::Syntax {
         path: path.to_owned(),
         line: error.line(),
@@ -169,4 +170,106 @@ fn of_path(path: &Path) -> Vec<String> {
     let real: PathBuf = read::real_path(path);
     let above = real.ancestors().filter(|dir| dir.parent().is_some());
     above.map(|dir| dir.display().to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCEPT: &str = r#"[{"type":"insecureAcceptAnything"}]"#;
+    const REJECT: &str = r#"[{"type":"reject"}]"#;
+
+    fn check(policy: &str, image: &str) -> Result<(), Error> {
+        permits_by(Path::new("/policy.json"), policy, &image.parse().unwrap())
+    }
+
+    #[test]
+    fn the_narrowest_scope_decides() {
+        let digest = format!("a.b.io:5/n/r@sha256:{}", "0".repeat(64));
+        let scopes = [&digest, "a.b.io:5/n/r:1", "a.b.io:5/n/r", "a.b.io:5/n", "a.b.io:5", "*.b.io", "*.io", ""];
+        for (number, scope) in scopes.iter().enumerate() {
+            // What is wider says the contrary.
+            let rest = scopes.iter().skip(number + 1).map(|scope| format!("{scope:?}:{ACCEPT}"));
+            let all = std::iter::once(format!("{scope:?}:{REJECT}")).chain(rest).collect::<Vec<_>>().join(",");
+            let policy = format!(r#"{{"default":{ACCEPT},"transports":{{"docker":{{{all}}}}}}}"#);
+            let image = if number == 0 { &digest } else { "a.b.io:5/n/r:1" };
+            let error = check(&policy, image).unwrap_err();
+            assert!(matches!(&error, Error::Rejected { scope: found, .. } if found.ends_with(scope)), "{error}");
+            check(&policy, "other.org/x:1").unwrap_or_else(|error| assert!(scope.is_empty(), "{error}"));
+        }
+        let policy =
+            format!(r#"{{"default":{REJECT},"transports":{{"docker":{{"b.io:5":{ACCEPT}, "x.io/a":{ACCEPT}}}}}}}"#);
+        for refused in ["b.io/x", "x.b.io:5/x", "x.io/ab", "docker.io/library/x", "oci:/x"] {
+            let error = check(&policy, refused).unwrap_err().to_string();
+            assert!(error.contains("is refused: /policy.json says \"reject\" for all images (default)"), "{error}");
+        }
+        check(&policy, "b.io:5/x").unwrap();
+        check(&policy, "x.io/a:7").unwrap();
+    }
+
+    #[test]
+    fn a_signature_that_cannot_be_checked_is_missed() {
+        for kind in ["signedBy", "signedBaseLayer", "sigstoreSigned"] {
+            let policy = format!(
+                r#"{{"default":[{{"type":"insecureAcceptAnything"}},{{"type":"{kind}","keyType":"x","y":{{}}}}]}}"#
+            );
+            let error = check(&policy, "a.io/x").unwrap_err().to_string();
+            assert!(error.contains(&format!("({kind})")) && error.contains("a.io/x:latest"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_refuses() {
+        for policy in [
+            "",
+            "{",
+            "[]",
+            "{}",
+            r#"{"default":[]}"#,
+            r#"{"default":[{"type":"trust"}]}"#,
+            r#"{"default":[{"type":"reject","type":"reject"}]}"#,
+            r#"{"default":[{"type":"insecureAcceptAnything","more":1}]}"#,
+            r#"{"default":[{}]}"#,
+            &format!(r#"{{"default":{ACCEPT},"default":{ACCEPT}}}"#),
+            &format!(r#"{{"default":{ACCEPT},"other":{ACCEPT}}}"#),
+            &format!(r#"{{"default":{ACCEPT},"transports":{{"docker":{{"a":{ACCEPT},"a":{ACCEPT}}}}}}}"#),
+            &format!(r#"{{"default":{ACCEPT},"transports":{{"docker":{{}},"docker":{{}}}}}}"#),
+            &format!(r#"{{"default":{ACCEPT},"transports":{{"docker":{{"a":[]}}}}}}"#),
+        ] {
+            let error = check(policy, "a.io/x").unwrap_err();
+            assert!(matches!(error, Error::Syntax { .. }), "{policy}: {error}");
+        }
+    }
+
+    #[test]
+    fn images_on_disk_are_known_by_their_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        let policy = |transport: &str, scope: &str| {
+            format!(r#"{{"default":{ACCEPT},"transports":{{"{transport}":{{"{scope}":{REJECT}}}}}}}"#)
+        };
+        let image = format!("oci:{}/link:t", dir.path().display());
+        for scope in [real.to_str().unwrap(), real.parent().unwrap().to_str().unwrap(), ""] {
+            assert!(check(&policy("oci", scope), &image).is_err(), "{scope}");
+        }
+        check(&policy("oci", "/elsewhere"), &image).unwrap();
+        check(&policy("oci-archive", ""), &image).unwrap();
+        assert!(check(&policy("oci-archive", "/a"), "oci-archive:/a/b.tar").is_err());
+        assert!(check(&policy("docker-archive", ""), "docker-archive:/a/b.tar").is_err());
+    }
+
+    #[test]
+    fn the_users_file_takes_the_place_of_the_machines() {
+        let [user, system] = [0; 2].map(|_| tempfile::tempdir().unwrap());
+        let places =
+            Places { user: Some(user.path().to_owned()), system: Some(system.path().to_owned()), ..Places::default() };
+        let image: ImageRef = "a.io/x".parse().unwrap();
+        permits(&places, &image).unwrap();
+        std::fs::write(system.path().join("policy.json"), format!(r#"{{"default":{REJECT}}}"#)).unwrap();
+        assert!(permits(&places, &image).unwrap_err().to_string().contains(system.path().to_str().unwrap()));
+        std::fs::write(user.path().join("policy.json"), format!(r#"{{"default":{ACCEPT}}}"#)).unwrap();
+        permits(&places, &image).unwrap();
+    }
 }

@@ -21,15 +21,40 @@ pub(super) fn file(path: &Path) -> Result<Option<String>, Error> {
         Ok(bytes) => {
             String::from_utf8(bytes).map(Some).map_err(|_| unreadable(path, "it is not text in UTF-8".to_owned()))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(unreadable(path, error.to_string())),
     }
 }
 
-/// Whether something can be seen at a path.
-pub(super) fn exists(path: &Path) -> bool {
+/// Whether there is something at a path.
+pub(super) fn is_there(path: &Path) -> Result<bool, Error> {
+    look(path).map_err(|error| unreadable(path, error.to_string()))
+}
+
+/// The same, as podman looks: where a directory on the way lets nobody look, there is nothing.
+pub(super) fn exists(path: &Path) -> Result<bool, Error> {
+    match look(path) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
+        found => found.map_err(|error| unreadable(path, error.to_string())),
+    }
+}
+
+fn look(path: &Path) -> std::io::Result<bool> {
     let asked = path.to_owned();
-    limit::answered(PATIENCE, move || asked.metadata()).is_ok()
+    match limit::answered(PATIENCE, move || asked.metadata()) {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn is_dir(path: &Path) -> bool {
+    let asked = path.to_owned();
+    limit::answered(PATIENCE, move || asked.symlink_metadata()).is_ok_and(|found| found.is_dir())
+}
+
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// What a directory holds, by name; `None` where there is none, or nobody lets us look.
@@ -44,7 +69,7 @@ pub(super) fn dir(path: &Path) -> Result<Option<Vec<PathBuf>>, Error> {
             paths.sort();
             Ok(Some(paths))
         }
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) if is_missing(&error) || error.kind() == ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(unreadable(path, error.to_string())),
     }
 }

@@ -74,7 +74,7 @@ struct Parsed {
 impl Registries {
     /// The main file, and those in the directories beside it, which are added to it in the order of their names.
     pub(super) fn read(places: &Places) -> Result<Self, Error> {
-        let (main, dirs) = files(places);
+        let (main, dirs) = files(places)?;
         let mut all = Self::default();
         if let Some(path) = main {
             match read::file(&path)? {
@@ -88,7 +88,7 @@ impl Registries {
         }
         for dir in dirs {
             for path in read::dir(&dir)?.unwrap_or_default() {
-                if !path.as_os_str().as_encoded_bytes().ends_with(b".conf") || path.is_dir() {
+                if !path.as_os_str().as_encoded_bytes().ends_with(b".conf") || read::is_dir(&path) {
                     continue;
                 }
                 // It may have gone meanwhile.
@@ -96,6 +96,14 @@ impl Registries {
                 all.update(&path, parse(&path, &text)?);
             }
         }
+        Ok(all)
+    }
+
+    /// Those of one file.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(path: &Path, text: &str) -> Result<Self, Error> {
+        let mut all = Self::default();
+        all.update(path, parse(path, text)?);
         Ok(all)
     }
 
@@ -149,16 +157,16 @@ impl Registries {
 }
 
 /// The main file, and the directories beside it.
-fn files(places: &Places) -> (Option<PathBuf>, Vec<PathBuf>) {
+fn files(places: &Places) -> Result<(Option<PathBuf>, Vec<PathBuf>), Error> {
     let user = places.user.as_ref().map(|dir| (dir.join("registries.conf"), dir.join("registries.conf.d")));
     let system = places.system.as_ref().map(|dir| (dir.join("registries.conf"), dir.join("registries.conf.d")));
     let dirs = |first: &Option<(PathBuf, PathBuf)>| first.iter().chain(&user).map(|(_, dir)| dir.clone()).collect();
-    match (&places.registries_conf, &user) {
+    Ok(match (&places.registries_conf, &user) {
         (Some(named), _) => (Some(named.clone()), dirs(&system)),
         // A user's file takes the place of all that the machine has.
-        (None, Some((file, dir))) if read::exists(file) => (Some(file.clone()), vec![dir.clone()]),
+        (None, Some((file, dir))) if read::exists(file)? => (Some(file.clone()), vec![dir.clone()]),
         _ => (system.as_ref().map(|(file, _)| file.clone()), dirs(&system)),
-    }
+    })
 }
 
 fn endpoint(
@@ -334,4 +342,80 @@ fn distinct(registries: Vec<Registry>) -> Result<Vec<Registry>, Error> {
         by_prefix.entry(registry.prefix.clone()).or_insert(registry);
     }
     Ok(by_prefix.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse(Path::new("/r.conf"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_line_and_the_key() {
+        let registry = "\n[[registry]]\nlocation = \"a.io\"\n";
+        let cases = [
+            ("[[registry]]\nlocation = \"https://a.io\"", 2, "location", "without http://"),
+            ("[[registry]]\nprefix = \"a.io\"", 1, "location", "give the place"),
+            ("[[registry]]", 1, "location", "needs a location"),
+            ("[[registry]]\nprefix = \"*.a.io:5\"\nlocation = \"b.io\"", 2, "prefix", "without port and path"),
+            (&format!("{registry}insecure = \"yes\""), 4, "insecure", "true or false"),
+            (&format!("{registry}pull-from-mirror = \"all\""), 4, "pull-from-mirror", "[[registry.mirror]]"),
+            (&format!("{registry}[[registry.mirror]]\ninsecure = true"), 4, "location", "a mirror needs one"),
+            (
+                &format!("{registry}[[registry.mirror]]\nlocation = \"m\"\npull-from-mirror = \"never\""),
+                6,
+                "pull-from-mirror",
+                "tag-only",
+            ),
+            (
+                &format!(
+                    "{registry}mirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"m\"\npull-from-mirror = \"all\""
+                ),
+                7,
+                "pull-from-mirror",
+                "remove one",
+            ),
+            (&format!("{registry}{registry}blocked = true"), 5, "blocked", "line 2"),
+            ("short-name-mode = \"strict\"", 1, "short-name-mode", "enforcing, permissive or disabled"),
+            ("unqualified-search-registries = [\n\"a.io/x\"]", 2, "unqualified-search-registries", "HOST[:PORT]"),
+            ("[aliases]\n\"a:1\" = \"b.io/a\"", 2, "a:1", "without registry, tag and digest"),
+            ("[aliases]\n\"a\" = \"b/a\"", 2, "a", "with its registry"),
+            ("[registries.search]\nregistries = [\"a.io\"]", 1, "registries", "version 1"),
+        ];
+        for (text, line, key, reason) in cases {
+            let error = error(text);
+            let start = format!("/r.conf, line {line}: {key}: ");
+            assert!(error.starts_with(&start) && error.contains(reason), "{text}: {error}");
+        }
+        let error = error("a = 1\nb = =");
+        assert!(error.starts_with("/r.conf, line 2: not TOML: ") && error.contains("correct the file"), "{error}");
+    }
+
+    #[test]
+    fn certificates_and_tls_verify_count_for_every_endpoint() {
+        let text = "[[registry]]\nlocation = \"a.io\"\n[[registry.mirror]]\nlocation = \"m.io\"\ninsecure = true\n";
+        let all = Registries::of(Path::new("/r.conf"), text).unwrap();
+        let reference = grammar::parse("a.io/x").unwrap();
+        let schemes = |places: &Places| {
+            let endpoints = all.endpoints(places, &reference).unwrap();
+            endpoints.iter().map(|endpoint| (endpoint.scheme, endpoint.verify)).collect::<Vec<_>>()
+        };
+        use super::super::endpoint::Scheme::{Either, Https, Usual};
+        let with = |tls_verify| Places { tls_verify, ..Places::default() };
+        assert_eq!(schemes(&with(None)), [(Either, false), (Usual, true)]);
+        assert_eq!(schemes(&with(Some(true))), [(Https, true), (Https, true)]);
+        assert_eq!(schemes(&with(Some(false))), [(Either, false), (Either, false)]);
+        let cert_dir = Places { cert_dir: Some("/c".into()), ..Places::default() };
+        assert_eq!(schemes(&cert_dir), [(Either, false), (Https, true)]);
+    }
+
+    #[test]
+    fn a_location_that_makes_no_whole_name_is_told_with_both_names() {
+        let text = "[[registry]]\nprefix = \"a.io\"\nlocation = \"docker.io\"\n";
+        let all = Registries::of(Path::new("/r.conf"), text).unwrap();
+        let error = all.endpoints(&Places::default(), &grammar::parse("a.io/x").unwrap()).unwrap_err().to_string();
+        assert!(error.contains("makes \"docker.io/x\" of \"a.io/x\"") && error.contains("line 1"), "{error}");
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::*;
-use crate::registry::ImageRef;
+use crate::registry::{ImageRef, short_name};
 
 /// Where crfs differs, and why.
 const DIFFERENT: &[(&str, &str)] = &[
