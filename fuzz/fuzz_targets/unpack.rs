@@ -43,10 +43,11 @@ fn check_units(blob: &[u8], unpacked: &Unpacked) {
         }
         let piece = Piece { unit: 0, in_unit: 0, range: ByteRange { start: 0, end: wanted.len() as u64 } };
         let mut got = Vec::new();
-        let decoded = decoder.decode(unit.codec, &unit.window, &blob[unit.compressed as usize..], &[piece], &mut |_, bytes| {
-            got.extend_from_slice(bytes);
-            Ok(())
-        });
+        let decoded =
+            decoder.decode(unit.codec, &unit.window, &blob[unit.compressed as usize..], &[piece], &mut |_, bytes| {
+                got.extend_from_slice(bytes);
+                Ok(())
+            });
         decoded.expect("what was decoded before");
         assert!(got == wanted, "unit {number} of {}", unpacked.units.len());
         assert!(matches!(unit.codec, Codec::Stored | Codec::Zstd | Codec::Deflate { .. }));

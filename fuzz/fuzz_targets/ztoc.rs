@@ -8,7 +8,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let Some((size, ztoc)) = input.split_first_chunk::<4>() else { return };
     let size = u64::from(u32::from_le_bytes(*size));
-    let Some((spans, places, decoded_size)) = read_ztoc_for_fuzzing(&Bytes::copy_from_slice(ztoc), size) else { return };
+    let Some((spans, places, decoded_size)) = read_ztoc_for_fuzzing(&Bytes::copy_from_slice(ztoc), size) else {
+        return;
+    };
     let mut before = None;
     for (compressed, decoded) in &spans {
         assert!(compressed.start <= compressed.end && compressed.end <= size && *decoded <= decoded_size);

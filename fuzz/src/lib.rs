@@ -20,7 +20,11 @@ pub fn open_and_look(blob: Vec<u8>) {
         media_type: String::new(),
         annotations: BTreeMap::new(),
     };
-    let options = Options { whole_layer_below: 0, insecure_unverified_toc: true, memory: Budget::of_process().of_image(DEFAULT_LIMIT) };
+    let options = Options {
+        whole_layer_below: 0,
+        insecure_unverified_toc: true,
+        memory: Budget::of_process().of_image(DEFAULT_LIMIT),
+    };
     let Ok(Found::Indexed(opened)) = open(&layer, &blob, &|_, _| Err("none".into()), &options) else { return };
     let key = opened.identity.map(|identity| LayerKey { blob: layer.digest, identity });
     let index =

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 use super::auth::{self, Scope};
+use super::config;
+use super::grammar;
 use super::manifest::{Content, MOST_LAYERS, parse};
 use super::tarfile;
 use crate::blob::ByteRange;
@@ -42,4 +44,21 @@ pub fn token_server(base: &str, header: &[u8]) -> Option<url::Url> {
         auth::Challenge::Bearer { realm, .. } => Some(realm),
         auth::Challenge::Basic => None,
     }
+}
+
+/// The names under which configuration has an image asked for, whether it may be had, and the paths of APIs. What is wrong with them panics.
+#[must_use]
+pub fn configuration(text: &str) -> (Vec<String>, bool) {
+    let Ok(reference) = grammar::parse("registry.example:5000/team/app:1") else { return Default::default() };
+    let (endpoints, paths, is_permitted) = config::read_for_fuzzing(text, &reference);
+    for path in paths {
+        assert!(path.is_empty() || path.starts_with('/') && !path.ends_with('/') && !path.contains("/../"), "{path}");
+    }
+    let names = endpoints.into_iter().map(|endpoint| format!("{}/{}", endpoint.registry, endpoint.repository));
+    let names: Vec<_> = names.collect();
+    for name in &names {
+        let whole = grammar::parse(name).map(|parsed| format!("{}/{}", parsed.registry, parsed.repository));
+        assert_eq!(whole.as_ref(), Ok(name));
+    }
+    (names, is_permitted)
 }
