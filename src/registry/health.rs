@@ -22,8 +22,10 @@ pub(super) const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 /// Whoever has waited so many times longer than usual asks another place as well.
 const TOO_LONG: u32 = 3;
 
-/// Requests in a row that another place had to answer instead.
+/// So many requests in a row that another place had to answer instead, over so much time, are an illness. Fewer are not: one that fetches what it
+/// has not before it answers takes longer now and then.
 const MOST_LOST: u32 = 3;
+const LOST_FOR: Duration = Duration::from_millis(500);
 
 /// Cheap to clone: the clones are the same place.
 #[derive(Clone, Default)]
@@ -32,8 +34,9 @@ pub(super) struct Health(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     rest: Option<Rest>,
-    /// Requests in a row that were overtaken.
+    /// Requests in a row that were overtaken, and when the first of them was made.
     lost: u32,
+    lost_since: Option<Instant>,
     /// How long the last answers took.
     took: VecDeque<Duration>,
     counts: Counts,
@@ -113,7 +116,7 @@ impl Health {
         let mut state = self.lock();
         state.counts.failed += 1;
         state.counts.last_error = Some(why.to_string());
-        state.lost = 0;
+        (state.lost, state.lost_since) = (0, None);
         state.start_rest(asked)
     }
 
@@ -147,7 +150,7 @@ impl Asking {
     /// It was answered well.
     pub(super) fn answered(self) {
         let mut state = self.health.lock();
-        state.lost = 0;
+        (state.lost, state.lost_since) = (0, None);
         let took = self.asked.elapsed();
         state.took.push_front(took);
         state.took.truncate(REMEMBERED);
@@ -162,7 +165,8 @@ impl Asking {
         let mut state = self.health.lock();
         state.counts.overtaken += 1;
         state.lost += 1;
-        if state.lost >= MOST_LOST || self.tries {
+        let since = *state.lost_since.get_or_insert(self.asked);
+        if (state.lost >= MOST_LOST && since.elapsed() >= LOST_FOR) || self.tries {
             state.counts.failed += 1;
             state.counts.last_error = Some("no answer, when another place had answered".to_owned());
             state.start_rest(self.asked);
@@ -263,15 +267,15 @@ mod tests {
             asking.answered();
         }
         assert_eq!(health.patience(), Duration::from_millis(60));
-        for rests in [false, false, true] {
+        for rests in [false, false, false, true] {
             let asking = health.ask();
-            tokio::time::advance(SECOND).await;
+            tokio::time::advance(LOST_FOR / 4).await;
             asking.overtaken();
             assert_eq!(health.rests(), rests);
         }
         tokio::time::advance(SECOND).await;
         health.ask().overtaken();
         assert_eq!(health.rests_for(), Some(SECOND * 2), "one who tries need not try three times");
-        assert_eq!(health.counts().overtaken, 4);
+        assert_eq!(health.counts().overtaken, 5);
     }
 }

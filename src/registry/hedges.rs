@@ -19,8 +19,8 @@ impl Hedges {
         self.asked.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn hedged(&self) {
-        self.hedged.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn hedged(&self, requests: usize) {
+        self.hedged.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
     pub(super) fn may(&self) -> bool {
@@ -36,7 +36,7 @@ mod tests {
     fn few_requests_are_made_twice() {
         let hedges = Hedges::default();
         (0..2000).for_each(|_| hedges.asked());
-        let twice = std::iter::from_fn(|| hedges.may().then(|| hedges.hedged())).count();
+        let twice = std::iter::from_fn(|| hedges.may().then(|| hedges.hedged(1))).count();
         assert_eq!(twice as u64, FREE + 100);
     }
 }

@@ -7,10 +7,20 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 /// What came of it.
 pub(super) enum Outcome<T, E> {
-    /// `overtaken`: who was asked before or after, and has not answered yet; `failed`: who said something else before.
-    Won { place: usize, value: T, overtaken: Vec<usize>, failed: Vec<(usize, E)> },
+    Won(Won<T, E>),
     /// Each place with what it said, in the order of the answers; none where there is no place.
     Lost(Vec<(usize, E)>),
+}
+
+pub(super) struct Won<T, E> {
+    pub(super) place: usize,
+    pub(super) value: T,
+    /// Who was asked before, and has not answered yet.
+    pub(super) overtaken: Vec<usize>,
+    /// How many were asked after it, while it was waited for.
+    pub(super) spare: usize,
+    /// Who said something else before.
+    pub(super) failed: Vec<(usize, E)>,
 }
 
 /// `places` in the order in which they are asked. `patience`: how long one may take before the next is asked beside it; `None` where that must not be.
@@ -50,9 +60,12 @@ pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
             biased;
             answer = under_way.next() => match answer {
                 Some((place, Ok(value))) => {
-                    let lost = |other: &usize| *other != place && failed.iter().all(|(failed, _)| failed != other);
-                    let overtaken = asked.iter().copied().filter(lost).collect();
-                    return Outcome::Won { place, value, overtaken, failed };
+                    let is_waited_for = |other: &&usize| failed.iter().all(|(failed, _)| failed != *other);
+                    let before = asked.iter().position(|other| *other == place).unwrap_or(0);
+                    let (before, after) = asked.split_at_checked(before).unwrap_or_default();
+                    let overtaken = before.iter().filter(is_waited_for).copied().collect();
+                    let spare = after.iter().skip(1).filter(is_waited_for).count();
+                    return Outcome::Won(Won { place, value, overtaken, spare, failed });
                 }
                 Some((place, Err(error))) => {
                     failed.push((place, error));
@@ -97,7 +110,8 @@ mod tests {
             },
         );
         let (outcome, overtaken) = match outcome.await {
-            Outcome::Won { place, value, overtaken, .. } => {
+            Outcome::Won(Won { place, value, overtaken, spare, .. }) => {
+                assert_eq!(spare, if (does[0].0, patience) == (12, Some(10)) { 1 } else { 0 });
                 assert_eq!(place, value);
                 (Ok(place), overtaken)
             }
@@ -122,7 +136,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_takes_too_long_has_the_next_beside_it() {
         assert_eq!(run(&[(500, true), (5, true)], Some(10)).await, (Ok(1), vec![0, 1], 15, vec![0]));
-        assert_eq!(run(&[(12, true), (5, true)], Some(10)).await, (Ok(0), vec![0, 1], 12, vec![1]));
+        assert_eq!(run(&[(12, true), (5, true)], Some(10)).await, (Ok(0), vec![0, 1], 12, vec![]));
         assert_eq!(run(&[(500, true), (500, true), (5, true)], Some(10)).await, (Ok(2), vec![0, 1, 2], 25, vec![0, 1]));
         assert_eq!(run(&[(500, true), (5, true)], None).await, (Ok(0), vec![0], 500, vec![]));
         let failing = run(&[(500, true), (5, false), (5, true)], Some(10)).await;

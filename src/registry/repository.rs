@@ -17,7 +17,7 @@ use super::grammar::Reference;
 use super::health::{Asking, Health};
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
-use super::race::{Outcome, race};
+use super::race::{self, Outcome, race};
 use super::shared::Shared;
 use super::site::Site;
 use super::throttle::status_error;
@@ -197,11 +197,11 @@ impl Repository {
                 failed.iter().for_each(|(place, error)| self.note(*place, asks, error));
                 Err(failed)
             }
-            Outcome::Won { place, value, overtaken, failed } => {
+            Outcome::Won(race::Won { place, value, overtaken, spare, failed }) => {
                 asks.end(place).into_iter().for_each(Asking::answered);
                 failed.iter().for_each(|(place, error)| self.note(*place, asks, error));
+                hedges.hedged(spare + overtaken.len());
                 for place in overtaken {
-                    hedges.hedged();
                     let own = asks.end(place).into_iter().next();
                     own.into_iter().for_each(Asking::overtaken);
                     self.sites.get(place).into_iter().for_each(|site| METRICS.failover(site.name()));
