@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use crfs::blob::Digest;
 use crfs::registry::{Blob, Client, Freshness, Image, Options, Places};
+use futures_util::StreamExt as _;
 
 use crate::registry::{Auth, Fault, Lasting, Lie, On, Registry, ramp};
 use crate::support::{client, options, range, read, read_with, resolve};
@@ -285,58 +286,72 @@ fn told(request: &crate::registry::Request) -> Option<String> {
     Some(basic.map_or_else(|| value.to_owned(), |basic| String::from_utf8(basic).unwrap()))
 }
 
-#[tokio::test]
-async fn credentials_go_to_their_own_host_whatever_the_others_say() {
-    let mut random = 7u64;
-    let mut next = move |below: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below
-    };
-    for round in 0..250 {
-        let (fleet, file) = with_logins(2).await;
-        let hosts = &fleet.hosts;
-        let storage = hosts[2].start_sharing().await;
-        for (place, host) in hosts.iter().enumerate() {
-            let user = Some(("user".to_owned(), format!("secret-of-{}", host.host())));
-            // Its token server may be itself, or say to be another.
-            let realm = &hosts[next(3) as usize];
-            host.set_auth(match next(3) {
-                0 => Auth::Anyone,
-                1 => Auth::Basic { user: "user".into(), password: format!("secret-of-{}", host.host()) },
-                _ => Auth::Bearer { realm: realm.url("/token"), user, refresh_token: None, expires_in: None },
-            });
-            let elsewhere = [&hosts[next(3) as usize], &storage][next(2) as usize];
-            let lie = match next(6) {
-                0 => Lie::Redirect(elsewhere.url("/storage/{digest}?sig={sig}")),
-                1 => Lie::Redirect(elsewhere.url("/v2/a/b/blobs/{digest}")),
-                2 => Lie::Status(
-                    401,
-                    vec![("www-authenticate", format!("Bearer realm=\"{}\",service=\"s\"", elsewhere.url("/token")))],
-                ),
-                3 => Lie::Status(401, vec![("www-authenticate", "Basic realm=\"x\"".to_owned())]),
-                4 => Lie::Status(404, Vec::new()),
-                _ => continue,
-            };
-            let lasting = if place == 2 { Lasting::Times(1) } else { Lasting::Always };
-            host.fault(Fault::new([On::Blobs, On::Manifests][next(2) as usize], lasting, lie));
-        }
-        let options = Options {
-            auth_files: vec![file.path().to_owned()],
-            io_deadline: Duration::from_secs(2),
-            ..fleet.options()
-        };
-        let client = client(options);
-        if let Ok(image) = resolve(&client, &fleet.reference()).await {
-            let _read = read(&image.layers[0].blob, range(5, 500)).await;
-        }
-        // A token server is told the secret of the registry that names it: that is the registry's own business. Others are told nothing.
-        for (place, host) in hosts.iter().chain([&storage]).enumerate() {
-            for request in host.requests().iter().filter(|request| !request.path.starts_with("/token")) {
-                let Some(told) = told(request) else { continue };
-                let own = format!("secret-of-{}", host.host());
-                assert!(place < 3, "round {round}: storage was told {told}");
-                assert!(!told.contains("secret-of-") || told.ends_with(&own), "round {round}: {place} was told {told}");
-            }
+/// Numbers that look as if they were random.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// How a registry wants to be convinced; its token server may be itself, or another of these.
+fn random_auth(random: &mut Random, host: &Registry, hosts: &[Registry]) -> Auth {
+    let user = ("user".to_owned(), format!("secret-of-{}", host.host()));
+    let realm = hosts[random.below(hosts.len())].url("/token");
+    match random.below(3) {
+        0 => Auth::Anyone,
+        1 => Auth::Basic { user: user.0, password: user.1 },
+        _ => Auth::Bearer { realm, user: Some(user), refresh_token: None, expires_in: None },
+    }
+}
+
+/// What leads elsewhere, or asks for what belongs elsewhere.
+fn random_lie(random: &mut Random, elsewhere: &Registry) -> Option<Lie> {
+    let challenge = |text: String| Lie::Status(401, vec![("www-authenticate", text)]);
+    match random.below(6) {
+        0 => Some(Lie::Redirect(elsewhere.url("/storage/{digest}?sig={sig}"))),
+        1 => Some(Lie::Redirect(elsewhere.url("/v2/a/b/blobs/{digest}"))),
+        2 => Some(challenge(format!("Bearer realm=\"{}\",service=\"s\"", elsewhere.url("/token")))),
+        3 => Some(challenge("Basic realm=\"x\"".to_owned())),
+        4 => Some(Lie::Status(404, Vec::new())),
+        _ => None,
+    }
+}
+
+/// Reads through two mirrors and a registry of which each wants or does something else, and looks at whom each secret was told.
+async fn secrets_stay_at_home(round: u64) {
+    let mut random = Random(round);
+    let (fleet, file) = with_logins(2).await;
+    let hosts = &fleet.hosts;
+    let storage = hosts[2].start_sharing().await;
+    for (place, host) in hosts.iter().enumerate() {
+        host.set_auth(random_auth(&mut random, host, hosts));
+        let elsewhere = [&hosts[random.below(3)], &storage][random.below(2)];
+        let lasting = if place == 2 { Lasting::Times(1) } else { Lasting::Always };
+        let on = [On::Blobs, On::Manifests][random.below(2)];
+        if let Some(lie) = random_lie(&mut random, elsewhere) {
+            host.fault(Fault::new(on, lasting, lie));
         }
     }
+    let io_deadline = Duration::from_millis(500);
+    let client = client(Options { auth_files: vec![file.path().to_owned()], io_deadline, ..fleet.options() });
+    if let Ok(image) = resolve(&client, &fleet.reference()).await {
+        let _read = read(&image.layers[0].blob, range(5, 500)).await;
+    }
+    // A token server is told the secret of the registry that names it: that is the registry's own business. Others are told nothing.
+    for (place, host) in hosts.iter().chain([&storage]).enumerate() {
+        for request in host.requests().iter().filter(|request| !request.path.starts_with("/token")) {
+            let Some(told) = told(request) else { continue };
+            assert!(place < 3, "round {round}: storage was told {told}");
+            let own = format!("secret-of-{}", host.host());
+            assert!(!told.contains("secret-of-") || told.ends_with(&own), "round {round}: {place} was told {told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn credentials_go_to_their_own_host_whatever_the_others_say() {
+    futures_util::stream::iter(0..1000).for_each_concurrent(50, secrets_stay_at_home).await;
 }
