@@ -22,10 +22,11 @@ pub(super) const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 /// Whoever has waited so many times longer than usual asks another place as well.
 const TOO_LONG: u32 = 3;
 
-/// So many requests in a row that another place had to answer instead, over so much time, are an illness. Fewer are not: one that fetches what it
-/// has not before it answers takes longer now and then.
+/// So many requests in a row that another place had to answer instead, over so much time, are an illness, and so is one after which nothing at all
+/// was answered for longer. Less is none: one that fetches what it has not before it answers takes longer now and then.
 const MOST_LOST: u32 = 3;
 const LOST_FOR: Duration = Duration::from_millis(500);
+const SILENT_FOR: Duration = Duration::from_millis(1500);
 
 /// Cheap to clone: the clones are the same place.
 #[derive(Clone, Default)]
@@ -37,6 +38,7 @@ struct State {
     /// Requests in a row that were overtaken, and when the first of them was made.
     lost: u32,
     lost_since: Option<Instant>,
+    answered: Option<Instant>,
     /// How long the last answers took.
     took: VecDeque<Duration>,
     counts: Counts,
@@ -150,7 +152,7 @@ impl Asking {
     /// It was answered well.
     pub(super) fn answered(self) {
         let mut state = self.health.lock();
-        (state.lost, state.lost_since) = (0, None);
+        (state.lost, state.lost_since, state.answered) = (0, None, Some(Instant::now()));
         let took = self.asked.elapsed();
         state.took.push_front(took);
         state.took.truncate(REMEMBERED);
@@ -164,9 +166,14 @@ impl Asking {
     pub(super) fn overtaken(self) {
         let mut state = self.health.lock();
         state.counts.overtaken += 1;
+        if state.answered.is_some_and(|answered| answered > self.asked) {
+            // It is busy with others.
+            return;
+        }
         state.lost += 1;
         let since = *state.lost_since.get_or_insert(self.asked);
-        if (state.lost >= MOST_LOST && since.elapsed() >= LOST_FOR) || self.tries {
+        let is_lost = state.lost >= MOST_LOST && since.elapsed() >= LOST_FOR;
+        if is_lost || self.asked.elapsed() >= SILENT_FOR || self.tries {
             state.counts.failed += 1;
             state.counts.last_error = Some("no answer, when another place had answered".to_owned());
             state.start_rest(self.asked);
@@ -277,5 +284,19 @@ mod tests {
         health.ask().overtaken();
         assert_eq!(health.rests_for(), Some(SECOND * 2), "one who tries need not try three times");
         assert_eq!(health.counts().overtaken, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_others_is_busy_and_who_answers_nobody_is_ill() {
+        let health = Health::default();
+        let (late, other) = (health.ask(), health.ask());
+        tokio::time::advance(SILENT_FOR).await;
+        other.answered();
+        late.overtaken();
+        assert!(!health.rests());
+        let late = health.ask();
+        tokio::time::advance(SILENT_FOR).await;
+        late.overtaken();
+        assert!(health.rests());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const SELDOM: u64 = 20;
 
 /// As many are free: a place that falls silent has many requests at once.
-const FREE: u64 = 64;
+const FREE: u64 = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Hedges {

@@ -17,7 +17,7 @@ use super::blame::Blame;
 use super::errors::Retry;
 use super::link::{Capacity, Link};
 use super::patience::Patience;
-use super::repository::{Asks, LONGEST_LULL, Order, Repository, Won};
+use super::repository::{Asks, Order, Repository, Won};
 use super::side::{Answer, Opened, Part, Side, Taken, Unread};
 use super::transport::Connection;
 use super::waits::Waiting;
@@ -335,7 +335,8 @@ impl RangedBody {
 
     async fn step(&mut self) -> Result<Bytes, Error> {
         // Another could go on with it.
-        let lull = (self.blob.sides.len() > 1 && self.blob.order(self.rest).has_other()).then_some(LONGEST_LULL);
+        let has_choice = self.blob.sides.len() > 1;
+        let lull = has_choice.then(|| self.blob.repository.lull(&self.blob.order(self.rest), self.place)).flatten();
         let Some(answer) = &mut self.answer else {
             return self.connect(None).await.map(|()| Bytes::new());
         };

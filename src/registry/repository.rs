@@ -27,8 +27,12 @@ use super::{Error, Freshness, Redacted};
 use crate::blob::Digest;
 use crate::metrics::METRICS;
 
-/// How long a body may stand still where another place could go on with it.
-pub(super) const LONGEST_LULL: Duration = Duration::from_secs(1);
+/// How long a body may stand still where another mirror could go on with it.
+const LONGEST_LULL: Duration = Duration::from_secs(1);
+
+/// How long a mirror may take before the registry itself is asked beside it. One that serves many may have to fetch first what they all want, and is
+/// there so that the registry is not asked for it by each of them.
+const WAIT_FOR_MIRROR: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(super) struct Repository {
@@ -55,9 +59,11 @@ impl Order {
         Self { places: only(true).chain(only(false)).collect(), well }
     }
 
-    /// Whether another place could be asked instead of the one that is asked first.
-    pub(super) const fn has_other(&self) -> bool {
-        self.well > 1
+    /// Who is asked behind a place that is well, where that one is well, too.
+    fn after(&self, place: usize) -> Option<usize> {
+        let mut well = self.places.iter().take(self.well);
+        well.find(|well| **well == place)?;
+        well.next().copied()
     }
 
     fn without(&mut self, place: usize) {
@@ -181,10 +187,9 @@ impl Repository {
     ) -> Result<Won<T>, Vec<(usize, Error)>> {
         let hedges = &self.shared.hosts.hedges;
         let patience = |place: usize| {
-            let is_last = order.places.iter().take(order.well).next_back().is_none_or(|last| *last == place);
-            let is_well = order.places.iter().take(order.well).any(|well| *well == place);
-            let site = self.sites.get(place).filter(|_| is_well && !is_last && hedges.may())?;
-            Some(site.peer.health.patience())
+            let other = order.after(place).and_then(|other| self.sites.get(other)).filter(|_| hedges.may())?;
+            let site = self.sites.get(place)?;
+            Some(site.peer.health.patience().max(wait_for(site, other).unwrap_or_default()))
         };
         let begin = |place: usize| {
             hedges.asked();
@@ -209,6 +214,13 @@ impl Repository {
                 Ok(Won { place, value, failed })
             }
         }
+    }
+
+    /// How long a body of a place may stand still before another goes on with it; `None`: as long as any.
+    pub(super) fn lull(&self, order: &Order, place: usize) -> Option<Duration> {
+        let other = order.places.iter().take(order.well).find(|other| **other != place)?;
+        let (site, other) = (self.sites.get(place)?, self.sites.get(*other)?);
+        Some(wait_for(site, other).unwrap_or(LONGEST_LULL))
     }
 
     /// What an error says of who sent it: that it is ill, or that it has not what was asked for.
@@ -242,6 +254,12 @@ impl Repository {
             tracing::warn!(endpoint, %error, "an endpoint fails; the others are asked before it for a while");
         }
     }
+}
+
+/// How long a place has at least, where the other is the registry that it stands for.
+fn wait_for(site: &Site, other: &Site) -> Option<Duration> {
+    let longest = site.endpoint.dial_timeout.map_or(WAIT_FOR_MIRROR, |dial| dial.saturating_add(LONGEST_LULL));
+    (!other.endpoint.is_mirror).then_some(WAIT_FOR_MIRROR.min(longest))
 }
 
 /// Who has answered, and who has failed before.
@@ -348,7 +366,7 @@ impl Repository {
             };
             before.iter().for_each(|(place, _)| order.without(*place));
             failed.extend(before);
-            let limit = order.has_other().then_some(LONGEST_LULL);
+            let limit = self.lull(&order, place);
             let asked = tokio::time::Instant::now();
             match read(wanted, &url, response, limit, patience).await {
                 Ok(read) => return Ok(read),

@@ -106,38 +106,45 @@ async fn the_first_mirror_is_asked_for_everything_and_the_registry_for_nothing()
     assert_eq!(fleet.asked("/"), [2, 0, 0]);
 }
 
-#[tokio::test]
-async fn whatever_a_mirror_does_wrong_the_next_one_is_asked_at_once() {
-    for (name, lie) in troubles(1000).into_iter().chain(troubles_with_parts()) {
-        let fleet = Fleet::of(1).await;
-        let image = fleet.open(&client(fleet.options())).await;
-        fleet.hosts[0].fault(Fault::always(On::Blobs, lie));
-        for part in 0..20 {
-            fleet.read(&image.layers[0].blob, part * 10_000, part * 10_000 + 9000).await;
-        }
-        let asked = fleet.asked("/blobs/");
-        assert!(asked[1] >= 20 && asked[0] <= 6, "{name}: {asked:?}");
+async fn is_passed_over(name: &'static str, lie: Lie) {
+    let fleet = Fleet::of(1).await;
+    let image = fleet.open(&client(fleet.options())).await;
+    fleet.hosts[0].fault(Fault::always(On::Blobs, lie));
+    for part in 0..20 {
+        fleet.read(&image.layers[0].blob, part * 10_000, part * 10_000 + 9000).await;
     }
+    let asked = fleet.asked("/blobs/");
+    assert!(asked[1] >= 20 && asked[0] <= 6, "{name}: {asked:?}");
+}
+
+#[tokio::test]
+async fn whatever_a_mirror_does_wrong_another_is_asked() {
+    let troubles = troubles(1000).into_iter().chain(troubles_with_parts());
+    futures_util::future::join_all(troubles.map(|(name, lie)| is_passed_over(name, lie))).await;
+}
+
+async fn is_had_of(good: usize, troubles: [(&'static str, Lie); 2]) {
+    let fleet = Fleet::of(2).await;
+    let image = fleet.open(&client(fleet.options())).await;
+    let names = [troubles[0].0, troubles[1].0];
+    let ill = (0..3).filter(|host| *host != good);
+    for (host, (_, lie)) in ill.zip(troubles) {
+        fleet.hosts[host].fault(Fault::always(On::Blobs, lie));
+    }
+    for part in 0..4 {
+        fleet.read(&image.layers[0].blob, part * 50_000, part * 50_000 + 30_000).await;
+    }
+    assert!(fleet.asked("/blobs/")[good] >= 4, "{names:?}, {good} is good");
 }
 
 #[tokio::test]
 async fn one_good_host_is_enough_wherever_it_stands() {
-    for (number, (name, lie)) in troubles(1000).into_iter().chain(troubles_with_parts()).enumerate() {
-        let others = troubles(1000);
-        let (other_name, other) = others[number * 7 % others.len()].clone();
-        for good in 0..3 {
-            let fleet = Fleet::of(2).await;
-            let image = fleet.open(&client(fleet.options())).await;
-            let ill = (0..3).filter(|host| *host != good);
-            for (host, lie) in ill.zip([lie.clone(), other.clone()]) {
-                fleet.hosts[host].fault(Fault::always(On::Blobs, lie));
-            }
-            for part in 0..4 {
-                fleet.read(&image.layers[0].blob, part * 50_000, part * 50_000 + 30_000).await;
-            }
-            assert!(fleet.asked("/blobs/")[good] >= 4, "{name} and {other_name}, {good} is good");
-        }
+    let (mut cases, others) = (Vec::new(), troubles(1000));
+    for (number, trouble) in troubles(1000).into_iter().chain(troubles_with_parts()).enumerate() {
+        let other = &others[number * 7 % others.len()];
+        cases.extend((0..3).map(|good| is_had_of(good, [trouble.clone(), other.clone()])));
     }
+    futures_util::future::join_all(cases).await;
 }
 
 #[tokio::test]
