@@ -22,6 +22,9 @@ pub(super) const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 /// Whoever has waited so many times longer than usual asks another place as well.
 const TOO_LONG: u32 = 3;
 
+/// Whoever tries an ill place waits for it alone no longer than this part of its rest.
+const TRIED_FOR: u32 = 50;
+
 /// So many requests in a row that another place had to answer instead, over so much time, are an illness, and so is one after which nothing at all
 /// was answered for longer. Less is none: one that fetches what it has not before it answers takes longer now and then.
 const MOST_LOST: u32 = 3;
@@ -102,7 +105,14 @@ impl Health {
         Asking { health: self.clone(), asked: Instant::now(), tries }
     }
 
-    /// How long an answer may take before another place is asked as well.
+    /// How long whoever tries whether it is well waits for it before another place is asked as well; `None`: it is not ill.
+    pub(super) fn trial(&self) -> Option<Duration> {
+        let state = self.lock();
+        let rest = state.rest.as_ref().filter(|rest| !rest.is_over)?;
+        Some((rest.lasts / TRIED_FOR).clamp(SHORTEST_WAIT, UNKNOWN_WAIT))
+    }
+
+    /// The same of one that is well.
     pub(super) fn patience(&self) -> Duration {
         let state = self.lock();
         let mut took: Vec<_> = state.took.iter().copied().collect();
@@ -136,7 +146,7 @@ impl State {
         let (now, before) = (Instant::now(), self.rest.take());
         // One that has been well for longer than it had to rest begins anew.
         let lasts = match &before {
-            Some(rest) if now < rest.until + rest.lasts => (rest.lasts * 2).min(LONGEST_REST),
+            Some(rest) if !rest.is_over || asked < rest.until + rest.lasts => (rest.lasts * 2).min(LONGEST_REST),
             _ => FIRST_REST,
         };
         self.rest = Some(Rest { until: now + lasts, lasts, since: now, is_tried: false, is_over: false });
@@ -281,8 +291,12 @@ mod tests {
             assert_eq!(health.rests(), rests);
         }
         tokio::time::advance(SECOND).await;
-        health.ask().overtaken();
+        assert_eq!(health.trial(), Some(SHORTEST_WAIT));
+        let asking = health.ask();
+        tokio::time::advance(SECOND * 9).await;
+        asking.overtaken();
         assert_eq!(health.rests_for(), Some(SECOND * 2), "one who tries need not try three times");
+        assert_eq!(health.trial(), Some(Duration::from_millis(40)));
         assert_eq!(health.counts().overtaken, 5);
     }
 

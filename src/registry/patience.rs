@@ -57,6 +57,11 @@ impl Patience {
         self.deadline / 4
     }
 
+    /// How long one of several hosts may think before another is asked as well.
+    pub(super) fn for_one(&self) -> Duration {
+        self.answer_window() / 4
+    }
+
     fn left(&self) -> Duration {
         self.deadline.saturating_sub(self.idle)
     }
@@ -82,10 +87,10 @@ impl Patience {
         }
     }
 
-    /// Waits for the next bytes of a body; `None` where it has stalled, or has not moved at all for `lull`.
+    /// Waits for the next bytes of a body; `None` where it has stalled, or has not moved at all for `lull`, which another host would not.
     pub(super) async fn body<T>(&mut self, lull: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
         let limit = self.stall_window().saturating_sub(self.window).min(self.left());
-        let limit = lull.map_or(limit, |lull| lull.min(limit));
+        let limit = lull.map_or(limit, |lull| lull.min(self.for_one()).min(limit));
         let before = self.idle;
         let outcome = self.spend(limit, future).await;
         self.window = self.window.saturating_add(self.idle.saturating_sub(before));

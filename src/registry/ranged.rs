@@ -293,7 +293,7 @@ impl RangedBody {
                 Box::pin(side.open(part)).await
             }
         };
-        let asking = blob.repository.first(&order, &asks, healths, open);
+        let asking = blob.repository.first(&order, &asks, patience.for_one(), healths, open);
         let answer = patience.answer(|| blob.counters.is_queued(), asking).await;
         let way = |place: usize| taken.get(place)?.lock().unwrap_or_else(PoisonError::into_inner).take();
         match answer {

@@ -177,11 +177,13 @@ impl Repository {
         }
     }
 
-    /// Asks one place after the other. `healths`: what is asked of a place counts for these, its own first.
+    /// Asks one place after the other, none of them alone for longer than `longest`. `healths`: what is asked of a place counts for these, its own
+    /// first.
     pub(super) async fn first<T, F: Future<Output = Result<T, Error>>>(
         &self,
         order: &Order,
         asks: &Asks,
+        longest: Duration,
         healths: impl Fn(usize) -> Vec<Health>,
         ask: impl Fn(usize) -> F,
     ) -> Result<Won<T>, Vec<(usize, Error)>> {
@@ -189,7 +191,13 @@ impl Repository {
         let patience = |place: usize| {
             let other = order.after(place).and_then(|other| self.sites.get(other)).filter(|_| hedges.may())?;
             let site = self.sites.get(place)?;
-            Some(site.peer.health.patience().max(wait_for(site, other).unwrap_or_default()))
+            let health = &site.peer.health;
+            Some(
+                health
+                    .trial()
+                    .unwrap_or_else(|| health.patience().max(wait_for(site, other).unwrap_or_default()))
+                    .min(longest),
+            )
         };
         let begin = |place: usize| {
             hedges.asked();
@@ -349,7 +357,9 @@ impl Repository {
             let (counters, asks) = (Counters::default(), Asks::default());
             let healths =
                 |place: usize| self.sites.get(place).map(|site| site.peer.health.clone()).into_iter().collect();
-            let asking = self.first(&order, &asks, healths, |place| self.answer(place, wanted, connection, &counters));
+            let longest = patience.for_one();
+            let asking =
+                self.first(&order, &asks, longest, healths, |place| self.answer(place, wanted, connection, &counters));
             let answer = patience.answer(|| counters.is_queued(), asking).await;
             let Won { place, value: (url, response), failed: before } = match answer {
                 Some(Ok(won)) => won,

@@ -59,7 +59,7 @@ impl Fleet {
 
     /// Reads a part, and looks at it.
     async fn read(&self, blob: &Blob, start: u64, end: u64) {
-        let read = read(blob, range(start, end)).await.unwrap();
+        let read = read(blob, range(start, end)).await.unwrap_or_else(|error| panic!("{start}..{end}: {error}"));
         assert!(read == self.bytes[start as usize..end as usize], "{start}..{end}");
     }
 }
