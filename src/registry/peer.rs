@@ -8,13 +8,14 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use url::Url;
 
-use super::Error;
 use super::auth::{Authority, Challenge};
 use super::config::{Endpoint, Scheme};
 use super::health::Health;
+use super::hosts::Hosts;
 use super::loopback::is_loopback;
-use super::shared::Shared;
+use super::throttle::Throttle;
 use super::transport::Transport;
+use super::{Error, Options};
 
 /// Where Docker Hub's API is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
@@ -39,22 +40,22 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Reads certificates: blocking.
-    pub(super) fn new(endpoint: &Endpoint, shared: &Shared) -> Result<Self, Error> {
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        options: &Options,
+        hosts: &Hosts,
+        throttle: &Arc<Throttle>,
+    ) -> Result<Self, Error> {
         let host = if endpoint.registry == "docker.io" { DOCKER_HUB_HOST } else { &endpoint.registry };
         let no_host =
             |_| Error::Reference { text: endpoint.registry.clone(), reason: "not the name of a host".to_owned() };
         let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/")).map_err(no_host);
-        let transport = Arc::new(Transport::new(endpoint, &shared.options, shared.hosts.resolver.clone())?);
-        let authority = Authority::new(
-            shared.options.auth_files.clone(),
-            &shared.hosts,
-            transport.clone(),
-            shared.throttle.clone(),
-        );
+        let transport = Arc::new(Transport::new(endpoint, options, hosts.resolver.clone())?);
+        let authority = Authority::new(options.auth_files.clone(), hosts, Arc::clone(&transport), Arc::clone(throttle));
         Ok(Self {
             transport,
             authority,
-            health: shared.hosts.health(endpoint),
+            health: hosts.health(endpoint),
             headers: headers(endpoint)?,
             https: parse("https")?,
             http: parse("http")?,

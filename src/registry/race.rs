@@ -36,7 +36,7 @@ pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
     let mut limit = None;
     loop {
         // Whoever is asked for all of them to answer is asked at once; whoever is late has one more beside it.
-        if under_way.len() == 0 || limit.is_some_and(|limit: tokio::time::Instant| limit <= tokio::time::Instant::now())
+        if under_way.is_empty() || limit.is_some_and(|limit: tokio::time::Instant| limit <= tokio::time::Instant::now())
         {
             limit = None;
             match waiting.next() {

@@ -67,7 +67,7 @@ impl Shared {
         if let Some(peer) = peers.get(&key) {
             return Ok(Arc::clone(peer));
         }
-        let peer = Arc::new(Peer::new(&key, self)?);
+        let peer = Arc::new(Peer::new(&key, &self.options, &self.hosts, &self.throttle)?);
         peers.insert(key, Arc::clone(&peer));
         Ok(peer)
     }
