@@ -1,12 +1,14 @@
 //! References, credentials, manifests and ranged reads of blobs; the same from an OCI layout or an archive on disk.
 //!
 //! ```text
-//! text -> reference -> client -+- remote -- auth, credentials, redirect, throttle   one request, by the rules
+//! text -> reference -> client -+- config                                            where it may be asked for
+//!                              |- repository -- race, health, hedges                which of these is asked, and which next
+//!                              |     |- site -- peer, auth, credentials, redirect   one request to one of them, by the rules
 //!                              |     `-- manifest, platform                         which image, verified
 //!                              |- referrers, soci                                   what stands beside it
 //!                              `- layout, names, archive, docker_archive, tarfile,  the same from disk
 //!              |  disk
-//! image.layers[n].blob -> ranged (or a file): exactly the bytes asked for; patience says how long it tries
+//! image.layers[n].blob -> ranged, side, blame (or a file): exactly the bytes asked for; patience says how long it tries
 //! ```
 
 mod archive;
