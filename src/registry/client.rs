@@ -122,6 +122,11 @@ impl Client {
             ImageRef::DockerArchive { file, name } => {
                 Some(Source::Local(self.docker_archive(image, file, name).await?.1))
             }
+            ImageRef::Registry(reference) => {
+                let (shared, reference) = (self.shared(), reference.clone());
+                let repository = blocking(move || Ok(Repository::open_again(shared, &reference))).await?;
+                Some(Source::Remote(repository))
+            }
             _ => self.source(image).await?,
         };
         let source = source.ok_or_else(|| Error::Manifest {

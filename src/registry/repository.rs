@@ -41,6 +41,8 @@ pub(super) struct Repository {
     registry: Arc<str>,
     name: Arc<str>,
     pub(super) sites: Arc<[Site]>,
+    /// Why there are none.
+    broken: Option<Arc<Error>>,
 }
 
 /// Places in the order in which they are asked: first those that are well.
@@ -131,16 +133,23 @@ impl Repository {
         }
         match failed {
             Some(error) if sites.is_empty() => Err(error),
-            _ => {
-                let Reference { registry, repository, .. } = reference;
-                Ok(Self {
-                    shared,
-                    registry: registry.as_str().into(),
-                    name: repository.as_str().into(),
-                    sites: sites.into(),
-                })
-            }
+            _ => Ok(Self::at(shared, reference, sites, None)),
         }
+    }
+
+    /// The same of an image that was open before. A configuration that was broken since then does not end its mount: what is cached is read, and
+    /// all else fails with what is wrong.
+    pub(super) fn open_again(shared: Arc<Shared>, reference: &Reference) -> Self {
+        Self::open(Arc::clone(&shared), reference).unwrap_or_else(|error| {
+            tracing::error!(image = %reference, %error, "it can be asked for nowhere; what is cached is served");
+            Self::at(shared, reference, Vec::new(), Some(Arc::new(error)))
+        })
+    }
+
+    fn at(shared: Arc<Shared>, reference: &Reference, sites: Vec<Site>, broken: Option<Arc<Error>>) -> Self {
+        let Reference { registry, repository, .. } = reference;
+        let (registry, name) = (registry.as_str().into(), repository.as_str().into());
+        Self { shared, registry, name, sites: sites.into(), broken }
     }
 
     /// How long a document is tried for; `what` says what it is.
@@ -161,6 +170,9 @@ impl Repository {
     }
 
     fn nobody(&self) -> Error {
+        if let Some(broken) = &self.broken {
+            return Error::Shared(Arc::clone(broken));
+        }
         Error::NoEndpoint { repository: format!("{}/{}", self.registry, self.name) }
     }
 

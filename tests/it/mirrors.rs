@@ -261,6 +261,21 @@ async fn a_body_goes_on_where_another_has_stopped() {
     }
 }
 
+#[tokio::test]
+async fn a_configuration_that_was_broken_since_does_not_end_an_image() {
+    let fleet = Fleet::of(1).await;
+    let image = fleet.open(&client(fleet.options())).await;
+    let reference = fleet.reference().parse().unwrap();
+    for text in ["no toml", "[[registry]]\nlocation = \"127.0.0.1\"\nblocked = true"] {
+        std::fs::write(fleet.conf.path(), text).unwrap();
+        let client = client(fleet.options());
+        assert!(resolve(&client, &fleet.reference()).await.is_err());
+        let again = client.resolve_pinned(&reference, image.manifest.clone()).await.unwrap();
+        let error = read(&again.layers[0].blob, range(0, 10)).await.unwrap_err().to_string();
+        assert!(error.contains(fleet.conf.path().to_str().unwrap()), "{error}");
+    }
+}
+
 /// An auth file with a user for each host, whose password names the host.
 fn logins(hosts: &[&Registry]) -> tempfile::NamedTempFile {
     let auth = |host: &&Registry| {
