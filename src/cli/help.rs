@@ -299,6 +299,8 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it
   started                 seconds since 1970
+  endpoints               where images are asked for: requests and failures of
+                          each host
   keeper, restarts        the process that starts another server when this one
                           dies; how many servers there were before
   served                  bytes given to readers

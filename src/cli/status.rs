@@ -131,6 +131,7 @@ mod tests {
     use super::*;
     use crate::blob::Digest;
     use crate::fetch::Stats;
+    use crate::registry::{Counts, EndpointReport};
     use crate::serve::Activity;
 
     fn mount() -> Status {
@@ -149,7 +150,12 @@ mod tests {
             restarts: Some(2),
             images: Some(1),
             layers: Some(4),
-            endpoints: Vec::new(),
+            endpoints: vec![EndpointReport {
+                host: "m.io".into(),
+                mirror: true,
+                rests: Some(4),
+                counts: Counts { asked: 7, failed: 2, last_error: Some("gone".into()), ..Counts::default() },
+            }],
             elsewhere: None,
             activity: Activity { stats, last_error: Some("gone\n".into()) },
         }

@@ -204,9 +204,7 @@ pub enum Error {
     /// Each place that was asked, in its order, with what came of it.
     #[error("none of the {} endpoints has it: {}", errors.len(), each(errors))]
     Endpoints { errors: Vec<(String, Error)> },
-    #[error(
-        "{repository}: the configuration names no host that may be asked for it: see what hosts.toml says of capabilities"
-    )]
+    #[error("{repository}: there is no host that may be asked for it")]
     NoEndpoint { repository: String },
 
     /// One failure that several waiters share.
