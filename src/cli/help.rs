@@ -299,8 +299,7 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it
   started                 seconds since 1970
-  endpoints               where images are asked for: requests and failures of
-                          each host
+  endpoints               hosts that are asked, and what came of it
   keeper, restarts        the process that starts another server when this one
                           dies; how many servers there were before
   served                  bytes given to readers
@@ -308,8 +307,7 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
   cached                  bytes given to readers that were on local disk
   errors, last_error      reads that failed, and why the last one did, or why
                           the server does not answer
-  uncached                bytes that the cache did not take: it is full, or
-                          cannot be written
+  uncached                bytes that a full or broken cache did not take
 
 Mounts are looked for in several directories, the store in the place of --root.
 Where one of them does not answer or cannot be read, the servers of the others
