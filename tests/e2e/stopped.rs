@@ -75,7 +75,11 @@ fn whatever_a_command_reads_where_nobody_answers_it_ends_and_names_it() {
     let mut configured = crfs(&["store", "serve", "--root"]);
     configured.arg(lab.path("served")).args(["--cache-dir"]).arg(&cache);
     configured.env("CONTAINERS_STORAGE_CONF", at("storage.conf"));
+    let mut registries = ls(&[https, "/"]);
+    registries.env("CONTAINERS_REGISTRIES_CONF", at("registries.conf"));
     let commands = vec![
+        (registries, "registries.conf"),
+        (ls(&["--hosts-dir", &at("hosts"), https, "/"]), "hosts"),
         (ls(&["--tls-verify", "--cert-dir", &at("certs"), https, "/"]), "certs"),
         (certificates, "SSL_CERT_FILE"),
         (ls(&[&format!("oci:{}", at("layout")), "/"]), "layout"),
