@@ -122,11 +122,6 @@ impl Client {
             ImageRef::DockerArchive { file, name } => {
                 Some(Source::Local(self.docker_archive(image, file, name).await?.1))
             }
-            ImageRef::Registry(reference) => {
-                let (shared, reference) = (self.shared(), reference.clone());
-                let repository = blocking(move || Ok(Repository::open_again(shared, &reference))).await?;
-                Some(Source::Remote(repository))
-            }
             _ => self.source(image).await?,
         };
         let source = source.ok_or_else(|| Error::Manifest {
@@ -141,7 +136,11 @@ impl Client {
     /// Where what belongs to an image is kept beside it; `None` where nothing can be.
     pub(super) async fn source(&self, image: &ImageRef) -> Result<Option<Source>, Error> {
         Ok(match image {
-            ImageRef::Registry(reference) => Some(Source::Remote(self.repository(reference).await?)),
+            ImageRef::Registry(reference) => {
+                let (shared, reference) = (self.shared(), reference.clone());
+                let repository = blocking(move || Ok(Repository::open_again(shared, &reference))).await?;
+                Some(Source::Remote(repository))
+            }
             ImageRef::Layout { dir, .. } => Some(Source::Local(Layout::Directory(dir.clone()))),
             ImageRef::Archive { file, .. } => Some(Source::Local(self.archive(file).await?)),
             ImageRef::DockerArchive { .. } => None,

@@ -201,9 +201,9 @@ pub enum Error {
 
     #[error("{url} sends no part of a blob, but all of it (it answers {status} to a range)")]
     SendsWhole { url: Redacted, status: u16 },
-    /// Each place that was asked, in its order, with what came of it.
+    /// Each place that was asked, in its order, with what came of it. `decides`: whose word counts for all.
     #[error("none of the {} endpoints has it: {}", errors.len(), each(errors))]
-    Endpoints { errors: Vec<(String, Error)> },
+    Endpoints { errors: Vec<(String, Error)>, decides: Option<usize> },
     #[error("{repository}: there is no host that may be asked for it")]
     NoEndpoint { repository: String },
 
@@ -235,7 +235,9 @@ impl Error {
             Self::TokenServer { source, .. } => source.retry(),
             Self::Status { status: 408 | 425 | 429 | 500..=599, retry_after, .. } => Retry::After(*retry_after),
             Self::Protocol { .. } | Self::MixedUp { .. } => Retry::AFewTimes,
-            Self::Endpoints { errors } => errors.iter().map(|(_, error)| error.retry()).max().unwrap_or(Retry::Never),
+            Self::Endpoints { errors, decides } => {
+                counting(errors, *decides).iter().map(|(_, error)| error.retry()).max().unwrap_or(Retry::Never)
+            }
             _ => Retry::Never,
         }
     }
@@ -245,7 +247,9 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         match self.root() {
             Self::NoProgress { source, .. } => source.is_unreachable(),
-            Self::Endpoints { errors } => errors.iter().any(|(_, error)| error.is_unreachable()),
+            Self::Endpoints { errors, decides } => {
+                counting(errors, *decides).iter().any(|(_, error)| error.is_unreachable())
+            }
             error => matches!(error.retry(), Retry::After(_)),
         }
     }
@@ -256,7 +260,9 @@ impl Error {
         match self.root() {
             Self::NotFound { .. } | Self::LoginWanted { status: 404, .. } => true,
             Self::NoTag { .. } | Self::NoSibling { .. } => true,
-            Self::Endpoints { errors } => errors.iter().all(|(_, error)| error.is_not_found()),
+            Self::Endpoints { errors, decides } => {
+                counting(errors, *decides).iter().all(|(_, error)| error.is_not_found())
+            }
             _ => false,
         }
     }
@@ -265,7 +271,7 @@ impl Error {
     pub(super) fn is_wrong_digest(&self) -> bool {
         match self.root() {
             Self::WrongDigest { .. } => true,
-            Self::Endpoints { errors } => errors.iter().any(|(_, error)| error.is_wrong_digest()),
+            Self::Endpoints { errors, .. } => errors.iter().any(|(_, error)| error.is_wrong_digest()),
             _ => false,
         }
     }
@@ -293,6 +299,11 @@ impl Error {
     pub(super) fn protocol(url: &Url, what: impl Into<String>) -> Self {
         Self::Protocol { url: Redacted::of(url), what: what.into() }
     }
+}
+
+/// Those that count.
+fn counting(errors: &[(String, Error)], decides: Option<usize>) -> &[(String, Error)] {
+    decides.and_then(|decides| errors.get(decides..=decides)).unwrap_or(errors)
 }
 
 fn each(errors: &[(String, Error)]) -> String {

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
+/// The first rest of one that sends more than it is asked for: each try costs it, or the cache that it is, all of that.
+const REST_OF_GENEROUS: Duration = Duration::from_secs(60);
+
 /// Answers whose times are remembered.
 const REMEMBERED: usize = 32;
 
@@ -129,7 +132,7 @@ impl Health {
         state.counts.failed += 1;
         state.counts.last_error = Some(why.to_string());
         (state.lost, state.lost_since) = (0, None);
-        state.start_rest(asked)
+        state.start_rest(asked, FIRST_REST)
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -138,7 +141,7 @@ impl Health {
 }
 
 impl State {
-    fn start_rest(&mut self, asked: Instant) -> bool {
+    fn start_rest(&mut self, asked: Instant, first: Duration) -> bool {
         if self.rest.as_ref().is_some_and(|rest| rest.since > asked) {
             // Many were under way when it fell ill: that is one illness.
             return false;
@@ -147,7 +150,7 @@ impl State {
         // One that has been well for longer than it had to rest begins anew.
         let lasts = match &before {
             Some(rest) if !rest.is_over || asked < rest.until + rest.lasts => (rest.lasts * 2).min(LONGEST_REST),
-            _ => FIRST_REST,
+            _ => first,
         };
         self.rest = Some(Rest { until: now + lasts, lasts, since: now, is_tried: false, is_over: false });
         before.is_none_or(|rest| rest.is_over)
@@ -186,7 +189,7 @@ impl Asking {
         if is_lost || self.asked.elapsed() >= SILENT_FOR || self.tries {
             state.counts.failed += 1;
             state.counts.last_error = Some("no answer, when another place had answered".to_owned());
-            state.start_rest(self.asked);
+            state.start_rest(self.asked, FIRST_REST);
         }
     }
 
@@ -197,6 +200,11 @@ impl Asking {
         state.counts.last_error = Some(why.to_string());
         drop(state);
         self.answered();
+    }
+
+    /// It sends more than was asked for.
+    pub(super) fn was_generous(self) {
+        self.health.lock().start_rest(self.asked, REST_OF_GENEROUS);
     }
 
     /// It broke the rules, or there was no answer.

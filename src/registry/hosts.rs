@@ -93,10 +93,9 @@ struct Known {
 }
 
 impl Known {
-    /// Whether it is the same host, asked for the same.
+    /// Whether it is the same host, asked in the same way, for whatever repository.
     fn is(&self, other: &Endpoint) -> bool {
-        let Endpoint { registry, api, namespace, .. } = other;
-        (&self.endpoint.registry, &self.endpoint.api, &self.endpoint.namespace) == (registry, api, namespace)
+        self.endpoint == Endpoint { repository: String::new(), ..other.clone() }
     }
 
     fn report(&self) -> EndpointReport {

@@ -59,7 +59,7 @@ impl Patience {
 
     /// How long one of several hosts may think before another is asked as well.
     pub(super) fn for_one(&self) -> Duration {
-        self.answer_window() / 4
+        self.answer_window() / 2
     }
 
     fn left(&self) -> Duration {

@@ -5,34 +5,26 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
-/// What came of it.
-pub(super) enum Outcome<T, E> {
-    Won(Won<T, E>),
-    /// Each place with what it said, in the order of the answers; none where there is no place.
-    Lost(Vec<(usize, E)>),
-}
-
-pub(super) struct Won<T, E> {
+/// Who has answered.
+pub(super) struct Won<T> {
     pub(super) place: usize,
     pub(super) value: T,
     /// Who was asked before, and has not answered yet.
     pub(super) overtaken: Vec<usize>,
     /// How many were asked after it, while it was waited for.
     pub(super) spare: usize,
-    /// Who said something else before.
-    pub(super) failed: Vec<(usize, E)>,
 }
 
-/// `places` in the order in which they are asked. `patience`: how long one may take before the next is asked beside it; `None` where that must not be.
-pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
+/// The first answer, or `None` where each place fails. `places` in the order in which they are asked. `patience`: how long one may take before the next is asked beside it; `None` where that must not be.
+pub(super) async fn race<T, F: Future<Output = Option<T>>>(
     places: &[usize],
     patience: impl Fn(usize) -> Option<Duration>,
     ask: impl Fn(usize) -> F,
-) -> Outcome<T, E> {
+) -> Option<Won<T>> {
     let mut waiting = places.iter().copied();
     let mut under_way = FuturesUnordered::new();
     let mut asked: Vec<usize> = Vec::new();
-    let mut failed: Vec<(usize, E)> = Vec::new();
+    let mut failed: Vec<usize> = Vec::new();
     let mut limit = None;
     loop {
         // Whoever is asked for all of them to answer is asked at once; whoever is late has one more beside it.
@@ -46,7 +38,7 @@ pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
                     asked.push(place);
                     limit = patience(place).map(|patience| tokio::time::Instant::now() + patience);
                 }
-                None if under_way.is_empty() => return Outcome::Lost(failed),
+                None if under_way.is_empty() => return None,
                 None => {}
             }
         }
@@ -59,18 +51,18 @@ pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
         tokio::select! {
             biased;
             answer = under_way.next() => match answer {
-                Some((place, Ok(value))) => {
-                    let is_waited_for = |other: &&usize| failed.iter().all(|(failed, _)| failed != *other);
+                Some((place, Some(value))) => {
+                    let is_waited_for = |other: &&usize| !failed.contains(other);
                     let before = asked.iter().position(|other| *other == place).unwrap_or(0);
                     let (before, after) = asked.split_at_checked(before).unwrap_or_default();
                     let overtaken = before.iter().filter(is_waited_for).copied().collect();
                     let spare = after.iter().skip(1).filter(is_waited_for).count();
-                    return Outcome::Won(Won { place, value, overtaken, spare, failed });
+                    return Some(Won { place, value, overtaken, spare });
                 }
-                Some((place, Err(error))) => {
-                    failed.push((place, error));
+                Some((place, None)) => {
+                    failed.push(place);
                     // The next one at once, also where another is under way.
-                    limit = limit.map(|_| tokio::time::Instant::now());
+                    limit = Some(tokio::time::Instant::now());
                 }
                 None => {}
             },
@@ -97,25 +89,30 @@ mod tests {
         let asked = RefCell::new(Vec::new());
         let places: Vec<usize> = (0..does.len()).collect();
         let start = Instant::now();
+        let failed = RefCell::new(Vec::new());
         let outcome = race(
             &places,
             |_| patience.map(|patience| MS * patience),
             |place| {
                 asked.borrow_mut().push(place);
                 let (after, is_well) = does[place];
+                let failed = &failed;
                 async move {
                     tokio::time::sleep(MS * after).await;
-                    if is_well { Ok(place) } else { Err(()) }
+                    is_well.then_some(place).or_else(|| {
+                        failed.borrow_mut().push(place);
+                        None
+                    })
                 }
             },
         );
         let (outcome, overtaken) = match outcome.await {
-            Outcome::Won(Won { place, value, overtaken, spare, .. }) => {
+            Some(Won { place, value, overtaken, spare }) => {
                 assert_eq!(spare, if (does[0].0, patience) == (12, Some(10)) { 1 } else { 0 });
                 assert_eq!(place, value);
                 (Ok(place), overtaken)
             }
-            Outcome::Lost(failed) => (Err(failed.into_iter().map(|(place, ())| place).collect()), Vec::new()),
+            None => (Err(failed.take()), Vec::new()),
         };
         (outcome, asked.into_inner(), start.elapsed().as_millis(), overtaken)
     }

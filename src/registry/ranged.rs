@@ -7,6 +7,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -53,25 +54,24 @@ impl RemoteBlob {
     /// Places in the order in which they are asked for a part.
     fn order(&self, range: ByteRange) -> Order {
         let blame = self.blame.lock().unwrap_or_else(PoisonError::into_inner);
-        Order::of(self.sides.len(), |place| {
+        let order = Order::of(self.sides.len(), |place| {
             let side = self.sides.get(place).filter(|_| !blame.is_distrusted(place, range))?;
-            let is_well = !side.health.rests() && !side.site.peer.health.rests();
-            if is_well && self.sides.len() > 1 {
-                // It has rested: a part is asked for once more.
-                side.sent_whole.store(false, Ordering::Relaxed);
-            }
-            Some(is_well)
-        })
+            Some(!side.rests())
+        });
+        // Where each has been wrong about another piece of it, somebody has to be asked all the same.
+        if order.places.is_empty() { Order::of(self.sides.len(), |_| Some(false)) } else { order }
     }
 
-    /// Who is asked first for the whole of it, or for the most of it.
-    fn first(&self) -> Option<&Side> {
-        self.sides.get(*self.order(self.all()).places.first()?)
+    /// The place that would be asked now, where it sends all of it for a part. One that has rested is asked for a part once more, where there are
+    /// others.
+    fn sends_whole(&self) -> Option<&Side> {
+        let side = self.sides.get(*self.order(self.all()).places.first()?)?;
+        let is_believed = self.sides.len() == 1 || side.rests();
+        Some(side).filter(|side| is_believed && side.sent_whole.load(Ordering::Relaxed))
     }
 
-    /// Whether it is sent whole when a part is asked for: by the place that would be asked now.
     pub(super) fn is_sent_whole(&self) -> bool {
-        self.first().is_some_and(|side| side.sent_whole.load(Ordering::Relaxed))
+        self.sends_whole().is_some()
     }
 
     /// What came for a range was wrong: whoever has sent it is not asked for that any more.
@@ -82,7 +82,7 @@ impl RemoteBlob {
         let liars = self.blame.lock().unwrap_or_else(PoisonError::into_inner).distrust(range);
         for side in liars.into_iter().filter_map(|place| self.sides.get(place)) {
             let error = Error::protocol_of(side.site.name(), format!("wrong bytes of layer {}, {range}", self.digest));
-            self.repository.note_ill(&side.site, Instant::now(), &error);
+            let _was_well = side.health.failed(Instant::now(), &error);
         }
     }
 
@@ -121,6 +121,8 @@ pub(super) struct RangedBody {
     taken: Option<Taken>,
     /// No place sends a part alone.
     is_whole_taken: bool,
+    /// How long it may stand still before another goes on with it.
+    lull: Option<Duration>,
     /// Answers that ended before anything new came.
     in_vain: u32,
 }
@@ -149,10 +151,11 @@ impl RangedBody {
             unread: None,
             taken: None,
             is_whole_taken: false,
+            lull: None,
             in_vain: 0,
         };
         if !range.is_empty()
-            && let Some(side) = body.blob.first().filter(|side| side.sent_whole.load(Ordering::Relaxed))
+            && let Some(side) = body.blob.sends_whole()
         {
             // Its host would send all of it once more for each part. Whoever takes it asks for it.
             (body.rest, body.unread) = (body.blob.all(), side.unread(freshness));
@@ -242,6 +245,7 @@ impl RangedBody {
             self.connection = Connection::Fresh;
             let taken = self.taken.take();
             self.forget(self.place, taken).await;
+            self.blob.repository.turn_from(self.place);
             return Ok(());
         }
         self.recover(error).await
@@ -261,10 +265,19 @@ impl RangedBody {
             }
             opened => opened,
         };
-        match opened.map_err(|failed| self.blob.repository.together(failed))? {
-            Opened::Answer(answer) => self.answer = Some(*answer),
-            Opened::Whole(unread) => self.unread = unread,
+        let breaks_rules = |error: &Error| matches!(error.root(), Error::MixedUp { .. } | Error::Protocol { .. });
+        match opened {
+            Ok(Opened::Answer(answer)) => self.answer = Some(*answer),
+            Ok(Opened::Whole(unread)) => self.unread = unread,
+            Err(failed) if failed.len() > 1 => {
+                if failed.iter().any(|(_, error)| breaks_rules(error)) {
+                    self.freshness = Freshness::PastCaches;
+                }
+                return Err(self.blob.repository.together(failed, false));
+            }
+            Err(failed) => return Err(self.blob.repository.together(failed, false)),
         }
+        self.lull = self.blob.repository.lull(&self.blob.order(self.rest), self.place);
         Ok(())
     }
 
@@ -310,12 +323,11 @@ impl RangedBody {
                 Err(failed)
             }
             None => {
-                asks.late();
-                let first = order.places.first().copied().unwrap_or(0);
+                let late = || self.blob.counters.late(self.shown_url());
                 for place in order.places {
                     self.forget(place, way(place)).await;
                 }
-                Err(vec![(first, self.blob.counters.late(self.shown_url()))])
+                Err(asks.late(late))
             }
         }
     }
@@ -335,8 +347,7 @@ impl RangedBody {
 
     async fn step(&mut self) -> Result<Bytes, Error> {
         // Another could go on with it.
-        let has_choice = self.blob.sides.len() > 1;
-        let lull = has_choice.then(|| self.blob.repository.lull(&self.blob.order(self.rest), self.place)).flatten();
+        let lull = self.lull;
         let Some(answer) = &mut self.answer else {
             return self.connect(None).await.map(|()| Bytes::new());
         };

@@ -102,6 +102,7 @@ fn is_without_api(error: &Error) -> bool {
     match error.root() {
         error if error.is_not_found() => true,
         Error::Denied { status, .. } | Error::Status { status, .. } => matches!(status, 400 | 405 | 406 | 410 | 415),
+        Error::Endpoints { errors, .. } => errors.iter().all(|(_, error)| is_without_api(error)),
         _ => false,
     }
 }

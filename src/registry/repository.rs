@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Response;
@@ -17,7 +17,7 @@ use super::grammar::Reference;
 use super::health::{Asking, Health};
 use super::manifest::{LARGEST_DOCUMENT, MEDIA_TYPES};
 use super::patience::Patience;
-use super::race::{self, Outcome, race};
+use super::race::{self, race};
 use super::shared::Shared;
 use super::site::Site;
 use super::throttle::status_error;
@@ -33,6 +33,9 @@ const LONGEST_LULL: Duration = Duration::from_secs(1);
 /// How long a mirror may take before the registry itself is asked beside it. One that serves many may have to fetch first what they all want, and is
 /// there so that the registry is not asked for it by each of them.
 const WAIT_FOR_MIRROR: Duration = Duration::from_secs(5);
+
+/// How long a place may take at least where many requests were made twice already.
+const WAIT_OVER_BUDGET: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 pub(super) struct Repository {
@@ -75,26 +78,54 @@ impl Order {
     }
 }
 
-/// Requests that are under way together, by their places.
+/// Requests for one thing, by their places.
 #[derive(Default)]
-pub(super) struct Asks(Mutex<HashMap<usize, Vec<Asking>>>);
+pub(super) struct Asks(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    under_way: HashMap<usize, Vec<Asking>>,
+    failed: Vec<(usize, Error)>,
+    /// Who was asked last.
+    last: Option<usize>,
+}
 
 impl Asks {
-    fn begin(&self, place: usize, healths: &[&Health]) {
-        let begun = healths.iter().map(|health| health.ask()).collect();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, begun);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives who was asked before.
+    fn begin(&self, place: usize, healths: &[Health]) -> Option<usize> {
+        let begun = healths.iter().map(Health::ask).collect();
+        let mut state = self.lock();
+        state.under_way.insert(place, begun);
+        state.last.replace(place)
     }
 
     fn end(&self, place: usize) -> Vec<Asking> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place).unwrap_or_default()
+        self.lock().under_way.remove(&place).unwrap_or_default()
     }
 
-    /// All that are under way have got no answer.
-    pub(super) fn late(&self) {
-        let asks = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for asking in asks.into_values().filter_map(|asks| asks.into_iter().next()) {
-            asking.failed(&"no answer in time");
+    fn fail(&self, place: usize, error: Error) {
+        self.lock().failed.push((place, error));
+    }
+
+    fn failed(&self) -> Vec<(usize, Error)> {
+        std::mem::take(&mut self.lock().failed)
+    }
+
+    /// All that are under way have got no answer. With what has failed before.
+    pub(super) fn late(&self, error: impl Fn() -> Error) -> Vec<(usize, Error)> {
+        let late = std::mem::take(&mut self.lock().under_way);
+        for (place, asking) in late {
+            let error = error();
+            if let Some(own) = asking.into_iter().next() {
+                let _was_well = own.failed(&error);
+            }
+            self.fail(place, error);
         }
+        self.failed()
     }
 }
 
@@ -176,15 +207,19 @@ impl Repository {
         Error::NoEndpoint { repository: format!("{}/{}", self.registry, self.name) }
     }
 
-    /// What is said of a failure of all places.
-    pub(super) fn together(&self, mut failed: Vec<(usize, Error)>) -> Error {
+    /// What is said of a failure of all places. `registry_decides`: what was asked for is what the registry says it is, which a mirror that is down
+    /// does not change.
+    pub(super) fn together(&self, mut failed: Vec<(usize, Error)>, registry_decides: bool) -> Error {
         match failed.len() {
             0 => self.nobody(),
             1 if self.sites.len() == 1 => failed.pop().map_or_else(|| self.nobody(), |(_, error)| error),
             _ => {
                 failed.sort_by_key(|(place, _)| *place);
                 let name = |place: usize| self.sites.get(place).map_or("", Site::name).to_owned();
-                Error::Endpoints { errors: failed.into_iter().map(|(place, error)| (name(place), error)).collect() }
+                let is_registry = |place: usize| self.sites.get(place).is_some_and(|site| !site.endpoint.is_mirror);
+                let decides = failed.iter().position(|(place, _)| registry_decides && is_registry(*place));
+                let errors = failed.into_iter().map(|(place, error)| (name(place), error)).collect();
+                Error::Endpoints { errors, decides }
             }
         }
     }
@@ -201,39 +236,36 @@ impl Repository {
     ) -> Result<Won<T>, Vec<(usize, Error)>> {
         let hedges = &self.shared.hosts.hedges;
         let patience = |place: usize| {
-            let other = order.after(place).and_then(|other| self.sites.get(other)).filter(|_| hedges.may())?;
+            let other = order.after(place).and_then(|other| self.sites.get(other))?;
             let site = self.sites.get(place)?;
-            let health = &site.peer.health;
-            Some(
-                health
-                    .trial()
-                    .unwrap_or_else(|| health.patience().max(wait_for(site, other).unwrap_or_default()))
-                    .min(longest),
-            )
+            let (health, least) = (&site.peer.health, if hedges.may() { Duration::ZERO } else { WAIT_OVER_BUDGET });
+            let usual = || health.patience().max(wait_for(site, other).unwrap_or_default()).max(least);
+            Some(health.trial().unwrap_or_else(usual).min(longest))
         };
         let begin = |place: usize| {
             hedges.asked();
-            let healths = healths(place);
-            asks.begin(place, &healths.iter().collect::<Vec<_>>());
-            ask(place)
+            if let Some(before) = asks.begin(place, &healths(place)) {
+                self.turn_from(before);
+            }
+            let asking = ask(place);
+            async move { asking.await.map_err(|error| self.note(place, asks, error)).ok() }
         };
         match race(&order.places, patience, begin).await {
-            Outcome::Lost(failed) => {
-                failed.iter().for_each(|(place, error)| self.note(*place, asks, error));
-                Err(failed)
-            }
-            Outcome::Won(race::Won { place, value, overtaken, spare, failed }) => {
+            None => Err(asks.failed()),
+            Some(race::Won { place, value, overtaken, spare }) => {
                 asks.end(place).into_iter().for_each(Asking::answered);
-                failed.iter().for_each(|(place, error)| self.note(*place, asks, error));
                 hedges.hedged(spare + overtaken.len());
                 for place in overtaken {
-                    let own = asks.end(place).into_iter().next();
-                    own.into_iter().for_each(Asking::overtaken);
-                    self.sites.get(place).into_iter().for_each(|site| METRICS.failover(site.name()));
+                    asks.end(place).into_iter().take(1).for_each(Asking::overtaken);
                 }
-                Ok(Won { place, value, failed })
+                Ok(Won { place, value, failed: asks.failed() })
             }
         }
+    }
+
+    /// Another is asked for what a place did not give.
+    pub(super) fn turn_from(&self, place: usize) {
+        self.sites.get(place).into_iter().for_each(|site| METRICS.failover(site.name()));
     }
 
     /// How long a body of a place may stand still before another goes on with it; `None`: as long as any.
@@ -244,33 +276,29 @@ impl Repository {
     }
 
     /// What an error says of who sent it: that it is ill, or that it has not what was asked for.
-    fn note(&self, place: usize, asks: &Asks, error: &Error) {
-        let Some(site) = self.sites.get(place) else { return };
-        let mut asks = asks.end(place).into_iter();
-        match (asks.next(), asks.next()) {
-            (Some(own), _) if is_ill(error) => self.note_ill(site, own.asked(), error),
-            (Some(own), of_this) => {
-                own.refused(error);
-                of_this.into_iter().for_each(|asking| {
-                    let _was_well = asking.failed(error);
-                });
-                if self.sites.len() > 1 {
-                    METRICS.failover(site.name());
+    fn note(&self, place: usize, asks: &Asks, error: Error) {
+        let mut ended = asks.end(place).into_iter();
+        match (self.sites.get(place), ended.next()) {
+            (Some(site), Some(own)) if is_ill(&error) => self.note_ill(site, own.asked(), &error),
+            (_, Some(own)) => {
+                own.refused(&error);
+                for of_this in ended {
+                    if let Error::SendsWhole { .. } = error.root() {
+                        of_this.was_generous();
+                    } else {
+                        let _was_well = of_this.failed(&error);
+                    }
                 }
             }
-            (None, _) => {}
+            (_, None) => {}
         }
+        asks.fail(place, error);
     }
 
     /// Lets a place rest that has failed.
     pub(super) fn note_ill(&self, site: &Site, asked: tokio::time::Instant, error: &Error) {
-        let was_well = site.peer.health.failed(asked, error);
-        if self.sites.len() < 2 {
-            return;
-        }
-        let endpoint = site.name();
-        METRICS.failover(endpoint);
-        if was_well {
+        let (was_well, endpoint) = (site.peer.health.failed(asked, error), site.name());
+        if was_well && self.sites.len() > 1 {
             tracing::warn!(endpoint, %error, "an endpoint fails; the others are asked before it for a while");
         }
     }
@@ -345,7 +373,7 @@ impl Repository {
         loop {
             let error = match self.try_document(wanted, connection, patience).await {
                 Ok(document) => return Ok(document),
-                Err(failed) => self.together(failed),
+                Err(failed) => self.together(failed, wanted.digest.is_none()),
             };
             connection = Connection::Fresh;
             patience.pause(error, &self.shown(wanted.kind, wanted.name)).await?;
@@ -359,9 +387,8 @@ impl Repository {
         connection: Connection,
         patience: &mut Patience,
     ) -> Result<(Document, Option<Digest>), Vec<(usize, Error)>> {
-        let is_by_tag = wanted.digest.is_none() && wanted.artifact_type.is_none();
         let mut order = Order::of(self.sites.len(), |place| {
-            let site = self.sites.get(place).filter(|site| !is_by_tag || site.endpoint.resolves)?;
+            let site = self.sites.get(place).filter(|site| wanted.digest.is_some() || site.endpoint.resolves)?;
             Some(!site.peer.health.rests())
         });
         let mut failed = Vec::new();
@@ -380,9 +407,7 @@ impl Repository {
                     return Err(failed);
                 }
                 None => {
-                    asks.late();
-                    let late = counters.late(self.shown(wanted.kind, wanted.name));
-                    failed.push((order.places.first().copied().unwrap_or(0), late));
+                    failed.extend(asks.late(|| counters.late(self.shown(wanted.kind, wanted.name))));
                     return Err(failed);
                 }
             };

@@ -132,8 +132,16 @@ impl Side {
         }
     }
 
+    /// Whether others are asked before it.
+    pub(super) fn rests(&self) -> bool {
+        self.health.rests() || self.site.peer.health.rests()
+    }
+
     pub(super) async fn open(&self, part: Part<'_>) -> Result<Opened, Error> {
         let Part { range, freshness, connection, before, has_other, taken } = part;
+        if has_other {
+            self.sent_whole.store(false, Ordering::Relaxed);
+        }
         let asked = Instant::now();
         let url = self.site.url("blobs", &self.digest.to_string()).await?;
         let mut ask = Ask { headers: self.range_header(range), connection, counters: &self.counters };
@@ -148,8 +156,11 @@ impl Side {
             let mut found = None;
             // Boxed, as are the others below a cache: its own frames are large.
             let finding = Box::pin(self.find_route(&url, &ask, asked, (before.is_some(), has_other), &mut found));
-            let route = routes.try_get_with_by_ref(&url, finding).await;
-            let route = route.map_err(Error::shared)?;
+            let route = match routes.try_get_with_by_ref(&url, finding).await {
+                // Somebody else has passed it over, who had others to ask.
+                Err(error) if !has_other && matches!(error.root(), Error::SendsWhole { .. }) => continue,
+                route => route.map_err(Error::shared)?,
+            };
             *taken.lock().unwrap_or_else(PoisonError::into_inner) =
                 route.target.is_some().then(|| (url.clone(), route.id));
             match found {

@@ -82,11 +82,11 @@ fn endpoint(host: Host, places: &Places, reference: &Reference) -> Result<Endpoi
     let has_tls = !host.certificates.is_empty() || skip_verify.is_some();
     let is_port_80 = url.host.ends_with(":80");
     let (scheme, verify) = match (places.tls_verify, &places.cert_dir) {
-        (Some(_), _) | (None, Some(_)) => certs::scheme(places, skip_verify == Some(true), places.cert_dir.is_some()),
-        (None, None) if url.is_https => (Scheme::Https, skip_verify != Some(true)),
+        (Some(_), _) => certs::scheme(places, skip_verify == Some(true), places.cert_dir.is_some()),
+        (None, _) if url.is_https => (Scheme::Https, skip_verify != Some(true)),
         // TLS that is configured is tried first.
-        (None, None) if has_tls && !is_port_80 => (Scheme::Either, skip_verify != Some(true)),
-        (None, None) => (Scheme::Http, true),
+        (None, _) if has_tls && !is_port_80 => (Scheme::Either, skip_verify != Some(true)),
+        (None, _) => (Scheme::Http, true),
     };
     let is_itself = url.host == reference.registry || (reference.registry == DOCKER_HUB && url.host == DOCKER_HUB_HOST);
     let registry = if url.host == DOCKER_HUB_HOST { DOCKER_HUB.to_owned() } else { url.host };

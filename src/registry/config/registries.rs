@@ -132,7 +132,8 @@ impl Registries {
         let is_wanted = |mirror: &&Mirror| match mirror.pulls {
             Pulls::All => true,
             Pulls::ByDigest => reference.digest.is_some(),
-            Pulls::ByTag => reference.digest.is_none(),
+            // The tag of an image that is open is pinned by its digest. Its mirrors stay.
+            Pulls::ByTag => reference.digest.is_none() || reference.tag.is_some(),
         };
         let mirrors = registry.mirrors.iter().filter(is_wanted).map(|mirror| (&mirror.location, mirror.insecure, true));
         let mut endpoints = Vec::new();

@@ -11,6 +11,7 @@ use crate::registry::{ImageRef, short_name};
 /// Where crfs differs, and why.
 const DIFFERENT: &[(&str, &str)] = &[
     ("mirrors: a slash at the end of the location of a mirror", "goes, as podman 5.6 has it"),
+    ("pull-from-mirror: tag-only, tag and digest", "so is an image pinned that was had by its tag: its mirrors stay"),
     ("form: version 1, search", "version 1 is refused"),
     ("form: version 1, insecure", "version 1 is refused"),
     ("form: version 1, block", "version 1 is refused"),
