@@ -15,6 +15,7 @@ import tarfile
 import threading
 import time
 
+import caches
 from report import Report
 from world import World, free_port, run, wait_for_port
 
@@ -42,7 +43,11 @@ class Meter:
     def _accept(self):
         while True:
             client = self._server.accept()[0]
-            server = socket.create_connection(("127.0.0.1", self.target))
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                client.close()
+                continue
             for ends in [(client, server, self._asked), (server, client, self._answered)]:
                 threading.Thread(target=self._relay, args=ends, daemon=True).start()
 
@@ -107,8 +112,8 @@ def estargz(tar, files):
 TAGS = {"gz": plain, "estargz": estargz}
 
 
-def make_image(place):
-    """An OCI layout with the same image plain and as eStargz, and the digest of each file."""
+def make_image(place, layers=LAYERS, tags=TAGS):
+    """An OCI layout with the same image plain and as eStargz, and the digest of each file. `layers`: the sizes of the files of each."""
     layout, digests, index = place / "layout", {}, []
     (layout / "blobs/sha256").mkdir(parents=True)
 
@@ -118,7 +123,7 @@ def make_image(place):
         return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": f"sha256:{digest}", "size": len(blob)}
 
     tars = []
-    for number, sizes in enumerate(LAYERS):
+    for number, sizes in enumerate(layers):
         out, files = io.BytesIO(), [(f"layer{number}-{at}", size) for at, size in enumerate(sizes)]
         with tarfile.open(fileobj=out, mode="w") as tar:
             for name, size in files:
@@ -126,15 +131,15 @@ def make_image(place):
                 entry.size, digests[name] = size, hashlib.sha256(data).digest()
                 tar.addfile(entry, io.BytesIO(data))
         tars.append((out.getvalue(), files))
-    for tag, write in TAGS.items():
-        layers = []
+    for tag, write in tags.items():
+        written = []
         for blob, annotations in (write(*tar) for tar in tars):
-            layers.append(put("layer.v1.tar+gzip", blob) | {"annotations": annotations})
+            written.append(put("layer.v1.tar+gzip", blob) | {"annotations": annotations})
         # Of layers with a table of contents nobody compares the diffIDs.
         diff_ids = [named_digest(tar) for tar, _ in tars]
         config = {"os": "linux", "architecture": "amd64", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
         config = put("config.v1+json", json.dumps(config).encode())
-        manifest = put("manifest.v1+json", json.dumps({"schemaVersion": 2, "config": config, "layers": layers}).encode())
+        manifest = put("manifest.v1+json", json.dumps({"schemaVersion": 2, "config": config, "layers": written}).encode())
         index.append(manifest | {"annotations": {"org.opencontainers.image.ref.name": tag}})
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": index}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
@@ -164,46 +169,19 @@ class Lab:
 
     def _registry(self, command, proxied):
         port, storage = free_port(), self.world.fresh("mirror") if proxied else self.storage
-        proxy = f"proxy: {{remoteurl: 'http://127.0.0.1:{self.behind.port}'}}\n" if proxied else ""
-        text = f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
-        return self._start(port, command, "serve", self._config(f"registry-{port}.yml", text + proxy))
+        text = caches.registry(port, storage, self.behind.port if proxied else None)
+        return self._start(port, command, "serve", self._config(f"registry-{port}.yml", text))
 
     def _nginx(self, location):
         port, place = free_port(), self.world.fresh("nginx")
         place.chmod(0o777)
-        config = self._config(f"nginx-{port}.conf", f"""
-            daemon off; user root; pid {place}/pid; error_log {place}/error; events {{ }}
-            http {{
-              access_log off; client_body_temp_path {place}/body; proxy_temp_path {place}/temp;
-              fastcgi_temp_path {place}/f; uwsgi_temp_path {place}/u; scgi_temp_path {place}/s;
-              proxy_cache_path {place}/cache keys_zone=z:10m max_size=2g; proxy_http_version 1.1;
-              server {{ listen 127.0.0.1:{port}; location / {{
-                proxy_pass http://127.0.0.1:{self.behind.port}; proxy_cache z; proxy_cache_valid 200 206 1h; {location} }} }} }}
-        """)
+        server = f"location / {{ proxy_pass http://127.0.0.1:{self.behind.port}; proxy_cache z; proxy_cache_valid 200 206 1h; {location} }}"
+        config = self._config(f"nginx-{port}.conf", caches.nginx(port, place, server))
         return self._start(port, "nginx", "-c", config)
 
     def haproxy(self):
         port = free_port()
-        config = self._config("haproxy.cfg", f"""
-global
-  maxconn 1000
-defaults
-  mode http
-  timeout connect 10s
-  timeout client 60s
-  timeout server 60s
-cache c
-  total-max-size 1000
-  max-object-size 300000000
-  max-age 3600
-frontend f
-  bind 127.0.0.1:{port}
-  http-request cache-use c
-  http-response cache-store c
-  default_backend b
-backend b
-  server s 127.0.0.1:{self.behind.port}
-""")
+        config = self._config("haproxy.cfg", caches.haproxy(port, self.behind.port))
         return self._start(port, "haproxy", "-db", "-f", config)
 
     def squid(self):
@@ -294,4 +272,5 @@ def main():
     report.add("registries", all_figures)
 
 
-main()
+if __name__ == "__main__":
+    main()
