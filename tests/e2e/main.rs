@@ -32,6 +32,7 @@ mod life;
 #[allow(dead_code)]
 mod lying;
 mod metrics;
+mod mirrors;
 mod namespaces;
 mod offline;
 mod ordinary_user;

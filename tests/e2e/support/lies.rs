@@ -41,6 +41,17 @@ impl Liar {
         self.runtime.block_on(Front::start(self.registry.host(), &[name], None))
     }
 
+    /// Ends all connections, and takes no more of them until it is started.
+    pub(crate) fn stop(&self) {
+        self.account.is_unknown();
+        self.runtime.block_on(self.registry.go_down());
+    }
+
+    /// At the same port.
+    pub(crate) fn start(&self) {
+        self.runtime.block_on(async { self.registry.come_up() });
+    }
+
     /// Ends all connections, those among them that were left waiting.
     pub(crate) fn restart(&self) {
         self.account.is_unknown();

@@ -4,6 +4,7 @@ pub(crate) mod busy;
 pub(crate) mod command;
 pub(crate) mod compare;
 pub(crate) mod counts;
+pub(crate) mod fakes;
 pub(crate) mod fixtures;
 pub(crate) mod lab;
 pub(crate) mod lies;
