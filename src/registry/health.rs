@@ -135,6 +135,13 @@ impl Health {
         state.start_rest(asked, FIRST_REST)
     }
 
+    /// Something that it sent was wrong. That is for what was wrong to be asked of others, not for it to rest.
+    pub(super) fn was_wrong(&self, why: &dyn fmt::Display) {
+        let mut state = self.lock();
+        state.counts.failed += 1;
+        state.counts.last_error = Some(why.to_string());
+    }
+
     pub(super) fn counts(&self) -> Counts {
         self.lock().counts.clone()
     }

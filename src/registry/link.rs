@@ -42,6 +42,15 @@ impl Capacity {
     }
 }
 
+impl Capacity {
+    /// The same with a bandwidth that brings so many bytes in one round trip.
+    pub(super) fn of_at_least(self, bytes: u64) -> Self {
+        let micros = self.round_trip.as_micros().max(1);
+        let bandwidth = u128::from(bytes).saturating_mul(1_000_000).div_ceil(micros);
+        Self { bandwidth: self.bandwidth.max(u64::try_from(bandwidth).unwrap_or(u64::MAX)), ..self }
+    }
+}
+
 /// The measurements of one host.
 #[derive(Debug, Default)]
 pub(super) struct Link(Mutex<Measured>);

@@ -83,6 +83,7 @@ impl RemoteBlob {
         for side in liars.into_iter().filter_map(|place| self.sides.get(place)) {
             let error = Error::protocol_of(side.site.name(), format!("wrong bytes of layer {}, {range}", self.digest));
             let _was_well = side.health.failed(Instant::now(), &error);
+            side.site.peer.health.was_wrong(&error);
         }
     }
 
@@ -94,9 +95,11 @@ impl RemoteBlob {
         ByteRange { start: 0, end: self.size }
     }
 
-    /// What the way to its bytes can carry; `None` until that is known.
+    /// What the way to its bytes can carry, or would be asked for at a time; `None` until that is known.
     pub(super) fn capacity(&self) -> Option<Capacity> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.capacity()
+        let measured = self.link.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.capacity()?;
+        let wish = self.sides.iter().find(|side| !side.rests()).and_then(|side| side.site.endpoint.wish());
+        Some(wish.map_or(measured, |wish| measured.of_at_least(wish)))
     }
 }
 

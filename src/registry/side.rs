@@ -288,18 +288,24 @@ impl Side {
         if response.status().as_u16() != 206 {
             return Ok(Box::new(self.answer(url, response, asked, range.start)));
         }
+        let sent = self.in_pieces(range);
         let mut ranges = response.headers().get_all(CONTENT_RANGE).iter();
         let said = ranges.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
         match content_range(said, self.size).filter(|_| ranges.next().is_none()) {
-            Some(said) if said == range => {}
-            Some(said) => return Err(self.mixed_up(&url, range, said)),
+            Some(said) if said == sent => {}
+            Some(said) => return Err(self.mixed_up(&url, sent, said)),
             None => {
-                return Err(Error::protocol(&url, format!("asked for {range}, its Content-Range is {said:?}")));
+                return Err(Error::protocol(&url, format!("asked for {sent}, its Content-Range is {said:?}")));
             }
         }
         self.sends_parts.store(true, Ordering::Relaxed);
         self.sent_whole.store(false, Ordering::Relaxed);
-        Ok(Box::new(self.answer(url, response, asked, 0)))
+        Ok(Box::new(self.answer(url, response, asked, range.start.saturating_sub(sent.start))))
+    }
+
+    /// What is asked for where a part is wanted.
+    fn in_pieces(&self, range: ByteRange) -> ByteRange {
+        if range == self.all() { range } else { self.site.endpoint.whole_pieces(range, self.size) }
     }
 
     /// What is wrong with an answer, whatever it is to.
@@ -329,6 +335,7 @@ impl Side {
         if range.len() == self.size {
             return HeaderMap::new();
         }
+        let range = self.in_pieces(range);
         let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         // Digits and ASCII only: always a valid value.
         HeaderValue::from_str(&text).map(|value| HeaderMap::from_iter([(RANGE, value)])).unwrap_or_default()

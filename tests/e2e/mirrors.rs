@@ -170,6 +170,14 @@ fn dragonfly_serves_an_image_for_its_registry() {
     assert!(heard.iter().all(|heard| heard.header("x-dragonfly-registry") == Some(&header)), "{heard:?}");
     assert!(heard.iter().all(|heard| heard.header("authorization").is_none()), "{heard:?}");
     assert!(dragonfly.blobs().iter().any(|heard| heard.status == 206), "{heard:?}");
+    // It shares with its peers what is more than a piece.
+    let ranges: Vec<_> =
+        dragonfly.blobs().iter().filter_map(|heard| heard.header("range").map(str::to_owned)).collect();
+    let whole_pieces = |range: &String| {
+        let (first, _) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap();
+        first.parse::<u64>().unwrap() % (4 << 20) == 0
+    };
+    assert!(!ranges.is_empty() && ranges.iter().all(whole_pieces), "{ranges:?}");
     assert_eq!(count(&told(&mount, &registry.host()), "asked"), 0, "the registry itself");
     assert_eq!(count(&told(&mount, &dragonfly.host()), "failed"), 0);
 }
