@@ -246,7 +246,7 @@ impl Keeper {
     fn start(&mut self) {
         let Some(held) = &self.held else { return };
         match self.program.start(self.which, Standard::Error) {
-            Ok(worker) => self.worker = Some(worker.handed(held)),
+            Ok(worker) => self.worker = Some(worker.handed(held, false)),
             // Too many processes, or no memory: that passes. Or the program is not there any more.
             Err(error) => {
                 let pause = self.deaths.count(Death::unborn(&error));
@@ -296,7 +296,7 @@ impl Keeper {
 
     fn hear_worker(&mut self, packet: Packet) {
         match (packet, &mut self.worker) {
-            (Packet::Held(held), Some(worker)) => {
+            (Packet::Held(held, _), Some(worker)) => {
                 worker.went.get_or_insert_with(Instant::now);
                 self.held = Some(held);
             }
@@ -366,7 +366,7 @@ impl Keeper {
     fn upgrade(&mut self) {
         let Some(held) = self.held.as_ref().filter(|_| self.next.is_none() && self.is_kept()) else { return };
         match self.program.start(Which::Installed, Standard::Error) {
-            Ok(next) => self.next = Some(next.handed(held)),
+            Ok(next) => self.next = Some(next.handed(held, true)),
             Err(error) => self.refuse_upgrade(error.to_string()),
         }
     }
@@ -408,7 +408,7 @@ impl Keeper {
     fn bury(&mut self, mut worker: Worker, how: How) -> Step {
         for packet in heard(Some(&mut worker)).0 {
             match packet {
-                Packet::Held(held) if self.held.is_none() => {
+                Packet::Held(held, _) if self.held.is_none() => {
                     worker.went.get_or_insert_with(Instant::now);
                     self.held = Some(held);
                 }

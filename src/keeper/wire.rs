@@ -2,7 +2,7 @@
 //!
 //! | packet | from | what follows its first byte |
 //! |---|---|---|
-//! | held | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
+//! | held; beside, where another serves still | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
 //! | ready | a worker that could take over | |
 //! | go | the keeper: it does, from now on | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
 //! | failed | a worker that ends | why |
@@ -42,9 +42,9 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn bytes(&self) -> (u8, Vec<u8>) {
+    fn bytes(&self, beside: bool) -> (u8, Vec<u8>) {
         let deadline = u64::try_from(self.io_deadline.as_millis()).unwrap_or(u64::MAX);
-        (b'h', [&deadline.to_le_bytes(), &*self.description].concat())
+        (if beside { b'b' } else { b'h' }, [&deadline.to_le_bytes(), &*self.description].concat())
     }
 
     fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
@@ -65,7 +65,8 @@ pub(crate) struct Go {
 
 #[derive(Debug)]
 pub(crate) enum Packet {
-    Held(Held),
+    /// With whether another process serves it still.
+    Held(Held, bool),
     Ready,
     Go(Go),
     Failed(String),
@@ -77,7 +78,7 @@ impl Packet {
     /// Its first byte, and what follows it.
     fn bytes(&self) -> (u8, Vec<u8>) {
         match self {
-            Self::Held(held) => held.bytes(),
+            Self::Held(held, beside) => held.bytes(*beside),
             Self::Ready => (b'r', Vec::new()),
             Self::Go(Go { before, upgrades, why }) => {
                 (b'g', [&before.to_le_bytes(), &upgrades.to_le_bytes(), why.as_bytes()].concat())
@@ -92,11 +93,12 @@ impl Packet {
     fn of(kind: u8, rest: &[u8], descriptors: Vec<OwnedFd>) -> Option<Self> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Some(match kind {
-            b'h' => {
+            b'h' | b'b' => {
                 let (deadline, description) = rest.split_first_chunk()?;
                 let [device, listener, lock] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).ok()?;
                 let io_deadline = Duration::from_millis(u64::from_le_bytes(*deadline));
-                Self::Held(Held { description: description.to_vec(), io_deadline, device, listener, lock })
+                let held = Held { description: description.to_vec(), io_deadline, device, listener, lock };
+                Self::Held(held, kind == b'b')
             }
             b'r' => Self::Ready,
             b'g' => {
@@ -141,14 +143,14 @@ impl Channel {
     /// Sends a packet. Does not wait: where the other end takes none any more, it is gone or stopped.
     pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
         match packet {
-            Packet::Held(held) => self.hand_over(held),
+            Packet::Held(held, beside) => self.hand_over(held, *beside),
             packet => self.send_bytes(packet.bytes(), &[]),
         }
     }
 
     /// Sends what is held, of which the other end gets descriptors of its own.
-    pub(crate) fn hand_over(&self, held: &Held) -> io::Result<()> {
-        let (kind, rest) = held.bytes();
+    pub(crate) fn hand_over(&self, held: &Held, beside: bool) -> io::Result<()> {
+        let (kind, rest) = held.bytes(beside);
         if rest.len() >= LONGEST {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the options of the mount are too long"));
         }
@@ -229,8 +231,8 @@ mod tests {
             listener: file("listener"),
             lock: file("lock"),
         };
-        ours.send(&Packet::Held(held)).unwrap();
-        let Some(Packet::Held(held)) = theirs.receive().unwrap() else { panic!("it is another packet") };
+        ours.send(&Packet::Held(held, true)).unwrap();
+        let Some(Packet::Held(held, true)) = theirs.receive().unwrap() else { panic!("it is another packet") };
         assert_eq!((held.description, held.io_deadline), (vec![7; 100 << 10], Duration::from_millis(1500)));
         assert_eq!([held.device, held.listener, held.lock].map(text), ["device", "listener", "lock"]);
     }

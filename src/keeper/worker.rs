@@ -133,8 +133,9 @@ fn killed_for_memory() -> u64 {
 
 impl Worker {
     /// With what it is to go on with. One that cannot have it ends: its end says why, where it has one already.
-    pub(super) fn handed(self, held: &Held) -> Self {
-        match self.channel.hand_over(held) {
+    /// `beside`: another serves it until this one is ready.
+    pub(super) fn handed(self, held: &Held, beside: bool) -> Self {
+        match self.channel.hand_over(held, beside) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => self.signal(Signal::SIGKILL),
             _ => {}
         }

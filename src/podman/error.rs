@@ -45,6 +45,8 @@ pub enum Error {
         "layer {layer} has other files or attributes than those that containers were shown; end the store's server when none runs, and start it again"
     )]
     OtherTree { layer: Digest },
+    #[error("it cannot open all layers that are in use: see the log; the server that there is goes on")]
+    CannotFollow,
     #[error("{image}: the process that reads its layers cannot be started, or listened to")]
     Reader { image: String, source: io::Error },
     #[error("{image}: reading its layers {end}; no other image is touched by that")]

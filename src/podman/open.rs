@@ -116,6 +116,8 @@ impl Store {
             self.trees.show(&changed);
         }
         if let Err(error) = files::publish(&self.paths, &changed, patience) {
+            // A container may have been started meanwhile from what was shown.
+            records.leave(&changed, |number| self.trees.is_open(number) || self.trees.is_remembered(number));
             self.trees.show(records);
             records.keep_numbers(&changed);
             records.write(&self.paths.records())?;

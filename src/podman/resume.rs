@@ -20,6 +20,7 @@ use super::stubs::Stubs;
 use super::{Error, Store, files};
 use crate::fs::fuse;
 use crate::image::Report;
+use crate::kernel::mounts::Device;
 use crate::serve::frontend::Mounted;
 use crate::serve::kept::{self, Handed, Said};
 use crate::serve::listen::Listening;
@@ -37,10 +38,10 @@ const OTHERS: Duration = Duration::from_secs(2);
 /// Where it cannot, and the mount stays as it is; or serving fails.
 pub fn resume(keeper: &Keeper) -> Result<(), Error> {
     background::leave_terminal();
-    let Handed { description, device, listener, lock } = keeper.handed::<Description>()?;
+    let Handed { description, device, listener, lock, beside } = keeper.handed::<Description>()?;
     let (log, file) = (description.options.log.clone(), description.options.paths.log());
     let prepare = || Ok((Lock::handed(lock), file));
-    server::run(&log, prepare, |lock, signals| go_on(description, lock, (device, listener), signals, keeper))
+    server::run(&log, prepare, |lock, signals| go_on(description, lock, (device, listener), signals, (keeper, beside)))
 }
 
 async fn go_on(
@@ -48,20 +49,22 @@ async fn go_on(
     lock: Lock,
     (device, listener): (OwnedFd, UnixListener),
     mut signals: ServerSignals,
-    keeper: &Keeper,
+    (keeper, beside): (&Keeper, bool),
 ) -> Result<(), Error> {
     let mut said = keeper.listen()?;
     let store = made(&options, |paths, cache, wants| Store::handed(paths, cache, wants, lock))?;
     fuse::ask_kernel(&store.trees.forest(), device.as_fd()).map_err(|source| serve::Error::Runtime { source })?;
     open_what_can_be(&store).await;
+    // One that has crashed cannot go on with more. One that lives can.
+    if beside && store.misses_some().await {
+        return Err(Error::CannotFollow);
+    }
     keeper.ready()?;
     let Some(Said::Go(go)) = said.recv().await else { return Err(serve::Error::Interrupted.into()) };
     Keeper::serves();
     let claimed = kept::claim(&listener);
     claimed.unwrap_or_else(|error| tracing::debug!(%error, "the control socket names another process"));
-    // Nobody has set it before.
-    let _first = store.device.set(identity.device);
-    read_again(&store).await?;
+    read_again(&store, identity.device).await?;
     let mounted = Mounted { dir: options.paths.mount(), identity, stays: true };
     let resumed = Resumed { mounted, device, started, kept: keeper.keeping(go.before, go.upgrades) };
     let mut server = Server::resume(Arc::clone(&store), store.trees.forest(), &FRONTEND, resumed)?;
@@ -89,12 +92,14 @@ async fn open_what_can_be(store: &Arc<Store>) {
 }
 
 /// The other process may have changed the records since this one has read them. From now on nobody else does.
-pub(super) async fn read_again(store: &Arc<Store>) -> Result<(), Error> {
+pub(super) async fn read_again(store: &Arc<Store>, device: Device) -> Result<(), Error> {
     let now = answered(&store.paths, |paths| Records::read(&paths.records()))?;
     let is_changed = {
         let mut records = store.records.lock().await;
         let is_changed = *records != now;
         *records = now;
+        // From now on they are written. Nobody has set it before.
+        let _first = store.device.set(device);
         is_changed
     };
     if is_changed {

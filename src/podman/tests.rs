@@ -120,8 +120,7 @@ async fn goes_on(dir: &Path) -> Arc<Store> {
     let lock = Lock::take(&paths).unwrap().unwrap();
     let store = Arc::new(Store::handed(paths, Cache::of_any_size(&dir.join("cache")), None, lock).unwrap());
     store.open_known().await;
-    store.device.set(DEVICE).unwrap();
-    resume::read_again(&store).await.unwrap();
+    resume::read_again(&store, DEVICE).await.unwrap();
     store
 }
 

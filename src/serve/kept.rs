@@ -79,6 +79,8 @@ pub(crate) struct Handed<D> {
     pub(crate) device: OwnedFd,
     pub(crate) listener: UnixListener,
     pub(crate) lock: OwnedFd,
+    /// Whether another process serves it until this one is ready.
+    pub(crate) beside: bool,
 }
 
 /// Whoever keeps a mount, as the process knows it that serves it.
@@ -143,16 +145,16 @@ impl Keeper {
         lock: OwnedFd,
     ) -> Result<(), Error> {
         let held = Held { description: bytes(description)?, io_deadline, device, listener, lock };
-        self.channel.hand_over(&held).map_err(|source| Error::Keeper { source })
+        self.channel.hand_over(&held, false).map_err(|source| Error::Keeper { source })
     }
 
     /// What this one is to go on with.
     pub(crate) fn handed<D: DeserializeOwned>(&self) -> Result<Handed<D>, Error> {
         let failed = |source| Error::Keeper { source };
         match self.channel.receive().map_err(failed)? {
-            Some(Packet::Held(Held { description, device, listener, lock, .. })) => {
+            Some(Packet::Held(Held { description, device, listener, lock, .. }, beside)) => {
                 let description = of_bytes(&description)?;
-                Ok(Handed { description, device, listener: listener.into(), lock })
+                Ok(Handed { description, device, listener: listener.into(), lock, beside })
             }
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
         }

@@ -117,7 +117,7 @@ async fn mount_and_serve(
 /// # Errors
 /// Where it cannot, and the mount stays as it is; or serving fails.
 pub fn resume(keeper: &Keeper) -> Result<(), Error> {
-    let Handed { description, device, listener, lock } = keeper.handed::<Description>()?;
+    let Handed { description, device, listener, lock, .. } = keeper.handed::<Description>()?;
     let log = description.options.log.clone();
     let prepare = || {
         let state = OwnState::resumed(description.state.clone(), lock)?;

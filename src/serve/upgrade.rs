@@ -25,7 +25,9 @@ pub type Upgraded = (PathBuf, Result<(), Error>);
 /// Where that cannot be told.
 pub fn upgrade(target: &Path, state_dirs: &[PathBuf]) -> Result<Option<Upgraded>, Error> {
     match explain::state_of(target, state_dirs) {
-        Err(Error::Kernel(kernel::Error::NotMounted { .. })) | Ok(None) => Ok(None),
+        // A store's root may be a filesystem of its own.
+        Err(Error::Kernel(kernel::Error::NotMounted { .. }) | Error::NotCrfs { .. } | Error::NotOurs { .. })
+        | Ok(None) => Ok(None),
         found => Ok(found?.map(|state| (state.record.dir.clone(), upgrade_known(&state)))),
     }
 }

@@ -166,6 +166,29 @@ fn an_upgrade_of_a_store_goes_unnoticed() {
     assert_eq!(store.pid(), before);
 }
 
+/// By its records a crfs sees that it makes another tree of a layer than the one before it.
+#[test]
+fn an_upgrade_that_would_serve_less_is_refused() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(store) = Store::new(&lab) else { return };
+    let podman = Podman::new(&lab, &store);
+    store.add(BUSY, &lab.layout("busy"));
+    let reading = Reading::start(&lab, &podman, BUSY);
+    let path = store.path("crfs/store.json");
+    let mut records: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for layer in records["layers"].as_array_mut().unwrap() {
+        layer["tree"] = json!(format!("sha256:{}", "0".repeat(64)));
+    }
+    fs::write(&path, records.to_string()).unwrap();
+    let before = store.pid();
+    let said = run(Command::new(CRFS).arg("upgrade").arg(store.root())).refused();
+    assert!(said.contains("cannot open all layers that are in use"), "{said}");
+    assert_eq!(store.pid(), before);
+    drop_caches();
+    reading.reads_on();
+    reading.ends();
+}
+
 /// Whoever runs from a layer that was replaced, or whose image is gone, runs on.
 #[test]
 fn what_is_left_of_a_layer_is_served_on() {
