@@ -4,7 +4,7 @@
 //! what is the same each time: outcomes, and numbers of requests where no deadline decides them.
 
 mod stage;
-mod table;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -6,7 +6,7 @@ use crate::registry::Lie;
 
 /// A host that can have trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Host {
+pub(crate) enum Host {
     Registry,
     /// Where the registry redirects those who ask for blobs, with a new signature each time.
     Storage,
@@ -15,7 +15,7 @@ pub(super) enum Host {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     Lie(Host, Lie),
     Down(Host),
     /// Tokens end before their time. Where that goes on, none is ever good.
@@ -26,7 +26,7 @@ pub(super) enum Trouble {
 
 /// What is going on when it strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// A mount asks for the manifest.
     Manifest,
     /// A mount asks for a layer's table of contents.
@@ -43,16 +43,16 @@ pub(super) const PHASES: [Phase; 5] = [Phase::Manifest, Phase::Toc, Phase::Pass,
 
 /// For how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Span {
+pub(crate) enum Span {
     /// For one request.
     Once,
     /// For as long as it is looked at.
     Stays,
 }
 
-pub(super) struct Row {
-    pub(super) fault: &'static str,
-    pub(super) trouble: Trouble,
+pub(crate) struct Row {
+    pub(crate) fault: &'static str,
+    pub(crate) trouble: Trouble,
     pub(super) spans: &'static [Span],
     /// Not in these phases.
     pub(super) never: &'static [Phase],
@@ -121,7 +121,7 @@ fn redirect(fault: &'static str, target: &str) -> Row {
 }
 
 /// Every row of the table.
-pub(super) fn rows() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     [reach(), transfer(), access(), restraints(), breaches(), redirects()].into_iter().flatten().collect()
 }
 
