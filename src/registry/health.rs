@@ -31,7 +31,7 @@ const TRIED_FOR: u32 = 50;
 /// So many requests in a row that another place had to answer instead, over so much time, are an illness, and so is one after which nothing at all
 /// was answered for longer. Less is none: one that fetches what it has not before it answers takes longer now and then.
 const MOST_LOST: u32 = 3;
-const LOST_FOR: Duration = Duration::from_millis(500);
+const LOST_FOR: Duration = Duration::from_millis(200);
 const SILENT_FOR: Duration = Duration::from_millis(1500);
 
 /// Cheap to clone: the clones are the same place.
