@@ -94,10 +94,7 @@ impl Deaths {
     pub(super) fn trouble(&self) -> Option<String> {
         let last = self.last.as_ref().filter(|_| self.row > 1)?;
         let times = self.row;
-        Some(format!(
-            "its worker died {times} times: {}; reads fail at the I/O deadline until one of them lives",
-            last.cause()
-        ))
+        Some(format!("its worker died {times} times: {}; reads fail at the deadline until one lives", last.cause()))
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Error {
     Layer { image: String, number: usize, layer: Digest, source: Box<image::Error> },
 
     #[error(
-        "layer {layer} has other files or attributes than those that containers were shown; end the store's server when none runs, and start it again"
+        "layer {layer} is not what containers were shown: when none runs, end the store's server and start it again"
     )]
     OtherTree { layer: Digest },
     #[error("it cannot open all layers that are in use: see the log; the server that there is goes on")]

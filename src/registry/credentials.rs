@@ -19,6 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::grammar::{DOCKER_HUB, DOCKER_HUB_HOST, DOCKER_HUB_OF_OLD};
 use super::secret::{Identity, Secret};
 use super::silent::Disks;
 use super::waits::{Waiting, Waits};
@@ -212,7 +213,7 @@ async fn find_in(
     }
     match &file.store {
         Some(name) if !name.is_empty() => {
-            let key = if registry == "docker.io" { DOCKER_HUB_KEY } else { registry };
+            let key = if registry == DOCKER_HUB { DOCKER_HUB_KEY } else { registry };
             Ok(ask_helper(name, key, path, waits).await)
         }
         _ => Ok(Found::Nothing),
@@ -266,7 +267,7 @@ fn normalized(key: &str) -> String {
     let had_scheme = bare.len() != key.len();
     let bare = bare.trim_end_matches('/');
     let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
-    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host };
+    let host = if matches!(host, DOCKER_HUB_OF_OLD | DOCKER_HUB_HOST) { DOCKER_HUB } else { host };
     let api_path = matches!(path, "v1" | "v2");
     if path.is_empty() || api_path || had_scheme { host.to_owned() } else { format!("{host}/{path}") }
 }

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_OF_OLD: &str = "index.docker.io";
+pub(super) const DOCKER_HUB: &str = "docker.io";
+/// Where its API is.
+pub(super) const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+pub(super) const DOCKER_HUB_OF_OLD: &str = "index.docker.io";
 
 /// Bytes of the longest repository name.
 const LONGEST_NAME: usize = 255;
@@ -55,10 +57,14 @@ pub(super) fn parse(text: &str) -> Result<Reference, &'static str> {
     Ok(Reference { registry, repository, tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) })
 }
 
-/// The registry and the repository: what is before the first slash is a host if it looks like one.
+/// The host before the first slash, and what is behind it; `None` where nothing there looks like a host.
+pub(super) fn with_host(name: &str) -> Option<(&str, &str)> {
+    name.split_once('/').filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
+}
+
+/// The registry and the repository.
 fn completed(name: &str) -> Result<(String, String), &'static str> {
-    let host = name.split_once('/').filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost");
-    let (registry, repository) = host.unwrap_or((DOCKER_HUB, name));
+    let (registry, repository) = with_host(name).unwrap_or((DOCKER_HUB, name));
     if !is_host(registry) {
         return Err("the registry is not HOST[:PORT]; an IPv6 address stands in brackets, as in [::1]:5000");
     }

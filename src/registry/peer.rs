@@ -10,15 +10,13 @@ use url::Url;
 
 use super::auth::{Authority, Challenge};
 use super::config::{Endpoint, Scheme};
+use super::grammar::{DOCKER_HUB, DOCKER_HUB_HOST};
 use super::health::Health;
 use super::hosts::Hosts;
 use super::loopback::is_loopback;
 use super::throttle::Throttle;
 use super::transport::Transport;
 use super::{Error, Options};
-
-/// Where Docker Hub's API is.
-const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// A registry may come to want a login.
 const GREETING_KEPT: Duration = Duration::from_secs(60);
@@ -46,7 +44,7 @@ impl Peer {
         hosts: &Hosts,
         throttle: &Arc<Throttle>,
     ) -> Result<Self, Error> {
-        let host = if endpoint.registry == "docker.io" { DOCKER_HUB_HOST } else { &endpoint.registry };
+        let host = if endpoint.registry == DOCKER_HUB { DOCKER_HUB_HOST } else { &endpoint.registry };
         let no_host =
             |_| Error::Reference { text: endpoint.registry.clone(), reason: "not the name of a host".to_owned() };
         let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/")).map_err(no_host);
@@ -107,7 +105,7 @@ fn headers(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
             source: None,
         };
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused())?;
-        let mut value = HeaderValue::from_str(value).map_err(|_| refused())?;
+        let mut value = HeaderValue::from_str(value.reveal()).map_err(|_| refused())?;
         value.set_sensitive(true);
         headers.append(name, value);
     }

@@ -299,12 +299,12 @@ impl RangedBody {
                 side.map(|side| std::iter::once(side.site.peer.health.clone()).chain(of_this(side)).collect());
             healths.unwrap_or_default()
         };
-        let none = Mutex::default();
+        let (none, repository) = (Mutex::default(), &blob.repository);
         let open = |place: usize| {
             let (side, taken) = (blob.sides.get(place), taken.get(place).unwrap_or(&none));
             let before = before.map(|before| before.get(place).copied().unwrap_or(0));
             async move {
-                let side = side.ok_or(Error::NoEndpoint { repository: String::new() })?;
+                let side = side.ok_or_else(|| repository.nobody())?;
                 let part = Part { range, freshness, connection, before, has_other, taken };
                 Box::pin(side.open(part)).await
             }

@@ -200,7 +200,7 @@ impl Repository {
         self.sites.get(place).ok_or_else(|| self.nobody())
     }
 
-    fn nobody(&self) -> Error {
+    pub(super) fn nobody(&self) -> Error {
         if let Some(broken) = &self.broken {
             return Error::Shared(Arc::clone(broken));
         }

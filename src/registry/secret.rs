@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A text that never shows itself.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Secret(String);
 
 impl Secret {

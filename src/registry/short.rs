@@ -2,14 +2,13 @@
 
 use super::config::{Candidates, Configuration};
 use super::reference::names_path;
-use super::{Error, Places};
+use super::{Error, Places, grammar};
 
 /// The name in what somebody typed, where it is short. With `docker://` before it, it means docker.io.
 #[must_use]
 pub fn short_name(text: &str) -> Option<&str> {
     let names_transport = text.contains("://") || names_path(text);
-    let names_host = text.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
-    (!names_transport && !names_host).then_some(text)
+    (!names_transport && grammar::with_host(text).is_none()).then_some(text)
 }
 
 /// The images that a short name may mean, by the configuration of this machine. Blocking.

@@ -47,12 +47,12 @@ impl Aliases {
 }
 
 fn target(name: &str, value: Value<'_>) -> Result<Option<String>, Error> {
-    if !is_plain(name) || has_host(name) {
+    if !is_plain(name) || grammar::with_host(name).is_some() {
         return Err(value.refuse("an alias is a name without registry, tag and digest"));
     }
     match value.text()? {
         "" => Ok(None),
-        target if is_plain(target) && has_host(target) => Ok(Some(target.to_owned())),
+        target if is_plain(target) && grammar::with_host(target).is_some() => Ok(Some(target.to_owned())),
         _ => Err(value.refuse("an alias stands for a name with its registry, and without tag and digest")),
     }
 }
@@ -61,8 +61,4 @@ fn target(name: &str, value: Value<'_>) -> Result<Option<String>, Error> {
 fn is_plain(name: &str) -> bool {
     let after_host = name.split_once('/').map_or(name, |(_, rest)| rest);
     !after_host.contains([':', '@']) && !name.contains('@') && grammar::parse(name).is_ok()
-}
-
-fn has_host(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost")
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::super::secret::Secret;
 use crate::blob::ByteRange;
 
 /// How a host is spoken to.
@@ -40,8 +41,8 @@ pub(in crate::registry) struct Endpoint {
     /// Whether its certificate has to be right.
     pub(in crate::registry) verify: bool,
     pub(in crate::registry) certificates: Vec<Certificates>,
-    /// Sent with each request to it, and to nobody else. Values may be secrets.
-    pub(in crate::registry) headers: Vec<(String, String)>,
+    /// Sent with each request to it, and to nobody else.
+    pub(in crate::registry) headers: Vec<(String, Secret)>,
     /// `?ns=`: whose mirror it is asked as.
     pub(in crate::registry) namespace: Option<String>,
     /// How long a connection may take.
@@ -92,7 +93,7 @@ mod tests {
             scheme: Scheme::Http,
             verify: true,
             certificates: Vec::new(),
-            headers: vec![(header.into(), "https://r".into())],
+            headers: vec![(header.into(), Secret::new("https://r".into()))],
             namespace: None,
             dial_timeout: None,
             resolves: true,

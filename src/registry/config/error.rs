@@ -27,13 +27,12 @@ pub enum Error {
     )]
     Rejected { image: String, path: PathBuf, scope: String },
     #[error(
-        "{image} is refused: {path} demands a signature ({kind}) for {scope}, and crfs checks none; pull the image with podman, \
-         or give it a scope with insecureAcceptAnything",
+        "{image} is refused: {path} demands a signature ({kind}) for {scope}, which crfs cannot check: use podman",
         path = path.display()
     )]
     SignatureWanted { image: String, path: PathBuf, scope: String, kind: String },
     #[error(
-        "{path} gives no host of {registry} the capability {capability:?}, without which the image cannot be had: add it to one of them",
+        "{path} gives no host of {registry} the capability {capability:?}: add it to one of them",
         path = path.display()
     )]
     NoHost { registry: String, path: PathBuf, capability: &'static str },

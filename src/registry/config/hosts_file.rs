@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::super::secret::Secret;
 use super::duration;
 use super::endpoint::Certificates;
 use super::error::Error;
@@ -17,7 +18,7 @@ pub(super) struct Host {
     pub(super) resolves: bool,
     pub(super) certificates: Vec<Certificates>,
     pub(super) skip_verify: Option<bool>,
-    pub(super) headers: Vec<(String, String)>,
+    pub(super) headers: Vec<(String, Secret)>,
     pub(super) dial_timeout: Option<Duration>,
 }
 
@@ -130,7 +131,7 @@ fn client(item: Value<'_>, dir: &Path) -> Result<Certificates, Error> {
     }
 }
 
-fn headers(table: &Table<'_>) -> Result<Vec<(String, String)>, Error> {
+fn headers(table: &Table<'_>) -> Result<Vec<(String, Secret)>, Error> {
     let mut headers = Vec::new();
     for (name, value) in table.entries() {
         let values = if value.is_text() { vec![value.text()?] } else { value.texts()? };
@@ -140,7 +141,7 @@ fn headers(table: &Table<'_>) -> Result<Vec<(String, String)>, Error> {
             if !is_header {
                 return Err(value.refuse("is no header of HTTP that can be sent"));
             }
-            headers.push((name.to_owned(), text.to_owned()));
+            headers.push((name.to_owned(), Secret::new(text.to_owned())));
         }
     }
     Ok(headers)
@@ -229,7 +230,7 @@ client = "both.pem"
         ];
         assert_eq!(first.certificates, expected);
         let headers = [("X-One", "1"), ("X-Two", "2"), ("X-Two", "3")];
-        assert_eq!(first.headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(first.headers, headers.map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned()))));
         assert_eq!(first.dial_timeout, Some(Duration::from_millis(200)));
         assert_eq!((&second.url, second.pulls, second.resolves), (&url(true, "n.io", "/v2"), true, false));
         assert_eq!((&server.url, &server.certificates), (&url(true, "s.io", "/v2"), &vec![authority("/etc/ca.crt")]));

@@ -2,16 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::grammar::Reference;
+use super::super::grammar::{DOCKER_HUB, DOCKER_HUB_HOST, Reference};
 use super::certs;
 use super::endpoint::{Certificates, Endpoint, Scheme};
 use super::error::Error;
 use super::hosts_file::{self, Host, HostUrl};
 use super::places::Places;
 use super::read;
-
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 /// Where a reference may be asked for, by what the directory says of its registry.
 pub(super) fn endpoints(dir: &Path, places: &Places, reference: &Reference) -> Result<Vec<Endpoint>, Error> {

@@ -223,8 +223,9 @@ fn parse(path: &Path, text: &str) -> Result<Parsed, Error> {
     let parsed = file.parse()?;
     let root = Table::root(file, &parsed);
     refuse_version_1(&root)?;
-    let registries = root.tables("registry")?;
-    let registries = registries.iter().map(|table| registry(path, table)).collect::<Result<Vec<_>, _>>()?;
+    let tables = root.tables("registry")?;
+    let placed = tables.iter().zip(file.lines(&tables));
+    let registries = placed.map(|(table, line)| registry((path, line), table)).collect::<Result<Vec<_>, _>>()?;
     Ok(Parsed {
         registries: distinct(registries)?,
         search: root.get("unqualified-search-registries").map(search).transpose()?,
@@ -248,7 +249,7 @@ fn refuse_version_1(root: &Table<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn registry(path: &Path, table: &Table<'_>) -> Result<Registry, Error> {
+fn registry((path, line): (&Path, usize), table: &Table<'_>) -> Result<Registry, Error> {
     let location = location(table, "location")?;
     let prefix = Some(self::location(table, "prefix")?).filter(|prefix| !prefix.is_empty());
     let prefix = prefix.unwrap_or_else(|| location.clone());
@@ -270,7 +271,7 @@ fn registry(path: &Path, table: &Table<'_>) -> Result<Registry, Error> {
     let by_digest = table.flag("mirror-by-digest-only")?;
     let mirrors = table.tables("mirror")?.iter().map(|table| mirror(table, by_digest)).collect::<Result<_, _>>()?;
     let (insecure, blocked) = (table.flag("insecure")?, table.flag("blocked")?);
-    Ok(Registry { prefix, location, insecure, blocked, mirrors, path: path.to_owned(), line: table.line() })
+    Ok(Registry { prefix, location, insecure, blocked, mirrors, path: path.to_owned(), line })
 }
 
 fn mirror(table: &Table<'_>, by_digest: bool) -> Result<Mirror, Error> {

@@ -27,8 +27,23 @@ impl<'a> File<'a> {
     }
 
     fn line(self, at: usize) -> usize {
-        let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
-        before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1)
+        self.newlines(0, at).saturating_add(1)
+    }
+
+    fn newlines(self, from: usize, to: usize) -> usize {
+        let between = self.text.as_bytes().get(from..to).unwrap_or_default();
+        between.iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    /// The lines of tables that follow each other in the file. It is gone through once, however many there are.
+    pub(super) fn lines(self, tables: &[Table<'_>]) -> Vec<usize> {
+        let (mut at, mut line) = (0, 1usize);
+        let mut next = |table: &Table<'_>| {
+            line = line.saturating_add(self.newlines(at, table.span.0));
+            at = at.max(table.span.0);
+            line
+        };
+        tables.iter().map(&mut next).collect()
     }
 }
 
@@ -52,10 +67,6 @@ pub(super) struct Value<'a> {
 impl<'a> Table<'a> {
     pub(super) fn root(file: File<'a>, parsed: &'a Spanned<DeTable<'a>>) -> Self {
         Self { file, span: (0, 0), entries: parsed.get_ref() }
-    }
-
-    pub(super) fn line(&self) -> usize {
-        self.file.line(self.span.0)
     }
 
     /// Go's readers of TOML take a key in any case where there is none that is the same.
