@@ -25,11 +25,12 @@ fn status_of(dir: &Path) -> Option<Value> {
     Mount::new(dir.to_owned(), String::new()).status()
 }
 
-/// What it says once something else than the server has the mount, or once nothing has.
-fn status_when(dir: &Path, is_held: bool) -> Value {
+/// What it says once its server is in this state, and this process, or none but the server, has the mount.
+fn status_when(dir: &Path, state: &str, holder: Option<&str>) -> Value {
     until("who has the mount", || {
-        let held = |status: &Value| Some(!status["elsewhere"]["holders"].as_array()?.is_empty());
-        status_of(dir).filter(|status| held(status) == Some(is_held))
+        let status = status_of(dir).filter(|status| status["state"] == state)?;
+        let first = status["elsewhere"]["holders"].as_array()?.first().map(|holder| holder["process"].as_str());
+        (first == holder.map(Some)).then_some(status)
     })
 }
 
@@ -75,7 +76,7 @@ fn a_mount_of_a_mount_namespace_that_is_gone_is_told_of_and_ends() {
         let dir = lab.fresh("mount");
         let script = r#""$0" mount --cache-dir "$1" "$2" "$3" && grep -q hello "$3/f""#;
         assert!(Shell::start(&lab, &MOUNT_NAMESPACE, script, &image, &dir).end());
-        let status = status_when(&dir, false);
+        let status = status_when(&dir, "serving", None);
         assert!(status["elsewhere"]["namespace"].as_str().unwrap().starts_with("mnt:["), "{status}");
         let (id, text) = (status["id"].as_str().unwrap(), run(Command::new(CRFS).arg("status")).ok());
         assert!(text.contains(&format!("nothing but its server sees it: `crfs umount {id}`")), "{text}");
@@ -93,8 +94,7 @@ fn a_mount_that_others_see_in_their_namespace_is_theirs() {
         "$0" mount --cache-dir "$1" "$2" "$3"; exec 3<"$3/f"; read line; exec 3<&-; read line; test ! -e "$3/f"
     "#;
     let mut shell = Shell::start(&lab, &MOUNT_NAMESPACE, script, &hello(&liar), &dir);
-    let status = status_when(&dir, true);
-    assert_eq!(status["elsewhere"]["holders"][0]["process"], "sh", "{status}");
+    let status = status_when(&dir, "serving", Some("sh"));
     let id = status["id"].as_str().unwrap();
     let refused = umount(&dir).refused();
     assert!(["another mount namespace", "(sh)", id].iter().all(|part| refused.contains(part)), "{refused}");
@@ -114,7 +114,7 @@ fn a_server_in_another_pid_namespace_is_not_taken_for_a_user_of_its_mount() {
     let (liar, dir) = (Liar::new(), lab.fresh("mount"));
     let script = r#"unshare --mount --propagation private "$0" mount --cache-dir "$1" "$2" "$3"; read line"#;
     let shell = Shell::start(&lab, &["--pid", "--fork"], script, &hello(&liar), &dir);
-    status_when(&dir, false);
+    status_when(&dir, "serving", None);
     umount(&dir).ok();
     assert_eq!(status_of(&dir), None);
     shell.end();
@@ -126,14 +126,13 @@ fn a_dead_mount_is_told_of_while_its_mount_namespace_has_it() {
     let (liar, dir) = (Liar::new(), lab.fresh("mount"));
     let script = r#""$0" mount --cache-dir "$1" "$2" "$3"; read line; "$0" umount "$3""#;
     let mut shell = Shell::start(&lab, &MOUNT_NAMESPACE, script, &hello(&liar), &dir);
-    let status = status_when(&dir, true);
+    let status = status_when(&dir, "serving", Some("sh"));
     for process in ["keeper", "pid"] {
         let process = u32::try_from(status[process].as_u64().unwrap()).unwrap();
         send(process, Signal::SIGKILL);
         until_gone(process);
     }
-    let status = status_when(&dir, true);
-    assert_eq!((&status["state"], &status["elsewhere"]["holders"][0]["process"]), (&"dead".into(), &"sh".into()));
+    let status = status_when(&dir, "dead", Some("sh"));
     let refused = umount(status["id"].as_str().unwrap()).refused();
     assert!(refused.contains("cannot be asked"), "{refused}");
     shell.go_on();
