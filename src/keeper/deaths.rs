@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 /// How long a worker has to have served for its end to have nothing to do with its beginning.
-const LIVED: Duration = Duration::from_secs(10);
+pub(super) const LIVED: Duration = Duration::from_secs(10);
 
 /// Before the first, the second, ... start of another one in a row; the last one for all that follow.
 const PAUSES: [Duration; 4] =

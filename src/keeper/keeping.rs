@@ -12,10 +12,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::deaths::{Death, Deaths, How};
+use super::deaths::{Death, Deaths, How, LIVED};
 use super::notify::notify;
 use super::refusing::{self, Mount, Refusing};
-use super::wire::{Go, Held, Packet};
+use super::renewal::FORM;
+use super::wire::{Go, Held, Kept, Packet};
 use super::worker::{Program, Standard, Which, Worker};
 
 /// How long a worker may take to be ready to take over in an upgrade.
@@ -26,6 +27,8 @@ const FENCED: Duration = Duration::from_secs(1);
 /// What a keeper was started in.
 #[derive(Debug, Default)]
 pub(super) struct Setting {
+    /// Whether it stays in its session, and has a standard error.
+    pub(super) is_foreground: bool,
     /// Its hanging up asks the keeper to end; elsewhere that signal asks for an upgrade.
     pub(super) has_terminal: bool,
     /// Where a service manager wants to hear when the mount can be used.
@@ -120,6 +123,13 @@ impl Keeper {
         }
     }
 
+    /// One that goes on where another program stopped.
+    pub(super) fn renewed(program: Program, signals: SignalFd, (held, kept): (Held, Kept), setting: Setting) -> Self {
+        let worker = Worker::passed_on(kept.worker, kept.channel);
+        let keeper = Self::new(program, signals, worker, setting);
+        Self { held: Some(held), before: kept.before, upgrades: kept.upgrades, ..keeper }
+    }
+
     /// Comes back when there is no mount any more, or never was one.
     pub(super) fn keep(mut self) -> io::Result<End> {
         loop {
@@ -208,6 +218,7 @@ impl Keeper {
         let fenced = self.fenced.iter().map(|(_, until)| *until).filter(|until| *until > now);
         let deadline = self.deadline().filter(|_| self.refusing.is_none());
         let times = fenced.chain(self.due).chain(upgrade).chain(deadline).chain(self.starting().map(starts_until));
+        let times = times.chain(self.renewal());
         let left = times.min().map(|time| time.saturating_duration_since(now) + Duration::from_millis(1));
         left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
     }
@@ -229,6 +240,9 @@ impl Keeper {
         }
         if is_over(self.starting().map(starts_until)) {
             self.worker.iter_mut().for_each(Worker::cut);
+        }
+        if is_over(self.renewal()) {
+            self.renew();
         }
         if is_over(self.deadline()) && self.refusing.is_none() && !self.is_serving() {
             let begun = self.held.as_ref().and_then(|held| Refusing::begin(&held.device).ok());
@@ -300,8 +314,8 @@ impl Keeper {
                 worker.went.get_or_insert_with(Instant::now);
                 self.held = Some(held);
             }
-            (Packet::Ready, Some(worker)) => {
-                worker.is_ready = true;
+            (Packet::Ready(form), Some(worker)) => {
+                (worker.is_ready, worker.form) = (true, form);
                 self.tell_manager();
                 self.go();
             }
@@ -319,11 +333,9 @@ impl Keeper {
     }
 
     fn hear_next(&mut self, packet: Packet) {
-        if !matches!(packet, Packet::Ready) {
-            return;
-        }
+        let Packet::Ready(form) = packet else { return };
         if let Some(next) = &mut self.next {
-            next.is_ready = true;
+            (next.is_ready, next.form) = (true, form);
         }
         // It answers nobody any more from here on: what it has not answered, the next one will.
         self.upgrades = self.upgrades.saturating_add(1);
@@ -385,6 +397,22 @@ impl Keeper {
         }
     }
 
+    /// When this process is to become what an upgrade has brought: once that has shown that it lives, and nothing is under way.
+    fn renewal(&self) -> Option<Instant> {
+        let worker = self.worker.as_ref().filter(|worker| worker.form == FORM && worker.is_ready && !worker.is_cut)?;
+        let is_due = self.which == Which::Installed && self.next.is_none() && self.fenced.is_empty();
+        let lived = worker.went.filter(|_| is_due)? + LIVED;
+        Some(self.passed_on.map_or(lived, |asked| lived.max(asked + FENCED)))
+    }
+
+    fn renew(&mut self) {
+        let ground = if self.setting.is_foreground { super::FOREGROUND } else { super::BACKGROUND };
+        let (Some(held), Some(worker)) = (&self.held, &mut self.worker) else { return };
+        let _failed = self.program.renew(worker, held, (self.before, self.upgrades), ground);
+        // It keeps on as it is, until the next upgrade.
+        worker.form = 0;
+    }
+
     /// Looks who has ended.
     fn reap(&mut self) -> Step {
         self.fenced.retain_mut(|(worker, _)| worker.ended().is_none());
@@ -412,7 +440,7 @@ impl Keeper {
                     worker.went.get_or_insert_with(Instant::now);
                     self.held = Some(held);
                 }
-                Packet::Ready if worker.went.is_some() => {
+                Packet::Ready(_) if worker.went.is_some() => {
                     worker.is_ready = true;
                     self.tell_manager();
                 }

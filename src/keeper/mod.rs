@@ -17,6 +17,7 @@ mod deaths;
 mod keeping;
 mod notify;
 mod refusing;
+mod renewal;
 mod wire;
 mod worker;
 
@@ -28,11 +29,13 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::keeping::{End, Keeper, Setting};
+use self::wire::Kept;
 use self::worker::{Program, Standard, Which};
 use crate::{sys, threads};
 
 pub use self::notify::notify;
 pub(crate) use self::refusing::resend;
+pub(crate) use self::renewal::FORM;
 pub(crate) use self::wire::{Channel, Go, Held, Packet};
 pub use self::worker::KEEPER;
 
@@ -71,8 +74,13 @@ const FAULTS: [Signal; 7] =
 /// `manager`: where a service manager wants to hear when the mount can be used. `clear_away`: what is left to be done when nobody serves any more.
 #[must_use]
 pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>, clear_away: impl FnOnce()) -> ExitCode {
-    let is_foreground = !arguments.is_empty() && arguments.remove(0) == FOREGROUND;
-    let kept = begun(arguments, is_foreground, manager).and_then(Keeper::keep);
+    let ground = if arguments.is_empty() { OsString::new() } else { arguments.remove(0) };
+    let passed_on = renewal::passed_on(&ground);
+    let is_foreground = passed_on.as_ref().is_ok_and(|(ground, _)| *ground == FOREGROUND);
+    let kept = passed_on.and_then(|(_, passed_on)| {
+        let setting = Setting { is_foreground, has_terminal: false, manager: manager.filter(|_| passed_on.is_none()) };
+        begun(arguments, setting, passed_on).and_then(Keeper::keep)
+    });
     clear_away();
     match kept {
         Ok(End::Exit(status)) => ExitCode::from(status),
@@ -104,7 +112,9 @@ fn die(signal: Signal) {
     let _killed = kill(nix::unistd::getpid(), signal);
 }
 
-fn begun(arguments: Vec<OsString>, is_foreground: bool, manager: Option<OsString>) -> io::Result<Keeper> {
+/// `passed_on`: what the program had that this one takes the place of.
+fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<(Held, Kept)>) -> io::Result<Keeper> {
+    let is_foreground = setting.is_foreground;
     if !is_foreground {
         // Fails only for the leader of a process group, which has its own already.
         let _own_session = nix::unistd::setsid();
@@ -126,8 +136,11 @@ fn begun(arguments: Vec<OsString>, is_foreground: bool, manager: Option<OsString
     let signals = SignalFd::with_flags(&HEARD.into_iter().collect(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     // A terminal that hangs up is gone for good; without one, the signal asks for an upgrade.
     let has_terminal = is_foreground && std::fs::File::open("/dev/tty").is_ok();
-    let program = Program::new(arguments);
+    let (program, setting) = (Program::new(arguments), Setting { has_terminal, ..setting });
+    if let Some(passed_on) = passed_on {
+        return Ok(Keeper::renewed(program, signals, passed_on, setting));
+    }
     let worker = program.start(Which::Own, Standard::Inherited).map_err(threads::explained)?;
     worker::let_go_of_standard(!is_foreground)?;
-    Ok(Keeper::new(program, signals, worker, Setting { has_terminal, manager }))
+    Ok(Keeper::new(program, signals, worker, setting))
 }

@@ -3,7 +3,8 @@
 //! | packet | from | what follows its first byte |
 //! |---|---|---|
 //! | held; beside, where another serves still | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
-//! | ready | a worker that could take over | |
+//! | ready | a worker that could take over | the form in which its program takes over from a keeper (1 byte) |
+//! | kept | a keeper to the program that it becomes | the worker's process, how many workers there were before it, how often for an upgrade (4 bytes each); a descriptor |
 //! | go | the keeper: it does, from now on | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
 //! | failed | a worker that ends | why |
 //! | upgrade | a worker that was asked for one | |
@@ -63,15 +64,41 @@ pub(crate) struct Go {
     pub(crate) why: String,
 }
 
+/// Whom a keeper has, besides what it holds.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The process that serves.
+    pub(crate) worker: i32,
+    pub(crate) channel: Channel,
+    pub(crate) before: u32,
+    pub(crate) upgrades: u32,
+}
+
 #[derive(Debug)]
 pub(crate) enum Packet {
     /// With whether another process serves it still.
     Held(Held, bool),
-    Ready,
+    /// With the form in which its program takes over from a keeper; 0: it does not.
+    Ready(u8),
+    Kept(Kept),
     Go(Go),
     Failed(String),
     Upgrade,
     Refused(String),
+}
+
+impl Kept {
+    fn of(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let (worker, rest) = bytes.split_first_chunk()?;
+        let (before, rest) = rest.split_first_chunk()?;
+        let [channel] = <[OwnedFd; 1]>::try_from(descriptors).ok()?;
+        Some(Self {
+            worker: i32::from_le_bytes(*worker),
+            channel: Channel(channel),
+            before: u32::from_le_bytes(*before),
+            upgrades: u32::from_le_bytes(*rest.first_chunk()?),
+        })
+    }
 }
 
 impl Packet {
@@ -79,7 +106,10 @@ impl Packet {
     fn bytes(&self) -> (u8, Vec<u8>) {
         match self {
             Self::Held(held, beside) => held.bytes(*beside),
-            Self::Ready => (b'r', Vec::new()),
+            Self::Ready(form) => (b'r', vec![*form]),
+            Self::Kept(Kept { worker, before, upgrades, .. }) => {
+                (b'k', [worker.to_le_bytes(), before.to_le_bytes(), upgrades.to_le_bytes()].concat())
+            }
             Self::Go(Go { before, upgrades, why }) => {
                 (b'g', [&before.to_le_bytes(), &upgrades.to_le_bytes(), why.as_bytes()].concat())
             }
@@ -100,7 +130,8 @@ impl Packet {
                 let held = Held { description: description.to_vec(), io_deadline, device, listener, lock };
                 Self::Held(held, kind == b'b')
             }
-            b'r' => Self::Ready,
+            b'r' => Self::Ready(rest.first().copied().unwrap_or_default()),
+            b'k' => Self::Kept(Kept::of(rest, descriptors)?),
             b'g' => {
                 let (before, rest) = rest.split_first_chunk()?;
                 let (upgrades, why) = rest.split_first_chunk()?;
@@ -132,6 +163,10 @@ impl Channel {
         Ok((Self(one), Self(other)))
     }
 
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// The end that this process was started with, as that number.
     ///
     /// # Errors
@@ -144,6 +179,7 @@ impl Channel {
     pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
         match packet {
             Packet::Held(held, beside) => self.hand_over(held, *beside),
+            Packet::Kept(kept) => self.send_bytes(packet.bytes(), &[kept.channel.0.as_raw_fd()]),
             packet => self.send_bytes(packet.bytes(), &[]),
         }
     }
@@ -238,15 +274,32 @@ mod tests {
     }
 
     #[test]
+    fn whom_a_keeper_has_arrives_with_the_channel_to_it() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (channel, worker) = Channel::pair().unwrap();
+        ours.send(&Packet::Kept(Kept { worker: 4711, channel, before: 3, upgrades: 2 })).unwrap();
+        let Some(Packet::Kept(kept)) = theirs.receive().unwrap() else { panic!("it is another packet") };
+        assert_eq!((kept.worker, kept.before, kept.upgrades), (4711, 3, 2));
+        kept.channel.send(&Packet::Upgrade).unwrap();
+        assert!(matches!(worker.receive().unwrap(), Some(Packet::Upgrade)));
+    }
+
+    /// Those before 0.2 said no form.
+    #[test]
+    fn a_worker_that_says_no_form_has_none() {
+        assert!(matches!(Packet::of(b'r', b"", Vec::new()), Some(Packet::Ready(0))));
+    }
+
+    #[test]
     fn packets_keep_their_bounds_and_what_was_said_before_the_end_is_heard() {
         let (ours, theirs) = Channel::pair().unwrap();
         assert_eq!(theirs.receive_now().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.send(&Packet::Ready).unwrap();
+        ours.send(&Packet::Ready(3)).unwrap();
         let go = Go { before: 3, upgrades: 1, why: "it was killed".into() };
         ours.send(&Packet::Go(go.clone())).unwrap();
         ours.send(&Packet::Failed("x".repeat(1 << 20))).unwrap();
         drop(ours);
-        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Ready)));
+        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Ready(3))));
         assert!(matches!(theirs.receive().unwrap(), Some(Packet::Go(heard)) if heard == go));
         assert!(matches!(theirs.receive().unwrap(), Some(Packet::Failed(why)) if why.len() == LONGEST - 1));
         assert!(theirs.receive().unwrap().is_none());
@@ -255,7 +308,7 @@ mod tests {
     #[test]
     fn what_is_no_packet_is_an_error() {
         let (ours, theirs) = Channel::pair().unwrap();
-        for packet in [&b"h"[..], b"h12345678", b"g1234567", b"z"] {
+        for packet in [&b"h"[..], b"h12345678", b"g1234567", b"k12345678901", b"z"] {
             nix::unistd::write(&ours, packet).unwrap();
             assert_eq!(theirs.receive().unwrap_err().kind(), io::ErrorKind::InvalidData, "{packet:?}");
         }

@@ -15,7 +15,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::deaths::{Death, How};
-use super::wire::{Channel, Go, Held, Packet};
+use super::renewal::{self, FORM};
+use super::wire::{Channel, Go, Held, Kept, Packet};
 
 /// The option that tells a worker the number of its descriptor.
 pub const KEEPER: &str = "--keeper";
@@ -79,12 +80,28 @@ impl Program {
             channel: ours,
             started: Instant::now(),
             is_ready: false,
+            form: 0,
             went: None,
             killed_for_memory: killed_for_memory(),
             said: None,
             is_cut: false,
             end: None,
         })
+    }
+}
+
+impl Program {
+    /// Runs a worker's program in the place of this one, which goes on where that cannot be.
+    pub(super) fn renew(
+        &self,
+        worker: &Worker,
+        held: &Held,
+        (before, upgrades): (u32, u32),
+        ground: &str,
+    ) -> io::Result<()> {
+        let channel = worker.channel.try_clone()?;
+        let kept = Kept { worker: worker.pid.as_raw(), channel, before, upgrades };
+        renewal::renew(held, kept, ground, &self.arguments)
     }
 }
 
@@ -112,6 +129,8 @@ pub(super) struct Worker {
     pub(super) started: Instant,
     /// Whether it could take over.
     pub(super) is_ready: bool,
+    /// The form in which its program takes over from a keeper.
+    pub(super) form: u8,
     /// Since when it serves.
     pub(super) went: Option<Instant>,
     /// How many processes had been killed for want of memory by then.
@@ -132,6 +151,23 @@ fn killed_for_memory() -> u64 {
 }
 
 impl Worker {
+    /// One that another program has started, and that this process waits for.
+    pub(super) fn passed_on(pid: i32, channel: Channel) -> Self {
+        let now = Instant::now();
+        Self {
+            pid: Pid::from_raw(pid),
+            channel,
+            started: now,
+            is_ready: true,
+            form: FORM,
+            went: Some(now),
+            killed_for_memory: killed_for_memory(),
+            said: None,
+            is_cut: false,
+            end: None,
+        }
+    }
+
     /// With what it is to go on with. One that cannot have it ends: its end says why, where it has one already.
     /// `beside`: another serves it until this one is ready.
     pub(super) fn handed(self, held: &Held, beside: bool) -> Self {

@@ -19,7 +19,7 @@ use super::options::MountOptions;
 use super::service::Kept;
 use crate::blob::Digest;
 use crate::image::wire;
-use crate::keeper::{Channel, Go, Held, Packet};
+use crate::keeper::{self, Channel, Go, Held, Packet};
 use crate::kernel::mounts::Identity;
 use crate::threads;
 
@@ -162,7 +162,7 @@ impl Keeper {
 
     /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used.
     pub(crate) fn ready(&self) -> Result<(), Error> {
-        self.channel.send(&Packet::Ready).map_err(|source| Error::Keeper { source })
+        self.channel.send(&Packet::Ready(keeper::FORM)).map_err(|source| Error::Keeper { source })
     }
 
     /// Says why this one ends.

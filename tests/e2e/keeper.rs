@@ -331,6 +331,51 @@ fn an_upgrade_lets_the_program_serve_that_is_installed_now() {
     assert_eq!(fs::read(mount.path("file1")).unwrap(), ramp(100_000, 1));
 }
 
+/// Once what is installed has shown that it lives: only then has nobody a reason to go back.
+#[test]
+fn a_keeper_becomes_what_is_installed_without_having_lost_anything() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let image = liar.push(&[&layer("file", 4, 100_000)]);
+    let crfs = installed(&lab);
+    let background = mounted_by(&crfs, &lab, &image);
+    let foreground = Mount::new(lab.fresh("mount"), String::new());
+    let mut command = Command::new(&crfs);
+    command.args(["mount", "--foreground", "--cache-dir"]).arg(lab.fresh("cache")).args(LAZILY).arg(&image);
+    let mut process = start(command.arg(foreground.dir()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    until("the mount", || foreground.status()?["keeper"].as_u64());
+    let mounts = [&background, &foreground];
+    let keepers = mounts.map(keeper);
+    replace(&crfs, Path::new(CRFS));
+    for mount in mounts {
+        run(Command::new(CRFS).arg("upgrade").arg(mount.dir())).ok();
+    }
+    let open = mounts.map(|mount| fs::File::open(mount.path("file0")).unwrap());
+    for pid in keepers {
+        let program = || fs::read_link(format!("/proc/{pid}/exe")).ok().filter(|program| *program == crfs);
+        until("the keeper that is installed", program);
+    }
+    for ((mount, pid), open) in mounts.into_iter().zip(keepers).zip(open) {
+        // It starts the next server as before, and that one knows how many there were.
+        let server = mount.pid();
+        send(server, Signal::SIGKILL);
+        let mut bytes = vec![0; 100_000];
+        open.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, ramp(100_000, 0));
+        let server = other_than(mount, server);
+        run(Command::new(CRFS).arg("upgrade").arg(mount.dir())).ok();
+        other_than(mount, server);
+        let status = mount.status().unwrap();
+        assert_eq!((number(&status, "keeper"), number(&status, "restarts")), (pid, 3), "{status}");
+        assert_eq!(fs::read(mount.path("file1")).unwrap(), ramp(100_000, 1));
+    }
+    background.umount().ok();
+    until_gone(keepers[0]);
+    send(keepers[1], Signal::SIGINT);
+    assert!(ends("the end of crfs mount --foreground", &mut process).success());
+    assert!(!foreground.is_mounted());
+}
+
 #[test]
 fn an_upgrade_to_what_does_not_serve_is_refused_and_nobody_notices() {
     let Some(lab) = Lab::new() else { return };
