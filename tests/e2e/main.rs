@@ -38,6 +38,7 @@ mod offline;
 mod ordinary_user;
 mod ours;
 mod overlay;
+mod packages;
 mod plain;
 mod readers;
 mod refusals;
