@@ -49,7 +49,7 @@ fn say_ready(ready: &Ready, dir: &Path, elapsed: Duration) -> Result<(), image::
 
 /// A worker, as its keeper starts it.
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    let keeper = Keeper::inherited(args.keeper)?;
+    let keeper = Keeper::inherited(args.keeper, (!args.foreground).then_some(background::WORKER))?;
     let served = match args {
         ServeArgs { resume: true, .. } => background::resume(&keeper).map_err(|error| (error, true)),
         ServeArgs { foreground: true, .. } => serve_in_foreground(&keeper).map_err(|error| (error, false)),

@@ -54,7 +54,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
 
 /// A worker, as its keeper starts it.
 pub(super) fn worker(args: &StoreWorkerArgs) -> Result<(), Failure> {
-    let keeper = Keeper::inherited(args.keeper)?;
+    let keeper = Keeper::inherited(args.keeper, None)?;
     let served = match args.resume {
         true => podman::resume(&keeper),
         false => podman::serve(&keeper, |ready| say_ready(&args.root, ready)),

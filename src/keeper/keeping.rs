@@ -16,7 +16,7 @@ use super::deaths::{Death, Deaths, How, LIVED};
 use super::notify::notify;
 use super::refusing::{self, Mount, Refusing};
 use super::renewal::FORM;
-use super::wire::{Go, Held, Kept, Packet};
+use super::wire::{Channel, Go, Held, Kept, Packet};
 use super::worker::{Program, Standard, Which, Worker};
 
 /// How long a worker may take to be ready to take over in an upgrade.
@@ -99,14 +99,14 @@ enum Source {
 }
 
 impl Keeper {
-    pub(super) fn new(program: Program, signals: SignalFd, worker: Worker, setting: Setting) -> Self {
+    pub(super) fn new(program: Program, signals: SignalFd, worker: Option<Worker>, setting: Setting) -> Self {
         Self {
             program,
             signals,
             setting,
             which: Which::Own,
             held: None,
-            worker: Some(worker),
+            worker,
             next: None,
             fenced: Vec::new(),
             before: 0,
@@ -126,8 +126,23 @@ impl Keeper {
     /// One that goes on where another program stopped.
     pub(super) fn renewed(program: Program, signals: SignalFd, (held, kept): (Held, Kept), setting: Setting) -> Self {
         let worker = Worker::passed_on(kept.worker, kept.channel);
-        let keeper = Self::new(program, signals, worker, setting);
+        let keeper = Self::new(program, signals, Some(worker), setting);
         Self { held: Some(held), before: kept.before, upgrades: kept.upgrades, ..keeper }
+    }
+
+    /// One that goes on where a worker stopped, whose keeper is gone. `channel` ends with that worker, or before long.
+    pub(super) fn heir(
+        program: Program,
+        signals: SignalFd,
+        (held, go, channel): (Held, Go, &Channel),
+        setting: Setting,
+    ) -> Self {
+        let mut ends = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(FENCED).unwrap_or(PollTimeout::MAX);
+        let _ended = poll(&mut ends, patience);
+        let (now, keeper) = (Some(Instant::now()), Self::new(program, signals, None, setting));
+        let Go { before, upgrades, why } = go;
+        Self { held: Some(held), before, upgrades, why, down: now, due: now, ..keeper }
     }
 
     /// Comes back when there is no mount any more, or never was one.

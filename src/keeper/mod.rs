@@ -29,13 +29,13 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::keeping::{End, Keeper, Setting};
-use self::wire::Kept;
+use self::renewal::Passed;
 use self::worker::{Program, Standard, Which};
 use crate::{sys, threads};
 
 pub use self::notify::notify;
 pub(crate) use self::refusing::resend;
-pub(crate) use self::renewal::FORM;
+pub(crate) use self::renewal::{FORM, start_heir};
 pub(crate) use self::wire::{Channel, Go, Held, Packet};
 pub use self::worker::KEEPER;
 
@@ -113,7 +113,7 @@ fn die(signal: Signal) {
 }
 
 /// `passed_on`: what the program had that this one takes the place of.
-fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<(Held, Kept)>) -> io::Result<Keeper> {
+fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<Passed>) -> io::Result<Keeper> {
     let is_foreground = setting.is_foreground;
     if !is_foreground {
         // Fails only for the leader of a process group, which has its own already.
@@ -123,7 +123,8 @@ fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<(Held, Ke
     let _only_for_ps = nix::sys::prctl::set_name(&name);
     // Where memory runs out, workers go before it: they can be replaced. An ordinary user may not ask for that.
     // Where somebody has decided about that, they know better.
-    if std::fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
+    let was_worker = matches!(passed_on, Some(Passed::Left(..)));
+    if std::fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == if was_worker { EARLY } else { "0" }) {
         let _where_allowed = std::fs::write(SCORE, LAST);
     }
     // A working directory on a mount would keep that one busy.
@@ -137,10 +138,14 @@ fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<(Held, Ke
     // A terminal that hangs up is gone for good; without one, the signal asks for an upgrade.
     let has_terminal = is_foreground && std::fs::File::open("/dev/tty").is_ok();
     let (program, setting) = (Program::new(arguments), Setting { has_terminal, ..setting });
-    if let Some(passed_on) = passed_on {
-        return Ok(Keeper::renewed(program, signals, passed_on, setting));
+    match passed_on {
+        Some(Passed::Kept(held, kept)) => return Ok(Keeper::renewed(program, signals, (held, kept), setting)),
+        Some(Passed::Left(held, go, channel)) => {
+            return Ok(Keeper::heir(program, signals, (held, go, &channel), setting));
+        }
+        None => {}
     }
     let worker = program.start(Which::Own, Standard::Inherited).map_err(threads::explained)?;
     worker::let_go_of_standard(!is_foreground)?;
-    Ok(Keeper::new(program, signals, worker, setting))
+    Ok(Keeper::new(program, signals, Some(worker), setting))
 }

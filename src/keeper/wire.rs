@@ -5,7 +5,7 @@
 //! | held; beside, where another serves still | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
 //! | ready | a worker that could take over | the form in which its program takes over from a keeper (1 byte) |
 //! | kept | a keeper to the program that it becomes | the worker's process, how many workers there were before it, how often for an upgrade (4 bytes each); a descriptor |
-//! | go | the keeper: it does, from now on | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
+//! | go | the keeper: it does, from now on; a worker to the keeper that it starts because its own is gone | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
 //! | failed | a worker that ends | why |
 //! | upgrade | a worker that was asked for one | |
 //! | refused | the keeper: there will be none | why |
@@ -43,6 +43,16 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            description: self.description.clone(),
+            io_deadline: self.io_deadline,
+            device: self.device.try_clone()?,
+            listener: self.listener.try_clone()?,
+            lock: self.lock.try_clone()?,
+        })
+    }
+
     fn bytes(&self, beside: bool) -> (u8, Vec<u8>) {
         let deadline = u64::try_from(self.io_deadline.as_millis()).unwrap_or(u64::MAX);
         (if beside { b'b' } else { b'h' }, [&deadline.to_le_bytes(), &*self.description].concat())

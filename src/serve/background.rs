@@ -44,6 +44,9 @@ use crate::threads;
 /// The hidden subcommand that becomes the server.
 pub const SUBCOMMAND: &str = "serve";
 
+/// What a keeper in the background starts its workers with.
+pub const WORKER: &[&str] = &[SUBCOMMAND];
+
 /// Its option where whoever started it stays with it.
 pub const IN_FOREGROUND: &str = "--foreground";
 
@@ -127,7 +130,7 @@ fn spawn() -> io::Result<Child> {
     crate::sys::close_inherited_on_exec();
     let mut command = Command::new("/proc/self/exe");
     // The parent tells the service manager, whose main process it is.
-    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::BACKGROUND, SUBCOMMAND]).env_remove("NOTIFY_SOCKET");
+    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::BACKGROUND]).args(WORKER).env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(threads::explained)
 }
 

@@ -1,5 +1,6 @@
 //! A worker's side of its keeper (src/keeper): what it hands over, and how it goes on with what another one has handed over.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -115,20 +116,25 @@ impl Keeping {
 #[derive(Debug, Clone)]
 pub struct Keeper {
     channel: Arc<Channel>,
+    /// What its workers are started with, where they may start another one.
+    arguments: Option<&'static [&'static str]>,
+    /// What that one would hold.
+    held: Arc<Mutex<Option<Held>>>,
     /// Whoever waits to hear why there is no upgrade.
     upgrading: Arc<Mutex<Vec<oneshot::Sender<String>>>>,
 }
 
 impl Keeper {
-    /// The one at the other end of the descriptor that this process was started with.
+    /// The one at the other end of the descriptor that this process was started with. `arguments`: what another keeper starts workers with, where this
+    /// process is to start one when its own is gone.
     ///
     /// # Errors
     /// Where there is no such descriptor.
-    pub fn inherited(number: RawFd) -> Result<Self, Error> {
+    pub fn inherited(number: RawFd, arguments: Option<&'static [&'static str]>) -> Result<Self, Error> {
         let channel = Channel::inherited(number).map_err(|source| Error::Keeper { source })?;
         // Until it serves, nobody is to be left behind who could not be ended.
         let _ends_with_it = set_pdeathsig(Signal::SIGKILL);
-        Ok(Self { channel: Arc::new(channel), upgrading: Arc::default() })
+        Ok(Self { channel: Arc::new(channel), arguments, held: Arc::default(), upgrading: Arc::default() })
     }
 
     /// Whose number is that of the server, which stays when workers go.
@@ -145,19 +151,42 @@ impl Keeper {
         lock: OwnedFd,
     ) -> Result<(), Error> {
         let held = Held { description: bytes(description)?, io_deadline, device, listener, lock };
-        self.channel.hand_over(&held, false).map_err(|source| Error::Keeper { source })
+        self.channel.hand_over(&held, false).map_err(|source| Error::Keeper { source })?;
+        self.remember(held);
+        Ok(())
     }
 
     /// What this one is to go on with.
     pub(crate) fn handed<D: DeserializeOwned>(&self) -> Result<Handed<D>, Error> {
         let failed = |source| Error::Keeper { source };
         match self.channel.receive().map_err(failed)? {
-            Some(Packet::Held(Held { description, device, listener, lock, .. }, beside)) => {
+            Some(Packet::Held(held, beside)) => {
+                self.remember(held.try_clone().map_err(failed)?);
+                let Held { description, device, listener, lock, .. } = held;
                 let description = of_bytes(&description)?;
                 Ok(Handed { description, device, listener: listener.into(), lock, beside })
             }
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
         }
+    }
+
+    fn remember(&self, held: Held) {
+        if self.arguments.is_some() {
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        }
+    }
+
+    /// Starts another keeper, and ends this process, whose successor that one starts. Comes back where that cannot be.
+    fn start_another(&self, kept: Kept) -> io::Result<Infallible> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(held), Some(arguments)) = (held, self.arguments) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let Kept { restarts, upgrades, .. } = kept;
+        let why = "its keeper was killed".to_owned();
+        keeper::start_heir(&held, Go { before: restarts, upgrades, why }, arguments)?;
+        // At once: nobody else answers before.
+        std::process::exit(0);
     }
 
     /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used.
@@ -220,11 +249,13 @@ pub(super) async fn lost(said: &mut mpsc::UnboundedReceiver<Said>) {
     while !matches!(said.recv().await, Some(Said::Nothing) | None) {}
 }
 
-/// Says so when the keeper is gone.
+/// When the keeper is gone, starts another one, or says so.
 pub(crate) async fn goes_on_alone(mut said: mpsc::UnboundedReceiver<Said>, kept: Arc<Mutex<Option<Keeping>>>) {
     lost(&mut said).await;
-    *kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    tracing::warn!("the keeper of this mount is gone: the mount ends with this process now");
+    let keeping = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let another = keeping.map(|keeping| keeping.keeper.start_another(keeping.told()));
+    let error = another.and_then(Result::err).map(|error| error.to_string());
+    tracing::warn!(error, "the keeper of this mount is gone: the mount ends with this process now");
 }
 
 /// Makes this process the one that is behind the socket to whoever asks who that is.

@@ -50,7 +50,13 @@ fn other_than(mount: &Mount, before: u32) -> u32 {
 /// Ends a mount's server for good.
 #[track_caller]
 pub(crate) fn kill_for_good(mount: &Mount) {
-    let (keeper, server) = (keeper(mount), mount.pid());
+    kill_both(keeper(mount), mount.pid());
+}
+
+/// Neither finds out in time that the other one is gone.
+#[track_caller]
+pub(crate) fn kill_both(keeper: u32, server: u32) {
+    send(server, Signal::SIGSTOP);
     send(keeper, Signal::SIGKILL);
     until_gone(keeper);
     send(server, Signal::SIGKILL);
@@ -236,18 +242,41 @@ fn a_mount_whose_server_fails_can_be_unmounted() {
 }
 
 #[test]
-fn without_its_keeper_a_mount_goes_on_as_long_as_its_server() {
+fn a_mount_whose_keeper_is_killed_has_another_one() {
     let Some(lab) = Lab::new() else { return };
     let liar = Liar::new();
     let mount = lab.mount(&liar.push(&[&layer("file", 2, 100_000)]), &LAZILY);
-    let keeper = keeper(&mount);
-    send(keeper, Signal::SIGKILL);
-    until_gone(keeper);
-    assert_eq!(fs::read(mount.path("file0")).unwrap(), ramp(100_000, 0));
-    until("word that nobody keeps it", || mount.status()?["keeper"].is_null().then_some(()));
-    let pid = mount.pid();
-    send(pid, Signal::SIGKILL);
-    until_gone(pid);
+    let open = fs::File::open(mount.path("file0")).unwrap();
+    for restarts in [1, 2] {
+        let (before, server) = (keeper(&mount), mount.pid());
+        send(before, Signal::SIGKILL);
+        other_than(&mount, server);
+        let status = mount.status().unwrap();
+        assert_ne!(number(&status, "keeper"), before);
+        assert_eq!(number(&status, "restarts"), 2 * restarts - 1, "{status}");
+        let mut bytes = vec![0; 100_000];
+        open.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, ramp(100_000, 0));
+        // It does what the first one did.
+        let server = mount.pid();
+        send(server, Signal::SIGKILL);
+        other_than(&mount, server);
+        assert_eq!(fs::read(mount.path("file1")).unwrap(), ramp(100_000, 1));
+    }
+    let log = run(Command::new(CRFS).arg("status")).ok();
+    assert!(log.contains("was started again 4 times"), "{log}");
+    let (keeper, server) = (keeper(&mount), mount.pid());
+    drop(open);
+    mount.umount().ok();
+    [keeper, server].into_iter().for_each(until_gone);
+}
+
+#[test]
+fn a_mount_whose_keeper_and_server_are_killed_is_dead() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let mount = lab.mount(&liar.push(&[&layer("file", 1, 100)]), &LAZILY);
+    kill_for_good(&mount);
     assert_eq!(mount.status().unwrap()["state"], "dead");
     mount.umount().ok();
 }

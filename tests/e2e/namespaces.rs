@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::{send, until};
+use crate::keeper::kill_both;
+use crate::support::command::until;
 use crate::support::lab::CRFS;
 use crate::support::lies::Liar;
 use crate::support::mount::{Merger, until_gone};
@@ -127,11 +127,8 @@ fn a_dead_mount_is_told_of_while_its_mount_namespace_has_it() {
     let script = r#""$0" mount --cache-dir "$1" "$2" "$3"; read line; "$0" umount "$3""#;
     let mut shell = Shell::start(&lab, &MOUNT_NAMESPACE, script, &hello(&liar), &dir);
     let status = status_when(&dir, "serving", Some("sh"));
-    for process in ["keeper", "pid"] {
-        let process = u32::try_from(status[process].as_u64().unwrap()).unwrap();
-        send(process, Signal::SIGKILL);
-        until_gone(process);
-    }
+    let [keeper, server] = ["keeper", "pid"].map(|name| u32::try_from(status[name].as_u64().unwrap()).unwrap());
+    kill_both(keeper, server);
     let status = status_when(&dir, "dead", Some("sh"));
     let refused = umount(status["id"].as_str().unwrap()).refused();
     assert!(refused.contains("cannot be asked"), "{refused}");
