@@ -26,3 +26,4 @@ pub mod serve;
 pub mod sys;
 mod tar;
 pub mod threads;
+mod toml_file;

@@ -7,7 +7,7 @@ use super::super::grammar;
 use super::error::Error;
 use super::places::Places;
 use super::read;
-use super::table::{File, Table, Value};
+use crate::toml_file::{File, Table, Value};
 
 /// Names of images by their short names; `None` takes an alias away that another file gives.
 #[derive(Debug, Default, Clone)]

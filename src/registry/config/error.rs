@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
+use crate::toml_file;
+
 /// Why a configuration allows no request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     #[error("{path} cannot be read: {reason}; it says how registries are reached: mend it, or remove it", path = path.display())]
     Unreadable { path: PathBuf, reason: String },
-    #[error("{path}, line {line}: {key}: {reason}", path = path.display())]
-    Invalid { path: PathBuf, line: usize, key: String, reason: String },
-    #[error("{path}, line {line}: {reason}; correct the file, or remove it", path = path.display())]
-    Syntax { path: PathBuf, line: usize, reason: String },
+    #[error(transparent)]
+    File(#[from] toml_file::Error),
     #[error("{name} is blocked: {path}, line {line}, has blocked = true for {prefix:?}; remove that, or name another registry", path = path.display())]
     Blocked { name: String, prefix: String, path: PathBuf, line: usize },
     #[error("{name:?} is not an image's name: {reason}")]

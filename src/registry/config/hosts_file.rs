@@ -7,7 +7,7 @@ use super::super::secret::Secret;
 use super::duration;
 use super::endpoint::Certificates;
 use super::error::Error;
-use super::table::{File, Table, Value};
+use crate::toml_file::{File, Table, Value};
 
 /// A host, or the server at the end of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,6 @@ mod policy;
 mod prefix;
 mod read;
 mod registries;
-mod table;
 #[cfg(test)]
 mod tests;
 

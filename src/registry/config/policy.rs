@@ -16,6 +16,7 @@ use super::super::grammar::Reference;
 use super::error::Error;
 use super::places::Places;
 use super::read;
+use crate::toml_file;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,7 +102,7 @@ pub(in crate::registry) fn permits(places: &Places, image: &ImageRef) -> Result<
 }
 
 pub(super) fn permits_by(path: &Path, text: &str, image: &ImageRef) -> Result<(), Error> {
-    let policy: Policy = serde_json::from_str(text).map_err(|error| Error::Syntax {
+    let policy: Policy = serde_json::from_str(text).map_err(|error| toml_file::Error::Syntax {
         path: path.to_owned(),
         line: error.line(),
         reason: format!("not a policy of images: {error}"),
@@ -237,7 +238,7 @@ mod tests {
             &format!(r#"{{"default":{ACCEPT},"transports":{{"docker":{{"a":[]}}}}}}"#),
         ] {
             let error = check(policy, "a.io/x").unwrap_err();
-            assert!(matches!(error, Error::Syntax { .. }), "{policy}: {error}");
+            assert!(matches!(error, Error::File(toml_file::Error::Syntax { .. })), "{policy}: {error}");
         }
     }
 

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::places::Places;
 use super::prefix::covered;
 use super::read;
-use super::table::{File, Table, Value};
+use crate::toml_file::{self, File, Table, Value};
 
 /// What a short name may become where several registries may have it (`short-name-mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -201,15 +201,16 @@ impl Registry {
         let rewritten = format!("{location}{}", name.get(end..).unwrap_or_default());
         let parsed = grammar::parse(&rewritten).ok();
         let whole = parsed.filter(|place| format!("{}/{}", place.registry, place.repository) == rewritten);
-        whole.ok_or_else(|| Error::Invalid {
-            path: self.path.clone(),
-            line: self.line,
-            key: format!("registry {:?}: location {location:?}", self.prefix),
-            reason: format!(
+        let reason = || {
+            format!(
                 "makes {rewritten:?} of {name:?}, which is no whole name of a repository: write it with the host's dot or port, and \
                  docker.io/library with its library"
-            ),
-        })
+            )
+        };
+        let key = || format!("registry {:?}: location {location:?}", self.prefix);
+        let refused =
+            || toml_file::Error::Invalid { path: self.path.clone(), line: self.line, key: key(), reason: reason() };
+        Ok(whole.ok_or_else(refused)?)
     }
 
     fn blocks(&self, name: &str) -> Error {
@@ -338,7 +339,7 @@ fn distinct(registries: Vec<Registry>) -> Result<Vec<Registry>, Error> {
             if differs {
                 let reason = format!("contradicts line {} for the same location: say the same in both", first.line);
                 let (path, key) = (registry.path, key.to_owned());
-                return Err(Error::Invalid { path, line: registry.line, key, reason });
+                return Err(toml_file::Error::Invalid { path, line: registry.line, key, reason }.into());
             }
         }
         by_prefix.entry(registry.prefix.clone()).or_insert(registry);

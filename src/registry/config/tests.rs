@@ -262,17 +262,10 @@ fn crfs_asks_the_hosts_that_podman_and_containerd_ask() {
                 (ConfigError::Blocked { .. }, "blocked")
                 | (ConfigError::Ambiguous { .. }, "ambiguous")
                 | (ConfigError::Rejected { .. } | ConfigError::SignatureWanted { .. }, "policy")
-                | (ConfigError::Invalid { .. } | ConfigError::Name { .. }, "name")
-                | (
-                    ConfigError::Invalid { .. } | ConfigError::Syntax { .. } | ConfigError::Unreadable { .. },
-                    "config",
-                ) => Ok(()),
+                | (ConfigError::File(_) | ConfigError::Name { .. }, "name")
+                | (ConfigError::File(_) | ConfigError::Unreadable { .. }, "config") => Ok(()),
                 (ConfigError::NoHost { .. }, "config") => Ok(()),
-                (ConfigError::Invalid { .. } | ConfigError::Syntax { .. }, "not-found" | "")
-                    if case.is_passed_over() =>
-                {
-                    Ok(())
-                }
+                (ConfigError::File(_), "not-found" | "") if case.is_passed_over() => Ok(()),
                 _ => Err("another error".to_owned()),
             },
             (Err(_), _) => Err("another error".to_owned()),

@@ -1,24 +1,32 @@
-//! TOML with places: each value knows its line, so that an error can name it.
+//! Files in TOML, with places: each value knows its line, so that an error can name it.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::Error;
+/// What is wrong with a file of a configuration: in which line, and at which key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{path}, line {line}: {key}: {reason}", path = path.display())]
+    Invalid { path: PathBuf, line: usize, key: String, reason: String },
+    #[error("{path}, line {line}: {reason}; correct the file, or remove it", path = path.display())]
+    Syntax { path: PathBuf, line: usize, reason: String },
+}
 
 /// A file that was read.
 #[derive(Clone, Copy)]
-pub(super) struct File<'a> {
-    pub(super) path: &'a Path,
-    pub(super) text: &'a str,
+pub(crate) struct File<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) text: &'a str,
 }
 
 impl<'a> File<'a> {
     /// # Errors
     /// Where it is not TOML.
-    pub(super) fn parse(self) -> Result<Spanned<DeTable<'a>>, Error> {
+    pub(crate) fn parse(self) -> Result<Spanned<DeTable<'a>>, Error> {
         DeTable::parse(self.text).map_err(|error| Error::Syntax {
             path: self.path.to_owned(),
             line: self.line(error.span().map_or(0, |span| span.start)),
@@ -36,7 +44,7 @@ impl<'a> File<'a> {
     }
 
     /// The lines of tables that follow each other in the file. It is gone through once, however many there are.
-    pub(super) fn lines(self, tables: &[Table<'_>]) -> Vec<usize> {
+    pub(crate) fn lines(self, tables: &[Table<'_>]) -> Vec<usize> {
         let (mut at, mut line) = (0, 1usize);
         let mut next = |table: &Table<'_>| {
             line = line.saturating_add(self.newlines(at, table.span.0));
@@ -49,7 +57,7 @@ impl<'a> File<'a> {
 
 /// A table of a file.
 #[derive(Clone, Copy)]
-pub(super) struct Table<'a> {
+pub(crate) struct Table<'a> {
     file: File<'a>,
     span: (usize, usize),
     entries: &'a DeTable<'a>,
@@ -57,7 +65,7 @@ pub(super) struct Table<'a> {
 
 /// A value of a table, with its place.
 #[derive(Clone, Copy)]
-pub(super) struct Value<'a> {
+pub(crate) struct Value<'a> {
     file: File<'a>,
     key: &'a str,
     span: (usize, usize),
@@ -65,12 +73,12 @@ pub(super) struct Value<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn root(file: File<'a>, parsed: &'a Spanned<DeTable<'a>>) -> Self {
+    pub(crate) fn root(file: File<'a>, parsed: &'a Spanned<DeTable<'a>>) -> Self {
         Self { file, span: (0, 0), entries: parsed.get_ref() }
     }
 
     /// Go's readers of TOML take a key in any case where there is none that is the same.
-    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Value<'a>> {
         let same = |found: &&(&'a str, Value<'a>)| found.0 == key;
         let all = self.entries();
         let found = all.iter().find(same).or_else(|| all.iter().find(|found| found.0.eq_ignore_ascii_case(key)));
@@ -78,7 +86,7 @@ impl<'a> Table<'a> {
     }
 
     /// All keys and values, in the order of the file.
-    pub(super) fn entries(&self) -> Vec<(&'a str, Value<'a>)> {
+    pub(crate) fn entries(&self) -> Vec<(&'a str, Value<'a>)> {
         let entry = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
             let (key, at): (&'a std::borrow::Cow<'a, str>, _) = (key.get_ref(), key.span());
             let value = Value { file: self.file, key, span: bounds(at), value: value.get_ref() };
@@ -89,49 +97,49 @@ impl<'a> Table<'a> {
         entries
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         self.get(key).map(Value::text).transpose()
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<bool, Error> {
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, Error> {
         Ok(self.get(key).map(Value::flag).transpose()?.unwrap_or(false))
     }
 
-    pub(super) fn table(&self, key: &str) -> Result<Option<Table<'a>>, Error> {
+    pub(crate) fn table(&self, key: &str) -> Result<Option<Table<'a>>, Error> {
         self.get(key).map(Value::table).transpose()
     }
 
     /// `[[key]]`
-    pub(super) fn tables(&self, key: &str) -> Result<Vec<Table<'a>>, Error> {
+    pub(crate) fn tables(&self, key: &str) -> Result<Vec<Table<'a>>, Error> {
         let tables = |value: Value<'a>| value.items()?.into_iter().map(Value::table).collect();
         self.get(key).map_or_else(|| Ok(Vec::new()), tables)
     }
 
     /// The error of a key, or of the table where it has no such key.
-    pub(super) fn refuse(&self, key: &str, reason: impl Into<String>) -> Error {
+    pub(crate) fn refuse<E: From<Error>>(&self, key: &str, reason: impl Into<String>) -> E {
         match self.get(key) {
             Some(value) => value.refuse(reason),
-            None => refused(self.file, self.span.0, key, reason.into()),
+            None => refused(self.file, self.span.0, key, reason.into()).into(),
         }
     }
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn text(self) -> Result<&'a str, Error> {
+    pub(crate) fn text(self) -> Result<&'a str, Error> {
         match self.value {
             DeValue::String(text) => Ok(text),
             _ => Err(self.refuse("a text in quotes is wanted")),
         }
     }
 
-    pub(super) fn flag(self) -> Result<bool, Error> {
+    pub(crate) fn flag(self) -> Result<bool, Error> {
         match self.value {
             DeValue::Boolean(flag) => Ok(*flag),
             _ => Err(self.refuse("true or false is wanted, without quotes")),
         }
     }
 
-    pub(super) fn table(self) -> Result<Table<'a>, Error> {
+    pub(crate) fn table(self) -> Result<Table<'a>, Error> {
         match self.value {
             DeValue::Table(entries) => Ok(Table { file: self.file, span: self.span, entries }),
             _ => Err(self.refuse("a table is wanted")),
@@ -139,7 +147,7 @@ impl<'a> Value<'a> {
     }
 
     /// Of an array.
-    pub(super) fn items(self) -> Result<Vec<Value<'a>>, Error> {
+    pub(crate) fn items(self) -> Result<Vec<Value<'a>>, Error> {
         match self.value {
             DeValue::Array(items) => Ok(items
                 .iter()
@@ -149,16 +157,16 @@ impl<'a> Value<'a> {
         }
     }
 
-    pub(super) fn texts(self) -> Result<Vec<&'a str>, Error> {
+    pub(crate) fn texts(self) -> Result<Vec<&'a str>, Error> {
         self.items()?.into_iter().map(Value::text).collect()
     }
 
-    pub(super) const fn is_text(&self) -> bool {
+    pub(crate) const fn is_text(&self) -> bool {
         matches!(self.value, DeValue::String(_))
     }
 
     /// Where it is named first: its own key, or that of a table in it, whose header names both.
-    pub(super) fn first(&self) -> usize {
+    pub(crate) fn first(&self) -> usize {
         let within = match self.value {
             DeValue::Table(entries) => entries.keys().map(|key| key.span().start).min(),
             _ => None,
@@ -167,14 +175,14 @@ impl<'a> Value<'a> {
     }
 
     /// Whether it is named in a header in brackets, rather than behind a key.
-    pub(super) fn is_headed(&self) -> bool {
+    pub(crate) fn is_headed(&self) -> bool {
         let before = self.file.text.get(..self.first()).unwrap_or_default();
         let line = before.rsplit('\n').next().unwrap_or_default();
         line.trim_start().starts_with('[')
     }
 
-    pub(super) fn refuse(&self, reason: impl Into<String>) -> Error {
-        refused(self.file, self.span.0, self.key, reason.into())
+    pub(crate) fn refuse<E: From<Error>>(&self, reason: impl Into<String>) -> E {
+        refused(self.file, self.first(), self.key, reason.into()).into()
     }
 }
 
