@@ -63,6 +63,14 @@ pub(crate) struct Table<'a> {
     entries: &'a DeTable<'a>,
 }
 
+/// What a plain value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Flag,
+    Number,
+}
+
 /// A value of a table, with its place.
 #[derive(Clone, Copy)]
 pub(crate) struct Value<'a> {
@@ -159,6 +167,32 @@ impl<'a> Value<'a> {
 
     pub(crate) fn texts(self) -> Result<Vec<&'a str>, Error> {
         self.items()?.into_iter().map(Value::text).collect()
+    }
+
+    /// One that is no array and no table, as it would be typed in a shell.
+    pub(crate) fn plain(self) -> Option<(Kind, String)> {
+        match self.value {
+            DeValue::String(text) => Some((Kind::Text, text.to_string())),
+            DeValue::Boolean(flag) => Some((Kind::Flag, flag.to_string())),
+            DeValue::Integer(number) => {
+                let number = i128::from_str_radix(number.as_str(), number.radix()).ok()?;
+                Some((Kind::Number, number.to_string()))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn is_array(&self) -> bool {
+        matches!(self.value, DeValue::Array(_))
+    }
+
+    pub(crate) const fn is_table(&self) -> bool {
+        matches!(self.value, DeValue::Table(_))
+    }
+
+    /// The line in which it is named first.
+    pub(crate) fn line(&self) -> usize {
+        self.file.line(self.first())
     }
 
     pub(crate) const fn is_text(&self) -> bool {

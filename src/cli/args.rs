@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod cache;
+mod config;
 mod store;
 
 use std::ffi::OsString;
@@ -11,12 +12,16 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(super) use self::cache::*;
+pub(super) use self::config::*;
 pub(super) use self::store::*;
 use super::{help, values};
 use crate::blob::Digest;
 use crate::registry::Platform;
 use crate::serve::listen::Listen;
 use crate::serve::options::LayerChoice;
+
+/// The options that have a key in the configuration stand below this heading in `--help`: src/cli/configuration reads it here.
+pub(super) const CONFIGURABLE: &str = "Configurable options";
 
 /// Container images, readable at once.
 ///
@@ -47,6 +52,7 @@ pub(super) enum Command {
     Metrics(MetricsArgs),
     Store(StoreArgs),
     Cache(CacheArgs),
+    Config(ConfigArgs),
     Man(ManArgs),
     Completions(CompletionsArgs),
     /// Serves a mount whose options come on standard input. Its keeper starts it.
@@ -90,21 +96,21 @@ pub(super) struct MountArgs {
     pub(super) dir: PathBuf,
     /// Let other users look into the mount. Default: yes for root, no for others, who need user_allow_other in
     /// /etc/fuse.conf for it.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) allow_other: Option<bool>,
     /// What to fetch before anything reads it; readers who wait always come first. What is read brings its surroundings as
     /// well, but with none.
-    #[arg(long, value_enum, default_value = "hints")]
+    #[arg(long, help_heading = CONFIGURABLE, value_enum, default_value = "hints")]
     pub(super) prefetch: PrefetchArg,
     /// Give up where the directory cannot be used after this time. Time in which layers without an index are read does not count, as
     /// long as bytes come.
-    #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "60s")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "TIME", value_parser = values::time, default_value = "60s")]
     pub(super) mount_deadline: Duration,
     /// Serve in this process, and stay until the mount ends.
     #[arg(long)]
     pub(super) foreground: bool,
     /// Who answers the kernel.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, help_heading = CONFIGURABLE, value_enum, default_value = "auto")]
     pub(super) frontend: FrontendArg,
     /// Serve one layer alone, as a lower directory for overlayfs: its number, 0 the lowest, or its digest. Whiteouts are
     /// character devices 0:0, opaque directories have an xattr.
@@ -142,41 +148,41 @@ pub(super) struct ImageArgs {
 #[derive(Debug, Args)]
 pub(super) struct AccessArgs {
     /// The image for this platform. Default: that of this machine.
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = |text: &str| text.parse::<Platform>())]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "OS/ARCH[/VARIANT]", value_parser = |text: &str| text.parse::<Platform>())]
     pub(super) platform: Option<Platform>,
     /// The file with the credentials, instead of those that podman and docker keep.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "FILE")]
     pub(super) authfile: Option<PathBuf>,
     /// Verify certificates; with =false, take any and speak http, too. It wins over `insecure` of registries.conf. Default: verify,
     /// but loopback registries may speak http.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) tls_verify: Option<bool>,
     /// A directory with certificates for all hosts, instead of certs.d: *.crt of authorities or of the registry itself, *.cert and
     /// *.key of this client.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(super) cert_dir: Option<PathBuf>,
     /// A directory of containerd's hosts.toml (`config_path`), with a directory for each registry. It alone says which hosts are asked:
     /// neither registries.conf nor certs.d is read then.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(super) hosts_dir: Option<PathBuf>,
     /// Give up a read that has made no progress for this time (less than 1 KiB/s is none). The reader sees EIO, and the next
     /// read tries again.
-    #[arg(long, value_name = "TIME", value_parser = values::time, default_value = "120s")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "TIME", value_parser = values::time, default_value = "120s")]
     pub(super) io_deadline: Duration,
     /// Read layers smaller than this whole, in one request: their own digest then vouches for them. 0: none.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "1MiB")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "SIZE", value_parser = values::size, default_value = "1MiB")]
     pub(super) whole_layer_below: u64,
     /// Serve a layer although nothing vouches for its table of contents. Whoever controls the registry can then show any
     /// files; nothing of it enters the shared cache.
-    #[arg(long)]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = ArgAction::Set)]
     pub(super) insecure_unverified_toc: bool,
     /// The most memory that the image may take beside some 100 bytes for each of its entries (200 more while they are read): what its layers have of
     /// long names, links and xattrs, and what they unpack to. An image that would take more is refused, with the name of the layer.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "256MiB")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "SIZE", value_parser = values::size, default_value = "256MiB")]
     pub(super) memory_limit: u64,
     /// Use a SOCI index (v1) that refers to the image where its manifest names none. Whoever may push to the repository can add
     /// one, and what it says of a layer is shown.
-    #[arg(long, conflicts_with = "soci_index")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = ArgAction::Set, conflicts_with = "soci_index")]
     pub(super) soci_v1: bool,
     /// Use this SOCI index of the repository. It is trusted as the image is.
     #[arg(long, value_name = "DIGEST", value_parser = |text: &str| text.parse::<Digest>())]
@@ -188,12 +194,12 @@ pub(super) struct AccessArgs {
 pub(super) struct CachePlaceArgs {
     /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
     /// they are mounted. What is kept goes into `v2` below it, which becomes crfs's; one that holds anything else is not used. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
     /// The most that the cache may take on the disk, all in all; what was not used for the longest time goes first. Give all
     /// mounts the same, since each keeps to its own. Default: 10 GiB, or a tenth of the filesystem where that is less. Nothing
     /// is stored where less than 5 % of the filesystem would stay free, or less than 1 GiB (a quarter, where that is less).
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "SIZE", value_parser = values::size)]
     pub(super) cache_size: Option<u64>,
 }
 
@@ -235,7 +241,7 @@ pub(super) struct InspectArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
     /// Bytes per second of the link to the registry, to say how long a mount would wait. The default is 100 Mbit/s.
-    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "12500000")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "SIZE", value_parser = values::size, default_value = "12500000")]
     pub(super) bandwidth: u64,
     /// Print one JSON object.
     #[arg(long)]

@@ -2,6 +2,7 @@
 //!
 //! (HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are read by the HTTP and TLS libraries.)
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,8 @@ const SYS_ADMIN: u64 = 1 << 21;
 pub(super) struct Environment {
     /// Of the user, also where a user namespace calls them root.
     pub(super) uid: u32,
-    pub(super) auth_file: Option<PathBuf>,
+    /// `CRFS_*`, and those of other programs that stand for an option; configuration/ reads them.
+    pub(super) variables: BTreeMap<String, OsString>,
     pub(super) runtime_dir: Option<PathBuf>,
     pub(super) cache_home: Option<PathBuf>,
     pub(super) config_home: Option<PathBuf>,
@@ -42,7 +44,7 @@ impl Environment {
         let rootless = value("_CONTAINERS_ROOTLESS_UID").and_then(|uid| uid.to_str()?.parse().ok());
         Self {
             uid: rootless.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
-            auth_file: path("REGISTRY_AUTH_FILE"),
+            variables: options(),
             runtime_dir: path("XDG_RUNTIME_DIR"),
             cache_home: path("XDG_CACHE_HOME"),
             config_home: path("XDG_CONFIG_HOME"),
@@ -119,6 +121,13 @@ impl Environment {
     pub(super) fn opaque_xattr(&self) -> OpaqueXattr {
         if self.is_system_admin { OpaqueXattr::Trusted } else { OpaqueXattr::User }
     }
+}
+
+/// The variables that stand for options, if they are not empty.
+fn options() -> BTreeMap<String, OsString> {
+    let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let is_one = |name: &str| name.starts_with("CRFS_") || name == "REGISTRY_AUTH_FILE";
+    named.filter(|(name, value)| is_one(name) && !value.is_empty()).collect()
 }
 
 /// CAP_SYS_ADMIN, and in the initial user namespace: the one whose uid map is the identity over all of them.

@@ -4,6 +4,7 @@
 
 mod args;
 mod cache;
+mod configuration;
 mod endpoints;
 mod environment;
 mod explain;
@@ -22,15 +23,17 @@ mod values;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
+use crate::errors::chain;
 use crate::image::{self, Error};
 use crate::keeper;
 use crate::serve;
-use args::{Cli, Command, StoreCommand};
+use args::{Cli, Command, ConfigCommand, StoreCommand};
+use configuration::Typed;
 use environment::Environment;
 use options::UsageError;
 
@@ -46,10 +49,16 @@ pub fn run() -> ExitCode {
         let clear_away = store::clearing(&arguments);
         return keeper::run(arguments, Environment::notify_socket(), clear_away);
     }
-    // Help and wrong usage end the process here, with clap's own exit status.
-    let Cli { verbose, command } = Cli::parse();
     let environment = Environment::read();
-    match dispatch(command, verbose, &environment) {
+    let Typed { cli, is_faulty } = match configuration::parse(std::env::args_os().collect(), &environment) {
+        Ok(typed) => typed,
+        Err(error) => {
+            complain(&chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    match dispatch(cli.command, cli.verbose, &environment) {
+        Ok(()) if is_faulty => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => {
             Cli::command().error(ErrorKind::ValueValidation, format::printable(&causes(&error))).exit()
@@ -135,6 +144,10 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Metrics(args) => metrics::metrics(&args, environment),
         Command::Store(args) => store::store(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),
+        Command::Config(args) => {
+            let ConfigCommand::Show(args) = args.command;
+            configuration::show(&args, environment)
+        }
         Command::Man(args) => Ok(pages::man(&args.dir)?),
         Command::Completions(args) => Ok(pages::completions(args.shell)?),
     }

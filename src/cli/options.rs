@@ -212,7 +212,7 @@ fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
 /// The credential files, as absolute paths.
 fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<PathBuf>, UsageError> {
     // The default places may be empty, one that was named may not.
-    if let Some(path) = named.as_ref().or(environment.auth_file.as_ref()) {
+    if let Some(path) = &named {
         let asked = path.clone();
         let late = || Err(ErrorKind::TimedOut.into());
         let found = limit::within(PATIENCE, move || std::fs::metadata(asked)).unwrap_or_else(late);
@@ -220,7 +220,6 @@ fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<P
     }
     let places = AuthPlaces {
         authfile: named,
-        registry_auth_file: environment.auth_file.clone(),
         xdg_runtime_dir: environment.runtime_dir.clone(),
         xdg_config_home: environment.config_home.clone(),
         docker_config: environment.docker_config.clone(),
@@ -252,8 +251,6 @@ mod tests {
         environment.config_home = Some("/c".into());
         let all = ["/run/user/7/containers/auth.json", "/c/containers/auth.json", "/home/u/.docker/config.json"];
         assert_eq!(paths(None, &environment), all);
-        environment.auth_file = Some("/etc/hosts".into());
-        assert_eq!(paths(None, &environment), ["/etc/hosts"]);
         assert_eq!(paths(Some("/etc/passwd"), &environment), ["/etc/passwd"]);
         let missing = auth_files(Some("/nowhere/auth.json".into()), &environment);
         assert!(matches!(missing, Err(UsageError::AuthFile { .. })), "one that was named must be there");

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::args::{
-    CachePlaceArgs, StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
-    StoreServeArgs, StoreShareArgs, StoreWorkerArgs,
+    StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs, StoreServeArgs,
+    StoreShareArgs, StoreWorkerArgs,
 };
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
@@ -91,8 +91,7 @@ fn add(args: &StoreAddArgs, environment: &Environment) -> Result<(), Failure> {
         return Err(options::UsageError::NameOfSeveral.into());
     }
     let paths = options::store(&args.place, environment)?;
-    let cache = CachePlaceArgs { cache_dir: None, cache_size: None };
-    let sources = args.images.iter().map(|image| options::source(image, &args.access, &cache, environment));
+    let sources = args.images.iter().map(|image| options::source(image, &args.access, &args.cache, environment));
     let mut added = Vec::new();
     for source in sources.collect::<Result<Vec<_>, _>>()? {
         let listings = with_progress(|report| commands::add(&paths, source, args.name.clone(), args.full, report))?;

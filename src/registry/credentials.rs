@@ -100,10 +100,8 @@ pub enum Login {
 /// What decides which credential files are asked, as plain values.
 #[derive(Debug, Clone, Default)]
 pub struct AuthPlaces {
-    /// `--authfile`: asked alone.
+    /// `--authfile` or `$REGISTRY_AUTH_FILE`: asked alone.
     pub authfile: Option<PathBuf>,
-    /// `$REGISTRY_AUTH_FILE`: asked alone.
-    pub registry_auth_file: Option<PathBuf>,
     /// `$XDG_RUNTIME_DIR`; where it is not set, `/run/containers/UID` stands for its `containers`.
     pub xdg_runtime_dir: Option<PathBuf>,
     pub xdg_config_home: Option<PathBuf>,
@@ -116,7 +114,7 @@ pub struct AuthPlaces {
 /// The credential files in podman's order (containers-auth.json(5)).
 #[must_use]
 pub fn auth_files(places: &AuthPlaces) -> Vec<PathBuf> {
-    if let Some(only) = places.authfile.as_ref().or(places.registry_auth_file.as_ref()) {
+    if let Some(only) = &places.authfile {
         return vec![only.clone()];
     }
     let runtime = match &places.xdg_runtime_dir {
@@ -354,8 +352,6 @@ mod tests {
         places.xdg_config_home = Some("/c".into());
         places.docker_config = Some("/d".into());
         assert_eq!(paths(&places), ["/r/containers/auth.json", "/c/containers/auth.json", "/d/config.json"]);
-        places.registry_auth_file = Some("/env.json".into());
-        assert_eq!(paths(&places), ["/env.json"]);
         places.authfile = Some("/flag.json".into());
         assert_eq!(paths(&places), ["/flag.json"]);
     }

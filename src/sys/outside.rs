@@ -18,12 +18,16 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
 
 /// Reads a file of at most `limit` bytes. /dev/null, which many name who mean none, is an empty one.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let found = find(path)?;
+    read_found(&find(path)?, limit)
+}
+
+/// The same of a file that was only found (O_PATH).
+pub(crate) fn read_found(found: &File, limit: u64) -> io::Result<Vec<u8>> {
     if is_null(&found.metadata()?) {
         return Ok(Vec::new());
     }
     let mut bytes = Vec::new();
-    open_found(&found)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    open_found(found)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > limit {
         true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes"))),
         false => Ok(bytes),

@@ -31,14 +31,28 @@ pub(crate) fn made(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     walk(path, Some(Mode::from_bits_truncate(mode)))
 }
 
-/// A directory on the way.
+/// A directory on the way, or what is at its end.
 struct Place {
     dir: File,
     meta: Metadata,
     path: PathBuf,
 }
 
+/// Finds a file (O_PATH) whose contents nobody else decides.
+pub(crate) fn file(path: &Path) -> io::Result<File> {
+    let found = find(path, None)?;
+    if found.meta.is_file() {
+        found.only_ours()?;
+    }
+    Ok(found.dir)
+}
+
 fn walk(path: &Path, missing: Option<Mode>) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(openat(&find(path, missing)?.dir, ".", flags, Mode::empty())?)
+}
+
+fn find(path: &Path, missing: Option<Mode>) -> io::Result<Place> {
     let root = || Place::new(open("/", FOUND | OFlag::O_DIRECTORY, Mode::empty())?.into(), "/".into());
     let (mut place, mut links) = (root()?, 0);
     // The next one last.
@@ -59,8 +73,7 @@ fn walk(path: &Path, missing: Option<Mode>) -> io::Result<OwnedFd> {
             place = next;
         }
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    Ok(openat(&place.dir, ".", flags, Mode::empty())?)
+    Ok(place)
 }
 
 /// The names on a path, the first last.
@@ -107,11 +120,31 @@ impl Place {
         Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
     }
 
-    /// Those who may change the mode are its owner, and root. In a user namespace that does not have root, root is whoever has `/`.
     fn others_may_write(&self) -> io::Result<bool> {
-        let trusted = [0, geteuid().as_raw(), std::fs::symlink_metadata("/")?.uid()];
-        Ok(self.meta.mode() & 0o022 != 0 || !trusted.contains(&self.meta.uid()))
+        Ok(self.meta.mode() & 0o022 != 0 || !self.is_trusted()?)
     }
+
+    /// Those who may change the mode are its owner, and root. In a user namespace that does not have root, root is whoever has `/`.
+    fn is_trusted(&self) -> io::Result<bool> {
+        Ok([0, geteuid().as_raw(), owner_of_all()?].contains(&self.meta.uid()))
+    }
+
+    /// Many users have a group of their own, and files that it may write to. Root does not rely on that.
+    fn only_ours(&self) -> io::Result<()> {
+        let is_root = geteuid().is_root() && owner_of_all()? == 0;
+        let others = if is_root { 0o022 } else { 0o002 };
+        let (uid, mode) = (self.meta.uid(), self.meta.mode() & 0o7777);
+        let why = match self.is_trusted()? {
+            false => format!("it belongs to user {uid}, who could write anything into it: remove it, or chown it"),
+            true if mode & others != 0 => format!("others may write to it (mode {mode:o}): chmod go-w it"),
+            true => return Ok(()),
+        };
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    }
+}
+
+fn owner_of_all() -> io::Result<u32> {
+    Ok(std::fs::symlink_metadata("/")?.uid())
 }
 
 #[cfg(test)]
@@ -180,6 +213,28 @@ mod tests {
             chown(&theirs, Some(OTHER), None).unwrap();
             assert!(made(&theirs, 0o700).is_err() && existing(&theirs.join("ours")).is_err());
             assert!(!victims.join("new").exists() && !victims.join("cache/new").exists());
+        }
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_could_write_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
+        fs::write(&path, "").unwrap();
+        let refused = |path: &Path| file(path).map(drop).map_err(|error| error.to_string());
+        for (mode, is_good) in [(0o644, true), (0o600, true), (0o664, !geteuid().is_root()), (0o646, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(refused(&path).is_ok(), is_good, "{mode:o}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        symlink(&path, temp.path().join("link")).unwrap();
+        assert_eq!(refused(&temp.path().join("link")), Ok(()));
+        if !give_away(&path) {
+            return;
+        }
+        for theirs in [path.clone(), temp.path().join("link")] {
+            let error = refused(&theirs).unwrap_err();
+            assert!(error.contains(&format!("belongs to user {OTHER}")), "{error}");
         }
     }
 

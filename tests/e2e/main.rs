@@ -35,6 +35,7 @@ mod metrics;
 mod mirrors;
 mod namespaces;
 mod offline;
+mod options;
 mod ordinary_user;
 mod ours;
 mod overlay;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::CONFIGURABLE;
 use crate::cli::{help, values};
 
 /// Show, clear or verify what was fetched and is kept on disk
@@ -27,7 +28,7 @@ pub(in crate::cli) enum CacheCommand {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CacheDirArgs {
     /// The cache directory; crfs's is what is in `v2` below it. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(in crate::cli) cache_dir: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
@@ -41,7 +42,7 @@ pub(in crate::cli) struct CacheShowArgs {
     #[command(flatten)]
     pub(in crate::cli) dir: CacheDirArgs,
     /// The limit that mounts are given, if they are.
-    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "SIZE", value_parser = values::size)]
     pub(in crate::cli) cache_size: Option<u64>,
 }
 

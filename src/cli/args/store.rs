@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{AccessArgs, CachePlaceArgs};
+use super::{AccessArgs, CONFIGURABLE, CachePlaceArgs};
 use crate::cli::help;
 use crate::serve::listen::Listen;
 
@@ -23,7 +23,7 @@ pub(in crate::cli) struct StoreArgs {
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum StoreCommand {
     Serve(StoreServeArgs),
-    Add(StoreAddArgs),
+    Add(Box<StoreAddArgs>),
     Rm(StoreRmArgs),
     Ls(StoreLsArgs),
     Config(StoreConfigArgs),
@@ -34,11 +34,11 @@ pub(in crate::cli) enum StoreCommand {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StorePlaceArgs {
     /// The store's directory, for podman. Default: /var/lib/crfs/store for root, else $XDG_DATA_HOME/crfs/store.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(in crate::cli) root: Option<PathBuf>,
     /// Where crfs keeps what it knows of the store, its socket and its log: a directory for its owner alone. Default: crfs in the
     /// store's directory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(in crate::cli) state: Option<PathBuf>,
 }
 
@@ -53,10 +53,10 @@ pub(in crate::cli) struct StoreServeArgs {
     #[command(flatten)]
     pub(in crate::cli) cache: CachePlaceArgs,
     /// What to fetch beyond what is read: with none, nothing.
-    #[arg(long, value_enum, default_value = "hints")]
+    #[arg(long, help_heading = CONFIGURABLE, value_enum, default_value = "hints")]
     pub(in crate::cli) prefetch: StorePrefetchArg,
     /// Serve the store's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT or unix:PATH.
-    #[arg(long, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
     pub(in crate::cli) metrics_listen: Option<Listen>,
 }
 
@@ -98,6 +98,8 @@ pub(in crate::cli) struct StoreAddArgs {
     pub(in crate::cli) full: bool,
     #[command(flatten)]
     pub(in crate::cli) access: AccessArgs,
+    #[command(flatten)]
+    pub(in crate::cli) cache: CachePlaceArgs,
     /// Print one JSON array.
     #[arg(long)]
     pub(in crate::cli) json: bool,
@@ -115,7 +117,7 @@ pub(in crate::cli) struct StoreRmArgs {
     #[command(flatten)]
     pub(in crate::cli) place: StorePlaceArgs,
     /// A store of podman's own (its --root) that may need the image, besides those that a storage.conf names. May be given several times.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "DIR")]
     pub(in crate::cli) podman_root: Vec<PathBuf>,
     /// Print one JSON array.
     #[arg(long)]
