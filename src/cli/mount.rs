@@ -83,7 +83,7 @@ fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'st
                 progress.show(event);
                 Ok(())
             }
-            Event::Mounted { .. } | Event::Failed { .. } => Ok(()),
+            Event::Mounting { .. } | Event::Mounted { .. } | Event::Failed { .. } => Ok(()),
         }
     })
 }

@@ -37,7 +37,7 @@ use super::{Error, log, mount, state};
 use crate::errors::chain;
 use crate::keeper;
 use crate::kernel::fusedev::{self, Detach};
-use crate::kernel::mounts::{self, Identity};
+use crate::kernel::mounts::{self, Identity, Mount};
 use crate::sys::limit::comes_true;
 use crate::threads;
 
@@ -61,17 +61,19 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
     let dir = mounts::usable_point(&options.dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Error::Runtime { source })?;
-    let mut mounted = None;
+    let mut made = None;
     let mut heard = |event: &Event| {
-        if let Event::Mounted { mount } = event {
-            mounted = Some(mount.clone());
+        match event {
+            Event::Mounting { source } => made = Some(Made::Perhaps { source: source.clone() }),
+            Event::Mounted { mount } => made = Some(Made::Surely(mount.clone())),
+            _ => {}
         }
         on_event(event);
     };
     match runtime.block_on(launch(options, &mut heard)) {
         Ok(ready) => Ok(ready),
         Err((error, end)) => {
-            if let (ChildEnd::Killed, Some(made)) = (end, mounted) {
+            if let (ChildEnd::Killed, Some(made)) = (end, made) {
                 clear_away(&dir, &made, &options.state_dirs);
             }
             Err(error)
@@ -79,8 +81,28 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
     }
 }
 
+/// What a child has said of its mount.
+enum Made {
+    /// It was about to make it. There was none of crfs before, or the child would have said so and ended.
+    Perhaps {
+        source: String,
+    },
+    Surely(Identity),
+}
+
+impl Made {
+    fn is(&self, mount: &Mount) -> bool {
+        match self {
+            Self::Perhaps { source } => {
+                mount.is_ours() && mount.source == **source && mount.user() == Some(nix::unistd::getuid().as_raw())
+            }
+            Self::Surely(identity) => identity.is(mount),
+        }
+    }
+}
+
 /// Unmounts what a child has left that was killed. One that ends by itself unmounts by itself, and what is at the directory then is somebody else's.
-fn clear_away(dir: &Path, made: &Identity, state_dirs: &[PathBuf]) {
+fn clear_away(dir: &Path, made: &Made, state_dirs: &[PathBuf]) {
     let Ok(Some(mount)) = mounts::at(dir) else { return };
     // Its numbers may have been given to a mount that somebody has made since.
     let served = |state: &state::FoundState| state.record.describes(&mount) && state.may_be_served();
@@ -297,4 +319,31 @@ fn parent_gone(ready: Arc<AtomicBool>) -> io::Result<impl Future<Output = ()>> {
             std::future::pending().await
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+
+    /// A child may be killed behind mount(2), before it has said which mount is its own.
+    #[test]
+    fn what_a_killed_child_had_just_mounted_is_taken_away_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().canonicalize().unwrap();
+        let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/fuse") else { return };
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        if mount(Some("a@b"), &point, Some("fuse.crfs"), MsFlags::MS_RDONLY, Some(&*options)).is_err() {
+            return;
+        }
+        drop(device);
+        let perhaps = |source: &str| Made::Perhaps { source: source.into() };
+        clear_away(&point, &perhaps("a@c"), &[]);
+        assert!(mounts::at(&point).unwrap().is_some(), "it is another one");
+        clear_away(&point, &perhaps("a@b"), &[]);
+        assert!(mounts::at(&point).unwrap().is_none());
+    }
 }

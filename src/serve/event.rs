@@ -15,6 +15,8 @@ use crate::kernel::mounts::Identity;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
+    /// It is about to be mounted, with this as its source.
+    Mounting { source: String },
     /// It is mounted, and not yet served.
     Mounted { mount: Identity },
     /// The mount point can be used.
@@ -113,6 +115,7 @@ mod tests {
             Event::Image(image::Event::Resolved { name: "n".into(), digest, layers: 3 }),
             Event::Image(image::Event::Opened { layers: 1, of: 3, fetched: 5 }),
             Event::Image(image::Event::Reading { bytes: 1, of: 2 }),
+            Event::Mounting { source: "n@s".into() },
             Event::Mounted { mount },
             Event::Ready(ready),
             Event::Failed { message: "a\nb".into() },

@@ -192,11 +192,13 @@ fn start(
     let listener = control::bind(&state.socket()).map_err(|source| Error::State { path: state.socket(), source })?;
     let asked = kept::again(listener.as_fd())?;
     let (name, digest) = (served.image.image.name.clone(), served.image.image.digest);
-    let target = Target { dir: &dir, source: &format!("{name}@{digest}"), allow_other: options.allow_other };
+    let source = format!("{name}@{digest}");
+    let target = Target { dir: &dir, source: &source, allow_other: options.allow_other };
     let forest = Arc::clone(&served.forest);
+    // So that whoever started this process unmounts it where this process is killed before it is ready.
+    let _heard = report(&Event::Mounting { source: source.clone() });
     let server = Server::attach(Arc::clone(&served.service), forest, &*chosen(options), &target)?;
     let mount = server.attached.mounted.identity.clone();
-    // So that whoever started this process unmounts it where this process is killed before it is ready.
     let _heard = report(&Event::Mounted { mount: mount.clone() });
     state.write(&Record {
         id: state.id(),
