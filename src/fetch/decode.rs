@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 use crate::index::{self, Codec, Piece};
 use crate::sys::frames::{Frames, Unpacked};
 use crate::sys::inflate::{Inflate, Stop, Wrapping};
+use crate::sys::xz;
 
 /// Decoded bytes are handed on in parts of at most this size.
 const PART: usize = 64 << 10;
@@ -46,9 +47,23 @@ impl Units {
                 cut(Unpacked::new(input, &mut self.zstd), &mut self.part, pieces, sink)
             }
             Codec::Stored => cut(input, &mut self.part, pieces, sink),
+            Codec::Zlib => cut(flate2::bufread::ZlibDecoder::new(input), &mut self.part, pieces, sink),
+            Codec::Inflate => cut(flate2::bufread::DeflateDecoder::new(input), &mut self.part, pieces, sink),
+            Codec::Xz => cut(xz::Decoder::new(input)?, &mut self.part, pieces, sink),
+            Codec::Lz4 { unpacked } => cut(&lz4(input, unpacked)?[..], &mut self.part, pieces, sink),
             Codec::Deflate { bits, .. } => cut(Span::new(input, bits, window)?, &mut self.part, pieces, sink),
         }
     }
+}
+
+/// What an lz4 block unpacks to: it is unpacked as a whole.
+fn lz4(mut input: impl BufRead, unpacked: u32) -> io::Result<Vec<u8>> {
+    let mut packed = Vec::new();
+    input.read_to_end(&mut packed)?;
+    let mut bytes = vec![0; unpacked as usize];
+    let len = lz4_flex::block::decompress_into(&packed, &mut bytes).map_err(io::Error::other)?;
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// What comes behind deflate data.

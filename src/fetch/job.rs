@@ -9,16 +9,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::io::{self, BufRead, Cursor, Read};
+use std::io::{self, BufRead, Read};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::arrival::Arrival;
 use super::asker::Guess;
 use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
 use super::decode::Units;
@@ -26,6 +27,7 @@ use super::flight::{Duty, Waiter};
 use super::plan::{self, Run};
 use super::seams::{Head, Lender};
 use super::source::Stream;
+use super::unordered;
 use super::whole::{Duties, Handed, Reader};
 use super::{Error, Layer};
 use crate::blob::{ByteRange, Digest};
@@ -316,6 +318,12 @@ impl Decoder {
             lacking.remove(&wanted.check);
             layer.land(&duties, wanted, brought);
         };
+        let is_all = run.units == (0..layer.index.summary().units);
+        if is_all && layer.index.summary().format.is_filesystem() && !ends.is_cut && ends.lender.is_none() {
+            let failed = unordered::decode(&layer, &run, &mut arrival, &wanted, &mut outcome).err();
+            let failed = arrival.error.map(|error| layer.registry_error(error)).or(failed);
+            return Decoded { failed, lacking, rest: Bytes::new() };
+        }
         if wanted.iter().any(|wanted| wanted.range.len() > MEMORY_PER_CHECK) {
             layer.aside.drop_files();
         }
@@ -415,78 +423,6 @@ impl<R: BufRead> BufRead for Hashed<R> {
 }
 
 impl<R: BufRead> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.fill_buf()?.read(buffer)?;
-        self.consume(read);
-        Ok(read)
-    }
-}
-
-/// The body as it arrives, for a decoder that reads and waits.
-struct Arrival {
-    parts: mpsc::Receiver<Result<Bytes, registry::Error>>,
-    part: Bytes,
-    /// Place in the blob of the first byte not yet read.
-    position: u64,
-    /// The byte before that.
-    last: u8,
-    error: Option<registry::Error>,
-}
-
-impl Arrival {
-    /// The bytes of a unit. It may start with the byte that the one before has ended with.
-    fn unit(&mut self, compressed: ByteRange) -> io::Result<impl BufRead> {
-        let mut again = Vec::new();
-        if compressed.start.checked_add(1) == Some(self.position) {
-            again.push(self.last);
-        } else {
-            self.skip_to(compressed.start)?;
-        }
-        let rest = compressed.end.saturating_sub(self.position);
-        Ok(Read::chain(Cursor::new(again), self.take(rest)))
-    }
-
-    /// The bytes of a part of a unit, as far as they come.
-    fn bytes(&mut self, part: ByteRange) -> Bytes {
-        let mut bytes = Vec::new();
-        if let Ok(mut input) = self.unit(part) {
-            let _cut_short = input.read_to_end(&mut bytes);
-        }
-        bytes.into()
-    }
-
-    fn skip_to(&mut self, position: u64) -> io::Result<()> {
-        let skip = position.checked_sub(self.position).ok_or(io::ErrorKind::InvalidInput)?;
-        let skipped = io::copy(&mut self.by_ref().take(skip), &mut io::sink())?;
-        if skipped == skip { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    }
-}
-
-impl BufRead for Arrival {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.part.is_empty() {
-            match self.parts.blocking_recv() {
-                Some(Ok(part)) => self.part = part,
-                Some(Err(error)) => {
-                    let text = error.to_string();
-                    self.error = Some(error);
-                    return Err(io::Error::other(text));
-                }
-                None => break,
-            }
-        }
-        Ok(&self.part)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        let amount = amount.min(self.part.len());
-        self.last = self.part.get(..amount).and_then(|read| read.last()).copied().unwrap_or(self.last);
-        self.part.advance(amount);
-        self.position += amount as u64;
-    }
-}
-
-impl Read for Arrival {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.fill_buf()?.read(buffer)?;
         self.consume(read);

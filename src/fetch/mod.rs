@@ -6,6 +6,7 @@
 //! Readahead::read: the same for a file of an image, and guesses what is read next
 //! ```
 
+mod arrival;
 mod aside;
 mod asker;
 mod assemble;
@@ -25,6 +26,7 @@ mod readahead;
 mod seams;
 mod source;
 mod still;
+mod unordered;
 mod unpacking;
 mod whole;
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::source::Stream;
 use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
-use crate::blob::{ByteRange, ByteSource};
+use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::budget::{Arrived, Budget, Charge, Exceeded};
 use crate::cache::{Cache, Staged};
 use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
@@ -176,13 +176,50 @@ fn index_blob(
     order: Option<TarSplitOrder>,
     charge: Charge,
 ) -> Result<Passed, index::Error> {
-    let ((made, staged), tail) = read_blob(layer, parts, |format, events| {
+    let (mut parts, meter) = parts;
+    let head = parts.head();
+    let format = index::plain_format(layer, &head)?;
+    if format.is_filesystem() {
+        return index_filesystem(layer, format, (parts, meter), cache, order.is_some(), charge);
+    }
+    let ((made, staged), tail) = read_blob(layer, (parts, meter), |format, events| {
         // A zstd blob is often one frame.
         let staged = cache.stage(is_huge || format == Format::TarZstd).ok();
         make(layer, format, events, staged, order, charge)
     })?;
     let has_toc = index::Footer::find(&tail).is_some_and(|footer| footer != index::Footer::External);
     Ok(Passed { made, staged, has_toc })
+}
+
+/// The same of a filesystem image: it is looked at when all of it is here and has its digest, since what is where stands anywhere in it.
+fn index_filesystem(
+    layer: &Descriptor,
+    format: Format,
+    (mut parts, meter): (Parts, Meter),
+    cache: &Cache,
+    is_split_wanted: bool,
+    charge: Charge,
+) -> Result<Passed, index::Error> {
+    let no_room = |source| index::Error::NoRoom { layer: layer.digest, needed: layer.size, source };
+    let mut spool = cache.spool().map_err(no_room)?;
+    while let Some(part) = parts.next() {
+        spool.append(&part).map_err(no_room)?;
+    }
+    match parts.end() {
+        (got, _) if got == layer.digest => {}
+        (got, _) => return Err(index::Error::BlobDigest { layer: layer.digest, got }),
+    }
+    let mut staged = Keeper { layer: layer.digest, staged: cache.stage(false).ok(), has_room: true };
+    let mut keep = |at: u64, bytes: &[u8]| staged.put(at, bytes);
+    let made = index::make_of_filesystem(layer.digest, format, &spool, &mut keep, meter, charge);
+    let mut made = made.map_err(|failed| match failed {
+        Failed::Layer(error) => error,
+        Failed::Stream(error) => broken(layer, error),
+    })?;
+    if !is_split_wanted {
+        made.split = None;
+    }
+    Ok(Passed { made, staged: staged.staged, has_toc: false })
 }
 
 /// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest. Gives the blob's last bytes, too.
@@ -234,17 +271,28 @@ fn make(
     layer: &Descriptor,
     format: Format,
     events: Take<'_>,
-    mut staged: Option<Staged>,
+    staged: Option<Staged>,
     order: Option<TarSplitOrder>,
     charge: Charge,
 ) -> Result<(Made, Option<Staged>), Failed> {
-    let mut has_room = true;
-    let mut keep = |at: u64, bytes: &[u8]| {
-        if has_room && !staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
-            tracing::debug!(layer = %layer.digest, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
-            has_room = false;
-        }
-    };
+    let mut keeper = Keeper { layer: layer.digest, staged, has_room: true };
+    let mut keep = |at: u64, bytes: &[u8]| keeper.put(at, bytes);
     let made = index::make(layer.digest, format, events, &mut keep, order, charge)?;
-    Ok((made, staged))
+    Ok((made, keeper.staged))
+}
+
+/// Puts what a layer holds into the cache, while there is room for it.
+struct Keeper {
+    layer: Digest,
+    staged: Option<Staged>,
+    has_room: bool,
+}
+
+impl Keeper {
+    fn put(&mut self, at: u64, bytes: &[u8]) {
+        if self.has_room && !self.staged.as_mut().is_some_and(|staged| staged.put(at, bytes)) {
+            tracing::debug!(layer = %self.layer, at, "the cache has no room for the rest of the layer; it is fetched again when it is read");
+            self.has_room = false;
+        }
+    }
 }

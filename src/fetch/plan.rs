@@ -55,7 +55,11 @@ impl Run {
             units: self.units.start..next.units.end.max(self.units.end),
             compressed: ByteRange { start: self.compressed.start, end: next.compressed.end.max(self.compressed.end) },
         };
-        let shared = next.units.start < self.units.end;
+        let shared = next.units.start < self.units.end && self.units.start <= next.units.start;
+        // Those of a filesystem image need not ascend in the blob. Deflate blocks may begin in the byte that others end with.
+        if !shared && next.compressed.start.saturating_add(1) < self.compressed.end {
+            return None;
+        }
         let between = next.compressed.start.saturating_sub(self.compressed.end);
         let touching = next.units.start == self.units.end || (gap > 0 && between <= gap);
         (shared || (touching && joined.compressed.len() <= MAX_REQUEST)).then_some(joined)
@@ -208,6 +212,15 @@ pub(super) fn run_over(index: &StoredIndex, first: ByteRange, last: ByteRange) -
 
 /// The run of all units that hold something.
 pub(super) fn whole(index: &StoredIndex) -> Result<Option<Run>, Damaged> {
+    if index.summary().format.is_filesystem() {
+        // They need not ascend.
+        let units = 0..index.summary().units;
+        let mut end = 0;
+        for unit in units.clone() {
+            end = index.unit(unit)?.compressed.end.max(end);
+        }
+        return Ok((end > 0).then_some(Run { units, compressed: ByteRange { start: 0, end } }));
+    }
     Run::new(index, index.units_over(ByteRange { start: 0, end: index.summary().layer_file_len })?)
 }
 

@@ -209,6 +209,10 @@ impl Layer {
         if next >= self.index.summary().units {
             return Ok(None);
         }
+        // A filesystem image may have it before this run.
+        if self.index.unit(next)?.compressed.start.saturating_add(1) < run.compressed.end {
+            return Ok(None);
+        }
         let Some(at) = plan::cut(&self.index, next)?.filter(|at| plan::is_in_slice_before(*at, run.compressed.end))
         else {
             return Ok(None);

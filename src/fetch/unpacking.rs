@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 
 use crate::blob::Digest;
 use crate::budget::Arrived;
-use crate::index::{Event, Failed, Format, Unpacker};
+use crate::index::{self, Event, Failed, Format, Unpacker};
 use crate::sys::expansion::Meter;
 
 /// Events that wait to be taken.
 const EVENTS: usize = 16;
 
 /// Bytes that a layer is recognised by.
-const HEAD: usize = 512;
+const HEAD: usize = index::HEAD;
 
 /// Bytes at the end of a blob that tell whether it has a table of contents.
 const TAIL: usize = 72;
@@ -188,7 +188,8 @@ impl Parts {
 
     /// The first bytes, which come again.
     pub(super) fn head(&mut self) -> Vec<u8> {
-        let mut head = Vec::new();
+        let seen = self.head.iter().rev().map(|part| part.get(..HEAD).unwrap_or(part));
+        let mut head = seen.collect::<Vec<_>>().concat();
         while head.len() < HEAD {
             let Some(part) = self.parts.blocking_recv() else { break };
             head.extend_from_slice(part.get(..HEAD).unwrap_or(&part));

@@ -502,6 +502,7 @@ fn new_node<'a, L: LayerEntries>(source: &Source<'a, L>) -> NewNode<'a> {
         Kind::Symlink(target) => NewNode::Symlink(target),
         Kind::Char { major, minor } => NewNode::Char { major, minor },
         Kind::Block { major, minor } => NewNode::Block { major, minor },
+        Kind::Socket => NewNode::Socket,
         // A directory never gets here: `combine` makes it a `Dir`.
         Kind::Fifo | Kind::Dir { .. } => NewNode::Fifo,
     }

@@ -64,6 +64,7 @@ pub enum Type {
     Char,
     Block,
     Fifo,
+    Socket,
 }
 
 /// What stat says of a node.
@@ -162,6 +163,7 @@ enum Node {
     Char { major: u32, minor: u32 },
     Block { major: u32, minor: u32 },
     Fifo,
+    Socket,
 }
 
 /// The time is in two fields, since [`Time`] would bring 4 bytes of padding into each inode.
@@ -243,6 +245,7 @@ impl Tree {
             Node::Char { major, minor } => (Type::Char, 0, major, minor),
             Node::Block { major, minor } => (Type::Block, 0, major, minor),
             Node::Fifo => (Type::Fifo, 0, 0, 0),
+            Node::Socket => (Type::Socket, 0, 0, 0),
         };
         let mtime = Time { secs: inode.mtime_secs, nanos: inode.mtime_nanos };
         let Inode { mode, nlink, uid, gid, .. } = *inode;
@@ -362,6 +365,7 @@ pub(super) enum NewNode<'a> {
     Char { major: u32, minor: u32 },
     Block { major: u32, minor: u32 },
     Fifo,
+    Socket,
 }
 
 /// What an entry of an honest image takes in a tree, and while that is built.
@@ -450,6 +454,7 @@ impl Builder {
             NewNode::Char { major, minor } => Node::Char { major, minor },
             NewNode::Block { major, minor } => Node::Block { major, minor },
             NewNode::Fifo => Node::Fifo,
+            NewNode::Socket => Node::Socket,
         };
         self.inode(node, meta, 0)
     }

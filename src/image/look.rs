@@ -95,6 +95,7 @@ fn kind_name(kind: Type) -> &'static str {
         Type::Char => "char-device",
         Type::Block => "block-device",
         Type::Fifo => "fifo",
+        Type::Socket => "socket",
     }
 }
 

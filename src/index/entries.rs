@@ -66,6 +66,7 @@ pub enum Kind<'a> {
         minor: u32,
     },
     Fifo,
+    Socket,
 }
 
 /// What a name in a directory stands for.
@@ -118,6 +119,7 @@ pub(super) enum NodeKind {
         minor: u32,
     },
     Fifo,
+    Socket,
 }
 
 /// What files start on in the layer file: a page of memory and of any cache.
@@ -255,6 +257,7 @@ impl Entries {
             NodeKind::Char { major, minor } => Kind::Char { major, minor },
             NodeKind::Block { major, minor } => Kind::Block { major, minor },
             NodeKind::Fifo => Kind::Fifo,
+            NodeKind::Socket => Kind::Socket,
         }
     }
 

@@ -25,7 +25,7 @@ pub enum Error {
     #[error("layer {layer}: its TOC has the digest {got}, but the manifest names {named}")]
     TocDigest { layer: Digest, named: Digest, got: Digest },
     #[error(
-        "layer {layer} is {what}: crfs serves tar, tar+gzip and tar+zstd layers, with an index or without; convert the image to one of these"
+        "layer {layer} is {what}: crfs serves tar, tar+gzip and tar+zstd layers, with an index or without, and EROFS and squashfs ones; convert the image to one of these"
     )]
     Foreign { layer: Digest, what: String },
     #[error("layer {layer}: it has no TOC where it should have one")]
@@ -54,6 +54,10 @@ pub enum Error {
     Annotation { layer: Digest, key: String, value: String, wanted: &'static str },
     #[error("layer {layer}: its TOC image cannot be used")]
     ExternalToc { layer: Digest, source: SourceError },
+    #[error(
+        "layer {layer}: the cache has no room for its {needed} bytes, all of which are needed to index a filesystem image"
+    )]
+    NoRoom { layer: Digest, needed: u64, source: std::io::Error },
     #[error("layer {layer}: its index cannot be made")]
     Encode { layer: Digest, source: std::io::Error },
     #[error("layer {layer}: {what}")]
@@ -200,6 +204,11 @@ pub enum Problem {
     SparseMap(&'static str),
     #[error("it is named as a directory and has {size} bytes of contents")]
     DirectoryWithContents { size: u64 },
+
+    #[error("the filesystem image is malformed: {0}; push the image again")]
+    Filesystem(String),
+    #[error("the filesystem image uses {0}, which crfs does not read; make it without")]
+    FilesystemFeature(String),
 
     #[error("with it, {0}")]
     Memory(#[from] Exceeded),

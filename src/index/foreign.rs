@@ -5,8 +5,29 @@ use crate::blob::Packing;
 
 /// Refuses what its media type says that crfs cannot read.
 pub(super) fn refuse(layer: &Descriptor) -> Result<(), Error> {
+    if filesystem(layer).is_some() {
+        return Ok(());
+    }
     let media_type: String = layer.media_type.chars().take(200).collect();
     by_media_type(&media_type).map_or(Ok(()), |what| Err(Error::Foreign { layer: layer.digest, what: what.to_owned() }))
+}
+
+/// Types of layers that are filesystem images, and of which. What follows the last name is how the image is packed inside (stacker).
+const IMAGES: [(&str, Format); 5] = [
+    ("application/vnd.erofs.layer.v1", Format::Erofs),
+    ("application/vnd.erofs", Format::Erofs),
+    ("application/vnd.sylabs.image.layer.v1.squashfs", Format::Squashfs),
+    ("application/vnd.stacker.image.layer.squashfs", Format::Squashfs),
+    ("application/vnd.stacker.image.layer.erofs", Format::Erofs),
+];
+const STACKER: &str = "application/vnd.stacker.image.layer.";
+
+/// Which filesystem image a layer is by its type.
+pub(super) fn filesystem(layer: &Descriptor) -> Option<Format> {
+    let of = |kind: &str| IMAGES.iter().find(|(name, _)| *name == kind).map(|(_, format)| *format);
+    let kind = layer.media_type.as_str();
+    let packed_inside = kind.rsplit_once('+').filter(|(kind, _)| kind.starts_with(STACKER));
+    of(kind).or_else(|| of(packed_inside?.0))
 }
 
 /// Media types that mean something else than a tar.
@@ -14,8 +35,10 @@ fn by_media_type(media_type: &str) -> Option<&'static str> {
     let is_layer = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
     if media_type.ends_with("+encrypted") {
         Some("encrypted")
+    } else if media_type.starts_with("application/vnd.erofs") && media_type.ends_with("+zstd") {
+        Some("an EROFS filesystem image in a zstd stream")
     } else if media_type.contains("erofs") {
-        Some("an EROFS filesystem image")
+        Some("an EROFS filesystem image of a type that crfs does not know")
     } else if !media_type.is_empty() && !is_layer.iter().any(|prefix| media_type.starts_with(prefix)) {
         Some("an artifact, not a filesystem layer")
     } else {
@@ -23,8 +46,24 @@ fn by_media_type(media_type: &str) -> Option<&'static str> {
     }
 }
 
-/// What a blob is by its first bytes, whatever its media type says: registries hold gzip that is called tar, and zstd that is called gzip.
-pub(super) fn format(head: &[u8]) -> Result<Format, String> {
+/// Where a filesystem's superblock begins with what it is known by.
+const EROFS: (usize, &[u8]) = (1024, &[0xe2, 0xe1, 0xf5, 0xe0]);
+const SQUASHFS: (usize, &[u8]) = (0, b"hsqs");
+
+/// Bytes that a layer is recognised by.
+pub(super) const HEAD: usize = 1024 + 4;
+
+/// What a blob is by its first bytes, whatever its media type says: registries hold gzip that is called tar, and zstd that is called gzip. What
+/// is called a filesystem image is one, though of either kind; a tar may begin as one does.
+pub(super) fn format(layer: &Descriptor, head: &[u8]) -> Result<Format, String> {
+    if filesystem(layer).is_some() {
+        let is = |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|head| head.starts_with(magic));
+        return match (is(SQUASHFS), is(EROFS)) {
+            (true, _) => Ok(Format::Squashfs),
+            (_, true) => Ok(Format::Erofs),
+            _ => Err("called a filesystem image, but has neither an EROFS nor a squashfs superblock".to_owned()),
+        };
+    }
     match Packing::of(head) {
         Some(Packing::Gzip) => Ok(Format::TarGzip),
         Some(Packing::Zstd) => Ok(Format::TarZstd),
@@ -37,8 +76,40 @@ pub(super) fn format(head: &[u8]) -> Result<Format, String> {
 mod tests {
     use super::*;
 
+    fn of(media_type: &str) -> Descriptor {
+        let digest = crate::blob::Digest::of(b"");
+        Descriptor { digest, size: 0, media_type: media_type.to_owned(), annotations: Default::default() }
+    }
+
+    #[test]
+    fn a_filesystem_image_is_known_by_its_type_and_which_by_its_bytes() {
+        let erofs = [&[0; 1024][..], &[0xe2, 0xe1, 0xf5, 0xe0, 0]].concat();
+        let squashfs = b"hsqs____".to_vec();
+        let types = [
+            "application/vnd.erofs",
+            "application/vnd.erofs.layer.v1",
+            "application/vnd.sylabs.image.layer.v1.squashfs",
+            "application/vnd.stacker.image.layer.squashfs",
+            "application/vnd.stacker.image.layer.squashfs+zstd",
+            "application/vnd.stacker.image.layer.erofs+lz4hc",
+        ];
+        for layer in types.map(of) {
+            assert!(refuse(&layer).is_ok());
+            assert_eq!(super::format(&layer, &erofs), Ok(Format::Erofs));
+            assert_eq!(super::format(&layer, &squashfs), Ok(Format::Squashfs));
+            assert!(super::format(&layer, &[0; HEAD]).unwrap_err().contains("neither"));
+        }
+        let tar = of("application/vnd.oci.image.layer.v1.tar");
+        assert_eq!(super::format(&tar, &squashfs), Ok(Format::Tar), "a name");
+        for refused in ["application/vnd.erofs.layer.v1+zstd", "application/vnd.erofs+zstd", "application/vnd.erofs.v9"]
+        {
+            assert!(refuse(&of(refused)).unwrap_err().to_string().contains("an EROFS filesystem image"));
+        }
+    }
+
     #[test]
     fn a_layer_is_known_by_its_first_bytes() {
+        let format = |head: &[u8]| super::format(&of(""), head);
         let tar = [b"file".as_slice(), &[0; 508]].concat();
         assert_eq!(format(&tar), Ok(Format::Tar));
         assert_eq!(format(b""), Ok(Format::Tar));

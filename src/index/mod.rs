@@ -6,6 +6,7 @@ mod builder;
 mod entries;
 mod error;
 mod estargz;
+mod filesystem;
 mod footer;
 mod foreign;
 mod holes;
@@ -27,16 +28,21 @@ mod zstd_chunked;
 
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Damaged, Error, Problem};
+pub(crate) use filesystem::make as make_of_filesystem;
 pub use footer::{Footer, TocPosition};
 pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
+/// Bytes at its beginning that a layer is recognised by.
+pub(crate) const HEAD: usize = foreign::HEAD;
 /// Symlinks that one path may lead through.
 pub(crate) const MAX_SYMLINKS: usize = limits::SYMLINKS;
 /// Bytes of a zstd window that are kept while a unit is decoded.
 pub(crate) const MAX_UNIT_WINDOW: u64 = limits::UNIT_WINDOW;
 
+#[cfg(fuzzing)]
+pub use filesystem::fuzzing::read as read_filesystem_for_fuzzing;
 #[cfg(fuzzing)]
 pub use plain::fuzzing::{Unpacked, unpack as unpack_for_fuzzing};
 pub(crate) use plain::{Event, Failed, Unpacker, make, split};
@@ -94,6 +100,9 @@ pub enum Format {
     Tar,
     TarGzip,
     TarZstd,
+    /// Filesystem images.
+    Erofs,
+    Squashfs,
 }
 
 impl Format {
@@ -109,7 +118,17 @@ impl Format {
             Self::Tar => "tar",
             Self::TarGzip => "tar+gzip",
             Self::TarZstd => "tar+zstd",
+            Self::Erofs => "erofs",
+            Self::Squashfs => "squashfs",
         }
+    }
+}
+
+impl Format {
+    /// Whether a layer of it is an image of a filesystem, and no tar.
+    #[must_use]
+    pub const fn is_filesystem(self) -> bool {
+        matches!(self, Self::Erofs | Self::Squashfs)
     }
 }
 
@@ -242,7 +261,7 @@ pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes, memory: &Bud
 /// # Errors
 /// Where it is of no format that crfs reads.
 pub(crate) fn plain_format(layer: &Descriptor, head: &[u8]) -> Result<Format, Error> {
-    foreign::format(head).map_err(|what| Error::Foreign { layer: layer.digest, what })
+    foreign::format(layer, head).map_err(|what| Error::Foreign { layer: layer.digest, what })
 }
 
 /// What the header of an encoded index says of the layer.

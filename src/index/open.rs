@@ -83,6 +83,7 @@ fn look(
         return Err(Error::Size { layer: layer.digest, said: layer.size, got: source.size() });
     }
     foreign::refuse(layer)?;
+    let is_filesystem = foreign::filesystem(layer).is_some();
     // A position that no digest goes with is only somebody's word: the blob's own digest vouches for its bytes, not for where its TOC is, so
     // there the footer counts. (An index that the blob vouches for is used for every image with that blob.)
     let vouched = named.identity().is_some() || (insecure && whole == Whole::No);
@@ -90,6 +91,7 @@ fn look(
     let (bytes, what) = match position {
         _ if whole == Whole::Read => (layer.size, "all of it, since it is small"),
         Some(_) => (0, ""),
+        None if is_filesystem => (0, ""),
         None => (Blob::tail_len(layer, named.identity().is_some()), "its end, where its table of contents is"),
     };
     let (turn, mut of_blob) =
@@ -97,10 +99,14 @@ fn look(
     of_blob.cover(bytes, 0).map_err(|source| Error::Memory { layer: layer.digest, what, source })?;
     let blob = match position {
         _ if whole == Whole::Read => Blob::whole(layer, source)?,
-        Some(_) => Blob::nothing(layer, source),
-        None => Blob::tail(layer, source, bytes)?,
+        _ if position.is_some() || is_filesystem => Blob::nothing(layer, source),
+        _ => Blob::tail(layer, source, bytes)?,
     };
     let opening = Opening { layer, blob: &blob, vouchers, memory, turn: RefCell::new((bytes, turn)) };
+    // A filesystem image has no table of contents for us, whatever it ends with.
+    if is_filesystem {
+        return opening.plain();
+    }
     let found = match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
         None => opening.plain(),
         Some(Footer::ZstdChunked(position)) => opening.zstd_chunked(position),

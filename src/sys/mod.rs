@@ -9,6 +9,7 @@ pub(crate) mod limit;
 pub(crate) mod outside;
 pub(crate) mod own;
 pub(crate) mod trusted;
+pub(crate) mod xz;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

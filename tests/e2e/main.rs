@@ -17,6 +17,7 @@ mod configuration;
 mod evil;
 mod explain;
 mod faults;
+mod filesystems;
 #[path = "../it/fixtures.rs"]
 mod fixtures;
 mod formats;

@@ -28,6 +28,7 @@ fn file_type(kind: Type) -> FileType {
         Type::Char => FileType::CharDevice,
         Type::Block => FileType::BlockDevice,
         Type::Fifo => FileType::NamedPipe,
+        Type::Socket => FileType::Socket,
     }
 }
 

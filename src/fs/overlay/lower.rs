@@ -44,6 +44,7 @@ impl LayerEntries for Tree {
             Type::Char => Kind::Char { major, minor },
             Type::Block => Kind::Block { major, minor },
             Type::Fifo => Kind::Fifo,
+            Type::Socket => Kind::Socket,
         }
     }
 

@@ -28,6 +28,7 @@ impl Tree {
                 Type::Char => 3,
                 Type::Block => 4,
                 Type::Fifo => 5,
+                Type::Socket => 6,
             };
             let device = u64::from(attr.major) << 32 | u64::from(attr.minor);
             let owner = u64::from(attr.uid) << 32 | u64::from(attr.gid);

@@ -229,6 +229,7 @@ impl Builder {
             EntryType::Char => device(entry).map(|(major, minor)| NodeKind::Char { major, minor })?,
             EntryType::Block => device(entry).map(|(major, minor)| NodeKind::Block { major, minor })?,
             EntryType::Fifo => NodeKind::Fifo,
+            EntryType::Socket => NodeKind::Socket,
             // Where a file starts is known when all of its chunks are.
             EntryType::File | EntryType::HardLink | EntryType::Chunk => NodeKind::File { block: 0, size: entry.size },
         };

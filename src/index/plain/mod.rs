@@ -13,6 +13,6 @@ mod stream;
 mod unpack;
 pub(super) mod window;
 
-pub(crate) use make::{Failed, make, split};
+pub(crate) use make::{Failed, Keep, make, split};
 pub use make::{Made, Split};
 pub(crate) use unpack::{Event, Unpacker};

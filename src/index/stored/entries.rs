@@ -85,6 +85,7 @@ fn node_bytes(node: &Node) -> [u8; NODE] {
         NodeKind::Char { major, minor } => (3, 0, major, u64::from(minor)),
         NodeKind::Block { major, minor } => (4, 0, major, u64::from(minor)),
         NodeKind::Fifo => (5, 0, 0, 0),
+        NodeKind::Socket => (6, 0, 0, 0),
     };
     let head = u128::from(kind) | u128::from(flags) << 8 | u128::from(node.mode) << 16;
     let head = head | u128::from(node.uid) << 32 | u128::from(node.gid) << 64 | u128::from(node.nanos) << 96;
@@ -106,6 +107,7 @@ fn node_of(bytes: &[u8; NODE]) -> Option<Node> {
         3 => NodeKind::Char { major: a, minor: narrow(b)? },
         4 => NodeKind::Block { major: a, minor: narrow(b)? },
         5 => NodeKind::Fifo,
+        6 => NodeKind::Socket,
         _ => return None,
     };
     Some(Node {

@@ -175,7 +175,7 @@ fn digest_at(bytes: &[u8], at: usize) -> Option<Digest> {
     bytes.get(at..)?.first_chunk().map(|digest| Digest::from_bytes(*digest))
 }
 
-const FORMATS: [Format; 8] = [
+const FORMATS: [Format; 10] = [
     Format::Stargz,
     Format::EStargz,
     Format::EStargzExternalToc,
@@ -184,6 +184,8 @@ const FORMATS: [Format; 8] = [
     Format::Tar,
     Format::TarGzip,
     Format::TarZstd,
+    Format::Erofs,
+    Format::Squashfs,
 ];
 
 fn format_number(format: Format) -> u64 {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Codecs: 1 gzip, 2 zstd, 3 stored, 4 deflate, which alone has bits and a window: one more than its place in the windows, or 0. There it is
-//! a u32 length and so many bytes of zstd.
+//! a u32 length and so many bytes of zstd. Of filesystem images: 5 zlib, 6 deflate alone, 7 lz4, with a u32 of what it unpacks to in place of
+//! the window, 8 xz.
 //!
 //! Little endian. The lengths divide [`BLOCK`], so that no record lies in two blocks. Each block is packed by zstd.
 
@@ -47,6 +48,14 @@ pub enum Codec {
     /// Deflate blocks (RFC 1951), which start with the upper `bits` bits of the first byte, or with all of it where that is 0; behind the
     /// last one the trailer, and further gzip members.
     Deflate { bits: u8, window: Option<Window> },
+    /// A zlib stream (RFC 1950).
+    Zlib,
+    /// A deflate stream (RFC 1951) with nothing around it.
+    Inflate,
+    /// An lz4 block, which unpacks to so many bytes.
+    Lz4 { unpacked: u32 },
+    /// An .xz stream.
+    Xz,
 }
 
 /// Where the index has the window of a unit: the output before it that its blocks may refer to.
@@ -59,6 +68,10 @@ impl Codec {
             Self::Gzip => 1,
             Self::Zstd => 2,
             Self::Stored => 3,
+            Self::Zlib => 5,
+            Self::Inflate => 6,
+            Self::Lz4 { unpacked } => 7 | u64::from(unpacked) << 16,
+            Self::Xz => 8,
             Self::Deflate { bits, window } => 4 | u64::from(bits) << 8 | window.map_or(0, |Window(at)| at + 1) << 16,
         }
     }
@@ -70,6 +83,10 @@ impl Codec {
             2 if word == 2 => Self::Zstd,
             3 if word == 3 => Self::Stored,
             4 if bits < 8 => Self::Deflate { bits, window: (word >> 16).checked_sub(1).map(Window) },
+            5 if word == 5 => Self::Zlib,
+            6 if word == 6 => Self::Inflate,
+            7 if bits == 0 => Self::Lz4 { unpacked: u32::try_from(word >> 16).ok()? },
+            8 if word == 8 => Self::Xz,
             _ => return None,
         })
     }

@@ -40,6 +40,8 @@ pub enum NoTarSplit {
     TooMany { what: &'static str, limit: u64 },
     #[error("the names of its files, and the tar-split that it carries, need memory")]
     Memory(#[from] Exceeded),
+    #[error("it is a filesystem image, and no tar")]
+    Filesystem,
     #[error("it is no tar that crfs can read")]
     NoTar(#[source] Box<super::Error>),
     #[error("the tar-split that the blob carries is malformed in line {line}: {problem}")]

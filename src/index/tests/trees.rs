@@ -65,6 +65,7 @@ fn kind(entries: &Entries, node: NodeId) -> String {
         Kind::Char { major, minor } => format!("char {major}:{minor}"),
         Kind::Block { major, minor } => format!("block {major}:{minor}"),
         Kind::Fifo => "fifo".to_owned(),
+        Kind::Socket => "socket".to_owned(),
     }
 }
 

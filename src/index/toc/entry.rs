@@ -22,6 +22,8 @@ pub(crate) enum EntryType {
     Char,
     Block,
     Fifo,
+    /// Of filesystem images alone: no tar holds one.
+    Socket,
     /// A further chunk of the file before it.
     Chunk,
 }

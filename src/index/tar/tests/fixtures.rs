@@ -83,6 +83,7 @@ fn line(entry: &Seen) -> Value {
             "symlink"
         }
         EntryType::Fifo => "fifo",
+        EntryType::Socket => "sock",
         EntryType::Char => {
             line["rdev"] = rdev.into();
             "chr"
