@@ -30,7 +30,7 @@ use super::environment::Environment;
 use crate::errors::chain;
 
 /// Commands that go on without a configuration that is wrong: whoever has to look, or to upgrade, can do so.
-const GO_ON: [&str; 3] = ["status", "metrics", "upgrade"];
+const GO_ON: [&str; 4] = ["status", "metrics", "upgrade", "doctor"];
 
 /// What was typed, with the defaults of this machine.
 #[derive(Debug)]

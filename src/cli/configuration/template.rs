@@ -31,8 +31,8 @@ const HEAD: &str = "\
 # Files *.toml in /etc/crfs/config.d win over this one, ~/.config/crfs/config.toml
 # over both, then variables such as CRFS_CACHE_SIZE, then what is typed.
 #
-# A key holds for all commands that have the option, which stand in brackets. In
-# a table it holds for one command:
+# A key holds for all commands that have the option. Where these are few they
+# stand in brackets. In a table a key holds for one command:
 #
 #   [mount]
 #   prefetch = \"all\"
@@ -41,6 +41,9 @@ const HEAD: &str = "\
 ";
 
 const WIDTH: usize = 80;
+
+/// So many commands are named. Which others there are `--help` says.
+const FEW: usize = 3;
 
 fn wrapped(text: &str) -> String {
     let mut lines = vec![String::from("#")];
@@ -58,6 +61,7 @@ fn entry(key: &Key, all: &[Key]) -> String {
     let stop = if help.ends_with('.') { "" } else { "." };
     let commands: Vec<_> =
         all.iter().filter(|other| other.name() == key.name()).map(|other| other.command.join(" ")).collect();
+    let commands = if commands.len() > FEW { String::new() } else { format!(" ({})", commands.join(", ")) };
     let fixed = key.arg.get_default_values().first().map(|value| value.to_str().unwrap());
     let value = match fixed {
         Some(value) if key.is_switch() => value.to_owned(),
@@ -67,7 +71,7 @@ fn entry(key: &Key, all: &[Key]) -> String {
             .find(|example| example.0 == key.name())
             .map_or_else(|| panic!("no example for {}", key.name()), |example| example.1.to_owned()),
     };
-    format!("\n{}#{} = {value}\n", wrapped(&format!("{help}{stop} ({})", commands.join(", "))), key.name())
+    format!("\n{}#{} = {value}\n", wrapped(&format!("{help}{stop}{commands}")), key.name())
 }
 
 fn template() -> String {

@@ -315,7 +315,8 @@ fn commands_that_must_work_do_not_need_the_configuration() {
     for name in ["umount", "man", "completions", "config"] {
         assert!(Cli::command().find_subcommand(name).is_some() && !has_keys(name), "{name}");
     }
-    assert!(GO_ON.iter().all(|name| has_keys(name)));
+    let is_there = |name: &&&str| Cli::command().find_subcommand(name).is_some();
+    assert!(GO_ON.iter().filter(is_there).all(|name| has_keys(name)));
 }
 
 #[test]
