@@ -41,7 +41,7 @@ mod verified;
 mod tests;
 
 pub use layer::{Disk, Epoch, LayerFile, State};
-pub use report::{Cleared, LayerUse, Usage, Verification, Wrong, clear, show, verify};
+pub use report::{Cleared, LayerUse, Report, Usage, Verification, Verified, Wrong, clear, show, verify};
 pub use space::{Limits, Taken};
 pub(crate) use spool::Spool;
 pub use staged::{Adopted, Staged};

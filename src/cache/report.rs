@@ -81,6 +81,53 @@ pub struct Verification {
     pub wrong: Vec<Wrong>,
 }
 
+/// How far a layer is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Its place among those of the cache.
+    pub number: usize,
+    pub blob: Digest,
+    /// Bytes of its contents that were verified, about of how many.
+    pub bytes: u64,
+    pub of: u64,
+    /// The same of all layers.
+    pub all: u64,
+    pub of_all: u64,
+    pub done: bool,
+}
+
+/// Takes how far layers are verified.
+pub type Report = Arc<dyn Fn(&Verified) + Send + Sync>;
+
+/// Tells it, for each so many bytes.
+struct Progress<'a> {
+    report: &'a Report,
+    of_all: u64,
+    /// Bytes of the layers before.
+    before: u64,
+}
+
+impl Progress<'_> {
+    const STEP: u64 = 4 << 20;
+
+    fn tell(&self, told: &mut Verified, bytes: u64) {
+        if bytes >= told.bytes.saturating_add(Self::STEP) {
+            told.bytes = bytes;
+            self.say(*told);
+        }
+    }
+
+    fn end(&mut self, told: Verified) {
+        self.say(Verified { bytes: told.of, done: true, ..told });
+        self.before = self.before.saturating_add(told.of);
+    }
+
+    fn say(&self, told: Verified) {
+        let bytes = told.bytes.min(told.of);
+        (self.report)(&Verified { bytes, all: self.before.saturating_add(bytes), of_all: self.of_all, ..told });
+    }
+}
+
 /// Something in the cache that is not what was stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Wrong {
@@ -234,11 +281,11 @@ fn evict_all(dir: &Dir, layer: &Path) -> bool {
 ///
 /// # Errors
 /// Where the directory cannot be used.
-pub fn verify(path: &Path) -> io::Result<Verification> {
-    Ok(with(path, Use::Read, |dir| verified(&dir))?.unwrap_or_default())
+pub fn verify(path: &Path, report: Report) -> io::Result<Verification> {
+    Ok(with(path, Use::Read, move |dir| verified(&dir, &report))?.unwrap_or_default())
 }
 
-fn verified(dir: &Dir) -> Verification {
+fn verified(dir: &Dir, report: &Report) -> Verification {
     let mut found = Verification::default();
     if let Some(what) = dir.open(Path::new(SPACE)).ok().and_then(|file| space::damage(&file)) {
         found.tell(dir, Path::new(SPACE), what);
@@ -253,9 +300,18 @@ fn verified(dir: &Dir) -> Verification {
             }
         }
     }
-    for (layer, key) in stored::layers(dir) {
+    let layers = stored::layers(dir);
+    let stored =
+        |layer: &Path| dir.list(layer).iter().find(|file| file.name == "data").map_or(0, |file| file.allocated);
+    let of: Vec<u64> = layers.iter().map(|(layer, _)| stored(layer)).collect();
+    let mut progress = Progress { report, of_all: of.iter().sum(), before: 0 };
+    for (number, ((layer, key), of)) in layers.into_iter().zip(of).enumerate() {
         match key {
-            Some(key) => found.layer(dir, &layer, &key),
+            Some(key) => {
+                let mut told = Verified { number, blob: key.blob, bytes: 0, of, all: 0, of_all: 0, done: false };
+                found.layer(dir, &layer, &key, &mut |bytes| progress.tell(&mut told, bytes));
+                progress.end(told);
+            }
             None => found.tell(dir, &layer, "it is no layer's directory"),
         }
     }
@@ -267,7 +323,8 @@ impl Verification {
         self.wrong.push(Wrong { path: dir.path().join(path), what: what.into() });
     }
 
-    fn layer(&mut self, dir: &Dir, layer: &Path, key: &LayerKey) {
+    fn layer(&mut self, dir: &Dir, layer: &Path, key: &LayerKey, tell: &mut dyn FnMut(u64)) {
+        let before = self.bytes;
         let Some(source) = open_index(dir, layer) else {
             self.without_index += 1;
             return;
@@ -298,6 +355,7 @@ impl Verification {
             if let Err(what) = self.check(&stored, sums.as_ref(), &index, check) {
                 self.tell(dir, &data, what);
             }
+            tell(self.bytes - before);
         }
     }
 
@@ -384,7 +442,10 @@ mod tests {
         let (read, write) = (dir(), dir());
         assert!(run("fsfreeze", &["-f", &disk.at]));
         assert!(limit::within(Duration::from_secs(60), move || Use::Read.ask(&read)).is_some());
-        assert!(show(&disk.path(), None).is_ok() && verify(&disk.path()).is_ok_and(|found| found.wrong.is_empty()));
+        assert!(
+            show(&disk.path(), None).is_ok()
+                && verify(&disk.path(), Arc::new(|_| ())).is_ok_and(|found| found.wrong.is_empty())
+        );
         let waits = limit::within(Duration::from_millis(100), move || Use::Write.ask(&write));
         assert!(waits.is_none(), "what writes does not");
     }

@@ -33,6 +33,9 @@ pub(super) struct Cli {
     /// Say more on standard error: -v what is done, -vv every request, -vvv everything. RUST_LOG wins over it.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(super) verbose: u8,
+    /// Say nothing on standard error but what has failed: no progress, no warnings.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
     #[command(subcommand)]
     pub(super) command: Command,
 }

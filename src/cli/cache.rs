@@ -2,13 +2,15 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::args::{CacheCommand, CacheDirArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
+use super::progress::with_progress;
 use super::{Failure, json, options, print};
-use crate::cache::{self, Cleared, LayerUse, Usage, Verification};
-use crate::image::{Error, escape};
+use crate::cache::{self, Cleared, LayerUse, Usage, Verification, Verified};
+use crate::image::{Error, Event, LayerRead, escape};
 
 pub(super) fn cache(command: CacheCommand, environment: &Environment) -> Result<(), Failure> {
     match command {
@@ -24,7 +26,11 @@ pub(super) fn cache(command: CacheCommand, environment: &Environment) -> Result<
         }
         CacheCommand::Verify(args) => {
             let dir = dir(&args.dir, environment)?;
-            let found = cache::verify(&dir).map_err(|source| Error::Cache { dir, source })?;
+            let found = with_progress(|report| {
+                let report = Arc::clone(report);
+                cache::verify(&dir, Arc::new(move |verified| drop(report(&event(verified)))))
+            });
+            let found = found.map_err(|source| Error::Cache { dir, source })?;
             print(&if args.dir.json { json(&found)? } else { verification_text(&found) })?;
             if found.wrong.is_empty() { Ok(()) } else { Err(Failure::Reported) }
         }
@@ -33,6 +39,12 @@ pub(super) fn cache(command: CacheCommand, environment: &Environment) -> Result<
 
 fn dir(args: &CacheDirArgs, environment: &Environment) -> Result<PathBuf, Failure> {
     Ok(options::cache_dir(args.cache_dir.as_deref(), environment)?)
+}
+
+/// The same in the words of all progress.
+fn event(verified: &Verified) -> Event {
+    let Verified { number, blob, bytes, of, all, of_all, done } = *verified;
+    Event::Reading { bytes: all, of: of_all, layers: vec![LayerRead { number, digest: blob, bytes, of, done }] }
 }
 
 fn usage_text(usage: &Usage) -> String {

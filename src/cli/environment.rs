@@ -65,6 +65,11 @@ impl Environment {
         std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())
     }
 
+    /// Whether the terminal can do nothing but write lines.
+    pub(super) fn is_dumb_terminal() -> bool {
+        std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+    }
+
     /// Where the cache is kept without `--cache-dir`.
     pub(super) fn cache_dir(&self) -> PathBuf {
         if self.uid == 0 {

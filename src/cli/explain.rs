@@ -3,7 +3,7 @@
 use super::args::ExplainArgs;
 use super::environment::Environment;
 use super::format::{bytes, printable};
-use super::mount::with_progress;
+use super::progress::with_progress;
 use super::{Failure, endpoints, json, options, print};
 use crate::image::inspect::{self, LayerInspection};
 use crate::serve::explain::{Explanation, find};

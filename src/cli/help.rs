@@ -77,9 +77,10 @@ It prints one line to standard output (here broken in two):
   docker.io/library/alpine@sha256:... on /mnt:
   5 layers (4 lazy, 1 read whole), 1.2 MiB fetched in 0.84 s
 
-Layers without a table of contents (tar, tar+gzip, tar+zstd) are read once, with
-a bar on a terminal; --mount-deadline does not count that time as long as bytes
-come. Later mounts use the index that is kept of them, and read what is read.
+Layers without a table of contents (tar, tar+gzip, tar+zstd) are read once: with
+a bar for each on a terminal, a line now and then elsewhere, and nothing said
+with -q. --mount-deadline does not count that time as long as bytes come. Later
+mounts use the index that is kept of them, and fetch what is read.
 `crfs inspect` tells beforehand what a mount waits for.
 
 The mount is read-only, nosuid and nodev. It lives until it is unmounted

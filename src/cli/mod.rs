@@ -15,6 +15,7 @@ mod mount;
 mod options;
 mod pages;
 mod show;
+mod progress;
 mod status;
 mod store;
 mod upgrade;
@@ -50,6 +51,7 @@ pub fn run() -> ExitCode {
         return keeper::run(arguments, Environment::notify_socket(), clear_away);
     }
     let environment = Environment::read();
+    serve::log::write_by(progress::aside);
     let Typed { cli, is_faulty } = match configuration::parse(std::env::args_os().collect(), &environment) {
         Ok(typed) => typed,
         Err(error) => {
@@ -58,6 +60,9 @@ pub fn run() -> ExitCode {
         }
     };
     match dispatch(cli.command, cli.verbose, &environment) {
+    if cli.quiet {
+        progress::be_quiet();
+    }
         Ok(()) if is_faulty => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => {
@@ -168,7 +173,8 @@ fn print(text: &str) -> Result<(), Error> {
 /// Says on standard error what went wrong.
 fn complain(message: &str) {
     // Where standard error is closed, the exit status has to do.
-    let _heard = writeln!(io::stderr().lock(), "crfs: {}", format::printable(message));
+    let line = format!("crfs: {}", format::printable(message));
+    progress::aside(&mut || drop(writeln!(io::stderr().lock(), "{line}")));
 }
 
 /// An error and its causes on one line.

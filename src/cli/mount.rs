@@ -1,19 +1,19 @@
 //! `crfs mount` and `crfs umount`.
 
-use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::args::{MountArgs, ServeArgs, UmountArgs};
 use super::environment::Environment;
+use super::progress::{Progress, be_quiet, is_quiet};
 use super::{Failure, complain, format, options, print};
 use crate::image;
 use crate::keeper;
 use crate::serve::holders::{Holder, named};
 use crate::serve::options::MountOptions;
 use crate::serve::unmount::{Outcome, unmount, unmount_all};
-use crate::serve::{self as engine, Event, Keeper, Ready, Report, background, mount as image_server};
+use crate::serve::{self as engine, Event, Keeper, Ready, Report, background, background::Said, mount as image_server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
     let foreground = args.foreground;
@@ -24,7 +24,8 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
     }
     let start = Instant::now();
     let mut progress = Progress::new();
-    let ready = background::mount(&options, &mut |event| {
+    let said = if progress.has_bars() { Said::Apart } else { Said::AsItIs };
+    let ready = background::mount(&options, said, &mut |event| {
         if let Event::Image(event) = event {
             progress.show(event);
         }
@@ -43,7 +44,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
 
 fn say_ready(ready: &Ready, dir: &Path, elapsed: Duration) -> Result<(), image::Error> {
     print(&ready_line(ready, dir, elapsed))?;
-    sent_whole_line(ready.sent_whole).iter().for_each(|line| complain(line));
+    sent_whole_line(ready.sent_whole).iter().filter(|_| !is_quiet()).for_each(|line| complain(line));
     Ok(())
 }
 
@@ -63,6 +64,9 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 fn serve_in_foreground(keeper: &Keeper) -> Result<(), engine::Error> {
     let start = Instant::now();
     let options: MountOptions = background::begin()?;
+    if options.log.quiet {
+        be_quiet();
+    }
     let dir = options.dir.clone();
     let said = move |ready: &Ready| Ok(say_ready(ready, &dir, start.elapsed())?);
     image_server::run(&options, &report(said), std::future::pending(), Some(keeper))
@@ -86,19 +90,6 @@ fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'st
             Event::Mounting { .. } | Event::Mounted { .. } | Event::Failed { .. } => Ok(()),
         }
     })
-}
-
-/// Shows on a terminal how far `work` is.
-pub(super) fn with_progress<T>(work: impl FnOnce(&image::Report) -> T) -> T {
-    let progress = Arc::new(Mutex::new(Progress::new()));
-    let shown = Arc::clone(&progress);
-    let report: image::Report = Arc::new(move |event| {
-        shown.lock().unwrap_or_else(PoisonError::into_inner).show(event);
-        Ok(())
-    });
-    let done = work(&report);
-    progress.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    done
 }
 
 pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(), Failure> {
@@ -164,67 +155,6 @@ fn sent_whole_line(layers: usize) -> Option<String> {
     Some(format!("{said} all of a blob to who asks for a part, as a pull-through cache does that has not got it yet"))
 }
 
-/// The line on a terminal while layers are opened; nothing anywhere else.
-pub(super) struct Progress {
-    visible: bool,
-    shown: bool,
-    /// Since when layers are read whole.
-    reading: Option<Instant>,
-}
-
-impl Progress {
-    pub(super) fn new() -> Self {
-        Self { visible: io::stderr().is_terminal(), shown: false, reading: None }
-    }
-
-    pub(super) fn show(&mut self, event: &image::Event) {
-        let text = match event {
-            image::Event::Reading { bytes, of } => {
-                let since = *self.reading.get_or_insert_with(Instant::now);
-                Some(reading_text(*bytes, *of, since.elapsed()))
-            }
-            event => progress_text(event),
-        };
-        let Some(text) = text.filter(|_| self.visible) else { return };
-        self.shown = true;
-        write(&format!("\r\x1b[K{}", format::printable(&text)));
-    }
-
-    pub(super) fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            write("\r\x1b[K");
-        }
-    }
-}
-
-fn write(text: &str) {
-    let mut terminal = io::stderr().lock();
-    // A terminal that is gone needs no progress.
-    let _shown = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
-}
-
-fn progress_text(event: &image::Event) -> Option<String> {
-    match event {
-        image::Event::Resolved { name, layers, .. } => Some(format!("{name}: 0/{layers} layers open")),
-        image::Event::Opened { layers, of, fetched } => {
-            Some(format!("{layers}/{of} layers open, {} fetched", format::bytes(*fetched)))
-        }
-        // Shown with what only whoever shows it knows: the rate.
-        image::Event::Reading { .. } => None,
-    }
-}
-
-/// The bar for layers that are read whole: how much, how fast, and how long it will still take.
-fn reading_text(bytes: u64, of: u64, elapsed: Duration) -> String {
-    const WIDTH: u64 = 24;
-    let filled = bytes.saturating_mul(WIDTH).checked_div(of).unwrap_or(0).min(WIDTH);
-    let bar: String = (0..WIDTH).map(|place| if place < filled { '#' } else { '.' }).collect();
-    let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = of.saturating_sub(bytes) as f64 / rate.max(1.0);
-    let (bytes, of, rate) = (format::bytes(bytes), format::bytes(of), format::bytes(rate as u64));
-    format!("[{bar}] {bytes} of {of}, {rate}/s, {left:.0} s left")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,19 +190,5 @@ mod tests {
         assert_eq!(sent_whole_line(0), None);
         assert!(sent_whole_line(1).unwrap().starts_with("1 layer was read whole: its host sends all"));
         assert!(sent_whole_line(3).unwrap().starts_with("3 layers were read whole: their host sends all"));
-    }
-
-    #[test]
-    fn only_what_happens_before_it_is_ready_is_progress() {
-        let opened = image::Event::Opened { layers: 1, of: 3, fetched: 2048 };
-        assert_eq!(progress_text(&opened).as_deref(), Some("1/3 layers open, 2.0 KiB fetched"));
-        assert_eq!(progress_text(&image::Event::Reading { bytes: 1, of: 2 }), None);
-    }
-
-    #[test]
-    fn reading_has_a_bar_a_rate_and_an_end() {
-        let text = reading_text(5 << 20, 20 << 20, Duration::from_secs(2));
-        assert_eq!(text, "[######..................] 5.0 MiB of 20.0 MiB, 2.5 MiB/s, 6 s left");
-        assert!(reading_text(0, 0, Duration::ZERO).starts_with("[...."));
     }
 }

@@ -10,6 +10,7 @@ use super::args::{
     AccessArgs, CachePlaceArgs, FrontendArg, ImageArgs, MountArgs, OpaqueArg, PrefetchArg, StorePlaceArgs,
 };
 use super::environment::Environment;
+use super::progress::is_quiet;
 use crate::errors::chain;
 use crate::fs::tree::OpaqueXattr;
 use crate::image::options::ImageOptions;
@@ -47,7 +48,7 @@ pub(super) enum UsageError {
 }
 
 pub(super) fn log(verbose: u8, environment: &Environment) -> LogOptions {
-    LogOptions { filter: environment.rust_log.clone(), verbosity: verbose }
+    LogOptions { filter: environment.rust_log.clone(), verbosity: verbose, quiet: is_quiet() }
 }
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<MountOptions, Failure> {

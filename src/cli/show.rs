@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::args::{CatArgs, ImageArgs, IndexArgs, InspectArgs, LsArgs, StatArgs};
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
-use super::mount::with_progress;
+use super::progress::with_progress;
 use super::{Failure, endpoints, json, options, print};
 use crate::fs::view::LastSymlink;
 use crate::image::escape;

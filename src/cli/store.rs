@@ -12,8 +12,8 @@ use super::args::{
 };
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
-use super::mount::with_progress;
 use super::options::PATIENCE;
+use super::progress::with_progress;
 use super::{Failure, complain, json, options, print};
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};

@@ -20,8 +20,9 @@ use super::Error;
 use super::config::{Config, Unusable};
 use super::distinct::told_apart;
 use super::event::{Event, Report};
-use super::layer::{OpenLayer, Opener, Probe, Reading};
+use super::layer::{OpenLayer, Opener, Probe};
 use super::pending::Pending;
+use super::reading::Reading;
 use super::silence::{unless_silent, until_silent};
 use super::whole::check_diff_id;
 use crate::blob::{Digest, Documents as _};
@@ -219,7 +220,7 @@ impl Engine {
                     let (bytes, of) = client.unpacked();
                     if bytes > std::mem::replace(&mut told, bytes) {
                         // Progress that nobody hears is none.
-                        let _heard = report(&Event::Reading { bytes, of });
+                        let _heard = report(&Event::Reading { bytes, of, layers: Vec::new() });
                     }
                 }
             }
@@ -258,7 +259,6 @@ impl Engine {
         until: Until,
         report: &Report,
     ) -> BTreeMap<usize, Result<OpenLayer, Error>> {
-        let reading = Arc::new(Reading::default());
         let (wanted, again) = told_apart(wanted);
         let (of, numbers) = (wanted.len(), wanted.iter().map(|(number, _)| *number).collect::<Vec<_>>());
         let open = |(number, layer): (usize, registry::Layer)| {
@@ -270,6 +270,7 @@ impl Engine {
         let mut silent = pin!(until_silent(self.cache()));
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
+        let reading = Arc::new(Reading::new(wanted.iter().map(|(number, layer)| (*number, layer.digest))));
         // Progress that nobody hears is none.
         while !(opening.is_empty() || until == Until::OneIsRefused && is_refused(&numbers, &results)) {
             tokio::select! {
@@ -286,6 +287,7 @@ impl Engine {
                     let missing = numbers.iter().filter(|number| !results.contains_key(number)).copied().collect::<Vec<_>>();
                     let errors = std::iter::once(error).chain((0..).map(lost));
                     results.extend(missing.into_iter().zip(errors.map(Err)));
+                    reading.tell(report);
                     break;
                 }
                 _ = ticks.tick() => reading.tell(report),
@@ -343,7 +345,13 @@ impl Engine {
     ) -> Result<OpenLayer, Error> {
         match self.clone().probe(image, layer).await? {
             Probe::Ready(open) => self.checked(image, number, open).await,
-            Probe::NeedsFullRead(pending) => self.pass(image, pending, number, reading).await,
+            Probe::NeedsFullRead(pending) => {
+                let digest = pending.layer.digest;
+                reading.expect(&pending.layer);
+                let read = self.pass(image, pending, number, reading).await;
+                reading.end(&digest);
+                read
+            }
         }
     }
 

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::Error;
-use super::event::{Event, Report};
 use super::here::Here;
 use super::pending::{Pending, Reason, descriptor};
 use crate::blob::{ByteSource, Digest};
@@ -122,30 +120,6 @@ pub(super) struct Opener {
     pub(super) tar_splits: Option<PathBuf>,
     /// Runs what the client does meanwhile.
     pub(super) runtime: Handle,
-}
-
-/// How much is read of the layers that have to be read whole first.
-#[derive(Default)]
-pub(super) struct Reading {
-    pub(super) bytes: Arc<AtomicU64>,
-    pub(super) of: AtomicU64,
-    told: AtomicU64,
-}
-
-impl Reading {
-    /// All of a layer is read from now on: what is to be told of it.
-    pub(super) fn begin(&self, layer: &registry::Layer) -> Arc<AtomicU64> {
-        self.of.fetch_add(layer.size, Ordering::Relaxed);
-        Arc::clone(&self.bytes)
-    }
-
-    pub(super) fn tell(&self, report: &Report) {
-        let (bytes, of) = (self.bytes.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed));
-        if bytes > self.told.swap(bytes, Ordering::Relaxed) {
-            // Progress that nobody hears is none.
-            let _heard = report(&Event::Reading { bytes, of });
-        }
-    }
 }
 
 /// What is to be done to open a layer.

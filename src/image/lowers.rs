@@ -6,7 +6,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
 use super::engine::Engine;
-use super::layer::{OpenLayer, Probe, Reading};
+use super::layer::{OpenLayer, Probe};
+use super::reading::Reading;
 use crate::errors::chain;
 use crate::index::Entries;
 use crate::registry::{self, Image};
@@ -59,7 +60,7 @@ async fn open(
     let open = match engine.clone().probe(image, layer).await {
         Ok(Probe::Ready(open)) => Ok(open),
         Ok(Probe::NeedsFullRead(pending)) if pending.is_here() => {
-            engine.pass(image, pending, number, &Reading::default()).await
+            engine.pass(image, pending, number, &Reading::new([])).await
         }
         Ok(Probe::NeedsFullRead(_)) => return None,
         Err(error) => Err(error),

@@ -11,8 +11,9 @@ use tracing::Instrument as _;
 use super::Error;
 use super::engine::{Engine, TICK};
 use super::event::Report;
-use super::layer::{OpenLayer, Opener, Reading, blocking};
+use super::layer::{OpenLayer, Opener, blocking};
 use super::past_caches::{once_more, wrong_bytes};
+use super::reading::Reading;
 use super::whole::check_diff_id;
 use crate::blob::Digest;
 use crate::errors::chain;
@@ -44,12 +45,16 @@ impl Engine {
         wanted: &BTreeMap<usize, Digest>,
         report: &Report,
     ) -> Result<(), (usize, Error)> {
-        let reading = Arc::new(Reading::default());
+        let numbers = layers.iter().enumerate().map(|(number, layer)| (number, layer.layer.digest));
+        let reading = Arc::new(Reading::new(numbers));
         let splitting = FuturesUnordered::new();
         for (number, layer) in layers.iter_mut().enumerate() {
             let Some(diff_id) = wanted.get(&number).copied() else { continue };
             let (engine, reading) = (Arc::clone(self), Arc::clone(&reading));
             let (made, contents) = (layer.tar_split.take(), Arc::clone(&layer.contents));
+            if made.is_none() {
+                reading.expect(&layer.layer);
+            }
             let wanted = Wanted { layer: layer.layer.clone(), contents, made, diff_id };
             let span = self.layer_span(number, &wanted.layer);
             let split = async move { (number, engine.split_unless_vain(wanted, number, &reading).await) };
@@ -80,7 +85,9 @@ impl Engine {
         if self.lowest_failed.load(Ordering::Relaxed) < number {
             return Err(Error::Read(fetch::Error::Interrupted));
         }
+        let digest = wanted.layer.digest;
         let outcome = self.split(wanted, reading).await;
+        reading.end(&digest);
         if outcome.is_err() {
             self.lowest_failed.fetch_min(number, Ordering::Relaxed);
         }
@@ -137,7 +144,10 @@ async fn with_progress<F: Future<Output = (usize, Result<Outcome, Error>)>>(
     let mut ticks = tokio::time::interval(TICK);
     while !splitting.is_empty() {
         tokio::select! {
-            Some((number, result)) = splitting.next() => drop(results.insert(number, result)),
+            Some((number, result)) = splitting.next() => {
+                results.insert(number, result);
+                reading.tell(report);
+            }
             _ = ticks.tick() => reading.tell(report),
         }
     }
@@ -172,13 +182,12 @@ impl Opener {
     ) -> Result<Outcome, Error> {
         let Wanted { layer, contents, diff_id, .. } = wanted;
         let Some(order) = self.order(raw)? else { return Ok(Err(NoTarSplit::NotAsked)) };
-        reading.of.fetch_add(layer.size, Ordering::Relaxed);
         let source = match contents.source() {
             // It is waited for as while the image was opened.
             fetch::Source::Blob(_) => fetch::Source::Blob(layer.blob.clone()),
             held @ fetch::Source::Held { .. } => held,
         };
-        let pass = self.pass_over(layer, source, freshness, Arc::clone(&reading.bytes));
+        let pass = self.pass_over(layer, source, freshness, reading.begin(layer));
         match pass.split(order).await {
             Ok(Split { diff_id: got, split }) => {
                 check_diff_id(layer, Some(got), Some(*diff_id))?;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::Error;
-use super::layer::{Indexed, OpenLayer, Opener, Reading, blocking};
+use super::layer::{Indexed, OpenLayer, Opener, blocking};
 use super::past_caches::{once_more, wrong_bytes};
 use super::pending::{Pending, Reason, descriptor};
+use super::reading::Reading;
 use crate::blob::{ByteSource, Digest};
 use crate::fetch::{self, Held, Pass, Passed};
 use crate::index::{self, Identity, LayerKey, Opened, StoredIndex, Trust};

@@ -26,7 +26,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::oneshot;
 
 use super::event::{Deadline, Event, Ready, Report};
@@ -53,11 +53,23 @@ pub const IN_FOREGROUND: &str = "--foreground";
 /// How much longer than the mount deadline a child may take to say that it has passed, and to end when it is told to.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long a server may take to let go of standard error once it is ready.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What becomes of what a server says on standard error before it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It writes there itself.
+    AsItIs,
+    /// The waiting process writes it, in between what it draws there.
+    Apart,
+}
+
 /// Starts a server, and comes back when its mount can be used. `on_event` hears of all that happens before.
 ///
 /// # Errors
 /// Where it does not come to that; nothing is mounted, then.
-pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, Error> {
+pub fn mount(options: &MountOptions, said: Said, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, Error> {
     let dir = mounts::usable_point(&options.dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| Error::Runtime { source })?;
@@ -70,7 +82,7 @@ pub fn mount(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result
         }
         on_event(event);
     };
-    match runtime.block_on(launch(options, &mut heard)) {
+    match runtime.block_on(launch(options, said, &mut heard)) {
         Ok(ready) => Ok(ready),
         Err((error, end)) => {
             if let (ChildEnd::Killed, Some(made)) = (end, made) {
@@ -126,10 +138,15 @@ enum ChildEnd {
     Killed,
 }
 
-async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Result<Ready, (Error, ChildEnd)> {
+async fn launch(
+    options: &MountOptions,
+    said: Said,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<Ready, (Error, ChildEnd)> {
     let failed = |source| (Error::Spawn { source }, ChildEnd::NeverStarted);
     let mut signals = EndSignals::listen().map_err(failed)?;
-    let mut child = spawn().map_err(failed)?;
+    let mut child = spawn(said).map_err(failed)?;
+    let words = child.stderr.take().map(|words| tokio::spawn(hand_on(words)));
     let mut input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
     let limit = options.mount_deadline;
     let deadline = Deadline::new(limit);
@@ -142,17 +159,35 @@ async fn launch(options: &MountOptions, on_event: &mut dyn FnMut(&Event)) -> Res
         () = signals.next() => Err(Error::Interrupted),
         () = deadline.passed(GRACE) => Err(Error::Deadline { limit, waiting: None }),
     };
-    match outcome {
+    let outcome = match outcome {
         Ok(ready) => Ok(ready),
         Err(error) => Err((error, end(child, input).await)),
+    };
+    if let Some(words) = words {
+        // It has let go of it, or ended.
+        let _last = tokio::time::timeout(LAST_WORDS, words).await;
+    }
+    outcome
+}
+
+/// Writes what comes to standard error, line by line.
+async fn hand_on(words: ChildStderr) {
+    let mut words = BufReader::new(words).split(b'\n');
+    while let Ok(Some(mut line)) = words.next_segment().await {
+        line.push(b'\n');
+        // Where it is closed, nobody listens.
+        let _heard = log::StandardError.write_all(&line);
     }
 }
 
-fn spawn() -> io::Result<Child> {
+fn spawn(said: Said) -> io::Result<Child> {
     crate::sys::close_inherited_on_exec();
     let mut command = Command::new("/proc/self/exe");
     // The parent tells the service manager, whose main process it is.
     command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::BACKGROUND]).args(WORKER).env_remove("NOTIFY_SOCKET");
+    if said == Said::Apart {
+        command.stderr(Stdio::piped());
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(threads::explained)
 }
 

@@ -97,7 +97,7 @@ mod tests {
         let read = async {
             for bytes in 0..5 {
                 tokio::time::sleep(Duration::from_secs(50)).await;
-                deadline.heard(&Event::Image(image::Event::Reading { bytes, of: 9 }));
+                deadline.heard(&Event::Image(image::Event::Reading { bytes, of: 9, layers: Vec::new() }));
                 deadline.heard(&Event::Image(image::Event::Opened { layers: 1, of: 2, fetched: 3 }));
             }
         };
@@ -111,10 +111,12 @@ mod tests {
         let ready = Ready { name: "n".into(), digest, layers: 3, lazy: 2, sent_whole: 1, fetched: 9, pid: 7 };
         let device = Device { major: 0, minor: 52 };
         let mount = Identity { id: 97, device, source: "n@s".into(), user: Some(0) };
+        let layer = image::LayerRead { number: 1, digest, bytes: 1, of: 2, done: false };
         let events = [
             Event::Image(image::Event::Resolved { name: "n".into(), digest, layers: 3 }),
             Event::Image(image::Event::Opened { layers: 1, of: 3, fetched: 5 }),
-            Event::Image(image::Event::Reading { bytes: 1, of: 2 }),
+            Event::Image(image::Event::Reading { bytes: 1, of: 2, layers: vec![layer] }),
+            Event::Image(image::Event::Reading { bytes: 1, of: 2, layers: Vec::new() }),
             Event::Mounting { source: "n@s".into() },
             Event::Mounted { mount },
             Event::Ready(ready),

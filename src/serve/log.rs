@@ -32,7 +32,7 @@ static QUEUES: OnceLock<Vec<Queue>> = OnceLock::new();
 
 /// Starts logging for the life of the process; a second call changes nothing.
 pub fn start(options: &LogOptions) {
-    install(options, BoxMakeWriter::new(io::stderr), None);
+    install(options, BoxMakeWriter::new(|| StandardError), None);
 }
 
 /// The same for a server. What it logs is written by threads of their own until this is dropped.
@@ -40,7 +40,7 @@ pub fn start(options: &LogOptions) {
 /// # Errors
 /// Where their threads cannot be made; says which limit it is.
 pub(crate) fn start_server(options: &LogOptions, file: Option<RotatingLog>) -> io::Result<Settled> {
-    let terminal = Queue::start(io::stderr(), |lines| {
+    let terminal = Queue::start(StandardError, |lines| {
         tracing::warn!(lines, "standard error has not taken all of the log; these lines are missing there");
     })?;
     let lost = |lines| tracing::warn!(lines, "the disk of the log file was too slow; these lines are missing in it");
@@ -106,7 +106,7 @@ fn install(options: &LogOptions, terminal: BoxMakeWriter, file: Option<BoxMakeWr
         .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
-        .with_filter(filter(options, terminal_level(options.verbosity)));
+        .with_filter(filter(options, if options.quiet { QUIET } else { terminal_level(options.verbosity) }));
     let file = file.map(|file| {
         let level = file_level(options);
         let json = tracing_subscriber::fmt::layer().json().log_internal_errors(false).with_writer(file);
@@ -148,6 +148,40 @@ fn terminal_level(verbosity: u8) -> &'static str {
         1 => "warn,fuser=off,rustls_platform_verifier=off,crfs=info",
         2 => "info,crfs=debug",
         _ => "trace",
+    }
+}
+
+/// What `-q` leaves.
+const QUIET: &str = "error,fuser=off,rustls_platform_verifier=off";
+
+/// Does what writes to standard error when nothing else is in the way there.
+type WriteBy = fn(&mut dyn FnMut());
+
+/// How that is done; as it is where nothing else is there.
+static WRITE_BY: OnceLock<WriteBy> = OnceLock::new();
+
+/// Writes to standard error by `aside` from now on; a second call changes nothing.
+pub fn write_by(aside: WriteBy) {
+    // One process has one standard error.
+    let _first = WRITE_BY.set(aside);
+}
+
+/// Standard error, which others draw on.
+pub(super) struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = Ok(0);
+        let mut write = || written = io::stderr().lock().write_all(bytes).map(|()| bytes.len());
+        match WRITE_BY.get() {
+            Some(aside) => aside(&mut write),
+            None => write(),
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
@@ -233,7 +267,10 @@ mod tests {
     fn the_filter_leaves_out_what_it_does_not_know() {
         use tracing_subscriber::filter::LevelFilter;
         let filter = |directives: Option<&str>| {
-            let filter = filter(&LogOptions { filter: directives.map(str::to_owned), verbosity: 0 }, terminal_level(1));
+            let filter = filter(
+                &LogOptions { filter: directives.map(str::to_owned), verbosity: 0, quiet: false },
+                terminal_level(1),
+            );
             let level = |target: &str| {
                 let enabled = |level: &tracing::Level| filter.would_enable(target, level);
                 let levels = [tracing::Level::TRACE, tracing::Level::DEBUG, tracing::Level::INFO, tracing::Level::WARN];

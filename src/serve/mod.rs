@@ -42,4 +42,5 @@ pub use error::Error;
 pub use event::{Event, Ready, Report};
 pub use kept::Keeper;
 pub use service::Activity;
+pub use signals::before_the_end;
 pub use state::state_dirs;

@@ -74,6 +74,9 @@ pub struct LogOptions {
     pub filter: Option<String>,
     /// How often `-v` was given.
     pub verbosity: u8,
+    /// Whether `-q` was given: what is no failure is for the log file alone.
+    #[serde(default)]
+    pub quiet: bool,
 }
 
 #[cfg(test)]
@@ -122,7 +125,7 @@ mod tests {
             system_admin: true,
             state_dirs: vec![odd],
             metrics_listen: Some(Listen::Unix("/a".into())),
-            log: LogOptions { filter: Some("crfs=debug".into()), verbosity: 2 },
+            log: LogOptions { filter: Some("crfs=debug".into()), verbosity: 2, quiet: true },
         };
         let text = serde_json::to_string(&options).unwrap();
         assert!(!text.contains('\n'), "{text}");

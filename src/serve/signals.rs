@@ -1,9 +1,15 @@
 //! What processes do about signals.
 
 use std::io;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use nix::sys::signal::{SigSet, Signal as Kind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::sys::{self, limit};
+use crate::threads;
 
 /// Signals that still do what they do: a server listens for the first four; the next ones are harmless, and others listen for them; the rest tells of
 /// a fault of the process itself.
@@ -61,6 +67,30 @@ impl EndSignals {
             _ = self.hangup.recv() => {}
         }
     }
+}
+
+/// How long that may take.
+const TIDYING: Duration = Duration::from_secs(1);
+
+/// Lets something be done before this process is ended by SIGINT or SIGTERM, as it is otherwise. To be called once.
+pub fn before_the_end(tidy: fn()) {
+    let kinds = [(Kind::SIGINT, SignalKind::interrupt()), (Kind::SIGTERM, SignalKind::terminate())];
+    // What whoever started this process has it ignore stays ignored.
+    let kinds: Vec<_> = kinds.into_iter().filter(|(kind, _)| sys::ends_by(*kind)).collect();
+    let wait = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
+        runtime.block_on(async {
+            let listened = kinds.into_iter().filter_map(|(kind, listened)| Some((kind, signal(listened).ok()?)));
+            let heard = listened.map(|(kind, mut signal)| async move { signal.recv().await.map(|()| kind) });
+            if let Some(Some(kind)) = heard.collect::<FuturesUnordered<_>>().next().await {
+                // A terminal that takes nothing is not waited for.
+                let _tidied = limit::within(TIDYING, tidy);
+                sys::end_by(kind);
+            }
+        });
+    };
+    // Where it cannot be waited for, the process ends untidily.
+    let _untidy = threads::spawn("signals", wait);
 }
 
 /// What signals ask a server for.

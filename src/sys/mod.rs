@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use nix::sys::signal::Signal;
 
 /// Takes over the descriptors of a received SCM_RIGHTS message (unix(7)), so that each is closed when it is dropped.
 ///
@@ -56,6 +57,24 @@ pub(crate) fn hear_of_children() -> io::Result<()> {
     // SAFETY: signal(2) with SIG_DFL installs no handler.
     let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether a signal ends this process, and nobody has had it ignored.
+#[allow(unsafe_code)]
+pub(crate) fn ends_by(signal: Signal) -> bool {
+    // SAFETY: an all-zero sigaction is a valid one (no handler, no flags), and only written to.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: sigaction(2) without a new action changes nothing, and writes to a structure that outlives the call.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut now) };
+    asked == 0 && now.sa_sigaction == libc::SIG_DFL
+}
+
+/// Ends this process by a signal, whatever listens for it, so that whoever waits for it sees that.
+#[allow(unsafe_code)]
+pub(crate) fn end_by(signal: Signal) {
+    // SAFETY: signal(2) with SIG_DFL installs no handler.
+    unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
+    let _ends_here = nix::sys::signal::kill(nix::unistd::Pid::this(), signal);
 }
 
 /// Lets no program that this process starts inherit a descriptor but the standard three: what whoever started us left open (a lock, a pipe)

@@ -43,6 +43,7 @@ mod overlay;
 mod packages;
 mod plain;
 mod readers;
+mod progress;
 mod refusals;
 mod soci;
 mod status;

@@ -197,7 +197,7 @@ mod tests {
             for error in [
                 show(temp.path(), None).map(drop).unwrap_err(),
                 clear(temp.path(), false).map(drop).unwrap_err(),
-                verify(temp.path()).map(drop).unwrap_err(),
+                verify(temp.path(), std::sync::Arc::new(|_| ())).map(drop).unwrap_err(),
             ] {
                 assert!(error.to_string().contains("give crfs another --cache-dir"), "{what}: {error}");
             }

@@ -65,6 +65,9 @@ pub(crate) enum Lie {
     WholeUntil(usize, bool),
     /// The whole body, once there is a permit.
     WholeBehind(Arc<Semaphore>),
+    /// So many bytes, and the rest once there is a permit.
+    #[allow(dead_code, reason = "for e2e")]
+    PartBehind(usize, Arc<Semaphore>),
     /// This status to whoever asks for a range.
     RefusesRanges(u16),
     /// Another Content-Range, or none; the body is what was asked for.

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use crfs::blob::Digest;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::{Auth, Fault, Lasting, Lie, On, Request, State};
@@ -23,11 +24,20 @@ struct Answer {
     blob: Option<Digest>,
     /// How many bytes of the body go out at a time, and the pause between.
     pace: (usize, Duration),
+    /// What waits behind how many bytes of the body.
+    gate: Option<(usize, Arc<Semaphore>)>,
 }
 
 impl Answer {
     fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: BTreeMap::new(), body: body.into(), blob: None, pace: (64 << 10, Duration::ZERO) }
+        Self {
+            status,
+            headers: BTreeMap::new(),
+            body: body.into(),
+            blob: None,
+            pace: (64 << 10, Duration::ZERO),
+            gate: None,
+        }
     }
 
     fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -293,6 +303,7 @@ fn corrupt(state: &State, request: &Request, answer: &mut Answer, fault: Option<
         Some(Lie::WrongBytesInCaches) if request.header("cache-control") == Some("no-cache") => {}
         Some(Lie::WrongBytes | Lie::WrongBytesInCaches) => answer.body.iter_mut().for_each(|byte| *byte = !*byte),
         Some(Lie::LastByte) => answer.body.iter_mut().rev().take(1).for_each(|byte| *byte = !*byte),
+        Some(Lie::PartBehind(bytes, gate)) => answer.gate = Some((bytes, gate)),
         Some(Lie::Slow(bytes, pause)) => answer.pace = (bytes, pause),
         Some(Lie::Cut(bytes)) => return keep(answer, bytes, End::Close),
         Some(Lie::Reset(bytes)) => return keep(answer, bytes, End::Reset),
@@ -317,7 +328,7 @@ fn keep(answer: &mut Answer, bytes: usize, end: End) -> End {
 }
 
 /// Whether the connection goes on.
-async fn write_answer(state: &State, stream: &mut TcpStream, answer: Answer, end: End) -> io::Result<bool> {
+async fn write_answer(state: &State, stream: &mut TcpStream, mut answer: Answer, end: End) -> io::Result<bool> {
     let mut head = format!("HTTP/1.1 {} Because\r\n", answer.status);
     if !answer.headers.contains_key("Content-Length") {
         head += &format!("Content-Length: {}\r\n", answer.body.len());
@@ -334,6 +345,10 @@ async fn write_answer(state: &State, stream: &mut TcpStream, answer: Answer, end
     };
     stream.write_all(head.as_bytes()).await?;
     for (number, part) in answer.body.chunks(answer.pace.0).enumerate() {
+        if let Some((_, gate)) = answer.gate.take_if(|(free, _)| number * answer.pace.0 >= *free) {
+            stream.flush().await?;
+            gate.acquire().await.unwrap().forget();
+        }
         if number > 0 && !answer.pace.1.is_zero() {
             tokio::time::sleep(answer.pace.1).await;
         }
