@@ -33,6 +33,7 @@ def options():
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, too")
     parser.add_argument("--runs", type=int, metavar="N", help="runs of each measurement (default: 3 over the link, 5 on disk)")
     parser.add_argument("--without-podman", action="store_true", help="leave podman out of `start`: it takes most of the time")
+    parser.add_argument("--heat", metavar="FILE", help="write a picture of a cold start, an SVG of `crfs heat`, to FILE")
     for name in ["crfs", "image", "slowlink"]:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

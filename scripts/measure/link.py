@@ -26,7 +26,7 @@ def timed(link, work):
     return {"seconds": seconds, "bytes": counted["down"], "requests": counted["requests"], "connections": counted["conns"], **more}
 
 
-def crfs_run(world, link, prefetch, use):
+def crfs_run(world, link, prefetch, use, heat=None):
     """Mounts the bench image with an empty cache, and lets `use` do something with it."""
     cache, mounts = world.fresh("cache"), []
 
@@ -39,13 +39,15 @@ def crfs_run(world, link, prefetch, use):
 
     figures = timed(link, work)
     figures["memory"] = mounts[0].memory()
+    if heat:
+        run(world.crfs, "heat", "--svg", heat, mounts[0].path)
     mounts[0].unmount()
     world.remove(cache)
     return figures
 
 
-def crfs_start(world, link, prefetch):
-    return crfs_run(world, link, prefetch, lambda path: run("chroot", path, *PROGRAM))
+def crfs_start(world, link, prefetch, heat=None):
+    return crfs_run(world, link, prefetch, lambda path: run("chroot", path, *PROGRAM), heat)
 
 
 def podman_start(world, link, tag):
@@ -90,7 +92,7 @@ def start(world, report, options):
     samples.update({f"podman, {tag}": [] for tag in tags})
     for _ in range(options.runs or 3):
         for name, prefetch in PREFETCH.items():
-            samples[name].append(crfs_start(world, link, prefetch))
+            samples[name].append(crfs_start(world, link, prefetch, options.heat if prefetch == "hints" else None))
         for tag in tags:
             samples[f"podman, {tag}"].append(podman_start(world, link, tag))
     best = min((median(samples[f"podman, {tag}"]) for tag in tags), default=None)

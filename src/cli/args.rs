@@ -47,6 +47,7 @@ pub(super) enum Command {
     Upgrade(UpgradeArgs),
     Inspect(InspectArgs),
     Explain(ExplainArgs),
+    Heat(HeatArgs),
     Index(IndexArgs),
     Ls(LsArgs),
     Cat(CatArgs),
@@ -266,6 +267,27 @@ pub(super) struct ExplainArgs {
     pub(super) cache: CachePlaceArgs,
     /// Print one JSON object.
     #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Draw what became of the bytes of each layer: read, fetched and not read, not fetched, and when
+///
+/// Of a mount, what its server has recorded since it started. Of an image that is not mounted, what the cache has of it.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::HEAT, group = clap::ArgGroup::new("how").required(true).multiple(true))]
+pub(super) struct HeatArgs {
+    /// A mount point, the id of a mount (see `crfs status`), or an image as the other commands take it.
+    #[arg(value_name = "MOUNT|IMAGE")]
+    pub(super) target: OsString,
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
+    #[command(flatten)]
+    pub(super) cache: CachePlaceArgs,
+    /// Write a picture to this file, or to standard output (-). It is one file, for light and dark backgrounds.
+    #[arg(long, value_name = "FILE", group = "how")]
+    pub(super) svg: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long, group = "how")]
     pub(super) json: bool,
 }
 

@@ -46,6 +46,10 @@ Exit status:
     };
 }
 
+mod layers;
+
+pub(super) use self::layers::{EXPLAIN, HEAT};
+
 pub(super) const CRFS: &str = concat!(
     "\
 Examples:
@@ -157,34 +161,6 @@ Fields of --json:
 
 Nothing is read but manifests and tables of contents. A layer that crfs cannot
 serve is shown with the reason; that is no failure.
-
-",
-    image_help!(),
-    exit_help!()
-);
-
-pub(super) const EXPLAIN: &str = concat!(
-    "\
-Examples:
-  crfs explain /mnt
-  crfs explain --cache-dir /srv/cache ghcr.io/a/b
-  crfs explain --json /mnt | jq '.layers[] | select(.lazy | not) | .reason'
-
-Fields of --json:
-  image, digest           the name, and the digest of the manifest
-  mount                   null for an image; of a mount
-    id, dir               see `crfs status --json`
-    told                  whether its server has told this. Where it does not
-                          answer, the layers are told as a new mount of the same
-                          image would read them
-  wait                    bytes that are fetched before the mount is ready
-  layers                  an array, the lowest first, of the fields that
-                          `crfs inspect --help` has, and of a mount whose server
-                          has told
-    since                 requests and fetched, since the mount was ready
-
-For a mount the options about registry and cache are those that it was mounted
-with. Nothing is read but manifests and tables of contents.
 
 ",
     image_help!(),
@@ -590,7 +566,7 @@ mod tests {
     fn lines_fit_a_terminal() {
         use super::*;
         let store = [STORE, STORE_SERVE, STORE_ADD, STORE_RM, STORE_LS, STORE_CONFIG, STORE_SHARE];
-        let others = [CRFS, MOUNT, UMOUNT, INSPECT, EXPLAIN, INDEX, LS, CAT, STAT, STATUS, CACHE];
+        let others = [CRFS, MOUNT, UMOUNT, INSPECT, EXPLAIN, HEAT, INDEX, LS, CAT, STAT, STATUS, CACHE];
         for text in others.into_iter().chain([CACHE_SHOW, CACHE_CLEAR, CACHE_VERIFY]).chain(store) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{line}");

@@ -9,13 +9,14 @@ mod endpoints;
 mod environment;
 mod explain;
 mod format;
+mod heat;
 mod help;
 mod metrics;
 mod mount;
 mod options;
 mod pages;
-mod show;
 mod progress;
+mod show;
 mod status;
 mod store;
 mod upgrade;
@@ -50,8 +51,8 @@ pub fn run() -> ExitCode {
         let clear_away = store::clearing(&arguments);
         return keeper::run(arguments, Environment::notify_socket(), clear_away);
     }
-    let environment = Environment::read();
     serve::log::write_by(progress::aside);
+    let environment = Environment::read();
     let Typed { cli, is_faulty } = match configuration::parse(std::env::args_os().collect(), &environment) {
         Ok(typed) => typed,
         Err(error) => {
@@ -59,10 +60,10 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match dispatch(cli.command, cli.verbose, &environment) {
     if cli.quiet {
         progress::be_quiet();
     }
+    match dispatch(cli.command, cli.verbose, &environment) {
         Ok(()) if is_faulty => ExitCode::FAILURE,
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => {
@@ -141,6 +142,7 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::StoreReader => Ok(crate::podman::read()?),
         Command::Inspect(args) => show::inspect(args, environment),
         Command::Explain(args) => explain::explain(&args, environment),
+        Command::Heat(args) => heat::heat(&args, environment),
         Command::Index(args) => show::index(args, environment),
         Command::Ls(args) => show::ls(args, environment),
         Command::Cat(args) => show::cat(args, environment),

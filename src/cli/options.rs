@@ -31,6 +31,8 @@ pub(super) enum UsageError {
     NotUtf8,
     #[error("{0}")]
     Image(#[from] crate::registry::Error),
+    #[error("--json and --svg - would both write to standard output; give --svg a file")]
+    TwoOutputs,
     #[error("--name is for one IMAGE at a time")]
     NameOfSeveral,
     #[error("--opaque-xattr goes with --layer")]

@@ -17,6 +17,7 @@ impl Layer {
     pub(super) fn read_cached(self: &Arc<Self>, range: ByteRange, buffer: &mut [u8], disk: Disk) -> Option<Range<u32>> {
         let checks = fill(&self.index, &self.file, range, buffer, disk).ok()??;
         self.note_use(checks.clone());
+        self.heat.needed(checks.clone(), false);
         self.counters.served.fetch_add(range.len(), Ordering::Relaxed);
         METRICS.served.inc_by(range.len());
         self.counters.cached.fetch_add(range.len(), Ordering::Relaxed);

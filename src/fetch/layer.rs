@@ -14,9 +14,11 @@ use super::aside::Aside;
 use super::asker::Reading;
 use super::assemble::{Brought, Wanted};
 use super::flight::{Flights, Waiter};
+use super::heat::{Heat, Record};
 use super::kept::Kept;
 use super::prefetch::{Gate, Waiting};
 use super::seams::Seams;
+use super::shared::Shared;
 use super::still::Still;
 use super::whole::{Duties, Whole};
 use super::{Error, Source};
@@ -32,9 +34,6 @@ const REQUESTS: usize = 8;
 
 /// Requests of all layers of an image at a time: an image whose registry is stuck leaves enough of them to the others.
 const ALL_REQUESTS: usize = 128;
-
-/// Requests of all images of a process at a time. Each has a thread while its body comes in (`Work::Incoming`).
-const REQUESTS_OF_ALL: usize = 384;
 
 /// How long a failure to get anything within the deadline answers for the same check at once, but no longer than [`REPEAT_PART`] of the deadline:
 /// when the READ that reads ahead has failed, the kernel sends another for the page itself, which would wait a second deadline. Thousands
@@ -54,19 +53,6 @@ const ROUNDS: usize = 8;
 /// Checks found on disk are verified one by one in each of this many groups, so that a check is not verified by all of its readers.
 const VERIFIERS: usize = 16;
 
-/// What all images of a process have in common. Clones are the same.
-#[derive(Clone)]
-pub struct Shared {
-    requests: Arc<Semaphore>,
-    aside: Aside,
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        Self { requests: Arc::new(Semaphore::new(REQUESTS_OF_ALL)), aside: Aside::new() }
-    }
-}
-
 /// What all layers of a mount have in common.
 #[derive(Clone)]
 pub struct Engine {
@@ -75,6 +61,7 @@ pub struct Engine {
     /// Those of the image, and of all images.
     requests: [Arc<Semaphore>; 2],
     aside: Aside,
+    record: Option<Arc<Record>>,
     /// Longest time without progress that a read waits.
     io_deadline: Duration,
 }
@@ -154,6 +141,7 @@ pub(super) struct Counters {
 /// The contents of one layer.
 pub struct Layer {
     digest: Digest,
+    pub(super) heat: Heat,
     pub(super) index: StoredIndex,
     pub(super) source: Source,
     pub(super) cache: Cache,
@@ -201,7 +189,8 @@ impl Engine {
     #[must_use]
     pub fn new(cache: Cache, shared: &Shared, io_deadline: Duration) -> Self {
         let requests = [Arc::new(Semaphore::new(ALL_REQUESTS)), Arc::clone(&shared.requests)];
-        Self { cache, gate: Arc::default(), requests, aside: shared.aside.clone(), io_deadline }
+        let (aside, record) = (shared.aside.clone(), shared.record.clone());
+        Self { cache, gate: Arc::default(), requests, aside, record, io_deadline }
     }
 
     /// The contents of the layer `digest`. `file` is the layer file that belongs to `index`.
@@ -214,8 +203,10 @@ impl Engine {
         file: LayerFile,
         reindex: Reindex,
     ) -> Arc<Layer> {
+        let heat = Heat::new(self.record.as_ref(), index.summary().checks);
         Arc::new(Layer {
             digest,
+            heat,
             index,
             source,
             cache: self.cache.clone(),
@@ -510,6 +501,9 @@ impl Layer {
         if covered != range.end {
             return Err(Error::NotInIndex { layer: self.digest, range });
         }
+        // Whoever waits is noted first: they have waited since now.
+        missing.iter().for_each(|check| self.heat.needed(*check..check.saturating_add(1), true));
+        self.heat.needed(checks.clone(), false);
         let look = if missing.is_empty() {
             self.note_use(checks.clone());
             Look::Bytes(bytes.freeze())
@@ -566,6 +560,7 @@ impl Layer {
     /// the duty for it: who does so now looks for it afterwards.
     pub(super) fn land(&self, duties: &Duties, wanted: Wanted, brought: Brought) {
         let Brought { kept, is_stored } = brought;
+        self.heat.came(wanted.check);
         if !is_stored {
             self.counters.uncached.fetch_add(wanted.range.len(), Ordering::Relaxed);
             METRICS.uncached.inc_by(wanted.range.len());

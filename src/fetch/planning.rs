@@ -188,7 +188,10 @@ impl Layer {
                 _ => {
                     duties.push(duty);
                     match needed.binary_search(&wanted.check) {
-                        Ok(_) => planned.used = planned.used.saturating_add(share(wanted)),
+                        Ok(_) => {
+                            self.heat.demanded(wanted.check);
+                            planned.used = planned.used.saturating_add(share(wanted));
+                        }
                         Err(_) => planned.guessed.push((wanted.check, share(wanted))),
                     }
                 }

@@ -28,6 +28,7 @@ use super::whole::check_diff_id;
 use crate::blob::{Digest, Documents as _};
 use crate::budget::Budget;
 use crate::cache::Cache;
+use crate::fetch::heat::Record;
 use crate::fetch::{self, Files, Readahead};
 use crate::fs::tree::{self, OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
@@ -75,6 +76,15 @@ impl Common {
             memory: Budget::of_process(),
             looking: Arc::default(),
         }
+    }
+
+    /// What becomes of the bytes of the one image is recorded from now on.
+    pub(crate) fn recording(self) -> Self {
+        Self { fetch: self.fetch.recording(), ..self }
+    }
+
+    pub(crate) fn record(&self) -> Option<&Arc<Record>> {
+        self.fetch.record()
     }
 
     pub(crate) const fn cache(&self) -> &Cache {
@@ -260,6 +270,7 @@ impl Engine {
         report: &Report,
     ) -> BTreeMap<usize, Result<OpenLayer, Error>> {
         let (wanted, again) = told_apart(wanted);
+        let reading = Arc::new(Reading::new(wanted.iter().map(|(number, layer)| (*number, layer.digest))));
         let (of, numbers) = (wanted.len(), wanted.iter().map(|(number, _)| *number).collect::<Vec<_>>());
         let open = |(number, layer): (usize, registry::Layer)| {
             let (engine, image, reading) = (Arc::clone(self), Arc::clone(image), Arc::clone(&reading));
@@ -270,13 +281,13 @@ impl Engine {
         let mut silent = pin!(until_silent(self.cache()));
         let mut results = BTreeMap::new();
         let mut ticks = tokio::time::interval(TICK);
-        let reading = Arc::new(Reading::new(wanted.iter().map(|(number, layer)| (*number, layer.digest))));
         // Progress that nobody hears is none.
         while !(opening.is_empty() || until == Until::OneIsRefused && is_refused(&numbers, &results)) {
             tokio::select! {
                 Some((number, result)) = opening.next() => {
                     note(&result);
                     results.insert(number, result);
+                    reading.tell(report);
                     let opened = results.values().filter_map(|result| result.as_ref().ok());
                     let fetched = opened.map(|layer: &OpenLayer| layer.layer.blob.traffic().bytes).fold(0, u64::saturating_add);
                     let _heard = report(&Event::Opened { layers: results.len(), of, fetched });
@@ -287,7 +298,6 @@ impl Engine {
                     let missing = numbers.iter().filter(|number| !results.contains_key(number)).copied().collect::<Vec<_>>();
                     let errors = std::iter::once(error).chain((0..).map(lost));
                     results.extend(missing.into_iter().zip(errors.map(Err)));
-                    reading.tell(report);
                     break;
                 }
                 _ = ticks.tick() => reading.tell(report),

@@ -27,6 +27,8 @@ pub enum Error {
     NotReady { dir: PathBuf, source: io::Error },
     #[error("{} is a crfs mount of another user, or its state is gone; ask as that user, or name its image", dir.display())]
     NotOurs { dir: PathBuf },
+    #[error("the server of {} does not say what became of its bytes", dir.display())]
+    NotTold { dir: PathBuf, source: Unanswered },
     #[error("metrics cannot be served on {at}; give --metrics-listen another address or path")]
     Listen { at: String, source: io::Error },
     #[error("{} is not a crfs mount but one of type {kind}", dir.display())]

@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use super::Error;
 use super::ask;
+use super::ask::Unanswered;
 use super::control::{Answer, Request};
 use super::holders;
 use super::layers::{Ask, Told};
 use super::state::{self, FoundState};
 use super::unmount::find as find_mount;
 use crate::blob::Digest;
+use crate::image::heat::Heat;
 use crate::image::inspect::{self, LayerInspection};
 use crate::image::options::ImageOptions;
 use crate::kernel::mounts;
@@ -65,6 +67,33 @@ impl Explained {
         let endpoints = self.state.connect().and_then(ask::status).map(|told| told.endpoints).unwrap_or_default();
         let told = inspect::Layers { image: record.image.clone(), digest: record.digest, endpoints, layers };
         Some(Explanation { mount: Some(self.found(true)), ..told.into() })
+    }
+
+    /// What became of the bytes of its image, as its server has recorded it.
+    ///
+    /// # Errors
+    /// Where its server does not tell.
+    pub fn heat(&self) -> Result<Heat, Error> {
+        let asked = self.state.connect();
+        let told = asked.and_then(|stream| ask::ask(stream, &Request::Own(Ask::Heat), ask::SILENCE, &mut |_| {}));
+        let source = match told {
+            Ok(Answer::Own(Told::Heat(heat))) => return Ok(*heat),
+            Ok(_) => Unanswered::OtherVersion,
+            Err(source) => source,
+        };
+        Err(Error::NotTold { dir: self.state.record.dir.clone(), source })
+    }
+
+    /// The name of its image.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.state.record.image
+    }
+
+    /// Which mount it is, told by its server.
+    #[must_use]
+    pub fn mount(&self) -> Found {
+        self.found(true)
     }
 
     /// What is known of its image, where its server tells nothing.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::fetch;
+use crate::image::heat::Heat;
 use crate::image::inspect::{self, LayerInspection, Since};
 use crate::image::layer::OpenLayer;
 use crate::registry::SociSource;
@@ -16,6 +17,8 @@ use crate::registry::SociSource;
 pub(crate) enum Ask {
     /// Why its layers are as they are, and what they have cost.
     Layers,
+    /// What became of their bytes.
+    Heat,
 }
 
 /// What it answers to that.
@@ -23,6 +26,7 @@ pub(crate) enum Ask {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Told {
     Layers(Vec<LayerInspection>),
+    Heat(Box<Heat>),
 }
 
 /// The layers of a mount, and what was asked for each before it was ready.

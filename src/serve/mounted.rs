@@ -12,11 +12,12 @@ use super::options::{LayerChoice, MountOptions};
 use super::service::{Service, distinct};
 use crate::blob::Digest;
 use crate::cache::Cache;
+use crate::errors::chain;
 use crate::fetch::{self, Prefetch};
 use crate::fs::forest::Forest;
 use crate::image::config::Config;
 use crate::image::engine::{Alone, Common, Engine, OpenImage, RESOLVE_WITHIN, read_ahead};
-use crate::image::{self, Event, Report, lowers};
+use crate::image::{self, Event, Report, heat, lowers};
 use crate::registry::{self, Hosts};
 use crate::threads::{self, Work};
 
@@ -25,6 +26,7 @@ pub(crate) struct MountedImage {
     id: String,
     layers: Vec<Arc<fetch::Layer>>,
     explained: Layers,
+    heat: Vec<heat::Asked>,
     common: Common,
 }
 
@@ -52,6 +54,13 @@ impl Service for MountedImage {
     async fn perform(self: Arc<Self>, request: Ask, _report: Report) -> Result<Told, String> {
         match request {
             Ask::Layers => Ok(Told::Layers(self.explained.told())),
+            Ask::Heat => {
+                // The index may have to be read from disk.
+                let told =
+                    threads::run(Work::Local, move || heat::of(&self.heat, self.common.record().map(AsRef::as_ref)));
+                let told = told.await.map_err(|error| error.to_string())?;
+                told.map(|heat| Told::Heat(Box::new(heat))).map_err(|damaged| chain(&damaged))
+            }
         }
     }
 }
@@ -112,7 +121,7 @@ pub(super) async fn served(
     hosts: Hosts,
     report: &Report,
 ) -> Result<Served, Error> {
-    let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts);
+    let common = Common::new(Cache::open(&options.source.cache_dir, options.source.cache_size), hosts).recording();
     let resolve_within = RESOLVE_WITHIN.min(options.mount_deadline / 2);
     let engine = Arc::new(Engine::sharing(common.clone(), &options.source, resolve_within, None)?);
     let mut image = match known {
@@ -153,9 +162,11 @@ pub(super) async fn served(
     });
     let explained = Layers::new(&image.layers, engine.soci_source(&image.image).await);
     let layers = distinct(image.layers.iter().map(|layer| &layer.contents));
+    let heat = heat::Asked::of(&image.layers);
+    common.record().into_iter().for_each(|record| record.is_ready());
     let prefetch = Box::pin(fetch::prefetch(layers.clone(), options.prefetch));
     let forest = Arc::new(Forest::alone(Arc::new(view), inode_group));
-    let service = Arc::new(MountedImage { id, layers, explained, common });
+    let service = Arc::new(MountedImage { id, layers, explained, heat, common });
     Ok(Served { service, forest, image, has_lowers, prefetch })
 }
 

@@ -21,6 +21,7 @@ mod filesystems;
 #[path = "../it/fixtures.rs"]
 mod fixtures;
 mod formats;
+mod heat;
 mod idmap;
 #[path = "../it/image.rs"]
 #[allow(dead_code)]
@@ -42,8 +43,8 @@ mod ours;
 mod overlay;
 mod packages;
 mod plain;
-mod readers;
 mod progress;
+mod readers;
 mod refusals;
 mod soci;
 mod status;
