@@ -338,7 +338,7 @@ Environment:
 pub(super) const STORE_SERVE: &str = concat!(
     "\
 Examples:
-  crfs store serve
+  crfs store serve --layers                # podman pull is lazy by itself
   crfs store serve --root /srv/store --cache-size 50G
   podman unshare crfs store serve          # an ordinary user's own
 

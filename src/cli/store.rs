@@ -17,7 +17,7 @@ use super::progress::with_progress;
 use super::{Failure, complain, json, options, print};
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};
-use crate::podman::{self, Ready, ServeOptions};
+use crate::podman::{self, LayerOptions, Ready, ServeOptions};
 use crate::serve::Keeper;
 use crate::serve::options::LogOptions;
 use crate::sys::{limit, outside};
@@ -46,10 +46,18 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         // Containers are of many users. In a user namespace of one's own that is allowed, too.
         allow_other: nix::unistd::geteuid().is_root(),
         metrics_listen: options::listen(args.metrics_listen.as_ref())?,
+        layers: args.layers.then(|| layer_options(args, environment)).transpose()?,
         log: log.clone(),
     };
     let never = podman::become_keeper(&options)?;
     match never {}
+}
+
+/// Which image it is podman says.
+fn layer_options(args: &StoreServeArgs, environment: &Environment) -> Result<LayerOptions, Failure> {
+    let any = OsString::from("localhost/any:latest");
+    let source = options::source(&any, &args.access, &args.cache, environment)?;
+    Ok(LayerOptions { source, deadline: args.mount_deadline })
 }
 
 /// A worker, as its keeper starts it.
@@ -200,8 +208,9 @@ fn podman_roots(environment: &Environment) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failure> {
-    let root = options::store(&args.place, environment)?.root;
-    Ok(print(&config_text(&root, &storage_conf(environment), &podman_version(), environment.uid))?)
+    let paths = options::store(&args.place, environment)?;
+    let list = if args.layers { List::layers(&paths.layers()) } else { List::images(&paths.root) };
+    Ok(print(&config_text(&list, &storage_conf(environment), &podman_version(), environment.uid))?)
 }
 
 /// What `podman --version` says.
@@ -236,10 +245,29 @@ const LONGEST_CONF: u64 = 1 << 20;
 /// Bytes of a line that says a version.
 const LONGEST_VERSION: u64 = 4096;
 
+/// What storage.conf lists: by which key, and what of it is ours, as TOML has it.
+struct List {
+    key: &'static str,
+    entry: String,
+}
+
+impl List {
+    fn images(root: &Path) -> Self {
+        Self { key: "additionalimagestores", entry: quoted(root) }
+    }
+
+    /// podman is to say which reference it pulls.
+    fn layers(dir: &Path) -> Self {
+        let mut named = dir.as_os_str().to_owned();
+        named.push(":ref");
+        Self { key: "additionallayerstores", entry: quoted(Path::new(&named)) }
+    }
+}
+
 /// What has to be put where, as comments, and below them the lines themselves.
-fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
-    let root = quoted(root);
-    let list = format!("additionalimagestores = [{root}]\n");
+fn config_text(List { key, entry }: &List, conf: &Path, version: &str, uid: u32) -> String {
+    let list = format!("{key} = [{entry}]\n");
+    let behind = format!("has {key} already: put this behind the [ that follows it");
     let places = match uid {
         0 => "runroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n",
         _ => "",
@@ -256,10 +284,8 @@ fn config_text(root: &Path, conf: &Path, version: &str, uid: u32) -> String {
         Err(error) if error.kind() == io::ErrorKind::NotFound => ("is not there yet: this is all of it", whole),
         Err(_) => (unreadable.as_str(), whole),
         Ok(text) if text.trim().is_empty() => ("is empty: this is all of it", whole),
-        Ok(text) if is_listed(text, &root) => ("names this store already: nothing is to be done", String::new()),
-        Ok(text) if has_key(text, "additionalimagestores") => {
-            ("has additionalimagestores already: put this behind the [ that follows it", format!("{root},\n"))
-        }
+        Ok(text) if is_listed(text, key, entry) => ("names this store already: nothing is to be done", String::new()),
+        Ok(text) if has_key(text, key) => (behind.as_str(), format!("{entry},\n")),
         Ok(text) if has_table(text, "storage.options") => {
             ("has a part [storage.options] already: put this line below that one", list)
         }
@@ -275,14 +301,14 @@ fn has_key(conf: &str, key: &str) -> bool {
     conf.lines().filter_map(|line| line.split_once('=')).any(|(found, _)| found.trim().trim_matches('"') == key)
 }
 
-/// Whether the list of additional image stores has this string.
-fn is_listed(conf: &str, root: &str) -> bool {
+/// Whether a list of additional stores has this string.
+fn is_listed(conf: &str, key: &str, entry: &str) -> bool {
     let lines = || conf.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let list = lines().skip_while(|line| !has_key(line, "additionalimagestores"));
+    let list = lines().skip_while(|line| !has_key(line, key));
     let list = list.collect::<Vec<_>>().join("\n");
     list.split_once('[')
         .and_then(|(_, rest)| rest.split_once(']'))
-        .is_some_and(|(list, _)| list.split(',').any(|found| found.trim() == root))
+        .is_some_and(|(list, _)| list.split(',').any(|found| found.trim() == entry))
 }
 
 fn has_table(conf: &str, name: &str) -> bool {
@@ -305,10 +331,27 @@ mod tests {
 
     #[test]
     fn storage_conf_is_whole_where_there_is_none() {
-        let text = config_text(Path::new("/s/\"x"), Path::new("/nowhere/storage.conf"), "podman version 4.3.1", 0);
+        let text = config_text(
+            &List::images(Path::new("/s/\"x")),
+            Path::new("/nowhere/storage.conf"),
+            "podman version 4.3.1",
+            0,
+        );
         assert!(text.starts_with("# podman version 4.3.1. /nowhere/storage.conf is not there yet"), "{text}");
         assert!(text.contains("graphroot") && text.ends_with("additionalimagestores = [\"/s/\\\"x\"]\n"), "{text}");
-        assert!(!config_text(Path::new("/s"), Path::new("/nowhere/c"), "", 7).contains("graphroot"));
+        assert!(!config_text(&List::images(Path::new("/s")), Path::new("/nowhere/c"), "", 7).contains("graphroot"));
+    }
+
+    #[test]
+    fn layers_are_another_list() {
+        let layers = List::layers(Path::new("/s/layers"));
+        let text = config_text(&layers, Path::new("/nowhere/storage.conf"), "podman", 0);
+        assert!(text.ends_with("[storage.options]\nadditionallayerstores = [\"/s/layers:ref\"]\n"), "{text}");
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("storage.conf");
+        std::fs::write(&conf, "[storage.options]\nadditionalimagestores = [\"/s\"]\n").unwrap();
+        let text = config_text(&layers, &conf, "podman", 0);
+        assert!(text.contains("below that") && text.contains("additionallayerstores"), "{text}");
     }
 
     /// As distributions have it. A second key of a name, or a second part, would be an error to podman.
@@ -318,7 +361,7 @@ mod tests {
         let conf = dir.path().join("storage.conf");
         let lines = |text: &str| {
             std::fs::write(&conf, text).unwrap();
-            let text = config_text(Path::new("/s"), &conf, "podman", 0);
+            let text = config_text(&List::images(Path::new("/s")), &conf, "podman", 0);
             let (comment, lines) = text.split_once('\n').unwrap();
             assert!(comment.starts_with('#'), "{comment}");
             (comment.to_owned(), lines.to_owned())

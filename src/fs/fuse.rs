@@ -9,7 +9,8 @@
 //! | LSEEK where the view has holes, and in a store | from memory, at once; elsewhere ENOSYS: the kernel then sees each file as data up to its end |
 //! | FLUSH, FSYNC, ACCESS, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
 //! | GETXATTR where the view has no xattr, but in a store | ENOSYS, which it remembers: `ls -l` asks for each file, and answers are not cached |
-//! | whatever writes | EROFS (the superblock is read-only, so it hardly ever gets here) |
+//! | LOOKUP, CREATE and RMDIR of what is there once it is asked for (forest/asked.rs) | by a task; whoever waits for it cannot be killed, so that it has a deadline |
+//! | whatever else writes | EROFS (the superblock is read-only but in a store with layers, so it hardly ever gets here) |
 //! | IOCTL | ENOTTY |
 //!
 //! No handle has state and an image never changes, so entries and attributes are valid for ever, and node ids are the tree's inode numbers
@@ -38,24 +39,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
+    SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
-use self::attr::{file_attr, no_entry};
+use self::asked::{heard, later, remote, reply_entry};
+use self::attr::{reply_attr, reply_xattr, wanted};
 use self::overdue::Overdue;
 use self::read::{Buffers, Late, Read};
 use super::errno::Refused;
 use super::forest::{Forest, NAME_MAX, Named, Node, Stat};
-use super::sparse::Seek;
 use super::view::BLOCK_SIZE;
-use super::xattr;
 use crate::threads;
 
+mod asked;
 mod attr;
 mod known;
 mod overdue;
@@ -207,29 +208,6 @@ fn give_up(late: Vec<Late>) {
     late.into_iter().for_each(Late::give_up);
 }
 
-fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {
-    let ttl = if stat.lasting { FOR_EVER } else { Duration::ZERO };
-    (ttl, FileAttr { ino: INodeNo(stat.number), blocks: stat.allocated.div_ceil(512), ..file_attr(&stat.attr) })
-}
-
-/// What an LSEEK asks for; the kernel does all other kinds by itself.
-fn wanted(offset: i64, whence: i32) -> Result<(u64, Seek), Refused> {
-    let wanted = match whence {
-        nix::libc::SEEK_DATA => Seek::Data,
-        nix::libc::SEEK_HOLE => Seek::Hole,
-        _ => return Err(Refused::NoSuchSeek),
-    };
-    Ok((u64::try_from(offset).map_err(|_| Refused::NoMoreData)?, wanted))
-}
-
-fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
-    match answer {
-        Ok(xattr::Answer::Size(size)) => reply.size(size),
-        Ok(xattr::Answer::Bytes(bytes)) => reply.data(&bytes),
-        Err(refused) => reply.error(errno(&refused)),
-    }
-}
-
 impl Filesystem for Frontend {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.resends.store(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND), Ordering::SeqCst);
@@ -251,14 +229,8 @@ impl Filesystem for Frontend {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         answered(req, "lookup", parent, || match self.forest.named(parent.0, name.as_bytes()) {
-            Ok(Named::Node(stat)) => {
-                let (ttl, attr) = reply_attr(&stat);
-                self.forest.remember(stat.number);
-                reply.entry(&ttl, &attr, GENERATION);
-            }
-            Ok(Named::Nothing { lasting: true }) => reply.entry(&FOR_EVER, &no_entry(), GENERATION),
-            Ok(Named::Nothing { lasting: false }) => reply.error(Errno::ENOENT),
-            Err(refused) => reply.error(errno(&refused)),
+            Ok(Named::Later(found)) => drop(self.runtime.spawn(later(Arc::clone(&self.forest), found, reply))),
+            named => reply_entry(&self.forest, named, reply),
         });
     }
 
@@ -329,7 +301,10 @@ impl Filesystem for Frontend {
             Ok(Node::InView { view, ino, .. }) => {
                 Read::new(ino, offset, size, reply).answer(&self.runtime, &view, &self.buffers, &self.overdue);
             }
-            Ok(made) => reply.data(&made.made_bytes(offset, size).unwrap_or_default()),
+            Ok(made) => match (made.made_bytes(offset, size), self.forest.asked(number.0)) {
+                (None, Some(asked)) => drop(self.runtime.spawn(remote(asked.read(number.0, offset, size), reply))),
+                (bytes, _) => reply.data(&bytes.unwrap_or_default()),
+            },
             Err(refused) => reply.error(errno(&refused)),
         });
     }
@@ -494,8 +469,13 @@ impl Filesystem for Frontend {
         reply.error(errno(&Refused::ReadOnly));
     }
 
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(&Refused::ReadOnly));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answered(req, "rmdir", parent, || match self.forest.asked(parent.0) {
+            Some(asked) => {
+                drop(self.runtime.spawn(heard(asked.remove(parent.0, name.as_bytes()), reply, ReplyEmpty::error)))
+            }
+            None => reply.error(errno(&Refused::ReadOnly)),
+        });
     }
 
     fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
@@ -521,15 +501,20 @@ impl Filesystem for Frontend {
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(errno(&Refused::ReadOnly));
+        answered(req, "create", parent, || match self.forest.asked(parent.0) {
+            Some(asked) => {
+                drop(self.runtime.spawn(heard(asked.create(parent.0, name.as_bytes()), reply, ReplyCreate::error)))
+            }
+            None => reply.error(errno(&Refused::ReadOnly)),
+        });
     }
 
     fn write(

@@ -131,6 +131,8 @@ pub struct Engine {
     soci: OnceCell<Option<Soci>>,
     /// Around all that is done to open the image, so that lines of the log say which it is.
     span: Span,
+    /// Layers that have to be read whole are refused.
+    is_lazy: bool,
 }
 
 /// How far layers are opened.
@@ -194,7 +196,22 @@ impl Engine {
         let (turns, lowest_failed) = (Mutex::default(), AtomicUsize::new(usize::MAX));
         let soci_choice = options.soci;
         let span = tracing::debug_span!("image", image = %options.image);
-        Ok(Self { opener: Arc::new(opener), passes, turns, lowest_failed, config, soci_choice, soci, span })
+        Ok(Self {
+            opener: Arc::new(opener),
+            passes,
+            turns,
+            lowest_failed,
+            config,
+            soci_choice,
+            soci,
+            span,
+            is_lazy: false,
+        })
+    }
+
+    /// The same, which refuses layers that have to be read whole. One that is so small that it has come whole is not.
+    pub(crate) fn without_full_reads(self) -> Self {
+        Self { is_lazy: true, ..self }
     }
 
     pub(crate) fn cache(&self) -> &Cache {
@@ -355,6 +372,9 @@ impl Engine {
     ) -> Result<OpenLayer, Error> {
         match self.clone().probe(image, layer).await? {
             Probe::Ready(open) => self.checked(image, number, open).await,
+            Probe::NeedsFullRead(pending) if self.is_lazy && !pending.is_here() => {
+                Err(Error::NotLazy { layer: pending.layer.digest })
+            }
             Probe::NeedsFullRead(pending) => {
                 let digest = pending.layer.digest;
                 reading.expect(&pending.layer);
@@ -406,7 +426,7 @@ impl Engine {
     }
 
     /// `None` where the config does not say, or cannot be had.
-    async fn diff_id(&self, image: &registry::Image, layer: usize) -> Result<Option<Digest>, Error> {
+    pub(crate) async fn diff_id(&self, image: &registry::Image, layer: usize) -> Result<Option<Digest>, Error> {
         match self.config(image).await {
             Ok(config) => Ok(config.diff_id(layer)),
             Err(why @ Unusable::OtherLayers { .. }) => Err(Error::OtherLayers { why: why.clone() }),

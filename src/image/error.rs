@@ -56,6 +56,8 @@ pub enum Error {
         "{image} is another image by now ({found}), and the manifest of the one that is mounted ({digest}) is not in the cache any more"
     )]
     OtherImage { image: String, digest: Digest, found: Digest },
+    #[error("layer {layer} has no table of contents and no index: it can only be read whole")]
+    NotLazy { layer: Digest },
     #[error("layer {layer} could not be opened")]
     LayerTask { layer: Digest, source: crate::threads::Lost },
     #[error("the layers could not be merged to one tree")]

@@ -29,10 +29,12 @@ pub(super) fn mount(target: &Target<'_>, options: &str) -> io::Result<(Identity,
         }
     }
     // The superblock, not only the mount, becomes read-only: else each read would cost a GETATTR for the access time.
-    fsconfig_set_flag(context.as_fd(), "ro")?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    if !target.is_asked_for_changes {
+        fsconfig_set_flag(context.as_fd(), "ro")?;
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
     fsconfig_create(context.as_fd())?;
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     let root = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     let identity = identity(root.as_fd(), target.source)?;
     move_mount(root.as_fd(), "", CWD, target.dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

@@ -91,7 +91,8 @@ fn mount_directly(target: &Target<'_>) -> Result<Option<OwnedFd>, Error> {
     let Some(device) = open_device()? else { return Ok(None) };
     let data = kernel_options(device.as_raw_fd(), target.allow_other);
     // The superblock, not only the mount, becomes read-only: else each read would cost a GETATTR for the access time.
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let read_only = if target.is_asked_for_changes { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+    let flags = read_only | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     match nix::mount::mount(Some(target.source), target.dir, Some(mounts::TYPE), flags, Some(data.as_str())) {
         Ok(()) => Ok(Some(device.into())),
         Err(Errno::EPERM) => Ok(None),
@@ -142,7 +143,8 @@ fn no_helper(error: io::Error) -> Error {
 fn helper_options(target: &Target<'_>) -> OsString {
     let source = target.source.replace('\\', "\\\\").replace(',', "\\,");
     let other = if target.allow_other { ",allow_other" } else { "" };
-    format!("ro,nosuid,nodev,default_permissions,subtype=crfs,fsname={source}{other}").into()
+    let access = if target.is_asked_for_changes { "rw" } else { "ro" };
+    format!("{access},nosuid,nodev,default_permissions,subtype=crfs,fsname={source}{other}").into()
 }
 
 fn receive_device(socket: &UnixStream) -> io::Result<OwnedFd> {
@@ -287,7 +289,7 @@ mod tests {
             source: source.into(),
             options: "ro,user_id=7".into(),
         };
-        let target = Target { dir: Path::new("/mnt"), source: "mine", allow_other: false };
+        let target = Target { dir: Path::new("/mnt"), source: "mine", allow_other: false, is_asked_for_changes: false };
         let (old, theirs, mine) = (mount(5, 50, "mine"), mount(6, 51, "theirs"), mount(7, 52, "mine"));
         let made = |after: &[Mount]| made_since(std::slice::from_ref(&old), after, &target);
         let found = made(&[old.clone(), mine.clone(), theirs.clone()]).unwrap();
@@ -302,7 +304,12 @@ mod tests {
 
     #[test]
     fn names_with_commas_stay_one_option_of_the_helper() {
-        let target = Target { dir: Path::new("/mnt"), source: "oci:/a,b\\c@sha256:00", allow_other: false };
+        let target = Target {
+            dir: Path::new("/mnt"),
+            source: "oci:/a,b\\c@sha256:00",
+            allow_other: false,
+            is_asked_for_changes: false,
+        };
         let expected = "ro,nosuid,nodev,default_permissions,subtype=crfs,fsname=oci:/a\\,b\\\\c@sha256:00";
         assert_eq!(helper_options(&target), expected);
     }

@@ -18,4 +18,7 @@ pub(crate) struct Target<'a> {
     pub(crate) source: &'a str,
     /// Whether other users may look into it.
     pub(crate) allow_other: bool,
+    /// Whether the kernel asks the server what becomes of a change, instead of refusing it. Each read then costs a GETATTR for the access time, the
+    /// next time that somebody wants that.
+    pub(crate) is_asked_for_changes: bool,
 }

@@ -362,7 +362,7 @@ fn read_config(image: &str, bytes: &[u8], layers: usize) -> Result<Config, Error
 }
 
 /// What a layer's contents follow from. What nothing vouches for belongs to one image alone.
-fn contents(layer: &OpenLayer, image: &Digest) -> String {
+pub(super) fn contents(layer: &OpenLayer, image: &Digest) -> String {
     let blob = layer.layer.digest;
     match (layer.trust, layer.identity) {
         (Trust::Unverified, _) | (_, None) => format!("{blob} unverified of {image}"),

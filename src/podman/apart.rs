@@ -94,6 +94,8 @@ pub(super) enum For {
         full: bool,
     },
     Start,
+    /// They are those of an image that podman pulls: those that need no full read.
+    Asked,
     /// They are to go on as they were: those whose indexes are in the cache, and no others yet.
     GoingOn,
 }
@@ -140,7 +142,7 @@ impl Store {
         }
         let adds = match purpose {
             For::Adding { full } => Some(words::Adds { tar_splits: self.paths.tar_splits().into(), full }),
-            For::Start | For::GoingOn => None,
+            For::Start | For::Asked | For::GoingOn => None,
         };
         let CachePlace { dir, size } = readers.place.clone();
         let open = Open {
@@ -148,6 +150,7 @@ impl Store {
             manifest: image.manifest.to_vec(),
             wanted: unknown.iter().map(|(number, _)| *number).collect(),
             adds,
+            is_lazy: purpose == For::Asked,
             log: readers.log.clone(),
         };
         let places = if purpose == For::Start { &readers.starting } else { &readers.adding };

@@ -79,6 +79,10 @@ pub enum Error {
         "the store cannot be cloned to {}: this kernel cannot map the owners of a FUSE mount (Linux 6.12 can); let the user run a store of their own", dir.display()
     )]
     NoMapping { dir: PathBuf },
+    #[error(
+        "the store {} has layers for its own user's `podman pull` alone (--layers): it is shared with nobody; let the user run a store of their own, or start its server without --layers", root.display()
+    )]
+    LayersAreOwn { root: PathBuf },
     #[error("a user namespace cannot be made")]
     Namespace { source: io::Error },
 

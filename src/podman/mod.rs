@@ -9,6 +9,8 @@
 //!     overlay/                           one FUSE mount (trees.rs), and what shows without it (stubs.rs)
 //!         <layer id>/{diff/, link, lower, merged/}
 //!         l/<link> -> ../<layer id>/diff
+//!         layers/                        what podman asks for while it pulls (layers)
+//!     layers -> overlay/layers           for storage.conf's additionallayerstores
 //!     crfs.lock                          held by whoever changes the store: a server, or a command where none runs
 //!     users/<name>/                      the same for a user, by clones (share.rs)
 //! ROOT/crfs/                             --state, for its owner alone
@@ -29,6 +31,7 @@ mod control;
 mod error;
 mod files;
 mod idmap;
+mod layers;
 mod lists;
 mod lock;
 mod lockfile;
@@ -51,17 +54,19 @@ pub mod places;
 pub use apart::{SUBCOMMAND as READER, read};
 pub use error::Error;
 pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
+pub use layers::LayerOptions;
 pub use paths::Paths;
 pub use resume::resume;
 pub use serve::{Ready, ServeOptions, WORKER, become_keeper, clear_away, serve};
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
 use self::apart::Readers;
 use self::carried::Carried;
 use self::contents::Wants;
+use self::layers::Layers;
 use self::lock::Lock;
 use self::open::Openings;
 use self::records::Records;
@@ -92,6 +97,8 @@ struct Store {
     readers: Option<Readers>,
     /// Whether it goes on with what another process has served, so that the kernel knows of that.
     goes_on: bool,
+    /// Who answers podman where it asks for layers of images that it pulls.
+    layers: OnceLock<Arc<Layers>>,
 }
 
 impl Store {
@@ -133,6 +140,7 @@ impl Store {
             ready: watch::Sender::default(),
             readers: None,
             goes_on: false,
+            layers: OnceLock::new(),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::Store;
 use super::apart::{For, Readers};
 use super::lockfile::PATIENCE;
-use super::records::{Image, Layer, Records};
+use super::records::{Image, Layer, Pulled, Records};
 use super::trees::{self, Prepared};
 use super::{Error, files, lists};
 use crate::blob::Digest;
@@ -140,9 +140,9 @@ impl Store {
     /// Opens the layers of all images, also of removed ones that podman still needs, that are not open. Says whether all are now. One that cannot
     /// be opened keeps none else from it.
     pub(super) async fn open_all(self: &Arc<Self>, report: &Report) -> bool {
-        let all = self.open_each(report).await;
+        let (all, pulled) = tokio::join!(self.open_each(report), self.open_all_pulled(For::Start));
         self.carried.look();
-        all
+        all && pulled
     }
 
     /// The same of those whose indexes the cache has, in a process that goes on with the mount of another: nobody else is asked.
@@ -151,7 +151,8 @@ impl Store {
         let quiet: Report = Arc::new(|_| Ok(()));
         let open = |image| Arc::clone(self).open_once(image, For::GoingOn, Arc::clone(&quiet));
         // Each of them waits for the cache alone, and for who builds.
-        stream::iter(images).map(open).buffer_unordered(OPENED_AT_ONCE).collect::<Vec<_>>().await;
+        let images = stream::iter(images).map(open).buffer_unordered(OPENED_AT_ONCE).collect::<Vec<_>>();
+        tokio::join!(images, self.open_all_pulled(For::GoingOn));
     }
 
     async fn open_each(self: &Arc<Self>, report: &Report) -> bool {
@@ -260,7 +261,7 @@ impl Store {
     }
 
     /// Plants a layer if it is what the kernel was told of by its number. That is on the disk before the kernel is told.
-    async fn plant_known(&self, known: &Layer, layer: OpenLayer, prepared: Prepared) -> Result<(), Error> {
+    pub(super) async fn plant_known(&self, known: &Layer, layer: OpenLayer, prepared: Prepared) -> Result<(), Error> {
         let mut records = self.records.lock().await;
         let is_it = |layer: &&Layer| layer.number == known.number && !self.trees.is_open(layer.number);
         let Some(record) = records.all_of(&known.id).find(is_it).cloned() else { return Ok(()) };
@@ -339,6 +340,10 @@ impl Store {
             let image = id.and_then(|id| records.all_images().find(|image| image.layers.contains(&id)));
             if let Some(image) = image {
                 tokio::task::block_in_place(|| self.join(&records, image));
+            }
+            let has = |pulled: &&Pulled| pulled.layers.iter().any(|layer| layer.layer.number == number);
+            if let Some(pulled) = records.pulled.iter().find(has) {
+                tokio::task::block_in_place(|| self.join_pulled(&records, pulled));
             }
         }
     }

@@ -75,6 +75,12 @@ impl Paths {
         self.images().join(id)
     }
 
+    /// Where podman finds layers while it pulls, for storage.conf's additionallayerstores.
+    #[must_use]
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
     pub(super) fn records(&self) -> PathBuf {
         self.state.join("store.json")
     }

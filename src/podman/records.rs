@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
+pub(super) use self::pulled::{Pulled, PulledLayer};
 use super::Error;
 use crate::blob::Digest;
 use crate::image::options::ImageOptions;
 use crate::sys::outside;
+
+mod pulled;
 
 const VERSION: u32 = 1;
 
@@ -43,6 +46,9 @@ pub(super) struct Records {
     /// Layers of this life of the mount that no image has any more by that number, as long as the kernel may know them: somebody may run from them.
     #[serde(default)]
     pub(super) left: Vec<Layer>,
+    /// Images that podman pulls by itself, and of which it has asked for layers.
+    #[serde(default)]
+    pub(super) pulled: Vec<Pulled>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +146,7 @@ impl Default for Records {
             retired: Vec::new(),
             layers: Vec::new(),
             left: Vec::new(),
+            pulled: Vec::new(),
         }
     }
 }
@@ -179,7 +186,9 @@ impl Records {
 
     /// `is_taken`: by a layer that the records do not have (any more).
     pub(super) fn take_number(&mut self, is_taken: impl Fn(u32) -> bool) -> u32 {
-        let taken = |number: &u32| is_taken(*number) || self.layers.iter().any(|layer| layer.number == *number);
+        let mut all = self.layers.iter().chain(self.pulled_layers()).map(|layer| layer.number).collect::<HashSet<_>>();
+        all.extend(self.left.iter().map(|layer| layer.number));
+        let taken = |number: &u32| is_taken(*number) || all.contains(number);
         let number = (self.next..u32::MAX).find(|number| !taken(number)).unwrap_or(u32::MAX);
         self.next = number.saturating_add(1);
         number
@@ -197,17 +206,19 @@ impl Records {
 
     /// All that can be read by that id: what images have by it now, and what is left of others.
     pub(super) fn all_of(&self, id: &Digest) -> impl Iterator<Item = &Layer> {
-        self.layers.iter().chain(&self.left).filter(move |layer| layer.id == *id)
+        let all = self.layers.iter().chain(&self.left).chain(self.pulled_layers());
+        all.filter(move |layer| layer.id == *id)
     }
 
     /// What has that number, also if it is only left.
     pub(super) fn numbered(&self, number: u32) -> Option<&Layer> {
-        self.layers.iter().chain(&self.left).find(|layer| layer.number == number)
+        self.layers.iter().chain(&self.left).chain(self.pulled_layers()).find(|layer| layer.number == number)
     }
 
     /// Remembers what tells the tree of a layer from others.
     pub(super) fn set_tree(&mut self, number: u32, tree: Digest) {
-        let layers = self.layers.iter_mut().chain(&mut self.left);
+        let pulled = self.pulled.iter_mut().flat_map(|pulled| &mut pulled.layers).map(|layer| &mut layer.layer);
+        let layers = self.layers.iter_mut().chain(&mut self.left).chain(pulled);
         layers.filter(|layer| layer.number == number).for_each(|layer| layer.tree = Some(tree));
     }
 

@@ -108,6 +108,7 @@ pub(super) async fn read_again(store: &Arc<Store>, device: Device) -> Result<(),
     let mut records = store.records.lock().await;
     tokio::task::block_in_place(|| store.keep_known(&mut records));
     store.trees.show(&records);
+    store.show_pulled(&records);
     Ok(())
 }
 
@@ -115,7 +116,12 @@ impl Store {
     /// Whether the kernel knows a layer that is not open.
     async fn misses_some(&self) -> bool {
         let records = self.records.lock().await;
-        let mut closed = records.layers.iter().chain(&records.left).filter(|layer| !self.trees.is_open(layer.number));
+        let mut closed = records
+            .layers
+            .iter()
+            .chain(&records.left)
+            .chain(records.pulled_layers())
+            .filter(|layer| !self.trees.is_open(layer.number));
         closed.any(|layer| self.trees.is_remembered(layer.number))
     }
 

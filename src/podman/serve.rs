@@ -25,6 +25,7 @@ use super::Store;
 use super::apart::Readers;
 use super::commands::answered;
 use super::contents::Wants;
+use super::layers::{LayerOptions, Layers};
 use super::lock::Lock;
 use super::paths::Paths;
 use super::records::{CachePlace, Records};
@@ -85,6 +86,9 @@ pub struct ServeOptions {
     pub allow_other: bool,
     /// Where its metrics are served by HTTP.
     pub metrics_listen: Option<Listen>,
+    /// How layers of images are found that podman pulls; `None`: it is not asked for any.
+    #[serde(default)]
+    pub layers: Option<LayerOptions>,
     pub log: LogOptions,
 }
 
@@ -173,7 +177,12 @@ async fn run(
 ) -> Result<(), Error> {
     let store = begun(options, lock).await?;
     let dir = options.paths.mount();
-    let target = Target { dir: &mounts::usable_point(&dir)?, source: mounts::STORE, allow_other: options.allow_other };
+    let target = Target {
+        dir: &mounts::usable_point(&dir)?,
+        source: mounts::STORE,
+        allow_other: options.allow_other,
+        is_asked_for_changes: options.layers.is_some(),
+    };
     let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &FRONTEND, &target)?;
     let usable = tokio::time::timeout(USABLE, server.become_usable()).await;
     usable.map_err(|late| serve::Error::NotReady { dir: dir.clone(), source: late.into() })??;
@@ -235,7 +244,12 @@ fn hand_over(
 
 /// The store, as far as podman sees it without its mount.
 async fn begun(options: &ServeOptions, lock: Lock) -> Result<Arc<Store>, Error> {
-    let store = made(options, |paths, cache, wants| Store::new(paths, cache, wants, lock))?;
+    let has_layers = options.layers.is_some();
+    let make = move |paths: Paths, cache, wants| {
+        let store = Store::new(paths, cache, wants, lock)?;
+        if has_layers { store.make_layers_place().map(|()| store) } else { Ok(store) }
+    };
+    let store = made(options, make)?;
     begin(&store, options, LISTS_PATIENCE, |_| true).await?;
     Ok(store)
 }
@@ -252,6 +266,18 @@ pub(super) fn made(
     let readers = Readers::new(place, options.log.clone());
     let new = move |paths: &Paths| Ok(make(paths.clone(), cache, wants)?.with_readers(readers));
     let store = Arc::new(answered(&options.paths, new)?);
+    if options.layers.is_some() || options.paths.layers().is_symlink() {
+        match &options.layers {
+            Some(layers) => Layers::answer(&store, layers.clone()),
+            None => store.trees.answer_nothing(),
+        }
+        // Nobody else has them yet.
+        let records = store.records.try_lock();
+        records.iter().for_each(|records| {
+            store.trees.show(records);
+            store.show_pulled(records);
+        });
+    }
     spawn(&store, |store| async move { store.join_layers(wanted).await });
     Ok(store)
 }

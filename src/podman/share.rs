@@ -51,6 +51,10 @@ impl Store {
                 changed.users.retain(|user| user != name);
                 return self.commit(&mut records, changed);
             }
+            if !stop && self.layers.get().is_some() {
+                // Whoever looks a layer up has it fetched with the credentials of this server's user.
+                return Err(Error::LayersAreOwn { root: self.paths.root.clone() });
+            }
             let account = Account::find(name)?;
             changed.users.retain(|user| *user != account.name);
             if stop {

@@ -54,6 +54,13 @@ impl AllStubs {
         of_users.values().for_each(|stubs| stubs.write(records));
     }
 
+    /// Makes a directory of the store's own, which shows where nothing is mounted.
+    pub(super) fn make_dir(&self, name: &OsStr) -> io::Result<()> {
+        let own = self.own();
+        let Some(own) = own.as_ref() else { return Ok(()) };
+        make_dir(&Path::new("/proc/self/fd").join(own.dir.as_fd().as_raw_fd().to_string()).join(name), 0o755)
+    }
+
     fn own(&self) -> MutexGuard<'_, Option<Stubs>> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }

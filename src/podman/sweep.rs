@@ -74,7 +74,7 @@ impl Store {
             files::remove_other_tar_splits(&self.paths, &records);
             swept
         };
-        swept & self.close_left_over().await
+        swept & self.sweep_pulled().await & self.close_left_over().await
     }
 
     /// Closes removed layers that nobody has open. `false`: some are left.

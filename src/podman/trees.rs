@@ -12,6 +12,7 @@ use super::lists;
 use super::records::{Facts, Image, Records};
 use crate::blob::Digest;
 use crate::fetch;
+use crate::fs::forest::asked::{self, Asked};
 use crate::fs::forest::{self, Forest, Grown, Made};
 use crate::fs::tree::{OpaqueXattr, Tree};
 use crate::fs::view::{Contents, View};
@@ -22,6 +23,21 @@ use crate::serve::service::{Activity, distinct};
 use crate::sys;
 
 const LINKS: u64 = 2;
+
+/// The directory of what podman asks for while it pulls (layers.rs).
+pub(super) const LAYERS: &[u8] = b"layers";
+
+/// That of a server that has no layers for podman, where one before it had some.
+const NO_LAYERS: u64 = 3;
+
+/// What `layers` is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Nowhere,
+    Empty,
+    Asked,
+}
 
 /// What is made for each layer, by its place.
 const DIRECTORY: u8 = 0;
@@ -54,6 +70,8 @@ pub(super) struct Trees {
     highest: AtomicU32,
     /// Who joins layers to images, if anybody does.
     wants: Option<Wants>,
+    /// What podman finds where it asks for layers of images that it pulls.
+    place: Mutex<Place>,
 }
 
 /// What is needed to serve a layer, and what podman is to know of it.
@@ -103,9 +121,9 @@ pub(super) fn try_out(layers: &[OpenLayer], is_image: bool) -> Result<(), (usize
 
 impl Trees {
     pub(super) fn new(wants: Option<Wants>) -> Self {
-        let forest = Forest::store(grown(&Records::default(), &HashMap::new()));
-        let (planted, images, past, highest) = Default::default();
-        Self { forest: Arc::new(forest), planted, images, past, highest, wants }
+        let forest = Forest::store(grown(&Records::default(), &HashMap::new(), Place::Nowhere));
+        let (planted, images, past, highest, place) = Default::default();
+        Self { forest: Arc::new(forest), planted, images, past, highest, wants, place }
     }
 
     pub(super) fn forest(&self) -> Arc<Forest> {
@@ -146,6 +164,22 @@ impl Trees {
                 Some(Part { contents, is_own: !records.images.iter().any(|other| others(&other)) })
             };
             image.layers.iter().filter_map(part).collect()
+        };
+        contents::join(&parts, command)
+    }
+
+    /// The same of those by these numbers, the lowest first. `is_own`: whether no other image has a layer.
+    pub(super) fn join_numbers(
+        &self,
+        numbers: &[u32],
+        is_own: impl Fn(u32) -> bool,
+        command: Vec<Vec<String>>,
+    ) -> Result<(), image::Error> {
+        let parts: Vec<_> = {
+            let planted = self.planted();
+            let part =
+                |number: &u32| Some(Part { contents: Arc::clone(&planted.get(number)?.read), is_own: is_own(*number) });
+            numbers.iter().filter_map(part).collect()
         };
         contents::join(&parts, command)
     }
@@ -205,13 +239,13 @@ impl Trees {
 
     /// Those that are open and that the records do not have: their ids.
     pub(super) fn left_over(&self, records: &Records) -> Vec<Digest> {
-        let kept: HashSet<u32> = records.layers.iter().map(|layer| layer.number).collect();
+        let kept = kept(records);
         self.planted().iter().filter(|(number, _)| !kept.contains(number)).map(|(_, planted)| planted.id).collect()
     }
 
     /// Closes those of which the kernel knows nothing any more: what it still knows somebody may have open. Whatever they have taken is given back.
     pub(super) fn close_left_over(&self, records: &Records) {
-        let kept: HashSet<u32> = records.layers.iter().map(|layer| layer.number).collect();
+        let kept = kept(records);
         let is_over = |number: &u32| !kept.contains(number) && !self.forest.is_remembered(*number);
         let closed: Vec<_> = {
             let mut planted = self.planted();
@@ -226,9 +260,20 @@ impl Trees {
         }
     }
 
+    /// Has podman's lookups answered, from the next time that something is shown.
+    pub(super) fn answer_by(&self, asked: Arc<dyn Asked>) {
+        self.forest.answer_by(asked);
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Place::Asked;
+    }
+
+    /// Has podman find nothing: it fails altogether where there is no directory.
+    pub(super) fn answer_nothing(&self) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Place::Empty;
+    }
+
     /// Shows what the records have.
     pub(super) fn show(&self, records: &Records) {
-        let grown = grown(records, &self.planted());
+        let grown = grown(records, &self.planted(), *self.place.lock().unwrap_or_else(PoisonError::into_inner));
         self.images.store(records.images.len(), Ordering::Relaxed);
         self.forest.grow(grown);
     }
@@ -264,10 +309,23 @@ impl Trees {
     }
 }
 
+/// The numbers of what the records have.
+fn kept(records: &Records) -> HashSet<u32> {
+    records.layers.iter().chain(records.pulled_layers()).map(|layer| layer.number).collect()
+}
+
 /// A layer that is not open has a `diff` that gives an error, and not one that is empty.
-fn grown(records: &Records, planted: &HashMap<u32, Planted>) -> Grown {
+fn grown(records: &Records, planted: &HashMap<u32, Planted>, place: Place) -> Grown {
     let mut made = HashMap::new();
     let mut root = BTreeMap::from([(b"l".to_vec(), LINKS)]);
+    match place {
+        Place::Nowhere => {}
+        Place::Empty => {
+            root.insert(LAYERS.to_vec(), NO_LAYERS);
+            made.insert(NO_LAYERS, Made::Dir { entries: BTreeMap::new(), lasting: false });
+        }
+        Place::Asked => drop(root.insert(LAYERS.to_vec(), asked::ROOT)),
+    }
     let mut links = BTreeMap::new();
     for layer in &records.layers {
         let number = |which| forest::made(layer.number, which);

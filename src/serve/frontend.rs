@@ -254,7 +254,7 @@ mod tests {
     fn of_mounts_at_one_directory_each_is_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
-        let target = Target { dir: &dir, source: "image@digest", allow_other: false };
+        let target = Target { dir: &dir, source: "image@digest", allow_other: false, is_asked_for_changes: false };
         let Ok(first) = made(&target) else { return };
         assert!(matches!(made(&target), Err(kernel::Error::AlreadyMounted { .. })));
         // By somebody who looked before the first was there.
@@ -275,7 +275,11 @@ mod tests {
     fn what_others_have_mounted_over_a_mount_stays() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
-        let Ok(mount) = made(&Target { dir: &dir, source: "image@digest", allow_other: false }) else { return };
+        let Ok(mount) =
+            made(&Target { dir: &dir, source: "image@digest", allow_other: false, is_asked_for_changes: false })
+        else {
+            return;
+        };
         nix::mount::mount(Some("theirs"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         assert!(!mount.0.is_gone());
         drop(mount);

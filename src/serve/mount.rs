@@ -193,7 +193,8 @@ fn start(
     let asked = kept::again(listener.as_fd())?;
     let (name, digest) = (served.image.image.name.clone(), served.image.image.digest);
     let source = format!("{name}@{digest}");
-    let target = Target { dir: &dir, source: &source, allow_other: options.allow_other };
+    let allow_other = options.allow_other;
+    let target = Target { dir: &dir, source: &source, allow_other, is_asked_for_changes: false };
     let forest = Arc::clone(&served.forest);
     // So that whoever started this process unmounts it where this process is killed before it is ready.
     let _heard = report(&Event::Mounting { source: source.clone() });

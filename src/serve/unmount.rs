@@ -220,7 +220,12 @@ mod tests {
         let made = |name: &str| {
             let point = dir.join(name);
             std::fs::create_dir(&point).unwrap();
-            fusedev::mount(&Target { dir: &point, source: "image@digest", allow_other: false })
+            fusedev::mount(&Target {
+                dir: &point,
+                source: "image@digest",
+                allow_other: false,
+                is_asked_for_changes: false,
+            })
         };
         for turn in 0..100 {
             let (old, new) = (format!("old{turn}"), format!("new{turn}"));

@@ -51,6 +51,7 @@ mod status;
 mod stopped;
 mod store;
 mod store_kept;
+mod store_layers;
 mod store_life;
 mod store_push;
 mod store_readers;

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{AccessArgs, CONFIGURABLE, CachePlaceArgs};
-use crate::cli::help;
+use crate::cli::{help, values};
 use crate::serve::listen::Listen;
 
 /// Let podman run images without pulling them: its additional image store
@@ -22,7 +23,7 @@ pub(in crate::cli) struct StoreArgs {
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum StoreCommand {
-    Serve(StoreServeArgs),
+    Serve(Box<StoreServeArgs>),
     Add(Box<StoreAddArgs>),
     Rm(StoreRmArgs),
     Ls(StoreLsArgs),
@@ -58,6 +59,16 @@ pub(in crate::cli) struct StoreServeArgs {
     /// Serve the store's metrics, for Prometheus, at http://ADDR/metrics: 127.0.0.1:PORT or unix:PATH.
     #[arg(long, help_heading = CONFIGURABLE, value_name = "ADDR", value_parser = |text: &str| text.parse::<Listen>())]
     pub(in crate::cli) metrics_listen: Option<Listen>,
+    /// Answer podman where it looks for layers of an image that it pulls (additionallayerstores): what has a table of contents or an index is not
+    /// downloaded.
+    #[arg(long)]
+    pub(in crate::cli) layers: bool,
+    /// With --layers: the longest time that `podman pull` waits for a layer before it pulls that itself.
+    #[arg(long, help_heading = CONFIGURABLE, value_name = "TIME", value_parser = values::time, default_value = "60s", requires = "layers")]
+    pub(in crate::cli) mount_deadline: Duration,
+    /// With --layers: how images are reached.
+    #[command(flatten)]
+    pub(in crate::cli) access: AccessArgs,
 }
 
 /// As src/keeper and src/podman/serve.rs spell them.
@@ -141,6 +152,9 @@ pub(in crate::cli) struct StoreLsArgs {
 pub(in crate::cli) struct StoreConfigArgs {
     #[command(flatten)]
     pub(in crate::cli) place: StorePlaceArgs,
+    /// What has to stand there for `podman pull` to find the layers of a server that was started with --layers.
+    #[arg(long)]
+    pub(in crate::cli) layers: bool,
 }
 
 /// Let a user's rootless podman use root's store

@@ -2,10 +2,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{FileAttr, FileType, INodeNo, ReplyXattr};
 
+use super::{FOR_EVER, errno};
+use crate::fs::errno::Refused;
+use crate::fs::forest::Stat;
+use crate::fs::sparse::Seek;
 use crate::fs::tree::{Attr, Ino, Type};
 use crate::fs::view::BLOCK_SIZE;
+use crate::fs::xattr;
 use crate::index::Time;
 
 /// Seconds count from the floor, also before 1970.
@@ -68,6 +73,29 @@ pub(super) fn no_entry() -> FileAttr {
         minor: 0,
     };
     FileAttr { ino: INodeNo(0), ..file_attr(&nothing) }
+}
+
+pub(super) fn reply_attr(stat: &Stat) -> (Duration, FileAttr) {
+    let ttl = if stat.lasting { FOR_EVER } else { Duration::ZERO };
+    (ttl, FileAttr { ino: INodeNo(stat.number), blocks: stat.allocated.div_ceil(512), ..file_attr(&stat.attr) })
+}
+
+/// What an LSEEK asks for; the kernel does all other kinds by itself.
+pub(super) fn wanted(offset: i64, whence: i32) -> Result<(u64, Seek), Refused> {
+    let wanted = match whence {
+        nix::libc::SEEK_DATA => Seek::Data,
+        nix::libc::SEEK_HOLE => Seek::Hole,
+        _ => return Err(Refused::NoSuchSeek),
+    };
+    Ok((u64::try_from(offset).map_err(|_| Refused::NoMoreData)?, wanted))
+}
+
+pub(super) fn reply_xattr(reply: ReplyXattr, answer: Result<xattr::Answer<'_>, Refused>) {
+    match answer {
+        Ok(xattr::Answer::Size(size)) => reply.size(size),
+        Ok(xattr::Answer::Bytes(bytes)) => reply.data(&bytes),
+        Err(refused) => reply.error(errno(&refused)),
+    }
 }
 
 #[cfg(test)]

@@ -121,10 +121,11 @@ struct Reading {
 
 impl Reading {
     async fn open(&mut self, open: Open, report: &Report) -> Result<Said, image::Error> {
-        let Open { source, manifest, wanted, adds, .. } = open;
+        let Open { source, manifest, wanted, adds, is_lazy, .. } = open;
         let common = Common::new(Cache::open(&source.cache_dir, source.cache_size), Hosts::default());
         let dir = adds.as_ref().map(|adds| PathBuf::from(&adds.tar_splits));
-        let engine = Arc::new(Engine::sharing(common, &source, RESOLVE_WITHIN, dir)?);
+        let engine = Engine::sharing(common, &source, RESOLVE_WITHIN, dir)?;
+        let engine = Arc::new(if is_lazy { engine.without_full_reads() } else { engine });
         self.engine = Some(Arc::clone(&engine));
         self.is_full = adds.as_ref().is_some_and(|adds| adds.full);
         let image = Arc::new(engine.resolve_pinned(Bytes::from(manifest)).await?);

@@ -31,6 +31,8 @@ pub(super) struct Open {
     pub(super) wanted: Vec<usize>,
     /// For an image that is added.
     pub(super) adds: Option<Adds>,
+    /// Layers that have to be read whole are refused.
+    pub(super) is_lazy: bool,
     pub(super) log: LogOptions,
 }
 

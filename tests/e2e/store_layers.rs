@@ -1,0 +1,204 @@
+//! podman's additional layer store with real podman: images that podman pulls by itself, without downloading what crfs has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::readers::drop_caches;
+use crate::store::layout;
+use crate::support::podman::{Podman, Store};
+use crate::support::registry::Access;
+use crate::support::{LAZY, Lab, Proxy, Registry, fixtures, until};
+
+/// A podman that asks a store for layers. `None` where there is none.
+fn asking(lab: &Lab) -> Option<(Store, Podman)> {
+    let mut store = Store::unserved(lab)?;
+    serve(&mut store);
+    let podman = podman(lab, &store);
+    Some((store, podman))
+}
+
+fn serve(store: &mut Store) {
+    store.serve_with(&["--layers", "--whole-layer-below=0"]);
+}
+
+fn podman(lab: &Lab, store: &Store) -> Podman {
+    let layers = format!("--storage-opt=overlay.additionallayerstore={}:ref", store.path("layers").display());
+    Podman::new(lab, store).with(&layers)
+}
+
+/// The layers of podman's own that stand on a layer of the store, as podman has it written down.
+fn lazy_layers(podman: &Podman) -> Vec<PathBuf> {
+    let Ok(layers) = fs::read_dir(podman.graph().join("overlay")) else { return Vec::new() };
+    let diffs = layers.map(|layer| layer.unwrap().path().join("diff"));
+    diffs.filter_map(|diff| fs::read_link(diff).ok()).collect()
+}
+
+/// What the store has of images that podman pulls: the uses of each layer.
+fn uses(store: &Store) -> Vec<u64> {
+    let records: Value = serde_json::from_slice(&fs::read(store.path("crfs/store.json")).unwrap()).unwrap();
+    let images = records["pulled"].as_array().unwrap();
+    let layers = images.iter().flat_map(|image| image["layers"].as_array().unwrap());
+    layers.map(|layer| layer["uses"].as_u64().unwrap()).collect()
+}
+
+/// Requests for all of a layer's blob, as podman makes them.
+fn downloads(proxy: &Proxy, lab: &Lab, fixture: &str) -> usize {
+    let layers = lab.layers(fixture);
+    let of_layers = proxy.blobs().into_iter().filter(|asked| layers.iter().any(|(blob, _)| asked.path.ends_with(blob)));
+    of_layers.filter(|asked| asked.range.is_none() && asked.sent > 0).count()
+}
+
+fn pull(podman: &Podman, image: &str) {
+    podman.podman(&["pull", "-q", "--tls-verify=false", image]).ok();
+}
+
+#[test]
+fn podman_pulls_what_has_a_table_of_contents_without_its_blobs() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((store, podman)) = asking(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    for fixture in
+        LAZY.iter().map(|fixture| fixture.name).filter(|name| is_vouched(name) && fixtures::tree(name) != "odd")
+    {
+        let image = registry.push(&lab, fixture);
+        pull(&podman, &image);
+        let layers = podman.podman(&["image", "inspect", "--format", "{{len .RootFS.Layers}}", &image]).ok();
+        assert_eq!(lazy_layers(&podman).len().to_string(), layers.trim(), "{fixture}");
+        {
+            let mounted = podman.mount(&image);
+            if let Err(differences) = lab.differences(&mounted.dir, fixtures::tree(fixture), &["--overlay"]) {
+                panic!("{fixture}: {differences}");
+            }
+        }
+        podman.podman(&["rmi", &image]).ok();
+        assert!(uses(&store).iter().all(|uses| *uses == 0), "{fixture}: {:?}", uses(&store));
+    }
+    assert_eq!(lazy_layers(&podman), Vec::<PathBuf>::new());
+}
+
+/// Those whose tables of contents the manifest vouches for, and that are not asked for in another way.
+fn is_vouched(fixture: &str) -> bool {
+    LAZY.iter().any(|known| known.name == fixture && known.vouched)
+}
+
+/// A plain layer cannot be had at once, so podman pulls it: nothing waits for a full read.
+#[test]
+fn podman_pulls_other_layers_itself() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((store, podman)) = asking(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "big-gz");
+    pull(&podman, &image);
+    assert_eq!(lazy_layers(&podman), Vec::<PathBuf>::new());
+    assert!(fs::metadata(store.path("layers")).unwrap().is_dir());
+    let mounted = podman.mount(&image);
+    lab.differences(&mounted.dir, "big", &["--overlay"]).unwrap();
+}
+
+#[test]
+fn a_pulled_image_is_podmans_own() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((mut store, podman)) = asking(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    let image = proxy.through(&registry.push(&lab, "busy"));
+    pull(&podman, &image);
+    assert_eq!(podman.run(&[], &image, "echo it runs").ok(), "it runs\n");
+    assert_eq!((downloads(&proxy, &lab, "busy"), lazy_layers(&podman).len(), uses(&store)), (0, 1, vec![1]));
+    let dir = podman.podman(&["image", "mount", &image]).ok();
+    assert!(Path::new(dir.trim()).join("bin/busybox").is_file());
+    podman.podman(&["image", "umount", &image]).ok();
+    // What stands on it.
+    podman.start("one", &image);
+    podman.podman(&["exec", "one", "/bin/busybox", "sh", "-c", "echo new > /new; rm /bin/zcat"]).ok();
+    let changes = podman.podman(&["diff", "one"]).ok();
+    assert!(changes.contains("A /new") && !changes.contains("busybox"), "{changes}");
+    podman.podman(&["commit", "-q", "one", "localhost/committed:1"]).ok();
+    assert_eq!(podman.run(&[], "localhost/committed:1", "cat /new; ls /bin/zcat || :").ok(), "new\n");
+    // Its blob goes to another registry as it is.
+    let other = Registry::new(&lab, Access::Open);
+    let copy = format!("{}/copy:1", other.host());
+    podman.podman(&["push", "-q", "--tls-verify=false", &image, &copy]).ok();
+    let pushed = other.manifest("copy", "1");
+    let blob = pushed["layers"][0]["digest"].as_str().unwrap().to_owned();
+    assert_eq!(crfs::blob::Digest::of(&other.blob(&blob)).to_string(), blob);
+    // Killed, the server is followed by another one.
+    store.kill_worker();
+    drop_caches();
+    assert_eq!(podman.podman(&["exec", "one", "/bin/busybox", "echo", "still"]).ok(), "still\n");
+    // As after a restart of the machine, and without its registry.
+    podman.podman(&["rm", "-f", "-t", "0", "one"]).ok();
+    store.end(Signal::SIGKILL);
+    serve(&mut store);
+    drop(registry);
+    assert_eq!(podman.run(&[], &image, "echo it runs").ok(), "it runs\n");
+    podman.podman(&["rmi", "localhost/committed:1", &image]).ok();
+    assert_eq!((lazy_layers(&podman), uses(&store)), (Vec::new(), vec![0]));
+    // podman fails altogether where the directory that it is told of is not there.
+    store.end(Signal::SIGKILL);
+    store.serve();
+    assert_eq!(fs::read_dir(store.path("layers")).unwrap().count(), 0);
+    podman.podman(&["images"]).ok();
+}
+
+/// One that was removed is not downloaded when it is pulled again.
+#[test]
+fn a_second_pull_is_lazy_again() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((store, podman)) = asking(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    let image = proxy.through(&registry.push(&lab, "busy"));
+    for _ in 0..4 {
+        pull(&podman, &image);
+        assert_eq!((lazy_layers(&podman).len(), uses(&store)), (1, vec![1]));
+        podman.forget_blobs();
+        podman.podman(&["rmi", &image]).ok();
+        assert_eq!(uses(&store), [0]);
+    }
+    assert_eq!(downloads(&proxy, &lab, "busy"), 0);
+}
+
+/// A registry that does not answer keeps nobody longer than it may.
+#[test]
+fn a_registry_that_fails_is_asked_again() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    store.serve_with(&["--layers", "--mount-deadline=1s"]);
+    let mut registry = Registry::new(&lab, Access::Open);
+    let image = registry.push(&lab, "busy");
+    let (blob, _) = lab.layers("busy").remove(0);
+    use base64::Engine as _;
+    let encoded = base64::prelude::BASE64_STANDARD.encode(&image);
+    let diff = store.path("layers").join(encoded).join(&blob).join("diff");
+    registry.freeze();
+    assert_eq!(fs::metadata(&diff).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    registry.thaw();
+    registry.stop();
+    assert_eq!(fs::metadata(&diff).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    registry.start();
+    until("the layer", || fs::metadata(&diff).ok());
+    assert!(fs::read_dir(store.path("layers")).unwrap().next().is_none(), "it is never listed");
+    let other = diff.parent().unwrap().with_file_name(format!("sha256:{}", "0".repeat(64)));
+    assert!(fs::metadata(other.join("diff")).is_err());
+    assert!(fs::write(diff.with_file_name("use"), "").is_err());
+    assert_eq!(uses(&store), [1]);
+    assert!(fs::remove_dir(diff.parent().unwrap()).is_err());
+    assert_eq!(uses(&store), [0]);
+}
+
+/// Whoever looks a layer up has it fetched with the credentials of the server's user.
+#[test]
+fn a_store_with_layers_is_shared_with_nobody() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((store, _podman)) = asking(&lab) else { return };
+    let said = store.crfs("share", &["--user", "nobody"]).refused();
+    assert!(said.contains("--layers"), "{said}");
+    store.add("localhost/busy:1", &layout(&lab.dir_of("busy")));
+    let mut command: Command = store.command("ls");
+    assert!(command.status().unwrap().success());
+}
