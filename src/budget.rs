@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::gate::Gate;
 pub use self::gate::Place;
-use self::memory::memory;
+pub(crate) use self::memory::memory;
 use crate::sys;
 
 /// Bytes that an image may take beyond what is honest, unless its user says otherwise.

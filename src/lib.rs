@@ -12,6 +12,7 @@ pub mod blob;
 pub mod budget;
 pub mod cache;
 pub mod cli;
+pub mod doctor;
 pub mod errors;
 pub mod fetch;
 pub mod fs;

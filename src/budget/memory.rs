@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bytes of memory that this process may use: of the machine, and of its cgroups. `None` where nothing says.
-pub(super) fn memory() -> Option<u64> {
+pub(crate) fn memory() -> Option<u64> {
     let text = |path: &str| fs::read_to_string(path).ok();
     let machine = text("/proc/meminfo").and_then(|text| total(&text));
     let own = text("/proc/self/cgroup").unwrap_or_default();

@@ -51,7 +51,7 @@ pub struct Limits {
 impl Limits {
     /// `limit`, or else the smaller of 10 GiB and a tenth of the filesystem that holds `dir`. The floor is the larger of 1 GiB and 5 % of it,
     /// but no more than a quarter, so that a small filesystem can hold a cache at all.
-    pub(super) fn of(dir: &File, limit: Option<u64>) -> io::Result<Self> {
+    pub(crate) fn of(dir: &File, limit: Option<u64>) -> io::Result<Self> {
         let filesystem = fstatvfs(dir)?;
         let size = filesystem.blocks().saturating_mul(filesystem.fragment_size());
         let limit = limit.unwrap_or((size / 10).min(10 << 30));

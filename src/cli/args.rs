@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod doctor;
 mod store;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 
 pub(super) use self::cache::*;
 pub(super) use self::config::*;
+pub(super) use self::doctor::*;
 pub(super) use self::store::*;
 use super::{help, values};
 use crate::blob::Digest;
@@ -53,6 +55,7 @@ pub(super) enum Command {
     Cat(CatArgs),
     Stat(StatArgs),
     Status(StatusArgs),
+    Doctor(DoctorArgs),
     Metrics(MetricsArgs),
     Store(StoreArgs),
     Cache(CacheArgs),
@@ -71,6 +74,9 @@ pub(super) enum Command {
     /// Reads the layers of an image for a store's server. The server starts it.
     #[command(name = crate::podman::READER, hide = true)]
     StoreReader,
+    /// Tries what the kernel can do. `crfs doctor` starts it.
+    #[command(name = crate::doctor::SUBCOMMAND, hide = true)]
+    ProbeKernel(ProbeKernelArgs),
 }
 
 /// As src/keeper and src/serve/background.rs spell them.

@@ -60,6 +60,21 @@ impl Environment {
         }
     }
 
+    /// The directories in which programs are looked for.
+    pub(super) fn path() -> Vec<PathBuf> {
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+    }
+
+    /// The variables about proxies that are set. Their values may hold passwords.
+    pub(super) fn proxies() -> Vec<(String, String)> {
+        let names = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
+        let names = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
+        let set = names.filter_map(|name| std::env::var_os(&name).map(|value| (name, value)));
+        set.filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
+            .collect()
+    }
+
     /// Alone, for a process that is to stay small.
     pub(super) fn notify_socket() -> Option<OsString> {
         std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())

@@ -294,6 +294,36 @@ are shown, and the exit status is 1.
     exit_help!()
 );
 
+pub(super) const DOCTOR: &str = concat!(
+    "\
+Examples:
+  crfs doctor
+  crfs doctor --all docker.io/library/python:3.13
+  crfs doctor --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Fields of --json (docs/doctor.md has each check):
+  verdict                 the worst of all: ok, note or problem
+  version                 of crfs
+  findings                an array, in the order of the checks, of
+    check                 fuse, kernel, cache, credentials, proxies, registries,
+                          podman, limits, mounts, leftovers or image
+    verdict               ok; note: it works, and is worth knowing; problem
+    found                 what was found
+    meaning, advice       what that means for crfs, and what to do; null if ok
+
+Nothing is changed but for a directory in /tmp that is gone at the end: root
+mounts there where nobody sees it, a user by fusermount3. No check waits for
+longer than 20 s, and the one that asks registries 60 s. No secret is shown.
+
+",
+    image_help!(),
+    "
+Exit status:
+  0  there is no problem
+  1  there is a problem, or it failed
+  2  wrong usage"
+);
+
 pub(super) const METRICS: &str = concat!(
     "\
 Examples:

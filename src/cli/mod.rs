@@ -5,6 +5,7 @@
 mod args;
 mod cache;
 mod configuration;
+mod doctor;
 mod endpoints;
 mod environment;
 mod explain;
@@ -124,7 +125,11 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
     let log = options::log(verbose, environment);
     // A server starts its log itself, when it has a directory for it.
     let serves = match &command {
-        Command::Serve(_) | Command::UserNamespace | Command::StoreWorker(_) | Command::StoreReader => true,
+        Command::Serve(_)
+        | Command::UserNamespace
+        | Command::ProbeKernel(_)
+        | Command::StoreWorker(_)
+        | Command::StoreReader => true,
         Command::Mount(args) => args.foreground,
         Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
         _ => false,
@@ -140,9 +145,11 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::UserNamespace => Ok(crate::podman::hold_namespace()?),
         Command::StoreWorker(args) => store::worker(&args),
         Command::StoreReader => Ok(crate::podman::read()?),
+        Command::ProbeKernel(args) => Ok(print(&crate::doctor::answer_parent(&args.dir)?)?),
         Command::Inspect(args) => show::inspect(args, environment),
         Command::Explain(args) => explain::explain(&args, environment),
         Command::Heat(args) => heat::heat(&args, environment),
+        Command::Doctor(args) => doctor::doctor(&args, environment),
         Command::Index(args) => show::index(args, environment),
         Command::Ls(args) => show::ls(args, environment),
         Command::Cat(args) => show::cat(args, environment),

@@ -123,7 +123,7 @@ pub(super) fn source(
 }
 
 /// Where this machine's configuration of registries is, and what was said instead of it.
-fn places(access: &AccessArgs, environment: &Environment) -> Result<Places, UsageError> {
+pub(super) fn places(access: &AccessArgs, environment: &Environment) -> Result<Places, UsageError> {
     let places = environment.places();
     Ok(Places {
         registries_conf: places.registries_conf.as_deref().map(rooted).transpose()?,
@@ -213,7 +213,7 @@ fn rooted_image(image: ImageRef) -> Result<ImageRef, UsageError> {
 }
 
 /// The credential files, as absolute paths.
-fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<PathBuf>, UsageError> {
+pub(super) fn auth_files(named: Option<PathBuf>, environment: &Environment) -> Result<Vec<PathBuf>, UsageError> {
     // The default places may be empty, one that was named may not.
     if let Some(path) = &named {
         let asked = path.clone();

@@ -186,7 +186,7 @@ fn row(image: &Listing, name: &str) -> Vec<String> {
 }
 
 /// The file that podman reads, by default (containers-storage.conf(5)).
-fn storage_conf(environment: &Environment) -> PathBuf {
+pub(super) fn storage_conf(environment: &Environment) -> PathBuf {
     match &environment.storage_conf {
         Some(path) => path.clone(),
         None if environment.uid == 0 => "/etc/containers/storage.conf".into(),

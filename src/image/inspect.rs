@@ -15,7 +15,7 @@ use super::why::Why;
 use crate::blob::Digest;
 use crate::image::options::ImageOptions;
 use crate::index::Trust;
-use crate::registry::{self, EndpointReport, Platform, Soci, SociSource};
+use crate::registry::{self, EndpointReport, Login, Platform, Soci, SociSource};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -125,6 +125,36 @@ pub struct Layers {
     pub endpoints: Vec<EndpointReport>,
     /// The lowest first.
     pub layers: Vec<LayerInspection>,
+}
+
+/// What asking for an image tells of the way to it.
+pub struct Way {
+    pub layers: Result<Layers, Error>,
+    /// Also where the image could not be had.
+    pub endpoints: Vec<EndpointReport>,
+    /// Who its registry is told that this is.
+    pub login: Result<Login, Error>,
+    /// Seconds that the clock of a host is ahead.
+    pub clock_ahead: Option<i64>,
+}
+
+/// Asks for an image as [`layers`] does.
+///
+/// # Errors
+/// Where nothing can be asked.
+pub fn way(options: &ImageOptions, report: &Report) -> Result<Way, Error> {
+    runtime()?.block_on(async {
+        let engine = Arc::new(Engine::new(options, RESOLVE_WITHIN)?);
+        let client = engine.opener.client.clone();
+        let login = client.login(&options.image).await.map_err(Error::from);
+        let layers = async {
+            let image = engine.resolve(report).await?;
+            let layers = engine.inspect_layers(&image).await?;
+            Ok(Layers { layers, endpoints: client.endpoints(), image: image.name, digest: image.digest })
+        };
+        let layers = layers.await;
+        Ok(Way { layers, endpoints: client.endpoints(), login, clock_ahead: client.clock_ahead() })
+    })
 }
 
 /// Opens every layer and says what came of it.

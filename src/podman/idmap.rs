@@ -133,6 +133,17 @@ pub(super) fn mount_clone(source: &Path, device: Device, target: &Path, map: &Ma
     moved.map_err(|errno| failed(errno.into()))
 }
 
+/// Whether the owners of what is mounted at a place can be mapped at all. Nothing is mounted for that.
+///
+/// # Errors
+/// Where they cannot, or there can be no user namespace.
+pub fn can_map_owners(place: &Path) -> io::Result<()> {
+    let one = Range { inside: 0, outside: 100_000, count: 1 };
+    let namespace = namespace(&Map { users: vec![one], groups: vec![one] })?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    sys::map_owners(open_tree(rustix::fs::CWD, place, flags)?.as_fd(), namespace.as_fd())
+}
+
 /// A user namespace with that map.
 fn namespace(map: &Map) -> io::Result<File> {
     sys::close_inherited_on_exec();

@@ -53,7 +53,7 @@ pub mod places;
 
 pub use apart::{SUBCOMMAND as READER, read};
 pub use error::Error;
-pub use idmap::{SUBCOMMAND as NAMESPACE, hold_namespace};
+pub use idmap::{SUBCOMMAND as NAMESPACE, can_map_owners, hold_namespace};
 pub use layers::LayerOptions;
 pub use paths::Paths;
 pub use resume::resume;

@@ -19,7 +19,9 @@ use super::repository::{Document, Repository};
 use super::search::Search;
 use super::shared::Shared;
 use super::silent::{Waits, blocking};
-use super::{EndpointReport, Error, Freshness, Hosts, Image, ImageRef, Layer, Options, docker_archive};
+use super::{
+    EndpointReport, Error, Freshness, Hosts, Image, ImageRef, Layer, Login, Options, credentials, docker_archive,
+};
 use crate::blob::{ByteSource, Digest, Documents};
 use crate::sys::outside;
 
@@ -84,6 +86,22 @@ impl Client {
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointReport> {
         self.hosts.endpoints()
+    }
+
+    /// Seconds that the clock of a host is ahead of this machine's, by the last answer that has said so.
+    #[must_use]
+    pub fn clock_ahead(&self) -> Option<i64> {
+        self.hosts.clock.ahead()
+    }
+
+    /// Who the registry of an image is told that this is, where it wants to know. It is not asked.
+    ///
+    /// # Errors
+    /// Where a credential file cannot be read or understood.
+    pub async fn login(&self, image: &ImageRef) -> Result<Login, Error> {
+        let ImageRef::Registry(Reference { registry, repository, .. }) = image else { return Ok(Login::Nobody) };
+        let (files, hosts) = (&self.options.auth_files, &self.hosts);
+        Ok(credentials::find(files, &hosts.disks, registry, repository, &hosts.waits).await?.login())
     }
 
     /// Bytes of compressed archives that were read, and all that they have. Resolving waits for them.

@@ -187,6 +187,29 @@ fn read(path: &Path) -> Result<Option<AuthFile>, Error> {
     parsed.map(Some).map_err(|source| error(format!("no valid JSON at line {}", source.line())))
 }
 
+/// What is in a credential file, without any secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Registries and repositories with credentials in the file itself.
+    pub known: usize,
+    /// The names of helpers, `NAME` of `docker-credential-NAME`.
+    pub helpers: Vec<String>,
+}
+
+/// Reads a credential file as a pull would; `None`: there is none. Blocking.
+///
+/// # Errors
+/// Where it cannot be read or understood.
+pub fn survey_credentials(path: &Path) -> Result<Option<Surveyed>, Error> {
+    let Some(file) = read(path)? else { return Ok(None) };
+    let identities = file.auths.values().map(|entry| entry.identity(path)).collect::<Result<Vec<_>, _>>()?;
+    let named = file.helpers.values().chain(&file.store).filter(|name| !name.is_empty());
+    let mut helpers: Vec<_> = named.cloned().collect();
+    helpers.sort();
+    helpers.dedup();
+    Ok(Some(Surveyed { known: identities.into_iter().flatten().count(), helpers }))
+}
+
 async fn find_in(
     file: &AuthFile,
     path: &Path,

@@ -10,6 +10,7 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use url::{Position, Url};
 
+use super::clock::Clock;
 use super::config::Endpoint;
 use super::gate::Gate;
 use super::health::{Counts, Health};
@@ -33,6 +34,7 @@ pub struct Hosts {
     pub(super) resolver: Resolver,
     pub(super) disks: Disks,
     pub(super) waits: Arc<Waits>,
+    pub(super) clock: Arc<Clock>,
 }
 
 impl Default for Hosts {
@@ -45,6 +47,7 @@ impl Default for Hosts {
             resolver: Resolver::default(),
             disks: Disks::default(),
             waits: Arc::default(),
+            clock: Arc::default(),
         }
     }
 }

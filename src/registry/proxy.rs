@@ -13,9 +13,42 @@ use url::Url;
 
 use super::Redacted;
 use super::errors::ProxyTrouble;
+use super::loopback::is_loopback;
 
 /// A line that says why is shorter.
 const LONGEST_LINE: u64 = 1000;
+
+/// What the value of a variable names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProxyUrl {
+    Good(Redacted),
+    /// Of a kind that crfs does not speak to.
+    Scheme(String),
+    /// Nothing that can be understood.
+    Broken,
+}
+
+/// The proxy that a variable with that value names, as requests will take it.
+#[must_use]
+pub fn proxy_url(value: &str) -> ProxyUrl {
+    let matcher = Matcher::builder().all(value.to_owned()).build();
+    // A name that no list of exceptions has.
+    let found = "http://registry.invalid/".parse().ok().and_then(|uri| matcher.intercept(&uri));
+    let url = found.and_then(|found| found.uri().to_string().parse::<Url>().ok());
+    match url {
+        Some(url) if matches!(url.scheme(), "http" | "https") => ProxyUrl::Good(Redacted::of(&url)),
+        Some(url) => ProxyUrl::Scheme(url.scheme().to_owned()),
+        None => ProxyUrl::Broken,
+    }
+}
+
+/// The proxy that a registry is asked through by this process's environment, and the variable that names it.
+#[must_use]
+pub fn proxy_of(registry: &str) -> Option<(&'static str, Redacted)> {
+    let url = format!("https://{registry}/").parse().ok()?;
+    let proxy = Proxies::from_environment().of(&url).filter(|_| !is_loopback(&url))?;
+    Some((proxy.variable, proxy.url))
+}
 
 pub(super) struct Proxies(Matcher);
 

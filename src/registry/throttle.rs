@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{AGE, DATE, RETRY_AFTER};
 use url::Url;
 
 use super::gate::{Gate, SPACING};
@@ -40,6 +40,11 @@ impl Throttle {
     pub(super) fn note(&self, url: &Url, response: &reqwest::Response) {
         self.gate(url).has_answered.store(true, Ordering::Relaxed);
         self.learn(url, response.status().as_u16(), wait_asked(response));
+        // What a cache has kept for a while has the date of then.
+        let date = response.headers().get(DATE).filter(|_| !response.headers().contains_key(AGE));
+        if let Some(date) = date.and_then(|date| date.to_str().ok()) {
+            self.hosts.clock.note(date, SystemTime::now());
+        }
     }
 
     /// Whether the host was ever reached.

@@ -35,6 +35,12 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// What tasks are started by from elsewhere.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Polls a future on this thread, while the tasks run on others.
     #[expect(clippy::disallowed_methods, reason = "this runtime lives at least until the future is done")]
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {

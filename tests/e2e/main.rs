@@ -12,6 +12,7 @@ mod cache;
 mod causes;
 mod commands;
 mod configuration;
+mod doctor;
 #[path = "../it/evil.rs"]
 #[allow(dead_code)]
 mod evil;

@@ -34,6 +34,16 @@ pub(super) fn endpoints(dir: &Path, places: &Places, reference: &Reference) -> R
     }
 }
 
+/// What is wrong with the files of all registries in the directory.
+pub(super) fn errors(dir: &Path) -> Vec<Error> {
+    match read::dir(dir) {
+        Ok(found) => {
+            found.into_iter().flatten().filter(|own| read::is_dir(own)).filter_map(|own| hosts(&own).err()).collect()
+        }
+        Err(error) => vec![error],
+    }
+}
+
 /// The directory of a registry: `host_port_`, `host:port` or `_default`, whichever is there first.
 fn directory(dir: &Path, registry: &str) -> Result<Option<PathBuf>, Error> {
     let underscored = registry.rsplit_once(':').filter(|(host, _)| !host.is_empty());

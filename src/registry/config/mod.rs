@@ -41,6 +41,42 @@ pub(super) struct Configuration {
     registries: Registries,
 }
 
+/// What the files say all together, for whoever only wants to know whether they can be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Registries for which something is said.
+    pub registries: usize,
+    pub mirrors: usize,
+    /// Each file that cannot be read or understood, the first fault of each kind of file.
+    pub errors: Vec<Error>,
+    /// What policy.json says of images that it does not name, where that lets nothing through.
+    pub refusal: Option<Error>,
+}
+
+/// Reads all files, whatever reference they are for.
+#[must_use]
+pub fn survey(places: &Places) -> Survey {
+    let mut all = Survey::default();
+    match Registries::read(places) {
+        Ok(registries) => (all.registries, all.mirrors) = registries.counts(),
+        Err(error) => all.errors.push(error),
+    }
+    all.errors.extend(Aliases::read(places).err());
+    all.errors.extend(places.hosts_dir.iter().flat_map(|dir| hosts_toml::errors(dir)));
+    match policy::permits(places, &unnamed()) {
+        Ok(()) => {}
+        Err(refusal @ (Error::Rejected { .. } | Error::SignatureWanted { .. })) => all.refusal = Some(refusal),
+        Err(error) => all.errors.push(error),
+    }
+    all
+}
+
+/// An image that no policy names.
+fn unnamed() -> super::ImageRef {
+    let (registry, repository) = ("registry.invalid".to_owned(), "image".to_owned());
+    super::ImageRef::Registry(Reference { registry, repository, tag: None, digest: None })
+}
+
 /// The images that a short name may mean.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Candidates {

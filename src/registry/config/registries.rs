@@ -99,6 +99,11 @@ impl Registries {
         Ok(all)
     }
 
+    /// How many there are, and how many mirrors they have.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.registries.len(), self.registries.values().map(|registry| registry.mirrors.len()).sum())
+    }
+
     /// Those of one file.
     #[cfg(any(test, fuzzing))]
     pub(super) fn of(path: &Path, text: &str) -> Result<Self, Error> {
