@@ -9,7 +9,7 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Bytes, or with K, M, G or KiB, MiB, GiB: powers of 1024 all of them, as podman has it.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let (number, unit) = split(text)?;
+    let (number, unit) = split(text, "512, 64M or 2GiB")?;
     let shift = match unit {
         "" => 0,
         "K" | "KiB" => 10,
@@ -22,7 +22,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 
 /// With ms, s or m; a bare number is seconds.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = split(text)?;
+    let (number, unit) = split(text, "500ms, 8s or 2m")?;
     let time = match unit {
         "ms" => Duration::from_millis(number),
         "" | "s" => Duration::from_secs(number),
@@ -36,10 +36,11 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn split(text: &str) -> Result<(u64, &str), String> {
+fn split<'a>(text: &'a str, such_as: &str) -> Result<(u64, &'a str), String> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number = number.parse().map_err(|_| format!("{text:?} does not start with a whole number in range"))?;
+    let wrong = |_| format!("{text:?} does not start with a whole number in range: write it as {such_as}");
+    let number = number.parse().map_err(wrong)?;
     Ok((number, unit))
 }
 

@@ -9,6 +9,8 @@ pub enum Error {
     Directory { dir: PathBuf, source: io::Error },
     #[error("{} has not answered for {seconds} s: the server of a filesystem that leads to it is gone or stopped", path.display())]
     Unanswered { path: PathBuf, seconds: u64 },
+    #[error("there is no directory {0}: make it first (mkdir -p {0})", dir.display())]
+    Missing { dir: PathBuf },
     #[error("{} is not a directory", dir.display())]
     NotADirectory { dir: PathBuf },
     #[error("{} is already a crfs mount, of {image}: `crfs umount` it first", dir.display())]
@@ -25,7 +27,7 @@ pub enum Error {
     Helper { dir: PathBuf, message: String },
     #[error("cannot talk to fusermount3")]
     HelperTalk { source: io::Error },
-    #[error("{} is not a mount point", dir.display())]
+    #[error("{} is not a mount point; `crfs status` shows what is mounted where", dir.display())]
     NotMounted { dir: PathBuf },
     #[error("{}: what is mounted there has changed meanwhile; it was left alone", dir.display())]
     Replaced { dir: PathBuf },

@@ -262,7 +262,10 @@ pub(crate) fn answered<T: Send + 'static, E: From<Error> + Send + 'static>(
 
 fn find_point(dir: &Path) -> Result<PathBuf, Error> {
     let unusable = |source| Error::Directory { dir: dir.to_owned(), source };
-    let point = dir.canonicalize().map_err(unusable)?;
+    let point = dir.canonicalize().map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing { dir: dir.to_owned() },
+        _ => unusable(source),
+    })?;
     // Before anything is asked of it: its server may be gone.
     if let Some(mount) = at(&point).map_err(unusable)?.filter(Mount::is_ours) {
         return Err(Error::AlreadyMounted { dir: point, image: mount.source.to_string_lossy().into_owned() });
@@ -412,7 +415,7 @@ mod tests {
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         assert_eq!(usable_point(&link).unwrap(), dir.path().canonicalize().unwrap());
         assert!(matches!(usable_point(&file), Err(Error::NotADirectory { .. })));
-        assert!(matches!(usable_point(&dir.path().join("missing")), Err(Error::Directory { .. })));
+        assert!(matches!(usable_point(&dir.path().join("missing")), Err(Error::Missing { .. })));
     }
 
     #[test]
@@ -430,7 +433,7 @@ mod tests {
         let kept = File::open(dir.path()).unwrap();
         flock(&kept, FlockOperation::LockExclusive).unwrap();
         assert!(reserve(dir.path()).unwrap().is_none());
-        assert!(matches!(reserve(&dir.path().join("missing")), Err(Error::Directory { .. })));
+        assert!(matches!(reserve(&dir.path().join("missing")), Err(Error::Missing { .. })));
     }
 
     #[test]

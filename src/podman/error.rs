@@ -13,6 +13,8 @@ use crate::{image, kernel, serve};
 pub enum Error {
     #[error("{}", path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("the store's directory {} cannot be used; give another with --root", path.display())]
+    Place { path: PathBuf, source: io::Error },
     #[error("{} cannot be understood: it is not of this version of crfs, or damaged", path.display())]
     Records { path: PathBuf, source: serde_json::Error },
     #[error("{} has been locked for {seconds} s, by podman or another tool; end that, and try again", path.display())]

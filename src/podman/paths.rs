@@ -100,9 +100,9 @@ impl Paths {
         let made =
             |path: &Path, mode| make_dir(path, mode).map_err(|source| Error::File { path: path.to_owned(), source });
         for (own, mode) in [(&self.root, OWN_ROOT), (&self.state, 0o700)] {
-            let trusted = |source| Error::File { path: own.clone(), source };
+            let trusted = |source| Error::Place { path: own.clone(), source };
             check(own).map_err(trusted)?;
-            made(own, mode)?;
+            make_dir(own, mode).map_err(trusted)?;
             // Also what was made in between.
             check(own).map_err(trusted)?;
         }

@@ -167,7 +167,7 @@ pub enum Error {
     Transfer { url: Redacted, what: &'static str, source: Option<reqwest::Error> },
     #[error("{url} answered {status}")]
     Status { url: Redacted, status: u16, retry_after: Option<Duration> },
-    #[error("{url} is not there (404)")]
+    #[error("{url} is not there (404){}", to_check(url))]
     NotFound { url: Redacted },
     #[error("{url} denies access ({status})")]
     Denied { url: Redacted, status: u16 },
@@ -196,7 +196,7 @@ pub enum Error {
     Configuration(#[from] ConfigError),
     #[error("credentials in {path} cannot be read: {reason}", path = path.display())]
     Credentials { path: PathBuf, reason: String },
-    #[error("{what}: nothing moved for {:.1} s and {tries} tries, the last: {source}", waited.as_secs_f64())]
+    #[error("{what}: nothing moved for {:.1} s and {tries} tries, the last: {source}{}", waited.as_secs_f64(), reach(source))]
     NoProgress { what: String, url: Redacted, waited: Duration, tries: u32, source: Box<Error> },
 
     #[error("{url} sends no part of a blob, but all of it (it answers {status} to a range)")]
@@ -391,6 +391,22 @@ pub(crate) fn list(names: &[String]) -> String {
         0 => "(none)".to_owned(),
         count if count > MOST_NAMES => format!("{} and {} more", shown.join(", "), count - MOST_NAMES),
         _ => shown.join(", "),
+    }
+}
+
+/// What may be wrong with a name that leads to nothing.
+fn to_check(url: &Redacted) -> &'static str {
+    if url.0.contains("/manifests/") { "; check the name of the image, and its tag" } else { "" }
+}
+
+/// What to do about a host that does not answer.
+fn reach(error: &Error) -> &'static str {
+    match error.root() {
+        Error::Transfer { source: Some(source), .. } if source.is_connect() => {
+            "; check the name and the port of the registry, and whether this machine reaches it"
+        }
+        Error::Transfer { .. } => "; check whether this machine reaches the registry",
+        _ => "",
     }
 }
 

@@ -82,9 +82,10 @@ impl Layout {
 fn read_index(dir: &Path) -> Result<Bytes, Error> {
     let path = dir.join("index.json");
     let error = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            Error::NotALayout { path: dir.to_owned(), what: "an OCI image layout: it has no index.json".to_owned() }
-        }
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => Error::NotALayout {
+            path: dir.to_owned(),
+            what: "an OCI image layout: it has no index.json; name the directory that has one".to_owned(),
+        },
         _ => Error::File { path: path.clone(), what: "cannot be read", source },
     };
     let mut bytes = Vec::new();

@@ -54,7 +54,7 @@ pub(super) fn members(path: &Path, file: &dyn ByteSource) -> Result<Vec<Member>,
             }
             Err(Broken::Format(what)) => what,
         };
-        let what = format!("a tar of images: {broken} at byte {}", scan.at);
+        let what = format!("a tar of images: {broken}, at byte {}", scan.at);
         return Err(Error::NotALayout { path: path.to_owned(), what });
     }
 }
@@ -144,7 +144,7 @@ impl Scan<'_> {
         // Links and directories may state a size without having data.
         let size = if matches!(kind, b'1'..=b'6') { 0 } else { size };
         let data = ByteRange::at(self.at.saturating_add(BLOCK), size).filter(|data| data.end <= end);
-        let data = data.ok_or(Broken::Format("an entry passes the end of the file"))?;
+        let data = data.ok_or(Broken::Format("it ends within an entry, so it was cut: copy it again"))?;
         self.at = data.end.checked_next_multiple_of(BLOCK).ok_or(Broken::Format("an entry is too large"))?.min(end);
         let mut name = Vec::new();
         tar::name_into(block, &mut name);

@@ -62,3 +62,4 @@ mod surroundings;
 #[path = "../it/tls_front.rs"]
 mod tls_front;
 mod writers;
+mod wrong_uses;

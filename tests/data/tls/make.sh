@@ -35,4 +35,16 @@ own root 'ec -pkeyopt ec_paramgen_curve:P-521' $long -sha384
 signed intermediate root 'basicConstraints=critical,CA:TRUE' -sha512
 signed leaf intermediate "$names" -sha256
 signed client intermediate 'extendedKeyUsage=clientAuth' -sha256
+
+# Signed by itself for a year that is over: only `openssl ca` takes dates.
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout expired.key -out expired.csr -subj /CN=expired
+printf '%s\n' "$names" > expired.ext
+: > index.txt
+printf '%s\n' '[ca]' 'default_ca = here' '[here]' 'database = index.txt' 'new_certs_dir = .' 'policy = any' \
+    'default_md = sha256' 'rand_serial = yes' '[any]' 'commonName = supplied' > ca.conf
+openssl ca -batch -config ca.conf -selfsign -keyfile expired.key -in expired.csr -extfile expired.ext -notext \
+    -startdate 20200101000000Z -enddate 20210101000000Z -out expired.crt
+cat expired.crt expired.key > expired.pem
+find . -name '[0-9A-F]*.pem' -newer ca.conf -name '????????????????????????????????????????.pem' -delete
+rm -f index.txt* ca.conf
 rm -f ./*.key ./*.crt ./*.csr ./*.ext ./*.srl
