@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Finding, Setting};
-use crate::image::inspect::{self, Layers, Way};
-use crate::registry::{EndpointReport, ImageRef, Login, proxy_of};
+use crate::image::inspect::{self, LayerInspection, Layers, Way};
+use crate::registry::{EndpointReport, ImageRef, Login, list, proxy_of};
 
 /// Seconds by which clocks may differ: tokens and certificates that are a few minutes old are good by both.
 const APART: i64 = 120;
@@ -115,22 +115,36 @@ fn judge_layers(layers: &Layers) -> Vec<Finding> {
     let all = layers.layers.len();
     let lazy = layers.layers.iter().filter(|layer| layer.lazy).count();
     let mut found = vec![Finding::ok(format!("{lazy} of {all} layers are lazy"))];
-    for (number, layer) in layers.layers.iter().enumerate() {
-        if !layer.usable {
-            found.push(Finding::problem(
-                format!("layer {number} ({}) cannot be opened: {}", layer.digest, layer.reason),
-                "the image cannot be mounted",
-                "convert the image to eStargz or zstd:chunked, or use podman",
-            ));
-        } else if let Some(advice) = layer.advice.as_ref().filter(|_| !layer.lazy) {
-            found.push(Finding::note(
-                format!("layer {number} ({}) is not lazy: {}", layer.digest, layer.reason),
-                "a first mount reads all of it",
-                advice.clone(),
-            ));
+    // Most have the reason of their neighbour.
+    let mut alike: Vec<(&LayerInspection, Vec<String>)> = Vec::new();
+    let worse = |layer: &LayerInspection| !layer.usable || (!layer.lazy && layer.advice.is_some());
+    for (number, layer) in layers.layers.iter().enumerate().filter(|(_, layer)| worse(layer)) {
+        let is_alike = |other: &LayerInspection| (&other.reason, &other.advice) == (&layer.reason, &layer.advice);
+        match alike.iter_mut().find(|(other, _)| is_alike(other)) {
+            Some((_, numbers)) => numbers.push(number.to_string()),
+            None => alike.push((layer, vec![number.to_string()])),
         }
     }
+    found.extend(alike.iter().map(|(layer, numbers)| judge_alike(layer, numbers)));
     found
+}
+
+/// Layers that cannot be opened, or could be better, all for one reason.
+fn judge_alike(layer: &LayerInspection, numbers: &[String]) -> Finding {
+    let (reason, which) = (&layer.reason, list(numbers));
+    let layers = if numbers.len() == 1 { "layer" } else { "layers" };
+    match &layer.advice {
+        Some(advice) if layer.usable => Finding::note(
+            format!("not lazy: {layers} {which}: {reason}"),
+            "a first mount reads all of that",
+            advice.clone(),
+        ),
+        _ => Finding::problem(
+            format!("cannot be opened: {layers} {which}: {reason}"),
+            "the image cannot be mounted",
+            "convert the image to eStargz or zstd:chunked, or use podman",
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +179,33 @@ mod tests {
         let missing = crate::image::Error::NoSuchPath { path: "x".into() };
         assert_eq!(of(Err(missing), Login::Nobody)[0].verdict, Problem);
         assert_eq!(judge_login(&Err("no valid JSON".into())).verdict, Problem);
+    }
+
+    #[test]
+    fn layers_that_are_alike_are_told_together() {
+        let layer = |usable, reason: &str| LayerInspection {
+            digest: Digest::of(b""),
+            size: 7,
+            media_type: String::new(),
+            usable,
+            lazy: false,
+            index_from: inspect::IndexFrom::None,
+            requests: 0,
+            wait: 0,
+            reason: reason.to_owned(),
+            advice: usable.then(|| "push it as zstd:chunked".to_owned()),
+            since: None,
+            index: None,
+        };
+        let layers = vec![layer(true, "plain"), layer(false, "xz"), layer(true, "plain")];
+        let found = judge_layers(&Layers { image: "a".into(), digest: Digest::of(b""), endpoints: Vec::new(), layers });
+        let told: Vec<_> = found.iter().map(|finding| (finding.verdict, finding.found.as_str())).collect();
+        let expected = [
+            (Good, "0 of 3 layers are lazy"),
+            (Note, "not lazy: layers 0, 2: plain"),
+            (Problem, "cannot be opened: layer 1: xz"),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

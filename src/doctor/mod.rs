@@ -97,7 +97,7 @@ pub fn examine(setting: Setting) -> Vec<Checked> {
             std::thread::Builder::new().spawn_scoped(scope, run.clone()).map_err(|_| run)
         });
         begun.map(|begun| match begun {
-            Ok(thread) => thread.join().unwrap_or_else(|_| Vec::new()),
+            Ok(thread) => thread.join().unwrap_or_else(|_| vec![panicked()]),
             Err(run) => run(),
         })
     });
@@ -118,6 +118,14 @@ fn unanswered(check: &Check) -> Finding {
         format!("the check has not come to an end within {} s", check.limit.as_secs()),
         "a filesystem or server that it asks does not answer; crfs may wait for it as well",
         "look with `df` and `findmnt` for a mount that hangs (NFS, FUSE), and at the server behind it",
+    )
+}
+
+fn panicked() -> Finding {
+    Finding::problem(
+        "the check has failed; standard error has more",
+        "nobody knows whether what it looks at is well",
+        "this is a bug of crfs: please report it",
     )
 }
 
