@@ -37,6 +37,18 @@ const WRONG: &[Row] = &[
     ("$MOUNT --io-deadline soon $IMAGE dir", 2, &["soon", "500ms"]),
     ("$MOUNT --io-deadline 0 $IMAGE dir", 2, &["0", "--io-deadline"]),
     ("$MOUNT --platform arm $IMAGE dir", 2, &["\"arm\" is not a platform", "linux/arm64"]),
+    ("$MOUNT --tls-verify=maybe $IMAGE dir", 2, &["'maybe'", "true, false"]),
+    ("$CRFS umount --all dir", 2, &["'--all' cannot be used with"]),
+    ("$MOUNT --metrics-listen 80 $IMAGE dir", 2, &["\"80\" is not an address", "127.0.0.1:PORT"]),
+    ("$CRFS completions tcsh", 2, &["'tcsh'", "possible values: bash"]),
+    ("$MOUNT --memory-limit 1K $IMAGE dir", 1, &["more than 1 KiB of memory", "--memory-limit"]),
+    // The configuration.
+    (
+        "mkdir -p .config/crfs; echo 'cach-size = \"1G\"' > .config/crfs/config.toml; $CRFS cache show",
+        1,
+        &["config.toml, line 1", "cache-size"],
+    ),
+    ("CRFS_IO_DEADLINE=soon $MOUNT $IMAGE dir", 1, &["the variable CRFS_IO_DEADLINE", "500ms"]),
     ("$MOUNT --layer 99 $IMAGE dir", 1, &["no layer 99", "the lowest is 0"]),
     ("$MOUNT --prefetch some $IMAGE dir", 2, &["'some'", "hints"]),
     ("$MOUNT $IMAGE", 2, &["<DIR>"]),
@@ -54,6 +66,7 @@ const WRONG: &[Row] = &[
         1,
         &["dir is already a crfs mount", "crfs umount"],
     ),
+    ("ln -s loop loop; $MOUNT $IMAGE loop", 1, &["loop", "Too many levels of symbolic links"]),
     // Unmounting.
     ("$CRFS umount dir", 1, &["dir is not a mount point", "crfs status"]),
     ("mount -t tmpfs x dir; $CRFS umount dir", 1, &["dir is not a crfs mount but one of type tmpfs"]),
@@ -127,6 +140,17 @@ const WRONG: &[Row] = &[
         1,
         &["ro", "Read-only file system", "--cache-dir"],
     ),
+    (
+        "mkdir full; mount -t tmpfs -o size=64k x full; $CRFS index --cache-dir full $GZ",
+        1,
+        &["the cache would not keep its index", "--cache-dir that can be written and has room"],
+    ),
+    (
+        "mkdir theirs; mkdir -m 0700 theirs/v2; chown 4242 theirs/v2; $CRFS index --cache-dir theirs $GZ",
+        1,
+        &["it belongs to another user", "--cache-dir"],
+    ),
+    ("$CRFS index --cache-dir c $IMAGE", 0, &["its own"]),
     (
         "mkdir theirs; mkdir -m 0777 theirs/v2; $CRFS index --cache-dir theirs $GZ",
         1,
