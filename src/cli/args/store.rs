@@ -88,7 +88,8 @@ pub(in crate::cli) struct StoreWorkerArgs {
 /// Add images to a store
 ///
 /// Only manifests, configs and tables of contents are read; of a layer that has no table of contents everything, once. Where an image is there
-/// already, its name is added, and with --full what podman needs to push it.
+/// already, its name is added, and with --full what podman needs to push it. What is read goes into the cache of the server; --cache-dir is for when none
+/// runs.
 #[derive(Debug, Args)]
 #[command(after_long_help = help::STORE_ADD)]
 pub(in crate::cli) struct StoreAddArgs {

@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+
 use super::error::Error;
 use crate::cli::environment::Environment;
 use crate::cli::options::PATIENCE;
@@ -46,7 +48,10 @@ impl Places {
         let parts = self.system.join("config.d");
         let parts = match parts_in(&parts) {
             Ok(paths) => paths.into_iter().map(of_system).collect(),
-            Err(source) => vec![Found { text: Err(Error::Unreadable { path: parts.clone(), source }), path: parts }],
+            Err(source) => vec![Found {
+                text: Err(Error::Unreadable { path: parts.clone(), source: advised(source) }),
+                path: parts,
+            }],
         };
         let of_user = self.user.clone().map(|path| Found { text: file(&path, true), path });
         std::iter::once(of_system(self.system.join("config.toml"))).chain(parts).chain(of_user).collect()
@@ -83,9 +88,17 @@ fn file(path: &Path, is_users: bool) -> Result<Option<String>, Error> {
         };
         outside::read_found(&trusted::file(&asked)?, LARGEST_FILE).map(Some)
     });
-    let bytes = read.map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+    let bytes = read.map_err(|source| Error::Unreadable { path: path.to_owned(), source: advised(source) })?;
     let text = |bytes| String::from_utf8(bytes).map_err(|_| Error::NotText { path: path.to_owned() });
     bytes.map(text).transpose()
+}
+
+/// What to do where the system says no more than that.
+fn advised(error: io::Error) -> io::Error {
+    match error.raw_os_error() == Some(Errno::EACCES as i32) {
+        true => io::Error::new(error.kind(), "this user may not read it: chmod a+r it, or remove it"),
+        false => error,
+    }
 }
 
 fn is_missing(error: &io::Error) -> bool {

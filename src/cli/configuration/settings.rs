@@ -158,19 +158,17 @@ impl Settings {
         }
         let origin = Origin::File { path: path.to_owned(), line: value.line() };
         let mut found = Vec::new();
-        for number in &applies {
-            let Some((key, _)) = self.keys.get(*number) else { continue };
-            found.push(key.values(value).map_err(|why| {
-                match applies.len() {
-                    1 => value.refuse(why),
-                    _ => value.refuse(format!(
-                        "{why} (for `{}`; a table gives it to one command alone)",
-                        key.shown_command()
-                    )),
-                }
-            }));
+        for key in applies.iter().filter_map(|number| self.keys.get(*number)).map(|(key, _)| key) {
+            found.push(key.values(value).map_err(|why| (why, key.shown_command())));
         }
-        let found = found.into_iter().collect::<Result<Vec<_>, toml_file::Error>>()?;
+        // Where some of the commands take it, one should know which does not.
+        let some_take_it = found.iter().any(Result::is_ok);
+        let refused = |(why, command): (String, String)| match some_take_it {
+            true => format!("{why} (`{command}`; in a table it is for one command alone)"),
+            false => why,
+        };
+        let found = found.into_iter().collect::<Result<Vec<_>, _>>();
+        let found = found.map_err(|wrong| value.refuse::<toml_file::Error>(refused(wrong)))?;
         for (number, values) in applies.into_iter().zip(found) {
             if let Some((_, setting)) = self.keys.get_mut(number) {
                 *setting = Some(Setting { values, origin: origin.clone() });
@@ -205,7 +203,7 @@ impl Settings {
         let own = keys::find(crfs, command);
         if keys::find(crfs, &[command, &[name.to_owned()]].concat()).is_some() {
             return format!(
-                "is a command: [{}] and below it what holds for it",
+                "is a command: write [{}], and below it what holds for that",
                 [command, &[name.to_owned()]].concat().join(".")
             );
         }

@@ -148,7 +148,7 @@ const WRONG: &[(&str, &str)] = &[
         "cache-size = \"10X\"",
         "line 1: cache-size: \"10X\" is not valid: \"X\" is not a unit of size: K, M, G, KiB, MiB or GiB",
     ),
-    ("io-deadline = 0", "line 1: io-deadline: \"0\" is not valid: no time at all is never enough"),
+    ("io-deadline = 0", "line 1: io-deadline: \"0\" is not valid: no time at all is never enough~"),
     ("cache-size = 1.5", "line 1: cache-size: a text in quotes is wanted, as behind --cache-size on the command line"),
     ("cache-size = true", "line 1: cache-size: a text in quotes is wanted"),
     ("cache-size = []", "line 1: cache-size: a text in quotes is wanted"),
@@ -164,7 +164,7 @@ const WRONG: &[(&str, &str)] = &[
     ("[mount]\nforeground = true", "line 2: foreground: --foreground is for one call, and has no key"),
     (
         "prefetch = \"all\"",
-        "line 1: prefetch: \"all\" is none of none, hints (for `crfs store serve`; a table gives it to one",
+        "line 1: prefetch: \"all\" is none of none, hints (`crfs store serve`; in a table it is for one",
     ),
     ("[mount]\nprefetch = \"some\"", "line 2: prefetch: \"some\" is none of none, hints, all"),
     (
@@ -176,7 +176,7 @@ const WRONG: &[(&str, &str)] = &[
     ("[colours]\n", "line 1: colours: there is no such table; `crfs config show` lists all"),
     ("[umount]\nall = true", "line 1: umount: `crfs umount` has no options that have a key"),
     ("[store-worker]\nroot = \"/\"", "line 1: store-worker: there is no such table"),
-    ("mount = 1", "line 1: mount: is a command: [mount] and below it what holds for it"),
+    ("mount = 1", "line 1: mount: is a command: write [mount], and below it what holds for that"),
     ("[mount.prefetch]\nx = 1", "line 1: prefetch: a text in quotes is wanted"),
     ("[[mount]]\nprefetch = \"all\"", "line 1: mount: is a command"),
     ("cache-size = \"1G\"\ncache-size = \"2G\"", "line 2: not TOML: "),
@@ -188,8 +188,10 @@ const WRONG: &[(&str, &str)] = &[
 fn what_is_wrong_is_named_with_its_place_and_what_is_right() {
     for (text, told) in WRONG {
         let faults = Machine::with("etc/config.d/a.toml", text).faults();
+        // A ~ stands for the end.
         let told = format!("etc/config.d/a.toml, {told}");
-        assert!(faults.len() == 1 && faults[0].starts_with(&told), "{text}\n  {faults:?}\n  {told}");
+        let is_told = faults.len() == 1 && format!("{}~", faults[0]).starts_with(&told);
+        assert!(is_told, "{text}\n  {faults:?}\n  {told}");
     }
     let many = (0..5000).map(|number| format!("key{number} = 1\n")).collect::<String>();
     assert_eq!(Machine::with("etc/config.toml", many).faults().len(), 10, "and no more");
