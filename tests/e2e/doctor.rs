@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::{Finished, send};
+use crate::keeper::kill_for_good;
+use crate::support::command::Finished;
 use crate::support::lab::CRFS;
-use crate::support::mount::{Disk, until_gone};
+use crate::support::mount::Disk;
 use crate::support::registry::{Access, PASSWORD, USER};
 use crate::support::{Lab, Registry, run};
 
@@ -123,12 +123,7 @@ fn a_dead_mount_is_a_problem() {
     let dir = mount.dir().display().to_string();
     let about = |finished: &Finished| bad(&told(finished), "mounts").iter().any(|one| one.contains(&dir));
     assert!(!about(&run(&mut command(&lab, disk.dir()))));
-    let status = mount.status().unwrap();
-    let pids = ["keeper", "pid"].map(|name| status[name].as_u64().unwrap() as u32);
-    for pid in pids {
-        send(pid, Signal::SIGKILL);
-        until_gone(pid);
-    }
+    kill_for_good(&mount);
     let finished = run(&mut command(&lab, disk.dir()));
     one_problem(&finished, "mounts", &[&format!("the server of {dir} is gone"), &format!("crfs umount {dir}")]);
     mount.umount().ok();
