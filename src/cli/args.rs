@@ -91,6 +91,9 @@ pub(super) struct ServeArgs {
     /// Whoever wants the mount stays with it.
     #[arg(long)]
     pub(super) foreground: bool,
+    /// What is mounted at the directory waits for this process group to mount something else there.
+    #[arg(long)]
+    pub(super) over_autofs: bool,
 }
 
 /// Mount an image, read-only, on a directory
@@ -108,6 +111,9 @@ pub(super) struct MountArgs {
     /// /etc/fuse.conf for it.
     #[arg(long, help_heading = CONFIGURABLE, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) allow_other: Option<bool>,
+    /// Let nobody start a program from the mount.
+    #[arg(long)]
+    pub(super) noexec: bool,
     /// What to fetch before anything reads it; readers who wait always come first. What is read brings its surroundings as
     /// well, but with none.
     #[arg(long, help_heading = CONFIGURABLE, value_enum, default_value = "hints")]

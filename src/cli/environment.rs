@@ -75,6 +75,13 @@ impl Environment {
             .collect()
     }
 
+    /// That of a helper of mount(8), which the system may start with next to nothing in it. The service manager that has started mount(8) is told nothing:
+    /// it waits for the end of that.
+    pub(super) fn of_helper(self) -> Self {
+        let of_user = || nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir);
+        Self { home: self.home.or_else(of_user), notify_socket: None, ..self }
+    }
+
     /// Alone, for a process that is to stay small.
     pub(super) fn notify_socket() -> Option<OsString> {
         std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())

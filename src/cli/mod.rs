@@ -12,6 +12,7 @@ mod explain;
 mod format;
 mod heat;
 mod help;
+mod helper;
 mod metrics;
 mod mount;
 mod options;
@@ -45,8 +46,12 @@ use options::UsageError;
 pub fn run() -> ExitCode {
     // A write past RLIMIT_FSIZE is to fail with EFBIG, as on a full disk, not to end the server.
     let _cannot_fail = SigSet::from(Signal::SIGXFSZ).thread_block();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(role) = helper::role(&arguments) {
+        return helper::run(role, &arguments);
+    }
     // Before anything else takes memory: it stays as small as it is here.
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = arguments.into_iter().skip(1);
     if arguments.next().is_some_and(|first| first == keeper::SUBCOMMAND) {
         let arguments: Vec<_> = arguments.collect();
         let clear_away = store::clearing(&arguments);

@@ -12,7 +12,7 @@ use crate::image;
 use crate::keeper;
 use crate::serve::holders::{Holder, named};
 use crate::serve::options::MountOptions;
-use crate::serve::unmount::{Outcome, unmount, unmount_all};
+use crate::serve::unmount::{Detach, Outcome, unmount, unmount_all};
 use crate::serve::{self as engine, Event, Keeper, Ready, Report, background, background::Said, mount as image_server};
 
 pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> Result<(), Failure> {
@@ -23,15 +23,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         match never {}
     }
     let start = Instant::now();
-    let mut progress = Progress::new();
-    let said = if progress.has_bars() { Said::Apart } else { Said::AsItIs };
-    let ready = background::mount(&options, said, &mut |event| {
-        if let Event::Image(event) = event {
-            progress.show(event);
-        }
-    });
-    progress.clear();
-    let ready = ready?;
+    let ready = in_background(&options)?;
     // It is mounted, whether or not anybody could be told.
     if let Err(error) = say_ready(&ready, &options.dir, start.elapsed()) {
         tracing::warn!(dir = %options.dir.display(), %error, "the image is mounted, but nobody could be told so");
@@ -42,7 +34,20 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
     Ok(())
 }
 
-fn say_ready(ready: &Ready, dir: &Path, elapsed: Duration) -> Result<(), image::Error> {
+/// Mounts, and shows on a terminal how far it is.
+pub(super) fn in_background(options: &MountOptions) -> Result<Ready, engine::Error> {
+    let mut progress = Progress::new();
+    let said = if progress.has_bars() { Said::Apart } else { Said::AsItIs };
+    let ready = background::mount(options, said, &mut |event| {
+        if let Event::Image(event) = event {
+            progress.show(event);
+        }
+    });
+    progress.clear();
+    ready
+}
+
+pub(super) fn say_ready(ready: &Ready, dir: &Path, elapsed: Duration) -> Result<(), image::Error> {
     print(&ready_line(ready, dir, elapsed))?;
     sent_whole_line(ready.sent_whole).iter().filter(|_| !is_quiet()).for_each(|line| complain(line));
     Ok(())
@@ -54,7 +59,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let served = match args {
         ServeArgs { resume: true, .. } => background::resume(&keeper).map_err(|error| (error, true)),
         ServeArgs { foreground: true, .. } => serve_in_foreground(&keeper).map_err(|error| (error, false)),
-        ServeArgs { .. } => background::serve(&keeper).map_err(|error| (error, true)),
+        ServeArgs { .. } => background::serve(&keeper, args.over_autofs).map_err(|error| (error, true)),
     };
     let Err((error, is_told)) = served else { return Ok(()) };
     keeper.failed(error.chain());
@@ -95,7 +100,7 @@ fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'st
 pub(super) fn umount(args: &UmountArgs, environment: &Environment) -> Result<(), Failure> {
     let state_dirs = environment.state_dirs();
     let Some(target) = &args.target else { return umount_all(&state_dirs) };
-    Ok(said(target, unmount(target, &state_dirs)?)?)
+    Ok(said(target, unmount(target, &state_dirs, Detach::IfIdle)?)?)
 }
 
 fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
@@ -112,7 +117,7 @@ fn umount_all(state_dirs: &[PathBuf]) -> Result<(), Failure> {
     outcome
 }
 
-fn said(dir: &Path, outcome: Outcome) -> Result<(), image::Error> {
+pub(super) fn said(dir: &Path, outcome: Outcome) -> Result<(), image::Error> {
     let Outcome::StillInUse(holders) = outcome else { return Ok(()) };
     let line = format!("{}: unmounted; still in use {}", dir.display(), by_whom(&holders));
     print(&(format::printable(&line) + "\n"))

@@ -61,6 +61,9 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         source: image(args.image, environment)?,
         dir: rooted(&args.dir)?,
         allow_other: args.allow_other.unwrap_or(environment.uid == 0),
+        noexec: args.noexec,
+        shown: None,
+        words: Vec::new(),
         prefetch: match args.prefetch {
             PrefetchArg::None => Prefetch::None,
             PrefetchArg::Hints => Prefetch::Hints,

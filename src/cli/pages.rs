@@ -9,10 +9,21 @@ use clap_complete::Shell;
 use super::args::Cli;
 use crate::image::Error;
 
-/// Writes crfs.1, crfs-mount.1 and so on into a directory.
+/// Writes crfs.1, crfs-mount.1 and so on into a directory, and mount.crfs.8 and umount.crfs.8.
 pub(super) fn man(dir: &Path) -> Result<(), Error> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
-    clap_mangen::generate_to(visible(), dir).map_err(|error| Error::Output { source: named(error) })
+    let written = clap_mangen::generate_to(visible(), dir);
+    let helpers =
+        written.and_then(|()| super::helper::definitions().into_iter().try_for_each(|helper| page(helper, dir)));
+    helpers.map_err(|error| Error::Output { source: named(error) })
+}
+
+/// That of a program for the administrator.
+fn page(helper: clap::Command, dir: &Path) -> io::Result<()> {
+    let mut text = Vec::new();
+    let name = format!("{}.8", helper.get_name());
+    clap_mangen::Man::new(helper).section("8").render(&mut text)?;
+    std::fs::write(dir.join(name), text)
 }
 
 /// Prints the completions for a shell.
@@ -60,6 +71,7 @@ mod tests {
         pages.sort();
         let mut expected: Vec<String> =
             commands(&Cli::command(), "crfs").iter().map(|name| format!("{name}.1")).collect();
+        expected.extend(["mount.crfs.8".to_owned(), "umount.crfs.8".to_owned()]);
         expected.sort();
         assert_eq!(pages, expected);
         let mount = std::fs::read_to_string(dir.path().join("crfs-mount.1")).unwrap();

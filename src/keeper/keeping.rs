@@ -31,6 +31,8 @@ pub(super) struct Setting {
     pub(super) is_foreground: bool,
     /// Its hanging up asks the keeper to end; elsewhere that signal asks for an upgrade.
     pub(super) has_terminal: bool,
+    /// Whether it is to leave the process group that it was started in, once a worker is ready.
+    pub(super) leaves_late: bool,
     /// Where a service manager wants to hear when the mount can be used.
     pub(super) manager: Option<OsString>,
 }
@@ -331,11 +333,18 @@ impl Keeper {
             }
             (Packet::Ready(form), Some(worker)) => {
                 (worker.is_ready, worker.form) = (true, form);
+                self.leave_group();
                 self.tell_manager();
                 self.go();
             }
             (Packet::Upgrade, _) => self.upgrade(),
             _ => {}
+        }
+    }
+
+    fn leave_group(&mut self) {
+        if std::mem::take(&mut self.setting.leaves_late) {
+            super::own_session();
         }
     }
 
@@ -457,6 +466,7 @@ impl Keeper {
                 }
                 Packet::Ready(_) if worker.went.is_some() => {
                     worker.is_ready = true;
+                    self.leave_group();
                     self.tell_manager();
                 }
                 _ => {}

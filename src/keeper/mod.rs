@@ -47,6 +47,9 @@ pub const SUBCOMMAND: &str = "keep";
 /// The argument before that: it stays in its session, and has a standard error; or not.
 pub const FOREGROUND: &str = "foreground";
 pub const BACKGROUND: &str = "background";
+/// The same, but it leaves the process group of whoever starts it only when its worker is ready. What is mounted over an autofs is mounted by the
+/// process group of the service manager; all others wait at that directory until it is.
+pub const AUTOMOUNT: &str = "automount";
 
 const SCORE: &str = "/proc/self/oom_score_adj";
 
@@ -77,8 +80,10 @@ pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>, clear_away: 
     let ground = if arguments.is_empty() { OsString::new() } else { arguments.remove(0) };
     let passed_on = renewal::passed_on(&ground);
     let is_foreground = passed_on.as_ref().is_ok_and(|(ground, _)| *ground == FOREGROUND);
+    let leaves_late = ground == AUTOMOUNT;
     let kept = passed_on.and_then(|(_, passed_on)| {
-        let setting = Setting { is_foreground, has_terminal: false, manager: manager.filter(|_| passed_on.is_none()) };
+        let manager = manager.filter(|_| passed_on.is_none());
+        let setting = Setting { is_foreground, leaves_late, has_terminal: false, manager };
         begun(arguments, setting, passed_on).and_then(Keeper::keep)
     });
     clear_away();
@@ -115,9 +120,8 @@ fn die(signal: Signal) {
 /// `passed_on`: what the program had that this one takes the place of.
 fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<Passed>) -> io::Result<Keeper> {
     let is_foreground = setting.is_foreground;
-    if !is_foreground {
-        // Fails only for the leader of a process group, which has its own already.
-        let _own_session = nix::unistd::setsid();
+    if !is_foreground && !setting.leaves_late {
+        own_session();
     }
     let name = std::ffi::CString::new(NAME)?;
     let _only_for_ps = nix::sys::prctl::set_name(&name);
@@ -148,4 +152,10 @@ fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<Passed>) 
     let worker = program.start(Which::Own, Standard::Inherited).map_err(threads::explained)?;
     worker::let_go_of_standard(!is_foreground)?;
     Ok(Keeper::new(program, signals, Some(worker), setting))
+}
+
+/// What a terminal or a service manager sends to all processes of a group is for others from now on.
+pub(crate) fn own_session() {
+    // Fails only for the leader of a process group, which has its own already.
+    let _own_session = nix::unistd::setsid();
 }

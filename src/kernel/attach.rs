@@ -35,6 +35,7 @@ pub(super) fn mount(target: &Target<'_>, options: &str) -> io::Result<(Identity,
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
     fsconfig_create(context.as_fd())?;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, target.noexec);
     let root = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     let identity = identity(root.as_fd(), target.source)?;
     move_mount(root.as_fd(), "", CWD, target.dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

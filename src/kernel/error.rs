@@ -33,6 +33,8 @@ pub enum Error {
     Replaced { dir: PathBuf },
     #[error("{} is in use; see by whom with `fuser -vm {0}` or `lsof +f -- {0}`", dir.display())]
     Busy { dir: PathBuf },
+    #[error("cannot change the options of the mount {}", dir.display())]
+    Remount { dir: PathBuf, source: io::Error },
     #[error("cannot unmount {}", dir.display())]
     Unmount { dir: PathBuf, source: io::Error },
     #[error("cannot unmount {}: {message}", dir.display())]

@@ -92,12 +92,27 @@ fn mount_directly(target: &Target<'_>) -> Result<Option<OwnedFd>, Error> {
     let data = kernel_options(device.as_raw_fd(), target.allow_other);
     // The superblock, not only the mount, becomes read-only: else each read would cost a GETATTR for the access time.
     let read_only = if target.is_asked_for_changes { MsFlags::empty() } else { MsFlags::MS_RDONLY };
-    let flags = read_only | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let flags = read_only | flags(target.noexec);
     match nix::mount::mount(Some(target.source), target.dir, Some(mounts::TYPE), flags, Some(data.as_str())) {
         Ok(()) => Ok(Some(device.into())),
         Err(Errno::EPERM) => Ok(None),
         Err(errno) => Err(Error::Mount { dir: target.dir.to_owned(), source: errno.into() }),
     }
+}
+
+fn flags(noexec: bool) -> MsFlags {
+    let always = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if noexec { always | MsFlags::MS_NOEXEC } else { always }
+}
+
+/// Changes all of a mount that can be changed.
+pub(crate) fn remount(mount: &Mount, noexec: bool) -> Result<(), Error> {
+    let (dir, mount) = (mount.point.clone(), mount.clone());
+    look_again(&dir, |now| *now == mount)?;
+    // Of the mount alone: its filesystem stays as it is, which is read-only.
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags(noexec);
+    let remounted = nix::mount::mount(None::<&str>, &dir, None::<&str>, flags, None::<&str>);
+    remounted.map_err(|errno| Error::Remount { dir, source: errno.into() })
 }
 
 /// The target is a directory. It is not asked, since a mount that is there already may not answer yet.
@@ -144,7 +159,8 @@ fn helper_options(target: &Target<'_>) -> OsString {
     let source = target.source.replace('\\', "\\\\").replace(',', "\\,");
     let other = if target.allow_other { ",allow_other" } else { "" };
     let access = if target.is_asked_for_changes { "rw" } else { "ro" };
-    format!("{access},nosuid,nodev,default_permissions,subtype=crfs,fsname={source}{other}").into()
+    let noexec = if target.noexec { ",noexec" } else { "" };
+    format!("{access},nosuid,nodev{noexec},default_permissions,subtype=crfs,fsname={source}{other}").into()
 }
 
 fn receive_device(socket: &UnixStream) -> io::Result<OwnedFd> {
@@ -174,11 +190,13 @@ fn helper_message(stderr: &[u8]) -> String {
 
 /// How a mount is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Detach {
+pub enum Detach {
     /// Only where nothing uses it.
     IfIdle,
     /// From the directory at once; those who still use it keep it.
     Lazily,
+    /// Only where nothing uses it, and what waits for an answer of it fails. For root alone; for others it is as if idle.
+    ByForce,
 }
 
 /// Unmounts what is mounted at `dir`, as root or by the helper, where `is_it` still knows it then.
@@ -202,9 +220,13 @@ fn look_again(dir: &Path, is_it: impl Fn(&Mount) -> bool) -> Result<(), Error> {
 
 /// `None` where this user may not.
 fn unmount_directly(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> Result<Option<()>, Error> {
-    let lazily = if how == Detach::Lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    let how = match how {
+        Detach::IfIdle => MntFlags::empty(),
+        Detach::Lazily => MntFlags::MNT_DETACH,
+        Detach::ByForce => MntFlags::MNT_FORCE,
+    };
     look_again(dir, is_it)?;
-    match nix::mount::umount2(dir, MntFlags::UMOUNT_NOFOLLOW | lazily) {
+    match nix::mount::umount2(dir, MntFlags::UMOUNT_NOFOLLOW | how) {
         Ok(()) => Ok(Some(())),
         Err(Errno::EPERM) => Ok(None),
         Err(Errno::EBUSY) => Err(Error::Busy { dir: dir.to_owned() }),
@@ -289,7 +311,13 @@ mod tests {
             source: source.into(),
             options: "ro,user_id=7".into(),
         };
-        let target = Target { dir: Path::new("/mnt"), source: "mine", allow_other: false, is_asked_for_changes: false };
+        let target = Target {
+            dir: Path::new("/mnt"),
+            source: "mine",
+            allow_other: false,
+            is_asked_for_changes: false,
+            noexec: false,
+        };
         let (old, theirs, mine) = (mount(5, 50, "mine"), mount(6, 51, "theirs"), mount(7, 52, "mine"));
         let made = |after: &[Mount]| made_since(std::slice::from_ref(&old), after, &target);
         let found = made(&[old.clone(), mine.clone(), theirs.clone()]).unwrap();
@@ -309,9 +337,12 @@ mod tests {
             source: "oci:/a,b\\c@sha256:00",
             allow_other: false,
             is_asked_for_changes: false,
+            noexec: false,
         };
         let expected = "ro,nosuid,nodev,default_permissions,subtype=crfs,fsname=oci:/a\\,b\\\\c@sha256:00";
         assert_eq!(helper_options(&target), expected);
+        let more = helper_options(&Target { noexec: true, allow_other: true, ..target });
+        assert!(more.to_string_lossy().contains(",noexec,"), "{more:?}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{fstat, major, minor};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, StatxFlags, flock, statx};
 use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -23,6 +23,9 @@ use crate::sys::limit;
 
 /// The filesystem type of everything that crfs mounts.
 pub(crate) const TYPE: &str = "fuse.crfs";
+
+/// That of a directory whose contents are mounted for whoever looks into it: systemd.automount(5).
+const AUTOFS: &str = "autofs";
 
 /// The number of a superblock: st_dev of everything on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +236,10 @@ fn still_there(dir: &Path) -> Result<(), Error> {
 }
 
 fn lock(dir: &Path) -> Option<File> {
+    // To open it would ask for the mount that is being made.
+    if is_autofs(dir) {
+        return None;
+    }
     let dir = File::open(dir).ok()?;
     let start = Instant::now();
     loop {
@@ -270,10 +277,21 @@ fn find_point(dir: &Path) -> Result<PathBuf, Error> {
     if let Some(mount) = at(&point).map_err(unusable)?.filter(Mount::is_ours) {
         return Err(Error::AlreadyMounted { dir: point, image: mount.source.to_string_lossy().into_owned() });
     }
-    match point.metadata().map_err(unusable)?.is_dir() {
+    match is_directory(&point).map_err(unusable)? {
         true => Ok(point),
         false => Err(Error::NotADirectory { dir: dir.to_owned() }),
     }
+}
+
+/// What is there, not what an autofs would mount there for whoever asks: that is what is about to be mounted.
+fn is_directory(point: &Path) -> io::Result<bool> {
+    let found = statx(CWD, point, AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE)?;
+    Ok(FileType::from_raw_mode(found.stx_mode.into()) == FileType::Directory)
+}
+
+/// Whether what is mounted at `point` mounts something else there for whoever looks into it.
+pub(crate) fn is_autofs(point: &Path) -> bool {
+    at(point).is_ok_and(|mount| mount.is_some_and(|mount| mount.kind == AUTOFS))
 }
 
 /// `36 35 98:0 /root /point options optional... - type source superoptions`; `None` for a line that is not of that form.

@@ -182,6 +182,7 @@ async fn run(
         source: mounts::STORE,
         allow_other: options.allow_other,
         is_asked_for_changes: options.layers.is_some(),
+        noexec: false,
     };
     let mut server = Server::attach(Arc::clone(&store), store.trees.forest(), &FRONTEND, &target)?;
     let usable = tokio::time::timeout(USABLE, server.become_usable()).await;

@@ -50,6 +50,9 @@ pub const WORKER: &[&str] = &[SUBCOMMAND];
 /// Its option where whoever started it stays with it.
 pub const IN_FOREGROUND: &str = "--foreground";
 
+/// Its option where it mounts over an autofs ([`keeper::AUTOMOUNT`]).
+pub const OVER_AUTOFS: &str = "--over-autofs";
+
 /// How much longer than the mount deadline a child may take to say that it has passed, and to end when it is told to.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -82,7 +85,7 @@ pub fn mount(options: &MountOptions, said: Said, on_event: &mut dyn FnMut(&Event
         }
         on_event(event);
     };
-    match runtime.block_on(launch(options, said, &mut heard)) {
+    match runtime.block_on(launch(options, &dir, said, &mut heard)) {
         Ok(ready) => Ok(ready),
         Err((error, end)) => {
             if let (ChildEnd::Killed, Some(made)) = (end, made) {
@@ -140,12 +143,13 @@ enum ChildEnd {
 
 async fn launch(
     options: &MountOptions,
+    dir: &Path,
     said: Said,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<Ready, (Error, ChildEnd)> {
     let failed = |source| (Error::Spawn { source }, ChildEnd::NeverStarted);
     let mut signals = EndSignals::listen().map_err(failed)?;
-    let mut child = spawn(said).map_err(failed)?;
+    let mut child = spawn(said, mounts::is_autofs(dir)).map_err(failed)?;
     let words = child.stderr.take().map(|words| tokio::spawn(hand_on(words)));
     let mut input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
     let limit = options.mount_deadline;
@@ -180,11 +184,12 @@ async fn hand_on(words: ChildStderr) {
     }
 }
 
-fn spawn(said: Said) -> io::Result<Child> {
+fn spawn(said: Said, over_autofs: bool) -> io::Result<Child> {
     crate::sys::close_inherited_on_exec();
     let mut command = Command::new("/proc/self/exe");
     // The parent tells the service manager, whose main process it is.
-    command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::BACKGROUND]).args(WORKER).env_remove("NOTIFY_SOCKET");
+    let (ground, more) = if over_autofs { (keeper::AUTOMOUNT, Some(OVER_AUTOFS)) } else { (keeper::BACKGROUND, None) };
+    command.arg0("crfs").args([keeper::SUBCOMMAND, ground]).args(WORKER).args(more).env_remove("NOTIFY_SOCKET");
     if said == Said::Apart {
         command.stderr(Stdio::piped());
     }
@@ -245,8 +250,9 @@ async fn end(mut child: Child, input: ChildStdin) -> ChildEnd {
 ///
 /// # Errors
 /// Where it cannot be mounted (the parent has been told, then), or serving fails later.
-pub fn serve(keeper: &Keeper) -> Result<(), Error> {
-    let outcome = begin().and_then(|options| {
+pub fn serve(keeper: &Keeper, over_autofs: bool) -> Result<(), Error> {
+    let begun = if over_autofs { told() } else { begin() };
+    let outcome = begun.and_then(|options| {
         let ready = Arc::new(AtomicBool::new(false));
         let gone = parent_gone(ready.clone()).map_err(|source| Error::Runtime { source })?;
         mount::run(&options, &reporter(ready), gone, Some(keeper))
@@ -264,6 +270,11 @@ pub fn serve(keeper: &Keeper) -> Result<(), Error> {
 /// Where it is told nothing.
 pub fn begin<O: DeserializeOwned>() -> Result<O, Error> {
     leave_terminal();
+    told()
+}
+
+fn told<O: DeserializeOwned>() -> Result<O, Error> {
+    be_worker();
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line).map_err(|source| Error::Runtime { source })?;
     serde_json::from_str(line.get(..read).unwrap_or_default()).map_err(|source| Error::Handover { source })
@@ -280,9 +291,12 @@ pub fn resume(keeper: &Keeper) -> Result<(), Error> {
 
 /// What a terminal sends to all of a command's processes is for the keeper alone. What is wrong with this process costs nobody else.
 pub(crate) fn leave_terminal() {
+    be_worker();
+    keeper::own_session();
+}
+
+fn be_worker() {
     signals::block_meaningless();
-    // Fails only for the leader of a process group, which has its own already.
-    let _own_session = nix::unistd::setsid();
     let _only_for_ps = nix::sys::prctl::set_name(c"crfs");
     keeper::go_early();
 }
@@ -331,6 +345,8 @@ fn tell(event: &Event) -> io::Result<()> {
 }
 
 fn let_go() -> io::Result<()> {
+    // Where it has not done so yet.
+    keeper::own_session();
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;

@@ -254,7 +254,13 @@ mod tests {
     fn of_mounts_at_one_directory_each_is_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
-        let target = Target { dir: &dir, source: "image@digest", allow_other: false, is_asked_for_changes: false };
+        let target = Target {
+            dir: &dir,
+            source: "image@digest",
+            allow_other: false,
+            is_asked_for_changes: false,
+            noexec: false,
+        };
         let Ok(first) = made(&target) else { return };
         assert!(matches!(made(&target), Err(kernel::Error::AlreadyMounted { .. })));
         // By somebody who looked before the first was there.
@@ -275,9 +281,13 @@ mod tests {
     fn what_others_have_mounted_over_a_mount_stays() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
-        let Ok(mount) =
-            made(&Target { dir: &dir, source: "image@digest", allow_other: false, is_asked_for_changes: false })
-        else {
+        let Ok(mount) = made(&Target {
+            dir: &dir,
+            source: "image@digest",
+            allow_other: false,
+            is_asked_for_changes: false,
+            noexec: false,
+        }) else {
             return;
         };
         nix::mount::mount(Some("theirs"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();

@@ -29,6 +29,7 @@ pub mod log;
 pub mod mount;
 mod mounted;
 pub mod options;
+pub mod remount;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod signals;
@@ -38,6 +39,13 @@ pub mod unmount;
 pub mod upgrade;
 
 pub use ask::Unanswered;
+
+/// Whether the mount table has this as the source of stores.
+#[must_use]
+pub fn is_stores(source: &str) -> bool {
+    source == crate::kernel::mounts::STORE
+}
+
 pub use error::Error;
 pub use event::{Event, Ready, Report};
 pub use kept::Keeper;

@@ -192,9 +192,9 @@ fn start(
     let listener = control::bind(&state.socket()).map_err(|source| Error::State { path: state.socket(), source })?;
     let asked = kept::again(listener.as_fd())?;
     let (name, digest) = (served.image.image.name.clone(), served.image.image.digest);
-    let source = format!("{name}@{digest}");
-    let allow_other = options.allow_other;
-    let target = Target { dir: &dir, source: &source, allow_other, is_asked_for_changes: false };
+    let source = options.shown.clone().unwrap_or_else(|| format!("{name}@{digest}"));
+    let MountOptions { allow_other, noexec, .. } = *options;
+    let target = Target { dir: &dir, source: &source, allow_other, is_asked_for_changes: false, noexec };
     let forest = Arc::clone(&served.forest);
     // So that whoever started this process unmounts it where this process is killed before it is ready.
     let _heard = report(&Event::Mounting { source: source.clone() });
@@ -214,6 +214,8 @@ fn start(
         namespace: holders::own_namespace(),
         started: server.started,
         options: Some(options.source.clone()),
+        shown: options.shown.clone(),
+        words: options.words.clone(),
     })?;
     server.answer(listener, http);
     let (ready, read_ahead) = (ready(&served, pid), served.read_ahead());

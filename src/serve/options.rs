@@ -20,6 +20,14 @@ pub struct MountOptions {
     #[serde(with = "wire::path")]
     pub dir: PathBuf,
     pub allow_other: bool,
+    #[serde(default)]
+    pub noexec: bool,
+    /// What the mount table shows as its source, where that is not the image, pinned: what fstab has.
+    #[serde(default)]
+    pub shown: Option<String>,
+    /// What mount(8) was told, as options of `crfs mount`, for a remount to compare with.
+    #[serde(default, with = "wire::paths")]
+    pub words: Vec<PathBuf>,
     pub prefetch: Prefetch,
     /// From the start until the mount point can be used.
     pub mount_deadline: Duration,
@@ -116,6 +124,9 @@ mod tests {
             source,
             dir: odd.clone(),
             allow_other: true,
+            noexec: true,
+            shown: Some("docker://a".into()),
+            words: vec![odd.clone()],
             prefetch: Prefetch::All,
             mount_deadline: Duration::from_secs(60),
             frontend: FrontendChoice::Fuse,

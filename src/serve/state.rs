@@ -99,6 +99,12 @@ pub(crate) struct Record {
     /// How the image was reached. Servers before 0.2 do not say.
     #[serde(default, deserialize_with = "readable")]
     pub(crate) options: Option<ImageOptions>,
+    /// Its source in the mount table, where that is not the image, pinned.
+    #[serde(default)]
+    pub(crate) shown: Option<String>,
+    /// What mount(8) was told.
+    #[serde(default, with = "wire::paths")]
+    pub(crate) words: Vec<PathBuf>,
 }
 
 /// Those that another version of crfs has written in another way cost no more than themselves.
@@ -137,9 +143,9 @@ impl Record {
         self.namespace.is_some() && self.namespace != holders::own_namespace()
     }
 
-    /// The source of the mount: the image, pinned.
+    /// The source of the mount: what fstab has, or the image, pinned.
     pub(crate) fn source(&self) -> String {
-        format!("{}@{}", self.image, self.digest)
+        self.shown.clone().unwrap_or_else(|| format!("{}@{}", self.image, self.digest))
     }
 }
 

@@ -15,7 +15,8 @@ use super::holders::{self, Holder, named};
 use super::state::{self, FoundState};
 use super::status::{Elsewhere, elsewhere};
 use crate::kernel;
-use crate::kernel::fusedev::{self, Detach};
+use crate::kernel::fusedev;
+pub use crate::kernel::fusedev::Detach;
 use crate::kernel::mounts::{self, Mount};
 use crate::registry::list;
 use crate::sys::limit::comes_true;
@@ -39,12 +40,12 @@ pub enum Outcome {
 ///
 /// # Errors
 /// Where there is none, it is busy, or this user may not.
-pub fn unmount(target: &Path, state_dirs: &[PathBuf]) -> Result<Outcome, Error> {
+pub fn unmount(target: &Path, state_dirs: &[PathBuf], how: Detach) -> Result<Outcome, Error> {
     let asked = target.to_owned();
     let here = mounts::answered(target, move || find(&asked));
     match here {
         // Its state is looked for afterwards: whatever is wrong with that, the mount can be ended.
-        Ok(mount) => unmount_here(&mount, |instance| {
+        Ok(mount) => unmount_here(&mount, how, |instance| {
             let (all, _silent) = state::found_where_answered(state_dirs);
             all.into_iter().find(|state| state.record.described(&mount, instance))
         }),
@@ -112,7 +113,7 @@ fn unmount_known(state: &FoundState, all: &[FoundState], whose: Whose) -> Result
     let dir = || record.dir.clone();
     let top = mounts::at(&record.dir).map_err(|source| kernel::Error::Directory { dir: dir(), source })?;
     match (top, elsewhere(state, all)) {
-        (Some(top), _) if record.describes(&top) => unmount_here(&top, |_| Some(state.clone())),
+        (Some(top), _) if record.describes(&top) => unmount_here(&top, Detach::IfIdle, |_| Some(state.clone())),
         (Some(top), None) => Err(Error::Covered { dir: dir(), kind: top.kind.to_string_lossy().into_owned() }),
         (_, Some(Elsewhere { namespace: Some(namespace), holders })) => match whose {
             Whose::OursAlone if !holders.is_empty() => {
@@ -147,11 +148,15 @@ fn ask_to_leave(state: &FoundState) -> Result<Outcome, Error> {
 }
 
 /// `find`: what is known of it, which is asked when it is unmounted. It is told which instance of its device it was.
-fn unmount_here(mount: &Mount, find: impl FnOnce(Option<u64>) -> Option<FoundState>) -> Result<Outcome, Error> {
+fn unmount_here(
+    mount: &Mount,
+    how: Detach,
+    find: impl FnOnce(Option<u64>) -> Option<FoundState>,
+) -> Result<Outcome, Error> {
     // Before it is gone: a new mount may have its number at once, and be of the same image.
     let instance = mount.device.instance();
     let asked = mount.clone();
-    fusedev::unmount(&mount.point, Detach::IfIdle, move |now| *now == asked)?;
+    fusedev::unmount(&mount.point, how, move |now| *now == asked)?;
     let state = find(instance);
     let served = || state.as_ref().is_some_and(FoundState::may_be_served);
     let is_served = served();
@@ -200,12 +205,15 @@ mod tests {
     #[test]
     fn only_crfs_mounts_are_unmounted() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(unmount(dir.path(), &[]), Err(Error::Kernel(kernel::Error::NotMounted { .. }))));
         assert!(matches!(
-            unmount(&dir.path().join("missing"), &[]),
+            unmount(dir.path(), &[], Detach::IfIdle),
+            Err(Error::Kernel(kernel::Error::NotMounted { .. }))
+        ));
+        assert!(matches!(
+            unmount(&dir.path().join("missing"), &[], Detach::IfIdle),
             Err(Error::Kernel(kernel::Error::Directory { .. }))
         ));
-        match unmount(Path::new("/proc"), &[]) {
+        match unmount(Path::new("/proc"), &[], Detach::IfIdle) {
             Err(error @ Error::NotCrfs { .. }) => assert!(error.to_string().contains("type proc"), "{error}"),
             other => panic!("{other:?}"),
         }
@@ -225,6 +233,7 @@ mod tests {
                 source: "image@digest",
                 allow_other: false,
                 is_asked_for_changes: false,
+                noexec: false,
             })
         };
         for turn in 0..100 {
@@ -233,7 +242,7 @@ mod tests {
             drop(first);
             let mount = mounts::at(&dir.join(&old)).unwrap().unwrap();
             let mut second = None;
-            let outcome = unmount_here(&mount, |instance| {
+            let outcome = unmount_here(&mount, Detach::IfIdle, |instance| {
                 assert!(instance.is_some());
                 second = Some(made(&new).unwrap());
                 None

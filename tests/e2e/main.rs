@@ -36,6 +36,7 @@ mod life;
 mod lying;
 mod metrics;
 mod mirrors;
+mod mount_helper;
 mod namespaces;
 mod offline;
 mod options;

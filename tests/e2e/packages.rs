@@ -64,7 +64,7 @@ fn every_package_has_all_that_belongs_to_the_program() {
             let script = run(Command::new(CRFS).args(["completions", shell])).ok();
             holds(&tree, script.as_bytes(), &format!("{kind}: the completions for {shell}"));
         }
-        for helper in ["mount.crfs", "mount.fuse.crfs", "umount.crfs"] {
+        for helper in ["mount.crfs", "mount.fuse.crfs", "umount.crfs", "umount.fuse.crfs"] {
             assert_eq!(*at(&format!("usr/sbin/{helper}")), b"../bin/crfs", "{kind}: {helper}");
         }
         for document in ["NOTICES", "crfs.cdx.json", "README.md"] {

@@ -19,6 +19,8 @@ fn record(state: &OwnState) -> Record {
         namespace: None,
         started: 1,
         options: None,
+        shown: None,
+        words: Vec::new(),
     }
 }
 
