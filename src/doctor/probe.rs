@@ -149,7 +149,8 @@ impl Probing {
         let point = dir.join(MOUNT);
         fs::create_dir(&point).map_err(|error| said(&error))?;
         let runtime = runtime().map_err(|error| error.chain())?;
-        let target = Target { dir: &point, source: SOURCE, allow_other: false, is_asked_for_changes: false, noexec: false };
+        let target =
+            Target { dir: &point, source: SOURCE, allow_other: false, is_asked_for_changes: false, noexec: false };
         let made = fusedev::mount(&target).map_err(|error| chain(&error))?;
         // While its root is open, the mount is busy.
         drop(made.root);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,9 @@ use crate::threads::{self, Work};
 /// How long it is kept after it was read.
 const KEPT: Duration = Duration::from_secs(30);
 
+/// How long it is remembered that a blob could not be had: READs that wait for the same do not fetch it once more each.
+const FAILED: Duration = Duration::from_secs(10);
+
 /// Blobs that somebody reads, by the numbers of their layers.
 #[derive(Default)]
 pub(super) struct Blobs(Mutex<HashMap<u32, Arc<AsyncMutex<Blob>>>>);
@@ -27,6 +30,8 @@ pub(super) struct Blobs(Mutex<HashMap<u32, Arc<AsyncMutex<Blob>>>>);
 #[derive(Default)]
 struct Blob {
     whole: Option<Arc<Spool>>,
+    /// When it could not be had.
+    failed: Option<Instant>,
     /// How often it was read, so that it is known when nobody reads it any more.
     reads: u64,
 }
@@ -51,8 +56,11 @@ impl Layers {
             blob.reads = blob.reads.wrapping_add(1);
             match &blob.whole {
                 Some(whole) => Arc::clone(whole),
+                None if blob.failed.is_some_and(|failed| failed.elapsed() < FAILED) => return None,
                 None => {
-                    let whole = store.whole_blob(layer).await?;
+                    let whole = store.whole_blob(layer).await;
+                    blob.failed = whole.is_none().then(Instant::now);
+                    let whole = whole?;
                     blob.whole = Some(Arc::clone(&whole));
                     tokio::spawn(give_back(Arc::clone(&one)));
                     whole

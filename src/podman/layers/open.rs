@@ -37,18 +37,30 @@ const MOST_TRIES: usize = 1024;
 const AT_ONCE: usize = 8;
 const OPENED_WITHIN: Duration = Duration::from_secs(60);
 
-/// What came of the last try of each reference. Whoever tries holds it.
+/// What came of the last try of each reference.
 #[derive(Default)]
-pub(super) struct Tries(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Try>>>>);
+pub(super) struct Tries(Mutex<HashMap<String, Arc<Try>>>);
 
 #[derive(Default)]
 struct Try {
+    /// Whoever tries holds it.
+    trying: tokio::sync::Mutex<()>,
     /// Until when it is not tried again.
-    until: Option<Instant>,
+    until: Mutex<Option<Instant>>,
+}
+
+impl Try {
+    fn is_over(&self) -> bool {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn not_again_for(&self, time: Duration) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(time);
+    }
 }
 
 impl Tries {
-    fn of(&self, reference: &str) -> Arc<tokio::sync::Mutex<Try>> {
+    fn of(&self, reference: &str) -> Arc<Try> {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if tries.len() >= MOST_TRIES {
             // Those that nobody waits for.
@@ -69,10 +81,15 @@ struct New {
 impl Layers {
     /// Comes back when it is known whether a layer can be had, or podman has waited long enough for that.
     pub(super) async fn look_for(self: &Arc<Self>, reference: String, digest: Digest) {
-        let layers = Arc::clone(self);
+        let (layers, one) = (Arc::clone(self), self.tries.of(&reference));
+        if one.is_over() {
+            return;
+        }
         // It goes on where nobody waits for it any more.
         let looking = tokio::spawn(async move { layers.look(&reference, &digest).await });
         if tokio::time::timeout(self.options.deadline, looking).await.is_err() {
+            // Whoever asks meanwhile does not wait for the same once more.
+            one.not_again_for(FAILED);
             tracing::warn!(layer = %digest, "podman pulls a layer: it could not be had in time");
         }
     }
@@ -80,22 +97,21 @@ impl Layers {
     async fn look(self: &Arc<Self>, reference: &str, digest: &Digest) {
         let Some((store, source)) = self.store.upgrade().zip(self.source(reference)) else { return };
         let one = self.tries.of(reference);
-        let mut one = one.lock().await;
+        let _trying = one.trying.lock().await;
         let known = store
             .records
             .lock()
             .await
             .asked_for(reference, digest)
             .map(|(pulled, layer)| (pulled.clone(), store.trees.is_open(layer.layer.number)));
-        if known.as_ref().is_some_and(|(_, is_open)| *is_open) || one.until.is_some_and(|until| Instant::now() < until)
-        {
+        if known.as_ref().is_some_and(|(_, is_open)| *is_open) || one.is_over() {
             return;
         }
         let looked = match known {
             Some((pulled, _)) => store.open_pulled(pulled, source, For::Start).await,
             None => store.pull(reference, source).await,
         };
-        one.until = Instant::now().checked_add(if looked.is_ok() { LACKING } else { FAILED });
+        one.not_again_for(if looked.is_ok() { LACKING } else { FAILED });
         match looked {
             Ok(()) => tracing::debug!(reference, layer = %digest, "podman has asked for a layer"),
             Err(error) => {
@@ -122,7 +138,7 @@ impl Store {
         let new = self.open_new(&engine, (reference, &source), (&image, wanted), For::Asked, known.as_ref()).await?;
         let mut layers = Vec::new();
         for New { place, open, prepared, has_lowers } in new {
-            let Some(diff_id) = engine.diff_id(&image, place).await? else { continue };
+            let Ok(Some(diff_id)) = engine.diff_id(&image, place).await else { continue };
             layers.push((diff_id, New { place, open, prepared, has_lowers }));
         }
         let pulled =
@@ -216,8 +232,14 @@ impl Store {
             }
             let (digest, has_lowers) = (open.layer.digest, lowers.is_some());
             let prepare = move || trees::prepare(&open, lowers.as_deref()).map(|prepared| (open, prepared));
-            let (open, prepared) =
-                blocking(digest, prepare).await.map_err(|error| layer_error(name, place, image, error))?;
+            let (open, prepared) = match blocking(digest, prepare).await {
+                Ok(prepared) => prepared,
+                Err(error) => {
+                    let error = layer_error(name, place, image, error);
+                    tracing::warn!(image = name, place, error = error.chain(), "podman pulls a layer itself");
+                    continue;
+                }
+            };
             trees.insert(place, Arc::clone(&prepared.tree));
             new.push(New { place, open, prepared, has_lowers });
         }

@@ -31,10 +31,11 @@ impl Store {
         let Some(layer) = changed.used_mut(reference, digest, is_more) else { return };
         layer.uses = if is_more { layer.uses.saturating_add(1) } else { layer.uses.saturating_sub(1) };
         tracing::debug!(reference, layer = %digest, uses = layer.uses, "podman uses a layer, or does not any more");
-        match tokio::task::block_in_place(|| changed.write(&self.paths.records())) {
-            Ok(()) => *records = changed,
-            Err(error) => tracing::warn!(error = error.chain(), "who uses a layer cannot be written down"),
+        if let Err(error) = tokio::task::block_in_place(|| changed.write(&self.paths.records())) {
+            tracing::warn!(error = error.chain(), "who uses a layer cannot be written down yet");
         }
+        // It counts for this server in any case, and is written with the next change.
+        *records = changed;
         if !is_more {
             self.sweeping.wake();
         }
