@@ -158,6 +158,11 @@ impl Forest {
         let _before = self.asked.set(asked);
     }
 
+    /// Whether somebody answers for such names. The mount is not read-only to the kernel then.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.get().is_some()
+    }
+
     /// Whoever answers for a node.
     pub(super) fn asked(&self, number: u64) -> Option<&Arc<dyn Asked>> {
         self.asked.get().filter(|_| asked::is_number(number))

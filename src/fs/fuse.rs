@@ -5,7 +5,7 @@
 //! | LOOKUP, GETATTR, READLINK, READDIR(PLUS), GET/LISTXATTR, STATFS | from memory, at once, on the FUSE thread: a process killed while it waits for one of these would stay |
 //! | READ | what is in memory: at once; else by another thread, which may wait for the disk, or by a task, which may wait for the network: a reader that waits for a page can be killed |
 //! | a name that is missing | an entry with inode 0: the kernel remembers that, too |
-//! | OPEN, OPENDIR | ENOSYS: never sent again, the page cache is kept, and open() works even while nobody answers |
+//! | OPEN, OPENDIR | ENOSYS: never sent again, the page cache is kept, and open() works even while nobody answers. In a store with layers OPEN is answered: EROFS to whoever wants to write |
 //! | LSEEK where the view has holes, and in a store | from memory, at once; elsewhere ENOSYS: the kernel then sees each file as data up to its end |
 //! | FLUSH, FSYNC, ACCESS, POLL and other things that the kernel does as well without us | ENOSYS, which it remembers |
 //! | GETXATTR where the view has no xattr, but in a store | ENOSYS, which it remembers: `ls -l` asks for each file, and answers are not cached |
@@ -39,15 +39,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
-    SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
-use self::asked::{heard, later, remote, reply_entry};
+use self::asked::{RESENT, heard, later, remote, reply_entry};
 use self::attr::{reply_attr, reply_xattr, wanted};
 use self::overdue::Overdue;
 use self::read::{Buffers, Late, Read};
@@ -353,8 +353,13 @@ impl Filesystem for Frontend {
 
     // Left to the kernel.
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(errno(&Refused::LeftToKernel));
+    fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match flags.acc_mode() {
+            _ if !self.forest.is_asked() => reply.error(errno(&Refused::LeftToKernel)),
+            // Into the kernel's copy, which all readers see, one could write by mmap, and nobody would be asked.
+            OpenAccMode::O_RDONLY => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            _ => reply.error(errno(&Refused::ReadOnly)),
+        }
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -471,6 +476,8 @@ impl Filesystem for Frontend {
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         answered(req, "rmdir", parent, || match self.forest.asked(parent.0) {
+            // A server that was killed may have counted it. To count one use too many is safe.
+            Some(_) if req.unique().0 & RESENT != 0 => reply.error(Errno::ENOENT),
             Some(asked) => {
                 drop(self.runtime.spawn(heard(asked.remove(parent.0, name.as_bytes()), reply, ReplyEmpty::error)))
             }

@@ -56,6 +56,34 @@ fn pull(podman: &Podman, image: &str) {
     podman.podman(&["pull", "-q", "--tls-verify=false", image]).ok();
 }
 
+/// The first file below a directory that has contents.
+fn file_below(dir: &Path) -> Option<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().find_map(|path| {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() { file_below(&path) } else { (metadata.is_file() && metadata.len() > 0).then_some(path) }
+    })
+}
+
+/// The kernel takes the mount for one that can be written to, and all containers share its copy of a file.
+#[test]
+fn nobody_can_open_a_file_to_write_to_it() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((_store, podman)) = asking(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    pull(&podman, &registry.push(&lab, "big-estargz"));
+    let file = lazy_layers(&podman).iter().find_map(|layer| file_below(layer)).unwrap();
+    let before = fs::read(&file).unwrap();
+    for reads in [false, true] {
+        let refused = fs::OpenOptions::new().read(reads).write(true).open(&file).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(nix::libc::EROFS), "{refused}");
+    }
+    fs::OpenOptions::new().write(true).truncate(true).open(&file).unwrap_err();
+    drop_caches();
+    assert_eq!(fs::read(&file).unwrap(), before);
+}
+
 #[test]
 fn podman_pulls_what_has_a_table_of_contents_without_its_blobs() {
     let Some(lab) = Lab::new() else { return };

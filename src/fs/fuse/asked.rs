@@ -11,6 +11,9 @@ use super::{FOR_EVER, GENERATION, errno};
 use crate::fs::errno::Refused;
 use crate::fs::forest::{Forest, Named};
 
+/// The bit of a request's number that says that it was given out before (Linux 6.9).
+pub(super) const RESENT: u64 = 1 << 63;
+
 /// Answers what is found out.
 pub(super) async fn later(forest: Arc<Forest>, found: BoxFuture<'static, Option<u64>>, reply: ReplyEntry) {
     let named = found.await.map_or(Named::Nothing { lasting: false }, |number| forest.found(number));
