@@ -89,17 +89,17 @@ fn said(text: &str) -> Result<Said, String> {
     let overlay = options.and_then(|options| table(options, "overlay"));
     let in_overlay = |key| overlay.and_then(|overlay| string(overlay, key));
     let in_options = |key| options.and_then(|options| string(options, key));
-    let stores =
-        options.and_then(|options| options.get("additionalimagestores")).and_then(|list| list.get_ref().as_array());
+    let listed = |key| {
+        let list = options.and_then(|options| options.get(key)).and_then(|list| list.get_ref().as_array());
+        list.into_iter().flat_map(|all| all.iter()).filter_map(|one| one.get_ref().as_str())
+    };
+    // podman's own suffix says how images are named there.
+    let layers = listed("additionallayerstores").map(|path| Path::new(path.strip_suffix(":ref").unwrap_or(path)));
+    let layers = layers.filter(|path| path.ends_with("layers")).filter_map(Path::parent).map(Path::to_owned);
     Ok(Said {
         driver: storage.and_then(|storage| string(storage, "driver")),
         mount_program: in_overlay("mount_program").or_else(|| in_options("mount_program")),
-        stores: stores
-            .into_iter()
-            .flat_map(|all| all.iter())
-            .filter_map(|one| one.get_ref().as_str())
-            .map(PathBuf::from)
-            .collect(),
+        stores: listed("additionalimagestores").map(PathBuf::from).chain(layers).collect(),
     })
 }
 
@@ -135,7 +135,9 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         (_, Some((path, said)), _) => judge_listing(path, said),
         // It is there, and podman does not know of it.
         (_, None, Store::Is(_)) => vec![Finding::note(
-            format!("no storage.conf of this user has {root} in additionalimagestores"),
+            format!(
+                "no storage.conf of this user has {root} in additionalimagestores, or its layers in additionallayerstores"
+            ),
             "podman does not see the images of the store, unless it is told on its command line",
             "put into storage.conf what `crfs store config` prints",
         )],
@@ -155,7 +157,7 @@ fn judge_store(facts: &Facts, is_listed: bool) -> Finding {
         Store::None if is_listed => Finding::problem(
             format!("storage.conf names the store {root}, and there is none"),
             "podman fails or warns with every command",
-            format!("{start}; or take it out of additionalimagestores"),
+            format!("{start}; or take it out of there"),
         ),
         Store::None => Finding::ok("there is no store for podman"),
         Store::Unserved if is_listed => Finding::problem(
@@ -236,6 +238,10 @@ mod tests {
         assert_eq!(verdicts(Store::Unserved, says(NAMED)), [Problem, Good]);
         assert_eq!(verdicts(Store::Is(Serving), says(NAMED)), [Good, Good]);
         assert_eq!(verdicts(Store::Is(Serving), none()), [Good, Note]);
+        let layers =
+            "[storage]\ndriver = \"overlay\"\n[storage.options]\nadditionallayerstores = [\"/s/layers:ref\"]\n";
+        assert_eq!(verdicts(Store::Is(Serving), says(layers)), [Good, Good]);
+        assert_eq!(verdicts(Store::Unserved, says(layers)), [Problem, Good]);
         assert_eq!(verdicts(Store::Is(Dead), says(NAMED)), [Problem, Good]);
         assert_eq!(verdicts(Store::Is(Silent), says(NAMED)), [Problem, Good]);
         assert_eq!(verdicts(Store::Unknown("x".into()), Conf::Missing), [Problem]);

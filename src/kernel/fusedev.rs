@@ -197,6 +197,8 @@ pub enum Detach {
     Lazily,
     /// Only where nothing uses it, and what waits for an answer of it fails. For root alone; for others it is as if idle.
     ByForce,
+    /// Both: from the directory at once, and what waits for an answer of it fails. For others than root it is as if lazily.
+    LazilyByForce,
 }
 
 /// Unmounts what is mounted at `dir`, as root or by the helper, where `is_it` still knows it then.
@@ -224,6 +226,7 @@ fn unmount_directly(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> 
         Detach::IfIdle => MntFlags::empty(),
         Detach::Lazily => MntFlags::MNT_DETACH,
         Detach::ByForce => MntFlags::MNT_FORCE,
+        Detach::LazilyByForce => MntFlags::MNT_FORCE | MntFlags::MNT_DETACH,
     };
     look_again(dir, is_it)?;
     match nix::mount::umount2(dir, MntFlags::UMOUNT_NOFOLLOW | how) {
@@ -235,7 +238,7 @@ fn unmount_directly(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> 
 }
 
 fn unmount_by_helper(dir: &Path, how: Detach, is_it: impl Fn(&Mount) -> bool) -> Result<(), Error> {
-    let how = if how == Detach::Lazily { "-uz" } else { "-u" };
+    let how = if matches!(how, Detach::Lazily | Detach::LazilyByForce) { "-uz" } else { "-u" };
     let mut command = Command::new(HELPER);
     command.env("LC_ALL", "C").arg(how).arg("--").arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
     look_again(dir, is_it)?;
@@ -283,7 +286,7 @@ mod tests {
         if mount(Some("theirs"), &point, Some("tmpfs"), MsFlags::empty(), none).is_err() {
             return;
         }
-        for how in [Detach::IfIdle, Detach::Lazily] {
+        for how in [Detach::IfIdle, Detach::Lazily, Detach::LazilyByForce] {
             let refused = unmount(&point, how, |mount| mount.source == "mine");
             assert!(matches!(refused, Err(Error::Replaced { .. })), "{refused:?}");
             assert!(matches!(unmount_by_helper(&point, how, |_| false), Err(Error::Replaced { .. })));

@@ -173,9 +173,16 @@ fn mount_image(args: &MountHelperArgs) -> Result<(), Failed> {
     let start = Instant::now();
     let ready = mount::in_background(&options)?;
     if args.verbose > 0 {
-        mount::say_ready(&ready, &options.dir, start.elapsed())?;
+        // It is mounted, whether or not anybody could be told.
+        untold(mount::say_ready(&ready, &options.dir, start.elapsed()));
     }
     Ok(())
+}
+
+fn untold(told: Result<(), crate::image::Error>) {
+    if let Err(error) = told {
+        tracing::warn!(error = chain(&error), "it is done, but nobody could be told so");
+    }
 }
 
 fn enter(namespace: &Path) -> Result<(), Wrong> {
@@ -286,6 +293,7 @@ fn unmount_image(args: &UmountHelperArgs) -> Result<(), Failed> {
     let environment = Environment::read().of_helper();
     serve::log::start(&options::log(args.verbose.saturating_sub(1), &environment));
     let how = match args {
+        UmountHelperArgs { lazy: true, force: true, .. } => Detach::LazilyByForce,
         UmountHelperArgs { lazy: true, .. } => Detach::Lazily,
         UmountHelperArgs { force: true, .. } => Detach::ByForce,
         _ => Detach::IfIdle,
@@ -293,9 +301,11 @@ fn unmount_image(args: &UmountHelperArgs) -> Result<(), Failed> {
     let outcome = unmount(&args.dir, &environment.state_dirs(), how)?;
     match how {
         // That others keep it is what was asked for.
-        Detach::Lazily if args.verbose == 0 => Ok(()),
-        _ => Ok(mount::said(&args.dir, outcome)?),
+        Detach::Lazily | Detach::LazilyByForce if args.verbose == 0 => {}
+        // It is unmounted, whether or not anybody could be told.
+        _ => untold(mount::said(&args.dir, outcome)),
     }
+    Ok(())
 }
 
 #[cfg(test)]
