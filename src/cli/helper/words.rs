@@ -157,7 +157,10 @@ mod tests {
             words("prefetch=all,nfs-export,tls_verify=false,allow_other"),
             ["--prefetch=all", "--nfs-export", "--tls-verify=false", "--allow-other"]
         );
-        assert_eq!(words("nfs_export=true,noexec,exec,insecure-unverified-toc=false"), ["--nfs-export"]);
+        assert_eq!(
+            words("nfs_export=true,noexec,exec,insecure-unverified-toc=false"),
+            ["--nfs-export", "--insecure-unverified-toc=false"]
+        );
         assert_eq!(words("prefech=all,uid=7"), ["--prefech=all", "--uid=7"], "whoever reads them says what is wrong");
     }
 
