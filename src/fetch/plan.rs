@@ -61,7 +61,8 @@ impl Run {
             return None;
         }
         let between = next.compressed.start.saturating_sub(self.compressed.end);
-        let touching = next.units.start == self.units.end || (gap > 0 && between <= gap);
+        // Neighbours of a filesystem image may be far from each other.
+        let touching = (next.units.start == self.units.end && between <= GAP) || (gap > 0 && between <= gap);
         (shared || (touching && joined.compressed.len() <= MAX_REQUEST)).then_some(joined)
     }
 }
@@ -75,11 +76,12 @@ pub(super) fn runs(index: &StoredIndex, checks: &[u32]) -> Result<Vec<Run>, Dama
     Ok(runs)
 }
 
-/// Runs that are but little apart as one.
-pub(super) fn joined(runs: Vec<Run>) -> Vec<Run> {
+/// Runs that are but little apart as one. Between those of a filesystem image there may be units that are somewhere else.
+pub(super) fn joined(index: &StoredIndex, runs: Vec<Run>) -> Vec<Run> {
+    let gap = if index.summary().format.is_filesystem() { 0 } else { GAP };
     let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
     for run in runs {
-        match joined.last_mut().and_then(|last| Some((last.join(&run, GAP)?, last))) {
+        match joined.last_mut().and_then(|last| Some((last.join(&run, gap)?, last))) {
             Some((both, last)) => *last = both,
             None => joined.push(run),
         }

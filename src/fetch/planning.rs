@@ -44,7 +44,7 @@ impl Layer {
                 if let Err(error) = plan::extend(&self.index, &mut runs, last, tail, |check| self.is_missing(check)) {
                     tracing::debug!(%error, "nothing is fetched behind a miss");
                 }
-                runs = plan::joined(runs);
+                runs = plan::joined(&self.index, runs);
             }
             for run in runs {
                 let (job, brought) = self.job(run, missing, goes_on, &mut planned)?;
@@ -126,7 +126,7 @@ impl Layer {
         if self.source.is_sent_whole() {
             return Ok(guesses);
         }
-        for run in plan::joined(self.missing_runs(units)?) {
+        for run in plan::joined(&self.index, self.missing_runs(units)?) {
             if run.compressed.len() > asked.saturating_mul(2).saturating_add(plan::MAX_REQUEST) {
                 continue;
             }

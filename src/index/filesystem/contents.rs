@@ -118,6 +118,7 @@ impl<'a> Contents<'a> {
             From::Stored { at } => self.stored(place, self.image.range(at, len)?),
             From::Packed { block, how, in_block, most } => {
                 let end = in_block.checked_add(len).ok_or_else(far)?;
+                self.image.shown(len)?;
                 let bytes = self.image.unpacked(block, how, end, most)?;
                 let part = bytes.get(in_block as usize..end as usize).ok_or_else(far)?;
                 self.room()?;

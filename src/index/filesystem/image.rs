@@ -21,6 +21,9 @@ const MOST_PACKED: u64 = 1 << 20;
 /// could lead on and on.
 const LOOKS: u64 = 1 << 20;
 
+/// Bytes for which a look at them counts once more.
+pub(super) const EACH_LOOK: u64 = 64;
+
 /// What was unpacked last.
 struct Last {
     range: ByteRange,
@@ -57,7 +60,7 @@ impl<'a> Image<'a> {
 
     /// Metadata: so many bytes at a place.
     pub(super) fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, Bad> {
-        self.look(1)?;
+        self.look(1 + len as u64 / EACH_LOOK)?;
         let range = self.range(at, len as u64)?;
         let mut bytes = Vec::with_capacity(len);
         let mut at = range.start;
@@ -108,6 +111,12 @@ impl<'a> Image<'a> {
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
         self.meter.borrow_mut().unpacked(len).map_err(Bad::Stream)?;
         self.fetch(range)
+    }
+
+    /// Counts contents that some file has of what was unpacked: as often as files have them.
+    pub(super) fn shown(&self, len: u64) -> Result<(), Bad> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.meter.borrow_mut().unpacked(len).map_err(Bad::Stream)
     }
 
     /// What a range unpacks to: `needed` bytes at least, and `most` at most.

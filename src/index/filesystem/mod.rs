@@ -139,6 +139,17 @@ enum Enough {
     Yes,
 }
 
+/// Bytes of all values of an inode's xattrs, of which many inodes and names may share one in the image. Disks have less for an inode.
+const XATTR_VALUES: usize = 1 << 20;
+
+/// So many, if they are no more than an inode may have.
+fn few(values: usize) -> Result<usize, Bad> {
+    if values > XATTR_VALUES {
+        return Err(broken(format!("the values of an inode's xattrs have more than {XATTR_VALUES} bytes")));
+    }
+    Ok(values)
+}
+
 /// Permission bits and type of a mode.
 fn kind_of(mode: u16) -> Result<Kind, Bad> {
     Ok(match mode & 0o170_000 {

@@ -20,10 +20,20 @@ const HOLES: u32 = 16;
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const WHITEOUT: &[u8] = b".wh.";
 
-/// overlayfs's own marks (Linux, Documentation/filesystems/overlayfs.rst). The first two are rules of merging; what the others mean a
-/// file does not have by itself.
+/// overlayfs's own marks (Linux, Documentation/filesystems/overlayfs.rst). The first is a rule of merging; what the others mean a file does
+/// not have by itself.
 const IS_OPAQUE: &[u8] = b"trusted.overlay.opaque";
-const NOT_BY_ITSELF: [&[u8]; 2] = [b"trusted.overlay.metacopy", b"trusted.overlay.redirect"];
+const NOT_BY_ITSELF: [&[u8]; 7] = [
+    b"trusted.overlay.metacopy",
+    b"trusted.overlay.redirect",
+    b"trusted.overlay.whiteout",
+    b"user.overlay.metacopy",
+    b"user.overlay.opaque",
+    b"user.overlay.redirect",
+    b"user.overlay.whiteout",
+];
+/// The value of an opaque mark that says that there are whiteouts by xattr in the directory (Linux 6.7).
+const HAS_XATTR_WHITEOUTS: &[u8] = b"x";
 
 /// A file whose contents wait for their turn.
 struct File {
@@ -85,7 +95,7 @@ impl<L: Layout> Walk<'_, '_, L> {
         if inode.kind != Kind::Dir {
             return Err(broken("what should be a directory is none"));
         }
-        let is_opaque = inode.xattrs.iter().any(|(name, value)| name == IS_OPAQUE && matches!(&value[..], b"y" | b"x"));
+        let is_opaque = inode.xattrs.iter().any(|(name, value)| name == IS_OPAQUE && value == b"y");
         self.add(inode, path, EntryType::Dir, &[])?;
         if is_opaque {
             self.mark(&join(path, OPAQUE))?;
@@ -119,7 +129,9 @@ impl<L: Layout> Walk<'_, '_, L> {
             self.dirs.push((id, path.into()));
             return Ok(());
         }
-        if inode.is_linked {
+        // overlayfs makes all whiteouts of a layer names of one inode.
+        let is_whiteout = inode.kind == Kind::Char && inode.device == (0, 0);
+        if inode.is_linked && !is_whiteout {
             if self.first.contains_key(&id) {
                 self.links.push((path.into(), id));
                 return Ok(());
@@ -132,7 +144,7 @@ impl<L: Layout> Walk<'_, '_, L> {
                 self.files.push(File { key, id, path: path.into() });
                 Ok(())
             }
-            Kind::Char if inode.device == (0, 0) => {
+            Kind::Char if is_whiteout => {
                 let (dir, name) = crate::index::names::split(path).unwrap_or_default();
                 self.mark(&join(dir, &[WHITEOUT, name].concat()))
             }
@@ -217,7 +229,9 @@ impl<L: Layout> Walk<'_, '_, L> {
 
     fn fill(&mut self, inode: Inode, path: &[u8], kind: EntryType, target: &[u8]) -> Result<(), Bad> {
         let Inode { mode, uid, gid, mtime, size, device, xattrs, .. } = inode;
-        let not_by_itself = |(name, _): &&(Vec<u8>, Vec<u8>)| NOT_BY_ITSELF.contains(&&name[..]);
+        let not_by_itself = |(name, value): &&(Vec<u8>, Vec<u8>)| {
+            NOT_BY_ITSELF.contains(&&name[..]) || (name == IS_OPAQUE && value == HAS_XATTR_WHITEOUTS)
+        };
         if let Some((name, _)) = xattrs.iter().find(not_by_itself) {
             return Err(unread(format!("overlayfs's {}", String::from_utf8_lossy(name))));
         }

@@ -6,7 +6,7 @@
 //! ```
 
 use super::super::image::{u8_at, u16_at, u32_at};
-use super::super::{Bad, broken};
+use super::super::{Bad, broken, few};
 use super::{Erofs, Raw, aligned};
 use crate::index::xattrs::Xattr;
 
@@ -29,10 +29,11 @@ impl Erofs<'_> {
         if at > end {
             return Err(broken("an inode shares more xattrs than it has room for"));
         }
-        let mut xattrs = Vec::new();
+        let (mut xattrs, mut values) = (Vec::new(), 0);
         for id in self.image.read(start + HEAD, shared as usize * 4)?.chunks_exact(4) {
             let place = self.super_block.shared_xattrs + u64::from(u32_at(id, 0)) * 4;
-            let (xattr, _) = self.xattr(place)?;
+            let (xattr, len) = self.xattr(place)?;
+            values = few(values + len as usize)?;
             xattrs.extend(xattr);
         }
         while at + ENTRY <= end {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 
 use super::super::codec::{self, How};
-use super::super::image::{Image, u16_at};
+use super::super::image::{EACH_LOOK, Image, u16_at};
 use super::super::{Bad, broken};
 
 /// Bytes of a block when it is unpacked, at most; and the bit of its length that says that it is not packed.
@@ -58,7 +58,7 @@ impl<'a> Metadata<'a> {
 
     /// So many bytes from the cursor on, which goes on behind them.
     pub(super) fn read(&self, cursor: &mut Cursor, len: usize) -> Result<Vec<u8>, Bad> {
-        self.image.look(1)?;
+        self.image.look(1 + len as u64 / EACH_LOOK)?;
         let mut bytes = Vec::with_capacity(len.min(BLOCK as usize));
         while bytes.len() < len {
             let (block, next) = self.block(cursor.block)?;

@@ -1,7 +1,7 @@
 //! Tables of owners, fragments and xattrs: lists of where their blocks of metadata are.
 
 use super::super::image::{u16_at, u32_at, u64_at};
-use super::super::{Bad, broken};
+use super::super::{Bad, broken, few};
 use super::metadata::{Cursor, Metadata};
 use crate::budget::Charge;
 use crate::index::error::Problem;
@@ -73,7 +73,7 @@ impl Tables {
         let record = self.xattrs.record(metadata, u64::from(number), XATTRS)?;
         let (reference, count) = (u64_at(&record, 0), u32_at(&record, 8));
         let mut cursor = Cursor::new(self.xattrs_at, reference)?;
-        let (mut xattrs, mut names) = (Vec::new(), 0);
+        let (mut xattrs, mut names, mut values) = (Vec::new(), 0, 0);
         for _ in 0..count {
             let head = metadata.read(&mut cursor, 4)?;
             let (kind, len) = (u16_at(&head, 0), usize::from(u16_at(&head, 2)));
@@ -83,6 +83,7 @@ impl Tables {
             }
             let name = metadata.read(&mut cursor, len)?;
             let value = self.value(metadata, &mut cursor, kind & ELSEWHERE != 0)?;
+            values = few(values + value.len())?;
             if let Some(prefix) = prefix(kind) {
                 xattrs.push(([prefix, &name].concat(), value));
             }
