@@ -27,7 +27,9 @@ fails() {
   shift 2
   status=0
   "$@" > "$here/said" 2>&1 || status=$?
-  grep -qF "$words" "$here/said" && test $status = "$expected" || fail "$*: status $status: $(cat "$here/said")"
+  if ! grep -qF "$words" "$here/said" || [ $status != "$expected" ]; then
+    fail "$*: status $status: $(cat "$here/said")"
+  fi
 }
 
 # By fstab.
