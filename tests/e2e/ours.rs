@@ -24,7 +24,8 @@ pub(crate) fn apart(lab: &Lab, places: &[(&str, &str)], script: &str) -> Finishe
     let mounts = places
         .iter()
         .map(|(place, mode)| format!("mkdir -p -m 0700 {place}; mount -t tmpfs -o mode={mode} t {place}; "));
-    let script = format!("set -e; {}{script}", mounts.collect::<String>());
+    let crfs = r#"cp --remove-destination "$CRFS" "$LAB/crfs"; CRFS=$LAB/crfs; "#;
+    let script = format!("set -e; {crfs}{}{script}", mounts.collect::<String>());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).env("CRFS", CRFS);
     // The repository may lie where others cannot go, or below one of the places.
@@ -103,7 +104,6 @@ fn a_cache_that_somebody_else_has_put_in_our_place_is_not_used() {
         chown -R 65534:65534 "$LAB/home"
         ln -s "$LAB/home" /var/tmp/crfs-65534
         chown -h 4242:4242 /var/tmp/crfs-65534
-        cp "$CRFS" "$LAB/crfs"
         find "$LAB/home" | sort > "$LAB/before"
         if victim "$LAB/crfs" cache clear; then echo cleared; fi
         victim "$LAB/crfs" ls "$IMAGE" /again
