@@ -17,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
     image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
     let image = Bytes::from(image);
     let mut file = BTreeMap::new();
-    let keep = |at: u64, bytes: &[u8]| bytes.iter().zip(at..).for_each(|(byte, at)| drop(file.insert(at, *byte)));
+    let keep = |at: u64, bytes: &[u8]| file.extend((at..).zip(bytes.iter().copied()));
     let Some(encoded) = read_filesystem_for_fuzzing(Format::Erofs, &image, keep) else { return };
     let blob = Digest::of(&image);
     let key = LayerKey { blob, identity: Identity::Own };
@@ -30,7 +30,7 @@ fuzz_target!(|input: &[u8]| {
         let pieces: Vec<_> = unit.pieces.clone().map(|piece| index.piece(piece).expect("a piece")).collect();
         let compressed = &image[unit.compressed.start as usize..unit.compressed.end as usize];
         let decoded = units.decode(unit.codec, &[], compressed, &pieces, &mut |at, bytes| {
-            let is_same = |(byte, at)| *byte == file.get(&at).copied().unwrap_or(0);
+            let is_same = |(byte, at): (&u8, u64)| *byte == file.get(&at).copied().unwrap_or(0);
             assert!(bytes.iter().zip(at..).all(is_same), "unit {number}");
             Ok(())
         });
