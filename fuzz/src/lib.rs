@@ -6,7 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crfs::blob::{ByteRange, Digest};
 use crfs::budget::{Budget, DEFAULT_LIMIT};
-use crfs::index::{CheckKind, Child, Descriptor, Entries, Found, Kind, LayerKey, Options, StoredIndex, open};
+use crfs::fetch::Units;
+use crfs::index::{
+    CheckKind, Child, Descriptor, Entries, Format, Found, Identity, Kind, LayerKey, Options, StoredIndex, open,
+    read_filesystem_for_fuzzing,
+};
 
 /// Bytes before the TOC: offsets of entries may be up to here.
 pub const PAYLOAD: usize = 4096;
@@ -75,6 +79,31 @@ fn assert_covered(index: &StoredIndex, start: u64, size: u64) -> Result<(), crfs
     }
     assert_eq!(at, range.end);
     Ok(())
+}
+
+/// What must hold of an image: it is read or refused, and each unit of its index decodes to what was read of it.
+pub fn read_image(format: Format, image: Vec<u8>) {
+    let image = Bytes::from(image);
+    let mut file = BTreeMap::new();
+    let keep = |at: u64, bytes: &[u8]| file.extend((at..).zip(bytes.iter().copied()));
+    let Some(encoded) = read_filesystem_for_fuzzing(format, &image, keep) else { return };
+    let blob = Digest::of(&image);
+    let key = LayerKey { blob, identity: Identity::Own };
+    let index = StoredIndex::open(Arc::new(encoded), &blob, Some(&key)).expect("what was encoded just now");
+    let entries = index.entries().expect("what was encoded just now");
+    look(&index, &entries, 0).expect("what was encoded just now");
+    let mut units = Units::new().expect("memory");
+    for number in 0..index.summary().units.min(256) {
+        let unit = index.unit(number).expect("a unit");
+        let pieces: Vec<_> = unit.pieces.clone().map(|piece| index.piece(piece).expect("a piece")).collect();
+        let compressed = &image[unit.compressed.start as usize..unit.compressed.end as usize];
+        let decoded = units.decode(unit.codec, &[], compressed, &pieces, &mut |at, bytes| {
+            let is_same = |(byte, at): (&u8, u64)| *byte == file.get(&at).copied().unwrap_or(0);
+            assert!(bytes.iter().zip(at..).all(is_same), "unit {number}");
+            Ok(())
+        });
+        decoded.expect("what was unpacked before");
+    }
 }
 
 /// A tar whose headers have the checksums that they should have, but for those that have a space there.

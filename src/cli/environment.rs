@@ -65,14 +65,12 @@ impl Environment {
         std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
     }
 
-    /// The variables about proxies that are set. Their values may hold passwords.
+    /// The variables about proxies that are set, to nothing as well: that hides the other spelling. Their values may hold passwords.
     pub(super) fn proxies() -> Vec<(String, String)> {
         let names = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
         let names = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
         let set = names.filter_map(|name| std::env::var_os(&name).map(|value| (name, value)));
-        set.filter(|(_, value)| !value.is_empty())
-            .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
-            .collect()
+        set.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
     }
 
     /// That of a helper of mount(8), which the system may start with next to nothing in it. The service manager that has started mount(8) is told nothing:

@@ -9,8 +9,8 @@ pub(super) fn look(setting: &Setting) -> Vec<Finding> {
 
 fn judge(variables: &[(String, String)]) -> Vec<Finding> {
     let is_list = |name: &str| name.eq_ignore_ascii_case("NO_PROXY");
-    let mut found: Vec<_> =
-        variables.iter().filter(|(name, _)| !is_list(name)).map(|(name, value)| judge_url(name, value)).collect();
+    let urls = variables.iter().filter(|(name, value)| !is_list(name) && !value.is_empty());
+    let mut found: Vec<_> = urls.map(|(name, value)| judge_url(name, value)).collect();
     found.extend(variables.iter().filter_map(|(name, value)| differing(name, value, variables)));
     if found.is_empty() {
         found.push(Finding::ok("no variable names a proxy"));
@@ -79,6 +79,9 @@ mod tests {
     fn two_spellings_of_one_variable_are_noticed() {
         let found = judged(&[("HTTPS_PROXY", "http://a"), ("https_proxy", "http://b")]);
         assert_eq!(found.last().unwrap().verdict, Verdict::Note);
+        let hidden = judged(&[("HTTPS_PROXY", ""), ("https_proxy", "http://b")]);
+        assert_eq!(hidden.last().unwrap().verdict, Verdict::Note);
+        assert_eq!(judged(&[("HTTPS_PROXY", "")])[0].verdict, Verdict::Ok);
         let same = judged(&[("NO_PROXY", "a"), ("no_proxy", "a")]);
         assert!(same.iter().all(|finding| finding.verdict == Verdict::Ok), "{same:?}");
     }

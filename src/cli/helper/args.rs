@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Args, Parser};
 
 use super::help;
 
@@ -28,18 +28,11 @@ pub(super) struct MountHelperArgs {
     /// Do everything but mount.
     #[arg(short)]
     pub(super) fake: bool,
-    /// For mount(8): crfs has no mtab.
-    #[arg(short)]
-    pub(super) no_mtab: bool,
     /// Say what was mounted; twice: log what is done, and so on.
     #[arg(short, action = ArgAction::Count)]
     pub(super) verbose: u8,
-    /// Mount in this mount namespace.
-    #[arg(short = 'N', value_name = "FILE")]
-    pub(super) namespace: Option<PathBuf>,
-    /// For mount(8): the type of the filesystem.
-    #[arg(short = 't', value_name = "TYPE")]
-    pub(super) kind: Option<OsString>,
+    #[command(flatten)]
+    pub(super) both: BothArgs,
 }
 
 /// Unmount a container image, as umount(8) has it
@@ -56,19 +49,26 @@ pub(super) struct UmountHelperArgs {
     /// Unmount it also where it is in use: those who use it keep it.
     #[arg(short)]
     pub(super) lazy: bool,
-    /// For umount(8): crfs has no mtab.
-    #[arg(short)]
-    pub(super) no_mtab: bool,
     /// For umount(8): it is read-only already.
     #[arg(short)]
     pub(super) read_only: bool,
     /// Log what is done.
     #[arg(short, action = ArgAction::Count)]
     pub(super) verbose: u8,
-    /// Unmount in this mount namespace.
+    #[command(flatten)]
+    pub(super) both: BothArgs,
+}
+
+/// What both are called with.
+#[derive(Debug, Args)]
+pub(super) struct BothArgs {
+    /// Do it in this mount namespace.
     #[arg(short = 'N', value_name = "FILE")]
     pub(super) namespace: Option<PathBuf>,
-    /// For umount(8): the type of the filesystem.
+    /// For mount(8) and umount(8): crfs has no mtab.
+    #[arg(short)]
+    pub(super) no_mtab: bool,
+    /// For mount(8) and umount(8): the type of the filesystem.
     #[arg(short = 't', value_name = "TYPE")]
     pub(super) kind: Option<OsString>,
 }

@@ -157,7 +157,7 @@ struct Wanted {
 
 fn mount_image(args: &MountHelperArgs) -> Result<(), Failed> {
     // While there is but one thread.
-    args.namespace.as_deref().map_or(Ok(()), enter)?;
+    args.both.namespace.as_deref().map_or(Ok(()), enter)?;
     let environment = Environment::read().of_helper();
     serve::log::start(&options::log(args.verbose.saturating_sub(1), &environment));
     let definition = definition();
@@ -289,7 +289,7 @@ fn meant(crfs: &clap::Command, words: &[OsString], environment: &Environment) ->
 }
 
 fn unmount_image(args: &UmountHelperArgs) -> Result<(), Failed> {
-    args.namespace.as_deref().map_or(Ok(()), enter)?;
+    args.both.namespace.as_deref().map_or(Ok(()), enter)?;
     let environment = Environment::read().of_helper();
     serve::log::start(&options::log(args.verbose.saturating_sub(1), &environment));
     let how = match args {

@@ -42,9 +42,9 @@ fn it_is_a_helper_by_its_name_or_by_its_arguments() {
 #[test]
 fn both_helpers_are_called_as_mount_calls_them() {
     let args = helper("mount.crfs docker://a /mnt -s -f -n -v -N /proc/1/ns/mnt -o rw,noexec -t fuse.crfs");
-    assert!(args.sloppy && args.fake && args.no_mtab && args.verbose == 1 && args.namespace.is_some());
+    assert!(args.sloppy && args.fake && args.both.no_mtab && args.verbose == 1 && args.both.namespace.is_some());
     let args = UmountHelperArgs::try_parse_from("umount.crfs /mnt -f -l -n -r -v -t fuse.crfs".split(' ')).unwrap();
-    assert!(args.force && args.lazy && args.no_mtab && args.read_only && args.verbose == 1);
+    assert!(args.force && args.lazy && args.both.no_mtab && args.read_only && args.verbose == 1);
     definitions().into_iter().for_each(clap::Command::debug_assert);
 }
 
