@@ -265,7 +265,7 @@ fn images_that_crfs_does_not_read_are_refused() {
     wide.blob[1024 + 80] |= 0x80;
     for (layer, why) in [(lzo, "lzo"), (none, "neither an EROFS nor"), (packed, "zstd stream"), (wide, "48-bit")] {
         let liar = Liar::new();
-        let message = match lab.try_mount(&liar.push(&[&layer]), &lab.fresh("cache"), &[]) {
+        let message = match lab.try_mount(&liar.push(&[&layer]), &lab.fresh("cache"), &["-q"]) {
             Ok(mount) => panic!("mounted: {}", mount.line),
             Err(finished) => finished.refused(),
         };
