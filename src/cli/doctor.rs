@@ -1,6 +1,7 @@
 //! `crfs doctor`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -9,8 +10,8 @@ use super::args::DoctorArgs;
 use super::environment::Environment;
 use super::format::printable;
 use super::options::UsageError;
-use super::{Failure, json, options, print, store};
-use crate::doctor::{self, Checked, Setting, Verdict};
+use super::{Failure, command, complain, json, options, print, store};
+use crate::doctor::{self, Checked, Setting, Verdict, apart};
 use crate::errors::chain;
 use crate::image::options::ImageOptions;
 
@@ -20,6 +21,43 @@ struct Report<'a> {
     verdict: Verdict,
     version: &'static str,
     findings: &'a [Checked],
+}
+
+/// Whether this is `crfs doctor`, and not its help, which a terminal's width and colours are for.
+pub(super) fn is_asked(arguments: &[OsString]) -> bool {
+    let typed = || arguments.iter().skip(1).map(|word| word.as_encoded_bytes());
+    let first = typed().find(|word| !word.starts_with(b"-"));
+    first == Some(b"doctor".as_slice()) && !typed().any(|word| matches!(word, b"--help" | b"-h" | b"--version" | b"-V"))
+}
+
+/// The command itself: its child looks, and this process asks no filesystem that might hold it.
+pub(super) fn in_parent(arguments: Vec<OsString>) -> u8 {
+    let told = match apart::run_apart(arguments.iter().skip(1).cloned()) {
+        Ok(told) => told,
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            complain(&format!(
+                "doctor: {error}; what its configuration or the cache is on does not answer: see `findmnt`, and the server behind it"
+            ));
+            return 1;
+        }
+        // Where there can be no child, or no /proc.
+        Err(_) => return command(arguments),
+    };
+    // Where nobody can be told, the exit status has to do.
+    let _untold = io::stderr().lock().write_all(&told.errors);
+    let mut output = io::stdout().lock();
+    let _untold = output.write_all(&told.output).and_then(|()| output.flush());
+    told.status
+}
+
+/// The child: says to its parent when all is said, since it may not end.
+pub(super) fn in_child(look: impl FnOnce() -> u8) -> u8 {
+    let status = look();
+    let mark = apart::mark(status);
+    let _parent_is_gone = io::stderr().lock().write_all(&mark);
+    let mut output = io::stdout().lock();
+    let _parent_is_gone = output.write_all(&mark).and_then(|()| output.flush());
+    status
 }
 
 pub(super) fn doctor(args: &DoctorArgs, environment: &Environment) -> Result<(), Failure> {
@@ -105,6 +143,17 @@ mod tests {
     fn checked(check: &'static str, verdict: Verdict) -> Checked {
         let told = (verdict > Verdict::Ok).then(|| "x\n".to_owned());
         Checked { check, finding: Finding { verdict, found: "f".into(), meaning: told.clone(), advice: told } }
+    }
+
+    #[test]
+    fn doctor_is_known_by_its_name() {
+        let is_asked = |line: &str| is_asked(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in ["crfs doctor", "crfs -v --quiet doctor --json", "crfs doctor doctor"] {
+            assert!(is_asked(line), "{line}");
+        }
+        for line in ["doctor", "crfs doctor --help", "crfs help doctor", "crfs mount doctor"] {
+            assert!(!is_asked(line), "{line}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod store;
 mod upgrade;
 mod values;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ use clap::error::ErrorKind;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
+use crate::doctor::apart;
 use crate::errors::chain;
 use crate::image::{self, Error};
 use crate::keeper;
@@ -46,32 +48,45 @@ use options::UsageError;
 pub fn run() -> ExitCode {
     // A write past RLIMIT_FSIZE is to fail with EFBIG, as on a full disk, not to end the server.
     let _cannot_fail = SigSet::from(Signal::SIGXFSZ).thread_block();
-    let arguments: Vec<_> = std::env::args_os().collect();
+    let mut arguments: Vec<_> = std::env::args_os().collect();
     if let Some(role) = helper::role(&arguments) {
         return helper::run(role, &arguments);
     }
+    let first = arguments.get(1).and_then(|first| first.to_str());
     // Before anything else takes memory: it stays as small as it is here.
-    let mut arguments = arguments.into_iter().skip(1);
-    if arguments.next().is_some_and(|first| first == keeper::SUBCOMMAND) {
-        let arguments: Vec<_> = arguments.collect();
+    if first == Some(keeper::SUBCOMMAND) {
+        let arguments: Vec<_> = arguments.into_iter().skip(2).collect();
         let clear_away = store::clearing(&arguments);
         return keeper::run(arguments, Environment::notify_socket(), clear_away);
     }
+    if first == Some(apart::SUBCOMMAND) {
+        arguments.remove(1);
+        return doctor::in_child(|| command(arguments)).into();
+    }
+    if doctor::is_asked(&arguments) {
+        return doctor::in_parent(arguments).into();
+    }
+    command(arguments).into()
+}
+
+/// Does what was typed, and has the exit status.
+fn command(arguments: Vec<OsString>) -> u8 {
+    const FAILURE: u8 = 1;
     serve::log::write_by(progress::aside);
     let environment = Environment::read();
-    let Typed { cli, is_faulty } = match configuration::parse(std::env::args_os().collect(), &environment) {
+    let Typed { cli, is_faulty } = match configuration::parse(arguments, &environment) {
         Ok(typed) => typed,
         Err(error) => {
             complain(&chain(&error));
-            return ExitCode::FAILURE;
+            return FAILURE;
         }
     };
     if cli.quiet {
         progress::be_quiet();
     }
     match dispatch(cli.command, cli.verbose, &environment) {
-        Ok(()) if is_faulty => ExitCode::FAILURE,
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if is_faulty => FAILURE,
+        Ok(()) => 0,
         Err(Failure::Usage(error)) => {
             Cli::command().error(ErrorKind::ValueValidation, format::printable(&causes(&error))).exit()
         }
@@ -79,16 +94,16 @@ pub fn run() -> ExitCode {
         Err(Failure::Failed(serve::Error::Image(Error::Output { source })))
             if source.kind() == io::ErrorKind::BrokenPipe =>
         {
-            ExitCode::SUCCESS
+            0
         }
-        Err(Failure::Reported) => ExitCode::FAILURE,
+        Err(Failure::Reported) => FAILURE,
         Err(Failure::Failed(error)) => {
             complain(&error.chain());
-            ExitCode::FAILURE
+            FAILURE
         }
         Err(Failure::Store(error)) => {
             complain(&error.chain());
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }

@@ -4,8 +4,10 @@
 //! Setting (from cli/) -> facts (asks the machine) -> judge (pure) -> findings        for each of CHECKS, all at once
 //! ```
 //!
-//! A check is a file here. None changes anything, and none waits for longer than its limit: what it asks may never answer.
+//! A check is a file here. None changes anything, and none waits for longer than its limit: what it asks may never answer. All of it runs in a child of
+//! the command (apart.rs).
 
+pub mod apart;
 mod cache;
 mod credentials;
 mod finding;

@@ -1,8 +1,9 @@
 //! `crfs doctor` on machines that lack something.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -128,6 +129,24 @@ fn a_dead_mount_is_a_problem() {
     one_problem(&finished, "mounts", &[&format!("the server of {dir} is gone"), &format!("crfs umount {dir}")]);
     mount.umount().ok();
     assert!(!about(&run(&mut command(&lab, disk.dir()))));
+}
+
+/// What a filesystem without answers holds cannot be killed; doctor ends all the same.
+#[test]
+fn doctor_ends_where_a_filesystem_does_not_answer() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.fresh("hung");
+    let mut hung = Command::new("python3");
+    hung.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/hung.py")).arg(&dir);
+    let mut hung = hung.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(hung.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let finished = (said == "ready\n").then(|| run(&mut command(&lab, &dir.join("cache"))));
+    // It ends with its input.
+    drop(hung.stdin.take());
+    hung.wait().unwrap();
+    let finished = finished.expect("the filesystem is there");
+    one_problem(&finished, "cache", &["has not come to an end within", "findmnt"]);
 }
 
 #[test]
