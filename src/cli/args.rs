@@ -100,7 +100,7 @@ pub(super) struct ServeArgs {
 ///
 /// Returns when the directory can be used, prints one line, and leaves a server in the background that ends with the mount.
 /// When it fails, nothing is mounted.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 #[command(after_long_help = help::MOUNT)]
 pub(super) struct MountArgs {
     #[command(flatten)]
@@ -143,10 +143,13 @@ pub(super) struct MountArgs {
     /// directory of an overlayfs with metacopy, redirect_dir, index or xino: files that are written there become stale.
     #[arg(long, conflicts_with = "layer")]
     pub(super) nfs_export: bool,
+    /// All of these, as settled.rs has them.
+    #[arg(skip)]
+    pub(super) settled: Vec<PathBuf>,
 }
 
 /// Which image, and how to reach it.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct ImageArgs {
     /// As it was typed; parsed by registry/.
     #[arg(
@@ -161,7 +164,7 @@ pub(super) struct ImageArgs {
 }
 
 /// How to reach an image's registry, and what to believe of it.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct AccessArgs {
     /// The image for this platform. Default: that of this machine.
     #[arg(long, help_heading = CONFIGURABLE, value_name = "OS/ARCH[/VARIANT]", value_parser = |text: &str| text.parse::<Platform>())]
@@ -206,7 +209,7 @@ pub(super) struct AccessArgs {
 }
 
 /// Where what was fetched is kept.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(super) struct CachePlaceArgs {
     /// Where to keep what was fetched: a directory on a local filesystem, since on a network filesystem contents stay only while
     /// they are mounted. What is kept goes into `v2` below it, which becomes crfs's; one that holds anything else is not used. Default: $XDG_CACHE_HOME/crfs, for root /var/cache/crfs.

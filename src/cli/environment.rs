@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::fs::tree::OpaqueXattr;
 use crate::registry::{Places, Surroundings};
 use crate::serve::state_dirs;
+use crate::sys::set_variable;
 
 /// CAP_SYS_ADMIN in the bit sets of /proc/PID/status (capabilities(7)).
 const SYS_ADMIN: u64 = 1 << 21;
@@ -73,11 +74,17 @@ impl Environment {
         set.map(|(name, value)| (name, value.to_string_lossy().into_owned())).collect()
     }
 
-    /// That of a helper of mount(8), which the system may start with next to nothing in it. The service manager that has started mount(8) is told nothing:
-    /// it waits for the end of that.
-    pub(super) fn of_helper(self) -> Self {
+    /// That of a helper of mount(8), which the system may start with next to nothing in it: credential helpers, too, want a `HOME`. The service manager
+    /// that has started mount(8) is told nothing: it waits for the end of that.
+    ///
+    /// To be called while the process has one thread.
+    pub(super) fn of_helper() -> Self {
+        let has_home = std::env::var_os("HOME").is_some_and(|home| !home.is_empty());
         let of_user = || nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir);
-        Self { home: self.home.or_else(of_user), notify_socket: None, ..self }
+        if let Some(home) = (!has_home).then(of_user).flatten() {
+            set_variable("HOME", home.as_os_str());
+        }
+        Self { notify_socket: None, ..Self::read() }
     }
 
     /// Alone, for a process that is to stay small.

@@ -18,6 +18,7 @@ mod mount;
 mod options;
 mod pages;
 mod progress;
+mod settled;
 mod show;
 mod status;
 mod store;

@@ -63,7 +63,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
         allow_other: args.allow_other.unwrap_or(environment.uid == 0),
         noexec: args.noexec,
         shown: None,
-        words: Vec::new(),
+        words: args.settled,
         prefetch: match args.prefetch {
             PrefetchArg::None => Prefetch::None,
             PrefetchArg::Hints => Prefetch::Hints,

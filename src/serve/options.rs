@@ -25,7 +25,7 @@ pub struct MountOptions {
     /// What the mount table shows as its source, where that is not the image, pinned: what fstab has.
     #[serde(default)]
     pub shown: Option<String>,
-    /// What mount(8) was told, as options of `crfs mount`, for a remount to compare with.
+    /// All options of `crfs mount` as they were, for a remount to compare with.
     #[serde(default, with = "wire::paths")]
     pub words: Vec<PathBuf>,
     pub prefetch: Prefetch,

@@ -43,7 +43,7 @@ impl Present {
         self.mount.source.to_string_lossy().into_owned()
     }
 
-    /// What mount(8) was told when it was mounted.
+    /// What its options were when it was mounted.
     #[must_use]
     pub fn words(&self) -> Vec<PathBuf> {
         self.record.as_ref().map(|record| record.words.clone()).unwrap_or_default()

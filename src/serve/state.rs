@@ -102,7 +102,7 @@ pub(crate) struct Record {
     /// Its source in the mount table, where that is not the image, pinned.
     #[serde(default)]
     pub(crate) shown: Option<String>,
-    /// What mount(8) was told.
+    /// All options of `crfs mount` as they were, for a remount to compare with.
     #[serde(default, with = "wire::paths")]
     pub(crate) words: Vec<PathBuf>,
 }

@@ -11,6 +11,7 @@ pub(crate) mod own;
 pub(crate) mod trusted;
 pub(crate) mod xz;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -75,6 +76,15 @@ pub(crate) fn end_by(signal: Signal) {
     // SAFETY: signal(2) with SIG_DFL installs no handler.
     unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
     let _ends_here = nix::sys::signal::kill(nix::unistd::Pid::this(), signal);
+}
+
+/// Gives this process, and all that it starts, a variable of the environment.
+///
+/// To be called while the process has one thread.
+#[allow(unsafe_code)]
+pub(crate) fn set_variable(name: &str, value: &OsStr) {
+    // SAFETY: nobody else reads or changes the environment meanwhile, since there is no other thread.
+    unsafe { std::env::set_var(name, value) }
 }
 
 /// Lets no program that this process starts inherit a descriptor but the standard three: what whoever started us left open (a lock, a pipe)

@@ -5,6 +5,7 @@
 //! | variable | what |
 //! |---|---|
 //! | CRFS, MOUNT | the program; `crfs mount` with a cache of its own |
+//! | FSTAB | mount(8) with a line of fstab: `$FSTAB IMAGE OPTIONS [DIR [TYPE]]` |
 //! | IMAGE, LAYOUT, ARCHIVE | `oci:` of a layout, its directory, and a docker archive |
 //! | HOST, LOCKED | a registry with the image `late-zc-new`; the same, with a password |
 //! | TLS | a registry with an expired certificate |
@@ -185,6 +186,41 @@ const WRONG: &[Row] = &[
         1,
         &["the store", "is served already"],
     ),
+    // Lines of fstab, by mount(8) and its helper.
+    ("$FSTAB $IMAGE prefech=all", 1, &["unknown option prefech: is prefetch meant?"]),
+    ("$FSTAB $IMAGE defualts", 1, &["unknown option defualts: is defaults meant?"]),
+    ("$FSTAB $IMAGE uid=1000", 1, &["unknown option uid", "crfs mount --help"]),
+    ("$FSTAB $IMAGE cache_size", 1, &["the option cache_size needs a value", "-o cache_size=SIZE"]),
+    ("$FSTAB $IMAGE cache-size=10Q", 1, &["'10Q' for 'cache-size", "GiB"]),
+    ("$FSTAB $IMAGE io-deadline=soon", 1, &["'soon' for 'io-deadline", "500ms"]),
+    ("$FSTAB $IMAGE prefetch=some", 1, &["'some'", "none, hints, all"]),
+    ("$FSTAB $IMAGE platform=arm", 1, &["\"arm\" is not a platform", "linux/arm64"]),
+    ("$FSTAB $IMAGE noexec=yes", 1, &["noexec is a switch", "noexec=false"]),
+    ("$FSTAB $IMAGE nfs-export,layer=0", 1, &["'nfs-export' cannot be used with 'layer"]),
+    ("$FSTAB $IMAGE foreground", 1, &["foreground is not for mount(8)", "leave it out"]),
+    ("$FSTAB $IMAGE authfile=/missing.json", 1, &["/missing.json", "podman login --authfile"]),
+    ("$FSTAB $IMAGE authfile=/a,b/c", 1, &["unknown option b/c", "a comma in a value has a backslash before it"]),
+    ("$FSTAB $IMAGE layer=99", 32, &["no layer 99", "the lowest is 0"]),
+    ("$FSTAB $IMAGE ro $PWD/missing", 32, &["there is no directory", "mkdir -p"]),
+    ("touch file; $FSTAB $IMAGE ro $PWD/file", 32, &["file is not a directory"]),
+    // That is mount(8)'s.
+    ("$FSTAB $IMAGE ro $PWD/dir crsf", 32, &["unknown filesystem type 'crsf'"]),
+    ("$FSTAB /srv/alpine ro", 1, &["/srv/alpine is a file, and no image", "docker://NAME"]),
+    ("$FSTAB docker://Alpine ro", 1, &["\"docker://Alpine\" is not an image reference", "lower case"]),
+    ("$FSTAB https://a.io/b ro", 1, &["https", "docker://"]),
+    ("$FSTAB oci:$PWD/missing:latest ro", 32, &["missing is not an OCI image layout", "index.json"]),
+    ("$FSTAB oci:$LAYOUT:latset ro", 32, &["has no tag \"latset\"", "its tags are: latest"]),
+    ("$FSTAB docker://$LOCKED/late-zc-new ro", 32, &["wants credentials, and there are none", "podman login"]),
+    (
+        "$FSTAB $IMAGE ro && $FSTAB $IMAGE ro; s=$?; umount dir; exit $s",
+        32,
+        &["dir is already a crfs mount", "`crfs umount` it first"],
+    ),
+    (
+        "$FSTAB $IMAGE ro && $FSTAB $IMAGE remount,prefetch=all; s=$?; umount dir; exit $s",
+        32,
+        &["a remount cannot change prefetch", "unmount it and mount it again"],
+    ),
     // Looking into images.
     ("$CRFS cat $IMAGE /no/such", 1, &["/no/such", "there is no"]),
     ("$CRFS explain ./dir", 1, &["dir is not a mount point", "crfs status"]),
@@ -217,6 +253,7 @@ impl Ground {
         command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
         command.current_dir(dir).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("HOME", dir).env("MOUNT", format!("{CRFS} mount --cache-dir {}/cache", dir.display()));
+        command.env("FSTAB", format!("sh {}/tests/e2e/support/fstab.sh {CRFS}", env!("CARGO_MANIFEST_DIR")));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -323,5 +360,5 @@ fn every_wrong_use_of_a_user_says_what_happened_and_what_to_do() {
 
 #[test]
 fn there_are_forty_and_more() {
-    assert!(WRONG.len() + OF_A_USER.len() >= 60);
+    assert!(WRONG.len() + OF_A_USER.len() >= 90);
 }

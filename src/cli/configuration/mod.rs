@@ -25,8 +25,8 @@ use self::files::Places;
 use self::settings::Settings;
 pub(super) use self::show::show;
 use super::args::Cli;
-use super::complain;
 use super::environment::Environment;
+use super::{complain, settled};
 use crate::errors::chain;
 
 /// Commands that go on without a configuration that is wrong: whoever has to look, or to upgrade, can do so.
@@ -57,7 +57,10 @@ pub(super) fn parse(arguments: Vec<OsString>, environment: &Environment) -> Resu
         Err(error) => return Err(error),
     };
     // clap has just read the same definitions.
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let super::args::Command::Mount(args) = &mut cli.command {
+        args.settled = settled::words(&Cli::command(), &matches);
+    }
     Ok(Typed { cli, is_faulty })
 }
 

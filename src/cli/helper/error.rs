@@ -7,10 +7,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Wrong {
-    #[error("unknown option {name}{}", near(nearest.as_deref()))]
+    #[error("unknown option {name}{}", near(name, nearest.as_deref()))]
     Unknown { name: String, nearest: Option<String> },
     #[error("the option {name} needs a value: -o {name}={value}")]
     NoValue { name: String, value: String },
+    #[error("the option {name} is a switch, and takes no {value:?}: write {name}, or {name}=false")]
+    Switch { name: String, value: String },
     #[error("the option {name} is not for mount(8), which returns when the image can be used; leave it out")]
     Stays { name: &'static str },
     #[error("{0}")]
@@ -27,11 +29,13 @@ pub(super) enum Wrong {
     OtherImage { dir: PathBuf, source_there: String, image: String },
 }
 
-fn near(name: Option<&str>) -> String {
-    name.map_or_else(
-        || ": `crfs mount --help` names them, without the -- before them".to_owned(),
-        |name| format!(": is {name} meant?"),
-    )
+fn near(name: &str, nearest: Option<&str>) -> String {
+    match nearest {
+        Some(nearest) => format!(": is {nearest} meant?"),
+        // What stands behind a comma of a path.
+        None if name.contains('/') => ": a comma in a value has a backslash before it".to_owned(),
+        None => ": `crfs mount --help` names them, without the -- before them".to_owned(),
+    }
 }
 
 impl From<clap::Error> for Wrong {
@@ -45,7 +49,9 @@ impl From<clap::Error> for Wrong {
         let bare = |text: String| text.trim_start_matches("--").to_owned();
         match (error.kind(), context(ContextKind::InvalidArg)) {
             (ErrorKind::UnknownArgument, Some(name)) => {
-                Self::Unknown { name: bare(name), nearest: context(ContextKind::SuggestedArg).map(bare) }
+                let name = bare(name);
+                let nearest = context(ContextKind::SuggestedArg).map(bare);
+                Self::Unknown { name, nearest }
             }
             (ErrorKind::DisplayHelp, _) => Self::Unknown { name: "help".to_owned(), nearest: None },
             (ErrorKind::DisplayVersion, _) => Self::Unknown { name: "version".to_owned(), nearest: None },

@@ -8,7 +8,7 @@ mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ use self::words::Asked;
 use super::args::{Cli, Command, MountArgs};
 use super::environment::Environment;
 use super::options::{self, rooted};
-use super::{Failure, causes, complain, configuration, mount};
+use super::{Failure, causes, complain, configuration, mount, settled};
 use crate::errors::chain;
 use crate::keeper;
 use crate::registry::ImageRef;
@@ -149,24 +149,17 @@ fn of_error(error: &Error) -> u8 {
     }
 }
 
-/// What the helper of a mount was asked for.
-struct Wanted {
-    asked: Asked,
-    options: MountOptions,
-}
-
 fn mount_image(args: &MountHelperArgs) -> Result<(), Failed> {
     // While there is but one thread.
     args.both.namespace.as_deref().map_or(Ok(()), enter)?;
-    let environment = Environment::read().of_helper();
+    let environment = Environment::of_helper();
     serve::log::start(&options::log(args.verbose.saturating_sub(1), &environment));
     let definition = definition();
     let asked = words::read(&args.options, definition.get_arguments())?;
     if asked.remount {
-        return remount(args, &asked, &environment);
+        return remount(args, asked, &environment);
     }
-    let Wanted { asked, mut options } = wanted(args, asked, &command(&environment)?, &environment)?;
-    options.words = asked.words.into_iter().map(PathBuf::from).collect();
+    let options = wanted(args, asked, &command(&environment)?, &environment)?;
     if args.fake {
         return Ok(());
     }
@@ -198,39 +191,56 @@ fn definition() -> clap::Command {
     whole.find_subcommand("mount").cloned().unwrap_or_default()
 }
 
-/// What is to be mounted. Words that are unknown are left out where that is wanted.
-fn wanted(
-    args: &MountHelperArgs,
-    mut asked: Asked,
-    crfs: &clap::Command,
-    environment: &Environment,
-) -> Result<Wanted, Failed> {
-    let (parsed, verbose) = loop {
-        match parse(crfs, &asked.words, &args.image, &args.dir).map_err(Wrong::from) {
-            Ok(parsed) => break parsed,
+/// What clap says, and what of the options of mount(8) may be meant.
+fn wrong(error: clap::Error) -> Wrong {
+    match Wrong::from(error) {
+        Wrong::Unknown { name, nearest: None } => Wrong::Unknown { nearest: words::nearest(&name), name },
+        wrong => wrong,
+    }
+}
+
+/// Reads the words. Those that are unknown are left out where that is wanted.
+fn read(args: &MountHelperArgs, asked: &mut Asked, crfs: &clap::Command) -> Result<(MountArgs, u8), Wrong> {
+    loop {
+        match parse(crfs, &asked.words, &args.image, &args.dir).map_err(wrong) {
             Err(Wrong::Unknown { name, .. })
                 if args.sloppy && asked.words.iter().any(|word| words::name(word) == name) =>
             {
                 tracing::info!(name, "an option is unknown, and left out");
                 asked.words.retain(|word| words::name(word) != name);
             }
-            Err(wrong) => return Err(wrong.into()),
+            done => return done,
         }
-    };
+    }
+}
+
+/// What is to be mounted.
+fn wanted(
+    args: &MountHelperArgs,
+    mut asked: Asked,
+    crfs: &clap::Command,
+    environment: &Environment,
+) -> Result<MountOptions, Failed> {
+    let (parsed, verbose) = read(args, &mut asked, crfs)?;
     let text = args.image.to_string_lossy();
     if text.starts_with('/') {
         return Err(Wrong::Path { text: text.into_owned() }.into());
     }
     let options = options::mount(parsed, verbose.max(args.verbose.saturating_sub(1)), environment)?;
     let shown = shown(&text, &options.source.image);
-    Ok(Wanted { asked, options: MountOptions { shown, ..options } })
+    Ok(MountOptions { shown, ..options })
 }
 
-/// The command line with the defaults that this machine's configuration has for `crfs mount`. A later word wins, as for mount(8).
+/// The command line with the defaults that this machine's configuration has for `crfs mount`.
 fn command(environment: &Environment) -> Result<clap::Command, Failed> {
     let configured = configuration::configured(Cli::command(), &["mount".to_owned()], environment);
     let crfs = configured.map_err(Failed::Configuration)?.unwrap_or_else(Cli::command);
-    Ok(crfs.mut_subcommand("mount", |mount| mount.args_override_self(true)))
+    Ok(mount_command(crfs))
+}
+
+/// A later word wins, as for mount(8).
+fn mount_command(crfs: clap::Command) -> clap::Command {
+    crfs.mut_subcommand("mount", |mount| mount.args_override_self(true))
 }
 
 /// As `crfs mount` understands it.
@@ -239,7 +249,9 @@ fn parse(crfs: &clap::Command, words: &[OsString], image: &OsStr, dir: &Path) ->
     let behind = [OsString::from("--"), image.to_owned(), dir.into()];
     let matches = crfs.clone().try_get_matches_from(before.iter().chain(words).chain(&behind))?;
     match Cli::from_arg_matches(&matches)? {
-        Cli { command: Command::Mount(args), verbose, .. } => Ok((args, verbose)),
+        Cli { command: Command::Mount(args), verbose, .. } => {
+            Ok((MountArgs { settled: settled::words(crfs, &matches), ..args }, verbose))
+        }
         _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
     }
 }
@@ -253,20 +265,21 @@ fn shown(text: &str, image: &ImageRef) -> Option<String> {
 }
 
 /// Changes what can be changed, if all that was asked for is that, or is so already.
-fn remount(args: &MountHelperArgs, asked: &Asked, environment: &Environment) -> Result<(), Failed> {
+fn remount(args: &MountHelperArgs, mut asked: Asked, environment: &Environment) -> Result<(), Failed> {
     let dir = rooted(&args.dir)?;
     let present = Present::at(&dir, &environment.state_dirs())?;
     let image = args.image.to_string_lossy();
     if !present.is_of(&image) {
         return Err(Wrong::OtherImage { dir, source_there: present.source(), image: image.into_owned() }.into());
     }
-    let crfs = command(environment)?;
-    let before: Vec<_> = present.words().into_iter().map(PathBuf::into_os_string).collect();
+    let crfs = settled::with_defaults(mount_command(Cli::command()), &present.words());
+    read(args, &mut asked, &crfs)?;
     let mut fixed: Vec<String> = Vec::new();
     for word in &asked.words {
         let name = words::name(word);
-        if name != NOEXEC && meant(&crfs, &before, environment)? != meant(&crfs, &with(&before, word), environment)? {
-            fixed.push(name);
+        match name == NOEXEC || is_so(&crfs, word, environment)? {
+            true => {}
+            false => fixed.push(name),
         }
     }
     match fixed.is_empty() {
@@ -278,19 +291,25 @@ fn remount(args: &MountHelperArgs, asked: &Asked, environment: &Environment) -> 
 
 const NOEXEC: &str = "noexec";
 
-fn with(words: &[OsString], word: &OsString) -> Vec<OsString> {
-    words.iter().chain(std::iter::once(word)).cloned().collect()
-}
-
-/// What words mean, of some image at some directory.
-fn meant(crfs: &clap::Command, words: &[OsString], environment: &Environment) -> Result<MountOptions, Failed> {
-    let (args, verbose) = parse(crfs, words, "localhost/remount".as_ref(), "/".as_ref()).map_err(Wrong::from)?;
-    Ok(options::mount(args, verbose, environment)?)
+/// Whether a word changes nothing of what `crfs` has as defaults: as it was said, or by what is made of it.
+fn is_so(crfs: &clap::Command, word: &OsString, environment: &Environment) -> Result<bool, Failed> {
+    let read = |words: &[OsString]| parse(crfs, words, "localhost/remount".as_ref(), "/".as_ref());
+    let (before, (after, verbose)) = (read(&[]), read(std::slice::from_ref(word)).map_err(wrong)?);
+    if before.as_ref().is_ok_and(|(before, _)| before.settled == after.settled) {
+        return Ok(true);
+    }
+    let meant = |args: MountArgs| {
+        let settled = options::mount(MountArgs { settled: Vec::new(), ..args }, verbose, environment);
+        settled.map_err(Failed::from)
+    };
+    let after = meant(after)?;
+    // What it was mounted with may be nothing today: a file that is gone.
+    Ok(before.is_ok_and(|(before, _)| meant(before).is_ok_and(|before| before == after)))
 }
 
 fn unmount_image(args: &UmountHelperArgs) -> Result<(), Failed> {
     args.both.namespace.as_deref().map_or(Ok(()), enter)?;
-    let environment = Environment::read().of_helper();
+    let environment = Environment::of_helper();
     serve::log::start(&options::log(args.verbose.saturating_sub(1), &environment));
     let how = match args {
         UmountHelperArgs { lazy: true, force: true, .. } => Detach::LazilyByForce,

@@ -16,7 +16,7 @@ fn wanted_of(line: &str) -> Result<MountOptions, (u8, Option<String>)> {
     let args = helper(line);
     let asked = words::read(&args.options, definition().get_arguments()).map_err(|wrong| Failed::from(wrong).told())?;
     let crfs = command(&environment()).map_err(Failed::told)?;
-    wanted(&args, asked, &crfs, &environment()).map(|wanted| wanted.options).map_err(Failed::told)
+    wanted(&args, asked, &crfs, &environment()).map_err(Failed::told)
 }
 
 fn refused(options: &str) -> (u8, String) {
@@ -93,17 +93,55 @@ fn the_mount_table_shows_what_fstab_needs() {
     assert_eq!(super::shown("crfs-store", &"docker://a.io/b".parse().unwrap()), None, "what crfs takes for a store's");
 }
 
+/// Whether a remount with that word changes nothing of a mount that was made with these.
+fn is_so_of(made_with: &[&str], word: &str) -> bool {
+    let words: Vec<_> = made_with.iter().map(OsString::from).collect();
+    let crfs = mount_command(Cli::command());
+    let (args, _) = parse(&crfs, &words, "a.io/b".as_ref(), "/mnt".as_ref()).unwrap();
+    let then = settled::with_defaults(crfs, &args.settled);
+    is_so(&then, &word.into(), &environment()).map_err(Failed::told).unwrap()
+}
+
 #[test]
 fn words_are_compared_by_what_they_mean() {
-    let words = |words: &[&str]| -> Vec<OsString> { words.iter().map(OsString::from).collect() };
-    let same = |a: &[&str], b: &[&str]| {
-        let crfs = command(&environment()).ok().unwrap();
-        let meant = |list: &[&str]| meant(&crfs, &words(list), &environment()).ok().unwrap();
-        meant(a) == meant(b)
-    };
-    assert!(same(&["--prefetch=all"], &["--prefetch=none", "--prefetch=all"]));
-    assert!(same(&[], &["--prefetch=hints", "--io-deadline=2m", "--allow-other"]));
-    assert!(!same(&[], &["--prefetch=all"]));
+    assert!(is_so_of(&["--prefetch=none", "--prefetch=all"], "--prefetch=all"));
+    for word in ["--prefetch=hints", "--io-deadline=2m", "--allow-other"] {
+        assert!(is_so_of(&[], word), "{word}");
+    }
+    assert!(!is_so_of(&[], "--prefetch=all"));
+    assert!(!is_so_of(&["--prefetch=all"], "--prefetch=hints"), "the default of today");
+    assert!(is_so_of(&["--nfs-export"], "--nfs-export") && !is_so_of(&[], "--nfs-export"));
+    assert!(is_so_of(&["--cache-dir=a"], "--cache-dir=./a") && !is_so_of(&["--cache-dir=a"], "--cache-dir=b"));
+}
+
+#[test]
+fn a_mount_is_compared_with_what_it_was_made_with() {
+    // What contradicts each other on a command line need not do so where one of them is a default.
+    let crfs = mount_command(Cli::command()).mut_subcommand("mount", |mount| {
+        mount
+            .mut_arg("nfs_export", |arg| arg.default_values(["true"]))
+            .mut_arg("prefetch", |arg| arg.default_values(["all"]))
+    });
+    let (args, _) = parse(&crfs, &["--layer=0".into()], "a.io/b".as_ref(), "/mnt".as_ref()).unwrap();
+    let then = settled::with_defaults(mount_command(Cli::command()), &args.settled);
+    let is_so = |word: &str| is_so(&then, &word.into(), &environment()).map_err(Failed::told).unwrap();
+    assert!(is_so("--prefetch=all") && is_so("--layer=0") && !is_so("--prefetch=hints") && !is_so("--layer=1"));
+    // Of a file that is gone nothing is known but its name.
+    let gone =
+        settled::with_defaults(mount_command(Cli::command()), &["--authfile=/gone".into(), "--unknown=1".into()]);
+    assert!(super::is_so(&gone, &"--authfile=/gone".into(), &environment()).is_ok_and(|is_so| is_so));
+}
+
+#[test]
+fn a_remount_may_be_sloppy() {
+    let args = helper("mount.crfs docker://a.io/b /mnt -s -o remount,uid=7,noexec");
+    let crfs = mount_command(Cli::command());
+    let asked = || words::read(&args.options, definition().get_arguments()).unwrap();
+    let mut left = asked();
+    read(&args, &mut left, &crfs).map_err(|wrong| Failed::from(wrong).told()).unwrap();
+    assert_eq!(left.words, ["--noexec"]);
+    let strict = MountHelperArgs { sloppy: false, ..helper("mount.crfs docker://a.io/b /mnt") };
+    assert!(matches!(read(&strict, &mut asked(), &crfs), Err(Wrong::Unknown { .. })));
 }
 
 #[test]

@@ -70,6 +70,9 @@ impl Asked {
             }
             (Some(_), Some("false")) if is_switch => self.take_back(&hyphened),
             (Some(_), Some("true")) if is_switch => self.words.push(word(&hyphened, None)),
+            (Some(value), _) if is_switch => {
+                return Err(Wrong::Switch { name: name.to_owned(), value: value.to_string_lossy().into_owned() });
+            }
             _ if found.is_some() => self.words.push(word(&hyphened, value)),
             // Whoever reads the words says what is meant.
             _ => self.words.push(word(name, value)),
@@ -81,6 +84,16 @@ impl Asked {
         let word = word(switch, None);
         self.words.retain(|other| *other != word);
     }
+}
+
+/// What of the options for others is nearest to one that nobody knows. Of short words many are near.
+pub(super) fn nearest(name: &str) -> Option<String> {
+    const SHORT: usize = 4;
+    let near = FOR_OTHERS
+        .iter()
+        .map(|other| (strsim::jaro(name, other), other))
+        .filter(|(near, _)| *near > 0.8 && name.len() > SHORT);
+    near.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, other)| (*other).to_owned())
 }
 
 fn may_be_bare(arg: &Arg) -> bool {
@@ -192,6 +205,12 @@ mod tests {
             asked("cache-dir,ro").unwrap_err().to_string(),
             "the option cache-dir needs a value: -o cache-dir=DIR"
         );
+        assert_eq!(
+            asked("noexec=yes").unwrap_err().to_string(),
+            "the option noexec is a switch, and takes no \"yes\": write noexec, or noexec=false"
+        );
+        assert_eq!(nearest("defualts").as_deref(), Some("defaults"));
+        assert_eq!(nearest("uid"), None);
     }
 
     /// The same the other way round, for a test of both.

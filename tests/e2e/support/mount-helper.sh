@@ -59,6 +59,25 @@ test "$(cat <&3)" = hello
 exec 3<&-
 test -z "$(shown)" || fail "still mounted: $(shown)"
 
+# A remount compares with what the mount was made with, not with what is configured by then.
+CRFS_PREFETCH=all mount -t crfs -o "cache-dir=$here/cache" "$image" "$dir"
+mount -t crfs -o remount,prefetch=all "$image" "$dir"
+fails 32 "a remount cannot change prefetch of" mount -t crfs -o remount,prefetch=hints "$image" "$dir"
+fails 1 "unknown option uid" mount -t crfs -o remount,uid=7 "$image" "$dir"
+mount -t crfs -s -o remount,uid=7,noexec "$image" "$dir"
+shown | grep noexec || fail "not noexec: $(shown)"
+umount "$dir"
+"$crfs" mount --prefetch none --cache-dir cache "$image" "$dir"
+mount -t crfs -o "remount,prefetch=none,cache-dir=$here/cache" "$image" "$dir"
+fails 32 "a remount cannot change prefetch of" mount -t crfs -o remount,prefetch=hints "$image" "$dir"
+umount "$dir"
+
+# At boot mount(8) has no HOME, and credential helpers may want one.
+env -i PATH="$PATH" mount -t crfs -o "cache-dir=$here/cache" "$image" "$dir"
+server=$("$crfs" status --json | tr , '\n' | sed -n 's/.*"pid": *//p' | head -n 1)
+tr '\0' '\n' < "/proc/$server/environ" | grep -x "HOME=$(getent passwd 0 | cut -d : -f 6)" || fail "the server has no HOME"
+umount "$dir"
+
 # Options on the command line, and what is wrong with them.
 fails 1 "unknown option prefech: is prefetch meant?" mount -t crfs -o prefech=all "$image" "$dir"
 fails 1 "invalid value 'some'" mount -t fuse.crfs -o prefetch=some "$image" "$dir"
