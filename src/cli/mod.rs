@@ -203,8 +203,12 @@ fn print(text: &str) -> Result<(), Error> {
 /// Says on standard error what went wrong.
 fn complain(message: &str) {
     // Where standard error is closed, the exit status has to do.
-    let line = format!("crfs: {}", format::printable(message));
+    let line = complaint(message);
     progress::aside(&mut || drop(writeln!(io::stderr().lock(), "{line}")));
+}
+
+fn complaint(message: &str) -> String {
+    format!("crfs: {}", format::printable(message))
 }
 
 /// An error and its causes on one line.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::args::{MountArgs, ServeArgs, UmountArgs};
 use super::environment::Environment;
 use super::progress::{Progress, be_quiet, is_quiet};
-use super::{Failure, complain, format, options, print};
+use super::{Failure, complain, complaint, format, options, print};
 use crate::image;
-use crate::keeper;
+use crate::keeper::{self, Words};
 use crate::serve::holders::{Holder, named};
 use crate::serve::options::MountOptions;
 use crate::serve::unmount::{Detach, Outcome, unmount, unmount_all};
@@ -72,21 +72,24 @@ fn serve_in_foreground(keeper: &Keeper) -> Result<(), engine::Error> {
     if options.log.quiet {
         be_quiet();
     }
-    let dir = options.dir.clone();
-    let said = move |ready: &Ready| Ok(say_ready(ready, &dir, start.elapsed())?);
-    image_server::run(&options, &report(said), std::future::pending(), Some(keeper))
+    let words = |ready: &Ready| {
+        let slow = sent_whole_line(ready.sent_whole).filter(|_| !is_quiet());
+        let error = slow.map(|line| complaint(&line) + "\n").unwrap_or_default();
+        Words { output: ready_line(ready, &options.dir, start.elapsed()), error }
+    };
+    let waiting = image_server::Waiting { keeper, words: &words, then: || () };
+    image_server::run(&options, &report(), std::future::pending(), &waiting)
 }
 
-/// Takes the events of a server in this process.
-fn report(said: impl Fn(&Ready) -> Result<(), engine::Error> + Send + Sync + 'static) -> Report {
+/// Takes the events of a server in this process. What is said of the last one is for the keeper to say.
+fn report() -> Report {
     let progress = Mutex::new(Progress::new());
     Arc::new(move |event| {
         let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Ready(ready) => {
+            Event::Ready(_) => {
                 progress.clear();
-                // A closed standard output is no reason to take the mount away.
-                said(ready).or(Ok(()))
+                Ok(())
             }
             Event::Image(event) => {
                 progress.show(event);

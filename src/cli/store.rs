@@ -14,7 +14,8 @@ use super::environment::Environment;
 use super::format::{self, Side, printable, table};
 use super::options::PATIENCE;
 use super::progress::with_progress;
-use super::{Failure, complain, json, options, print};
+use super::{Failure, complain, complaint, json, options, print};
+use crate::keeper::Words;
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};
 use crate::podman::{self, LayerOptions, Ready, ServeOptions};
@@ -65,7 +66,7 @@ pub(super) fn worker(args: &StoreWorkerArgs) -> Result<(), Failure> {
     let keeper = Keeper::inherited(args.keeper, None)?;
     let served = match args.resume {
         true => podman::resume(&keeper),
-        false => podman::serve(&keeper, |ready| say_ready(&args.root, ready)),
+        false => podman::serve(&keeper, |ready| ready_words(&args.root, ready)),
     };
     let Err(error) = served else { return Ok(()) };
     keeper.failed(error.chain());
@@ -73,12 +74,14 @@ pub(super) fn worker(args: &StoreWorkerArgs) -> Result<(), Failure> {
     Err(if args.resume { Failure::Reported } else { error.into() })
 }
 
-fn say_ready(root: &Path, ready: &Ready) {
+/// What its keeper is to say.
+fn ready_words(root: &Path, ready: &Ready) -> Words {
     let not_served = match ready.not_served {
         0 => String::new(),
         count => format!(", {count} of them not yet (`crfs store ls` says why)"),
     };
-    complain(&format!("serving {}: {} images{not_served}", root.display(), ready.images));
+    let line = complaint(&format!("serving {}: {} images{not_served}", root.display(), ready.images));
+    Words { output: String::new(), error: line + "\n" }
 }
 
 /// What a keeper does at its end. `arguments`: its own. Of a store, what is mounted and nobody serves is taken away.

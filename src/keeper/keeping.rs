@@ -1,5 +1,7 @@
 //! The life of a keeper: what it waits for, and what it does about it.
 
+mod ends;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -12,10 +14,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::deaths::{Death, Deaths, How, LIVED};
+use super::deaths::{Death, Deaths, LIVED};
 use super::notify::notify;
 use super::refusing::{self, Mount, Refusing};
 use super::renewal::FORM;
+use super::telling::{Telling, Told};
 use super::wire::{Channel, Go, Held, Kept, Packet};
 use super::worker::{Program, Standard, Which, Worker};
 
@@ -60,6 +63,7 @@ pub(super) struct Keeper {
     program: Program,
     signals: SignalFd,
     setting: Setting,
+    telling: Telling,
     /// What another worker is started from: what an upgrade has brought, as long as that comes up.
     which: Which,
     /// `None` until the first worker has mounted.
@@ -98,14 +102,27 @@ enum Source {
     Workers,
     Device,
     Listener,
+    /// Whoever is to be told that the mount can be used.
+    Waiting,
 }
 
 impl Keeper {
-    pub(super) fn new(program: Program, signals: SignalFd, worker: Option<Worker>, setting: Setting) -> Self {
+    /// One whose worker is yet to mount.
+    pub(super) fn first(
+        program: Program,
+        signals: SignalFd,
+        (worker, telling): (Worker, Telling),
+        setting: Setting,
+    ) -> Self {
+        Self { telling, ..Self::new(program, signals, Some(worker), setting) }
+    }
+
+    fn new(program: Program, signals: SignalFd, worker: Option<Worker>, setting: Setting) -> Self {
         Self {
             program,
             signals,
             setting,
+            telling: Telling::default(),
             which: Which::Own,
             held: None,
             worker,
@@ -182,6 +199,11 @@ impl Keeper {
                 self.tell();
                 Ok(())
             }
+            Source::Waiting => {
+                let told = self.telling.go_on();
+                self.heard_of(Some(told));
+                Ok(())
+            }
         }
     }
 
@@ -217,6 +239,7 @@ impl Keeper {
         // One that says nothing any more, and has not ended yet, would be heard of without an end.
         let workers = self.worker.iter().chain(&self.next).filter(|worker| !worker.is_cut);
         sources.extend(workers.map(|worker| (Source::Workers, worker.channel.as_fd(), PollFlags::POLLIN)));
+        sources.extend(self.telling.listener().map(|waiting| (Source::Waiting, waiting, PollFlags::POLLOUT)));
         if let Some(held) = self.held.as_ref().filter(|_| !self.is_serving()) {
             // That it has ended is told in any case.
             let asked = if self.refusing.is_some() { PollFlags::POLLIN } else { PollFlags::empty() };
@@ -296,15 +319,12 @@ impl Keeper {
             match Signal::try_from(number) {
                 Ok(Signal::SIGHUP) if !self.setting.has_terminal => self.upgrade(),
                 Ok(Signal::SIGCHLD) | Err(_) => {}
-                Ok(signal) if self.is_serving() => {
-                    self.worker.iter().for_each(|worker| worker.signal(signal));
-                    if signal != Signal::SIGQUIT {
-                        self.passed_on = Some(Instant::now());
-                    }
+                Ok(Signal::SIGQUIT) if self.is_serving() => {
+                    self.worker.iter().for_each(|worker| worker.signal(Signal::SIGQUIT));
                 }
                 Ok(Signal::SIGQUIT) => {}
-                Ok(_) => {
-                    self.ends += 1;
+                Ok(signal) => {
+                    self.end_worker(signal);
                     if self.ends > 1 {
                         return Err(End::Exit(1));
                     }
@@ -331,14 +351,42 @@ impl Keeper {
                 worker.went.get_or_insert_with(Instant::now);
                 self.held = Some(held);
             }
-            (Packet::Ready(form), Some(worker)) => {
+            (Packet::Ready(form, words), Some(worker)) => {
                 (worker.is_ready, worker.form) = (true, form);
                 self.leave_group();
+                let told = self.telling.say(words);
+                self.heard_of(told);
                 self.tell_manager();
                 self.go();
             }
             (Packet::Upgrade, _) => self.upgrade(),
             _ => {}
+        }
+    }
+
+    /// What follows from what came of telling whoever waits.
+    fn heard_of(&mut self, told: Option<Told>) {
+        match told {
+            Some(Told::All) => {}
+            // In the foreground, the mount is of use to others.
+            Some(Told::Nobody) if self.setting.is_foreground => {}
+            // Whoever waited has gone, and will never know of the mount.
+            Some(Told::Nobody) => self.end_worker(Signal::SIGTERM),
+            Some(Told::NotYet) | None => return,
+        }
+        if let Some(worker) = &self.worker {
+            // One that is gone does not want to know any more.
+            let _heard = worker.channel.send(&Packet::Told);
+        }
+    }
+
+    /// Passes on to the worker that it is to end; where there is none that serves, to the next one.
+    fn end_worker(&mut self, by: Signal) {
+        if self.is_serving() {
+            self.worker.iter().for_each(|worker| worker.signal(by));
+            self.passed_on = Some(Instant::now());
+        } else {
+            self.ends += 1;
         }
     }
 
@@ -357,7 +405,7 @@ impl Keeper {
     }
 
     fn hear_next(&mut self, packet: Packet) {
-        let Packet::Ready(form) = packet else { return };
+        let Packet::Ready(form, _) = packet else { return };
         if let Some(next) = &mut self.next {
             (next.is_ready, next.form) = (true, form);
         }
@@ -424,7 +472,8 @@ impl Keeper {
     /// When this process is to become what an upgrade has brought: once that has shown that it lives, and nothing is under way.
     fn renewal(&self) -> Option<Instant> {
         let worker = self.worker.as_ref().filter(|worker| worker.form == FORM && worker.is_ready && !worker.is_cut)?;
-        let is_due = self.which == Which::Installed && self.next.is_none() && self.fenced.is_empty();
+        let is_busy = self.next.is_some() || !self.fenced.is_empty() || self.telling.listener().is_some();
+        let is_due = self.which == Which::Installed && !is_busy;
         let lived = worker.went.filter(|_| is_due)? + LIVED;
         Some(self.passed_on.map_or(lived, |asked| lived.max(asked + FENCED)))
     }
@@ -454,80 +503,6 @@ impl Keeper {
         }
         self.go();
         Ok(())
-    }
-
-    /// Hears what a worker has said before it ended.
-    fn bury(&mut self, mut worker: Worker, how: How) -> Step {
-        for packet in heard(Some(&mut worker)).0 {
-            match packet {
-                Packet::Held(held, _) if self.held.is_none() => {
-                    worker.went.get_or_insert_with(Instant::now);
-                    self.held = Some(held);
-                }
-                Packet::Ready(_) if worker.went.is_some() => {
-                    worker.is_ready = true;
-                    self.leave_group();
-                    self.tell_manager();
-                }
-                _ => {}
-            }
-        }
-        self.mourn(worker, how)
-    }
-
-    fn mourn(&mut self, worker: Worker, how: How) -> Step {
-        // Whoever has started this hears of its end as that of the worker.
-        let Some(held) = self.held.as_ref().filter(|_| worker.is_ready || self.before > 0 || worker.went.is_none())
-        else {
-            return Err(match how {
-                How::Killed(signal) => End::As(signal),
-                How::Exited(status) => End::Exit(u8::try_from(status).unwrap_or(u8::MAX)),
-            });
-        };
-        if (how == How::Exited(0) && worker.went.is_some()) || refusing::mount(held.device.as_fd()) == Mount::Gone {
-            return Err(End::Exit(0));
-        }
-        // One that was dying has not heard what it was asked a moment ago.
-        if self.passed_on.take().is_some_and(|asked| asked.elapsed() < FENCED) && matches!(how, How::Killed(_)) {
-            self.ends += 1;
-        }
-        let death = worker.death(how);
-        let has_crashed = death.served.is_some() && death.is_crash();
-        let never_served = death.served.is_none();
-        self.why = death.cause();
-        let pause = self.deaths.count(death);
-        self.distrust(never_served);
-        // One that had hardly served has ended no outage.
-        let outage = self.ended.take().filter(|_| self.deaths.is_row());
-        self.down = self.down.or(outage).or_else(|| Some(Instant::now()));
-        if has_crashed {
-            self.refuse_suspects();
-        } else {
-            self.suspects.clear();
-        }
-        // Whether the one that is about to follow ever comes up is not known.
-        self.give_up_upgrade("the server died meanwhile".to_owned());
-        self.due = Some(Instant::now() + pause);
-        Ok(())
-    }
-
-    /// What an upgrade has brought and does not come up, or dies again and again, is not started any more.
-    fn distrust(&mut self, never_served: bool) {
-        if self.which == Which::Installed && (never_served || self.deaths.trouble().is_some()) {
-            self.which = Which::Own;
-            self.why.push_str("; the program serves again that did before the upgrade");
-        }
-    }
-
-    /// A request that two workers have crashed on is refused.
-    fn refuse_suspects(&mut self) {
-        let Some(held) = &self.held else { return };
-        let Ok(mut refusing) = Refusing::begin(&held.device) else { return };
-        let Ok(unanswered) = refusing.unanswered() else { return };
-        let guilty: BTreeSet<_> = unanswered.intersection(&self.suspects).copied().collect();
-        let _heard = refusing.refuse_these(guilty.iter().copied());
-        self.suspects = unanswered;
-        self.suspects.retain(|number| !guilty.contains(number));
     }
 
     fn see_device(&mut self) -> Step {

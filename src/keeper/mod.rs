@@ -18,6 +18,7 @@ mod keeping;
 mod notify;
 mod refusing;
 mod renewal;
+mod telling;
 mod wire;
 mod worker;
 
@@ -30,12 +31,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::keeping::{End, Keeper, Setting};
 use self::renewal::Passed;
+use self::telling::Telling;
 use self::worker::{Program, Standard, Which};
 use crate::{sys, threads};
 
 pub use self::notify::notify;
 pub(crate) use self::refusing::resend;
 pub(crate) use self::renewal::{FORM, start_heir};
+pub use self::wire::Words;
 pub(crate) use self::wire::{Channel, Go, Held, Packet};
 pub use self::worker::KEEPER;
 
@@ -150,8 +153,9 @@ fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<Passed>) 
         None => {}
     }
     let worker = program.start(Which::Own, Standard::Inherited).map_err(threads::explained)?;
+    let telling = Telling::by_standard_output()?;
     worker::let_go_of_standard(!is_foreground)?;
-    Ok(Keeper::new(program, signals, Some(worker), setting))
+    Ok(Keeper::first(program, signals, (worker, telling), setting))
 }
 
 /// What a terminal or a service manager sends to all processes of a group is for others from now on.

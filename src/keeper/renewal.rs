@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::wire::{Channel, Go, Held, Kept, Packet};
+use super::wire::{Channel, Go, Held, Kept, Packet, Words};
 use super::{BACKGROUND, SUBCOMMAND};
 
 /// The form of what is passed on. A worker says which one its program knows (`Packet::Ready`).
@@ -61,7 +61,7 @@ pub(crate) fn start_heir(held: &Held, go: Go, arguments: &[&str]) -> io::Result<
     drop(theirs);
     let mut answer = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     let _answered = poll(&mut answer, PollTimeout::from(PATIENCE));
-    if !matches!(ours.receive_now(), Ok(Some(Packet::Ready(_)))) {
+    if !matches!(ours.receive_now(), Ok(Some(Packet::Ready(..)))) {
         let _gone = heir.kill();
         return Err(io::ErrorKind::TimedOut.into());
     }
@@ -89,7 +89,7 @@ pub(super) fn passed_on(ground: &OsStr) -> io::Result<(&OsStr, Option<Passed>)> 
     let passed = match (channel.receive()?, channel.receive()?) {
         (Some(Packet::Held(held, _)), Some(Packet::Kept(kept))) => Passed::Kept(held, kept),
         (Some(Packet::Held(held, _)), Some(Packet::Go(go))) => {
-            channel.send(&Packet::Ready(FORM))?;
+            channel.send(&Packet::Ready(FORM, Words::default()))?;
             Passed::Left(held, go, channel)
         }
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "what was passed on to the keeper is incomplete")),

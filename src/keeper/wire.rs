@@ -3,7 +3,8 @@
 //! | packet | from | what follows its first byte |
 //! |---|---|---|
 //! | held; beside, where another serves still | the worker that mounted; to the one that goes on with it | the I/O deadline in ms (8 bytes, little-endian), the description; three descriptors |
-//! | ready | a worker that could take over | the form in which its program takes over from a keeper (1 byte) |
+//! | ready | a worker that could take over | the form in which its program takes over from a keeper (1 byte); of the first one: what the keeper is to say to whoever waits for the mount (the length of what goes to standard output, 4 bytes; that; what goes to standard error) |
+//! | told | the keeper, to its first worker: it has been said | |
 //! | kept | a keeper to the program that it becomes | the worker's process, how many workers there were before it, how often for an upgrade (4 bytes each); a descriptor |
 //! | go | the keeper: it does, from now on; a worker to the keeper that it starts because its own is gone | how many workers there were before it, how often for an upgrade (4 bytes each), how the last one ended |
 //! | failed | a worker that ends | why |
@@ -74,6 +75,32 @@ pub(crate) struct Go {
     pub(crate) why: String,
 }
 
+/// What whoever waits for a mount is told, once it can be used. The keeper says it: its worker may be gone by then, and the mount is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Words {
+    /// For standard output, and for standard error.
+    pub output: String,
+    pub error: String,
+}
+
+impl Words {
+    fn bytes(&self) -> Vec<u8> {
+        let len = u32::try_from(self.output.len()).unwrap_or(u32::MAX);
+        [&len.to_le_bytes(), self.output.as_bytes(), self.error.as_bytes()].concat()
+    }
+
+    /// None at all where they are not whole.
+    fn of(bytes: &[u8]) -> Self {
+        let words = || {
+            let (len, rest) = bytes.split_first_chunk()?;
+            let (output, error) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+            let [output, error] = [output, error].map(|words| String::from_utf8_lossy(words).into_owned());
+            Some(Self { output, error })
+        };
+        words().unwrap_or_default()
+    }
+}
+
 /// Whom a keeper has, besides what it holds.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -88,8 +115,9 @@ pub(crate) struct Kept {
 pub(crate) enum Packet {
     /// With whether another process serves it still.
     Held(Held, bool),
-    /// With the form in which its program takes over from a keeper; 0: it does not.
-    Ready(u8),
+    /// With the form in which its program takes over from a keeper; 0: it does not. And with what whoever waits is to be told.
+    Ready(u8, Words),
+    Told,
     Kept(Kept),
     Go(Go),
     Failed(String),
@@ -116,7 +144,8 @@ impl Packet {
     fn bytes(&self) -> (u8, Vec<u8>) {
         match self {
             Self::Held(held, beside) => held.bytes(*beside),
-            Self::Ready(form) => (b'r', vec![*form]),
+            Self::Ready(form, words) => (b'r', [&[*form], &*words.bytes()].concat()),
+            Self::Told => (b't', Vec::new()),
             Self::Kept(Kept { worker, before, upgrades, .. }) => {
                 (b'k', [worker.to_le_bytes(), before.to_le_bytes(), upgrades.to_le_bytes()].concat())
             }
@@ -140,7 +169,11 @@ impl Packet {
                 let held = Held { description: description.to_vec(), io_deadline, device, listener, lock };
                 Self::Held(held, kind == b'b')
             }
-            b'r' => Self::Ready(rest.first().copied().unwrap_or_default()),
+            b'r' => {
+                let (form, words) = rest.split_first().unwrap_or((&0, &[]));
+                Self::Ready(*form, Words::of(words))
+            }
+            b't' => Self::Told,
             b'k' => Self::Kept(Kept::of(rest, descriptors)?),
             b'g' => {
                 let (before, rest) = rest.split_first_chunk()?;
@@ -297,19 +330,24 @@ mod tests {
     /// Those before 0.2 said no form.
     #[test]
     fn a_worker_that_says_no_form_has_none() {
-        assert!(matches!(Packet::of(b'r', b"", Vec::new()), Some(Packet::Ready(0))));
+        assert!(matches!(Packet::of(b'r', b"", Vec::new()), Some(Packet::Ready(0, _))));
+        assert!(
+            matches!(Packet::of(b'r', b"\x01", Vec::new()), Some(Packet::Ready(1, words)) if words == Words::default())
+        );
+        assert_eq!(Words::of(b"\x09\0\0\0short"), Words::default());
     }
 
     #[test]
     fn packets_keep_their_bounds_and_what_was_said_before_the_end_is_heard() {
         let (ours, theirs) = Channel::pair().unwrap();
         assert_eq!(theirs.receive_now().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.send(&Packet::Ready(3)).unwrap();
+        let words = Words { output: "mounted\n".into(), error: "crfs: slowly\n".into() };
+        ours.send(&Packet::Ready(3, words.clone())).unwrap();
         let go = Go { before: 3, upgrades: 1, why: "it was killed".into() };
         ours.send(&Packet::Go(go.clone())).unwrap();
         ours.send(&Packet::Failed("x".repeat(1 << 20))).unwrap();
         drop(ours);
-        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Ready(3))));
+        assert!(matches!(theirs.receive().unwrap(), Some(Packet::Ready(3, heard)) if heard == words));
         assert!(matches!(theirs.receive().unwrap(), Some(Packet::Go(heard)) if heard == go));
         assert!(matches!(theirs.receive().unwrap(), Some(Packet::Failed(why)) if why.len() == LONGEST - 1));
         assert!(theirs.receive().unwrap().is_none());

@@ -111,7 +111,8 @@ fn without_mark(path: &Path) -> PathBuf {
     OsStr::from_bytes(bytes.strip_suffix(REPLACED).unwrap_or(bytes)).into()
 }
 
-/// The keeper's standard input and output are its first worker's alone: whoever is at their other ends is to see them end with that one.
+/// The keeper's standard input and output are its first worker's: whoever is at their other ends is to see them end with that one. What the keeper
+/// itself says there (telling.rs), it says by another descriptor.
 pub(super) fn let_go_of_standard(error_too: bool) -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;

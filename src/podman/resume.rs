@@ -20,6 +20,7 @@ use super::stubs::Stubs;
 use super::{Error, Store, files};
 use crate::fs::fuse;
 use crate::image::Report;
+use crate::keeper::Words;
 use crate::kernel::mounts::Device;
 use crate::serve::frontend::Mounted;
 use crate::serve::kept::{self, Handed, Said};
@@ -59,7 +60,7 @@ async fn go_on(
     if beside && store.misses_some().await {
         return Err(Error::CannotFollow);
     }
-    keeper.ready()?;
+    keeper.ready(Words::default())?;
     let Some(Said::Go(go)) = said.recv().await else { return Err(serve::Error::Interrupted.into()) };
     Keeper::serves();
     let claimed = kept::claim(&listener);

@@ -34,6 +34,7 @@ use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fs::fuse::Options;
 use crate::image::{Report, wire};
+use crate::keeper::Words;
 use crate::kernel::fusedev::Detach;
 use crate::kernel::mounts::Identity;
 use crate::kernel::{Target, mounts};
@@ -131,11 +132,11 @@ pub fn clear_away(root: &Path) -> Result<(), Error> {
     })
 }
 
-/// A keeper's first worker: serves until the mount ends. `ready` is called once podman can use the store.
+/// A keeper's first worker: serves until the mount ends. `ready`: what is said once podman can use the store.
 ///
 /// # Errors
 /// Where it cannot be mounted, or serving fails.
-pub fn serve(keeper: &Keeper, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+pub fn serve(keeper: &Keeper, ready: impl FnOnce(&Ready) -> Words) -> Result<(), Error> {
     let options: ServeOptions = background::begin()?;
     let prepare = || {
         answered(&options.paths, Paths::create)?;
@@ -173,7 +174,7 @@ async fn run(
     (lock, http): (Lock, Option<Listening>),
     mut signals: ServerSignals,
     keeper: &Keeper,
-    ready: impl FnOnce(&Ready),
+    ready: impl FnOnce(&Ready) -> Words,
 ) -> Result<(), Error> {
     let store = begun(options, lock).await?;
     let dir = options.paths.mount();
@@ -206,12 +207,16 @@ async fn run(
     spawn(&store, Store::take_carried_tar_splits);
     tokio::task::block_in_place(|| store.share_again(&records));
     drop(records);
-    let said = keeper.listen()?;
-    hand_over(options, &mut server, asked, keeper)?;
-    tokio::spawn(kept::goes_on_alone(said, Arc::clone(&server.kept)));
     let images = store.list().await;
     let not_served = images.iter().filter(|image| !image.served).count();
-    ready(&Ready { images: images.len(), not_served });
+    let words = ready(&Ready { images: images.len(), not_served });
+    let mut said = keeper.listen()?;
+    hand_over(options, &mut server, asked, (keeper, words.clone()))?;
+    let kept = Arc::clone(&server.kept);
+    tokio::spawn(async move {
+        kept::tell_waiting(&mut said, &words, || ()).await;
+        kept::goes_on_alone(said, kept).await;
+    });
     Ok(server.live(&mut signals).await?)
 }
 
@@ -223,7 +228,7 @@ fn hand_over(
     options: &ServeOptions,
     server: &mut Server<Store>,
     listener: OwnedFd,
-    keeper: &Keeper,
+    (keeper, words): (&Keeper, Words),
 ) -> Result<(), Error> {
     match server.attached.keep.take().and_then(|keep| keep()) {
         Some(device) => {
@@ -237,7 +242,7 @@ fn hand_over(
             "this kernel gives no request out twice (before Linux 6.9): the store's mount ends with its server"
         ),
     }
-    keeper.ready()?;
+    keeper.ready(words)?;
     server.attached.mounted.stays = true;
     Keeper::serves();
     Ok(())

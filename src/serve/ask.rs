@@ -32,6 +32,8 @@ pub enum Unanswered {
     Stopped { seconds: u64 },
     #[error("it ended before it had answered")]
     Ended { source: io::Error },
+    #[error("another server has taken its place meanwhile, and not for the upgrade: ask again")]
+    Replaced,
     #[error("it is of another version of crfs: end it, and start it again")]
     OtherVersion,
     #[error("{message}")]

@@ -7,8 +7,9 @@
 //!    that nobody waits any more)
 //! ```
 //!
-//! Until it is ready, the child has the parent's standard error and ends as soon as its standard input does. Then it lets go
-//! of all three, so that nobody who waits for the end of the parent's output waits for the server.
+//! Until it is ready, the child has the parent's standard error and ends as soon as its standard input does. It is the keeper that says "ready": from
+//! the moment on at which it knows of that, the mount is there, whatever becomes of the worker. Then both let go of all three, so that nobody who waits
+//! for the end of the parent's output waits for the server.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -35,7 +36,7 @@ use super::options::MountOptions;
 use super::signals::{self, EndSignals};
 use super::{Error, log, mount, state};
 use crate::errors::chain;
-use crate::keeper;
+use crate::keeper::{self, Words};
 use crate::kernel::fusedev::{self, Detach};
 use crate::kernel::mounts::{self, Identity, Mount};
 use crate::sys::limit::comes_true;
@@ -255,7 +256,9 @@ pub fn serve(keeper: &Keeper, over_autofs: bool) -> Result<(), Error> {
     let outcome = begun.and_then(|options| {
         let ready = Arc::new(AtomicBool::new(false));
         let gone = parent_gone(ready.clone()).map_err(|source| Error::Runtime { source })?;
-        mount::run(&options, &reporter(ready), gone, Some(keeper))
+        let words = |ready: &Ready| Words { output: line(&Event::Ready(ready.clone())), error: String::new() };
+        let waiting = mount::Waiting { keeper, words: &words, then: let_go };
+        mount::run(&options, &reporter(ready), gone, &waiting)
     });
     if let Err(error) = &outcome {
         // After it was ready there is nobody to hear it: standard output is /dev/null.
@@ -322,36 +325,41 @@ pub(crate) fn become_keeper_of(options: &impl Serialize, worker: &[&OsStr]) -> R
     Err(failed(command.exec()))
 }
 
-/// Writes events to standard output. Once one said that the mount is ready, the standard descriptors are let go of.
+/// Writes events to standard output, but for the last one, which the keeper says.
 fn reporter(ready: Arc<AtomicBool>) -> Report {
     Arc::new(move |event| {
-        let is_ready = matches!(event, Event::Ready(_));
-        if is_ready {
-            ready.store(true, Ordering::SeqCst);
-            // What was said before is for whoever waits.
-            log::settle();
+        if !matches!(event, Event::Ready(_)) {
+            return tell(event);
         }
-        tell(event)?;
-        if is_ready { let_go() } else { Ok(()) }
+        ready.store(true, Ordering::SeqCst);
+        // What was said before is for whoever waits.
+        log::settle();
+        Ok(())
     })
 }
 
 fn tell(event: &Event) -> io::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
     let mut output = io::stdout().lock();
-    output.write_all(&line)?;
+    output.write_all(line(event).as_bytes())?;
     output.flush()
 }
 
-fn let_go() -> io::Result<()> {
+fn line(event: &Event) -> String {
+    // It has nothing that cannot be written like this.
+    serde_json::to_string(event).unwrap_or_default() + "\n"
+}
+
+/// Lets go of the standard descriptors.
+fn let_go() {
     // Where it has not done so yet.
     keeper::own_session();
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    Ok(())
+    let let_go = || -> io::Result<()> {
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        nix::unistd::dup2_stdin(&null)?;
+        nix::unistd::dup2_stdout(&null)?;
+        Ok(nix::unistd::dup2_stderr(&null)?)
+    };
+    let_go().unwrap_or_else(|error| tracing::warn!(%error, "the server still has what it was started with"));
 }
 
 /// Comes true when standard input ends before the mount was ready.

@@ -1,7 +1,7 @@
 //! A worker's side of its keeper (src/keeper): what it hands over, and how it goes on with what another one has handed over.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use super::options::MountOptions;
 use super::service::Kept;
 use crate::blob::Digest;
 use crate::image::wire;
-use crate::keeper::{self, Channel, Go, Held, Packet};
+use crate::keeper::{self, Channel, Go, Held, Packet, Words};
 use crate::kernel::mounts::Identity;
 use crate::threads;
 
@@ -189,9 +189,9 @@ impl Keeper {
         std::process::exit(0);
     }
 
-    /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used.
-    pub(crate) fn ready(&self) -> Result<(), Error> {
-        self.channel.send(&Packet::Ready(keeper::FORM)).map_err(|source| Error::Keeper { source })
+    /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used, and what whoever waits for that is to be told.
+    pub(crate) fn ready(&self, words: Words) -> Result<(), Error> {
+        self.channel.send(&Packet::Ready(keeper::FORM, words)).map_err(|source| Error::Keeper { source })
     }
 
     /// Says why this one ends.
@@ -209,14 +209,15 @@ impl Keeper {
             while let Ok(Some(packet)) = channel.receive() {
                 match packet {
                     Packet::Go(go) => drop(say.send(Said::Go(go))),
+                    Packet::Told => drop(say.send(Said::Told)),
                     Packet::Refused(why) => {
                         tracing::warn!(why, "the mount goes on with the server that it has");
-                        let asked = std::mem::take(&mut *upgrading.lock().unwrap_or_else(PoisonError::into_inner));
-                        asked.into_iter().for_each(|asked| drop(asked.send(why.clone())));
+                        answer_all(&upgrading, &why);
                     }
                     _ => {}
                 }
             }
+            answer_all(&upgrading, GONE);
             drop(say.send(Said::Nothing));
         };
         threads::spawn("keeper", hear).map_err(|source| Error::Runtime { source })?;
@@ -233,6 +234,32 @@ impl Keeper {
     }
 }
 
+/// What is said of upgrades that a keeper does not live to see.
+const GONE: &str = "its keeper was killed meanwhile; ask again";
+
+/// Tells all who wait for an upgrade why there is none.
+fn answer_all(upgrading: &Mutex<Vec<oneshot::Sender<String>>>, why: &str) {
+    let asked = std::mem::take(&mut *upgrading.lock().unwrap_or_else(PoisonError::into_inner));
+    asked.into_iter().for_each(|asked| drop(asked.send(why.to_owned())));
+}
+
+/// Sees to it that whoever waits for the mount is told so: the keeper does, and where that is gone before, this process. `then`: what is done after that.
+pub(crate) async fn tell_waiting(said: &mut mpsc::UnboundedReceiver<Said>, words: &Words, then: fn()) {
+    loop {
+        match said.recv().await {
+            Some(Said::Told) => break,
+            Some(Said::Go(_)) => {}
+            Some(Said::Nothing) | None => {
+                // Whoever has gone does not want to know any more.
+                let _heard = io::stdout().lock().write_all(words.output.as_bytes());
+                let _seen = io::stderr().lock().write_all(words.error.as_bytes());
+                break;
+            }
+        }
+    }
+    then();
+}
+
 /// Longer than a keeper waits for the next worker.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -240,6 +267,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Said {
     Go(Go),
+    /// Whoever waited for the mount knows of it.
+    Told,
     /// It is gone.
     Nothing,
 }

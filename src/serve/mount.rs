@@ -31,7 +31,7 @@ use super::signals::ServerSignals;
 use super::state::{OwnState, Record};
 use crate::fs::forest::Forest;
 use crate::fs::fuse::Options;
-use crate::keeper::Go;
+use crate::keeper::{Go, Words};
 use crate::kernel::{Target, mounts};
 use crate::registry::Hosts;
 use crate::threads::{self, Work};
@@ -44,7 +44,7 @@ pub fn run(
     options: &MountOptions,
     report: &Report,
     abandoned: impl Future<Output = ()>,
-    keeper: Option<&Keeper>,
+    waiting: &Waiting<'_>,
 ) -> Result<(), Error> {
     let prepare = || {
         let dir = mounts::usable_point(&options.dir)?;
@@ -54,8 +54,18 @@ pub fn run(
         Ok((Prepared { dir, state, http }, log))
     };
     server::run(&options.log, prepare, |prepared, signals| {
-        mount_and_serve(options, prepared, signals, report, abandoned, keeper)
+        mount_and_serve(options, prepared, signals, report, abandoned, waiting)
     })
+}
+
+/// How whoever waits for a mount is told of it.
+pub struct Waiting<'a> {
+    /// Who tells.
+    pub keeper: &'a Keeper,
+    /// What.
+    pub words: &'a dyn Fn(&Ready) -> Words,
+    /// What is to be done after that.
+    pub then: fn(),
 }
 
 /// What there is before the image is opened.
@@ -71,7 +81,7 @@ async fn mount_and_serve(
     mut signals: ServerSignals,
     report: &Report,
     abandoned: impl Future<Output = ()>,
-    keeper: Option<&Keeper>,
+    waiting: &Waiting<'_>,
 ) -> Result<(), Error> {
     let limit = options.mount_deadline;
     let deadline = Arc::new(Deadline::new(limit));
@@ -81,34 +91,29 @@ async fn mount_and_serve(
         tell(event)
     });
     let hosts = Hosts::default();
-    let mut said = keeper.map(Keeper::listen).transpose()?;
-    let pid = keeper.map_or(std::process::id(), |_| Keeper::pid());
+    let mut said = waiting.keeper.listen()?;
     let becoming_ready = async {
         let (id, report_image) = (prepared.state.id(), event::of_image(&report));
         let served = mounted::served(options, None, id, hosts.clone(), &report_image).await?;
-        start(options, prepared, served, &report, pid)?.become_ready(options, &report, keeper).await
+        start(options, prepared, served, &report)?.become_ready(options, &report, waiting).await
     };
     // Asked for while it is still waited for.
     let too_late = async {
         deadline.passed(Duration::ZERO).await;
         hosts.longest_wait()
     };
-    let lost = async {
-        match &mut said {
-            Some(said) => kept::lost(said).await,
-            None => std::future::pending().await,
-        }
-    };
-    let serving = tokio::select! {
+    let (serving, words) = tokio::select! {
         ready = becoming_ready => ready?,
         waiting = too_late => return Err(Error::Deadline { limit, waiting: waiting.map(Box::new) }),
         () = signals.end.next() => return Err(Error::Interrupted),
         () = abandoned => return Err(Error::Interrupted),
-        () = lost => return Err(Error::Interrupted),
+        () = kept::lost(&mut said) => return Err(Error::Interrupted),
     };
-    if let Some(said) = said {
-        tokio::spawn(kept::goes_on_alone(said, Arc::clone(&serving.server.kept)));
-    }
+    let (kept, then) = (Arc::clone(&serving.server.kept), waiting.then);
+    tokio::spawn(async move {
+        kept::tell_waiting(&mut said, &words, then).await;
+        kept::goes_on_alone(said, kept).await;
+    });
     serving.live(&mut signals).await
 }
 
@@ -154,7 +159,7 @@ async fn resume_and_serve(
         served = becoming_ready => served?,
         () = tokio::time::sleep(limit) => return Err(Error::Deadline { limit, waiting: hosts.longest_wait().map(Box::new) }),
     };
-    keeper.ready()?;
+    keeper.ready(Words::default())?;
     let Some(Said::Go(Go { before, upgrades, why })) = said.recv().await else { return Err(Error::Interrupted) };
     Keeper::serves();
     let claimed = kept::claim(&listener);
@@ -187,7 +192,6 @@ fn start(
     Prepared { dir, state, http }: Prepared,
     served: Served,
     report: &Report,
-    pid: u32,
 ) -> Result<Starting, Error> {
     let listener = control::bind(&state.socket()).map_err(|source| Error::State { path: state.socket(), source })?;
     let asked = kept::again(listener.as_fd())?;
@@ -218,7 +222,7 @@ fn start(
         words: options.words.clone(),
     })?;
     server.answer(listener, http);
-    let (ready, read_ahead) = (ready(&served, pid), served.read_ahead());
+    let (ready, read_ahead) = (ready(&served, Keeper::pid()), served.read_ahead());
     let serving = Serving { prefetch: served.prefetch, server, state };
     let (forest, has_lowers) = (served.forest, served.has_lowers);
     Ok(Starting { serving, forest, listener: asked, has_lowers, read_ahead, ready })
@@ -250,25 +254,24 @@ struct Starting {
 }
 
 impl Starting {
-    /// Comes back when the mount point can be used, has been handed over, and has been reported to be.
+    /// Comes back when the mount point can be used and has been handed over, and the keeper knows what to say of it.
     async fn become_ready(
         mut self,
         options: &MountOptions,
         report: &Report,
-        keeper: Option<&Keeper>,
-    ) -> Result<Serving, Error> {
+        waiting: &Waiting<'_>,
+    ) -> Result<(Serving, Words), Error> {
         self.serving.server.become_usable().await?;
         self.serving.server.attached.mounted.identity.device.set_read_ahead(self.read_ahead);
-        if let Some(keeper) = keeper {
-            self = self.hand_over(options, keeper).await?;
-        }
+        self = self.hand_over(options, waiting.keeper).await?;
+        // What is to be said before is said.
+        report(&Event::Ready(self.ready.clone())).map_err(|_gone| Error::Interrupted)?;
+        let words = (waiting.words)(&self.ready);
+        waiting.keeper.ready(words.clone())?;
+        // From here on nothing is waited for: the keeper says that the mount is there.
+        Keeper::serves();
         self.serving.server.attached.mounted.stays = true;
-        if report(&Event::Ready(self.ready.clone())).is_err() {
-            // Whoever waited is gone, and will never know of it.
-            self.serving.server.attached.mounted.stays = false;
-            return Err(Error::Interrupted);
-        }
-        Ok(self.serving)
+        Ok((self.serving, words))
     }
 
     /// What the keeper needs for another process to go on. Where the kernel is too old for that, it is not kept.
@@ -296,8 +299,6 @@ impl Starting {
                 "this kernel gives no request out twice (before Linux 6.9): the mount ends with its server"
             ),
         }
-        keeper.ready()?;
-        Keeper::serves();
         Ok(self)
     }
 }

@@ -70,6 +70,8 @@ pub(crate) fn upgrade_by(dir: &Path, connect: &dyn Fn() -> Result<UnixStream, Un
     loop {
         match kept() {
             Ok(now) if now.map(|kept| kept.upgrades) > before.map(|kept| kept.upgrades) => return Ok(()),
+            // Another server, which is no upgrade: nobody is left who would bring one.
+            Ok(now) if now != before => return Err(stays(Unanswered::Replaced)),
             Err(why) if start.elapsed() >= ANSWERS => return Err(stays(why)),
             _ if start.elapsed() >= ANSWERS => return Err(stays(Unanswered::Stopped { seconds: ANSWERS.as_secs() })),
             _ => std::thread::sleep(GLANCE),

@@ -19,7 +19,7 @@ use crate::support::lies::Liar;
 use crate::support::mount::until_gone;
 use crate::support::{Lab, Mount, run, until};
 
-const LAZILY: [&str; 4] = ["--whole-layer-below", "0", "--prefetch", "none"];
+pub(crate) const LAZILY: [&str; 4] = ["--whole-layer-below", "0", "--prefetch", "none"];
 
 fn number(status: &Value, field: &str) -> u32 {
     let number = status[field].as_u64().unwrap_or_else(|| panic!("no {field} in {status}"));
@@ -39,7 +39,7 @@ pub(crate) fn keeper(mount: &Mount) -> u32 {
 
 /// Waits for a server that is not the one that was there before.
 #[track_caller]
-fn other_than(mount: &Mount, before: u32) -> u32 {
+pub(crate) fn other_than(mount: &Mount, before: u32) -> u32 {
     until("another server", || {
         let status = mount.status()?;
         let pid = status["pid"].as_u64().filter(|pid| status["state"] == "serving" && *pid != u64::from(before));
