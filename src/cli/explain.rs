@@ -30,7 +30,21 @@ pub(super) fn explain(args: &ExplainArgs, environment: &Environment) -> Result<(
 
 fn text(of: &Explanation) -> String {
     let layers = of.layers.iter().enumerate().map(|(number, layer)| layer_text(number, layer, of));
-    head(of) + &layers.collect::<String>()
+    head(of) + &layers.collect::<String>() + &podman(of)
+}
+
+/// What podman does with its layers where it has a layer store.
+fn podman(of: &Explanation) -> String {
+    let which = match (of.layers.len(), of.layers.iter().filter(|layer| layer.usable && !layer.podman_asks).count()) {
+        (_, 0) => return String::new(),
+        (1, _) => "the layer".to_owned(),
+        (all, left) if all == left => "any of the layers".to_owned(),
+        (all, left) => format!("{left} of the {all} layers"),
+    };
+    format!(
+        "\npodman 5.1 and later never ask a layer store (`crfs store serve --layers`) for {which}: the manifest does not name a table of \
+         contents as podman does.\nWays out: push the image by `podman push --compression-format zstd:chunked`, or use `crfs store add`.\n"
+    )
 }
 
 /// Whether this is what a server has done, and not what one would do.

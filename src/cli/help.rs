@@ -156,6 +156,8 @@ Fields of --json:
     requests, wait        requests for it, and bytes that a mount fetches of it,
                           before it is ready
     advice                what would make it better
+    podman_asks           whether podman 5.1 and later ask a layer store for it
+                          (`crfs store serve --layers`)
     format, entries, units, toc_size, contents_size
                           where it can be opened; toc_size is that of the table
                           of contents in the registry, contents_size that of
@@ -275,6 +277,8 @@ mounted, then the store (docs/STATUS.md has each with its type and unit):
   pid, image, digest, frontend
   dir                     where it is mounted; of a store, its root
   images, layers          how many it has; layers that can be read
+  pulled                  of a store, layers that podman has pulled by itself
+                          (--layers) and has not released yet
   elsewhere               where it is, if it is not at dir: namespace, where it
                           was mounted, if that is another mount namespace; and
                           holders, the processes and overlayfs that have it

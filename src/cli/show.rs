@@ -288,6 +288,7 @@ mod tests {
             wait: 512,
             reason: reason.into(),
             advice: index.is_none().then(|| "convert it".into()),
+            podman_asks: true,
             since: None,
             index,
         };

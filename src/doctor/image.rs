@@ -194,6 +194,7 @@ mod tests {
             wait: 0,
             reason: reason.to_owned(),
             advice: usable.then(|| "push it as zstd:chunked".to_owned()),
+            podman_asks: true,
             since: None,
             index: None,
         };

@@ -14,7 +14,7 @@ use super::look::runtime;
 use super::why::Why;
 use crate::blob::Digest;
 use crate::image::options::ImageOptions;
-use crate::index::Trust;
+use crate::index::{self, Trust};
 use crate::registry::{self, EndpointReport, Login, Platform, Soci, SociSource};
 
 /// An image. The names of the fields are those of `crfs inspect --json`.
@@ -78,6 +78,9 @@ pub struct LayerInspection {
     /// What would make it better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// Whether podman from 5.1 on asks an additional layer store for it.
+    #[serde(default)]
+    pub podman_asks: bool,
     /// What was asked of its host since it was ready, where a server tells of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Since>,
@@ -262,6 +265,7 @@ fn unknown(layer: &registry::Layer) -> LayerInspection {
         wait: 0,
         reason: String::new(),
         advice: None,
+        podman_asks: index::podman_asks(&layer.annotations),
         since: None,
         index: None,
     }

@@ -3,6 +3,8 @@
 //! Tools that rewrite a layer leave the annotations of the layer that it was. Those of another compression than the media
 //! type's are not looked at, nor is a position that the blob cannot have. A digest that does not fit shows when the TOC is read.
 
+use std::collections::BTreeMap;
+
 use super::error::Error;
 use super::footer::TocPosition;
 use super::{Descriptor, Identity, limits};
@@ -31,6 +33,15 @@ pub(super) struct Named {
     pub(super) toc_digest: Option<Digest>,
     /// Where the TOC of a zstd:chunked layer is; a blob says so itself at its end.
     pub(super) position: Option<TocPosition>,
+}
+
+/// Whether podman from 5.1 on asks an additional layer store for a layer: by the digest of its table of contents, where the manifest has that in the one
+/// place of the two in which podman looks for it. Layers of zstd:chunked by other writers have it elsewhere, or in both.
+#[must_use]
+pub fn podman_asks(annotations: &BTreeMap<String, String>) -> bool {
+    let [new, old] = ZSTD_CHUNKED.map(|prefix| annotations.contains_key(&format!("{prefix}{CHECKSUM}")));
+    let is_estargz = annotations.contains_key(TOC_DIGEST);
+    (new && !is_estargz) || (is_estargz && !new && !old)
 }
 
 impl Named {
@@ -175,6 +186,17 @@ mod tests {
         for prefix in ZSTD_CHUNKED {
             let key = format!("{prefix}{CHECKSUM}");
             assert_eq!(named(&[(&key, &checksum), (TOC_DIGEST, &toc)]), Some(Identity::Toc(one)));
+        }
+    }
+
+    /// As GetTOCDigest of containers/storage 1.57 has it.
+    #[test]
+    fn podman_asks_for_a_layer_by_one_digest() {
+        let asks = |keys: &[&str]| podman_asks(&keys.iter().map(|key| ((*key).to_owned(), String::new())).collect());
+        let [new, old] = ZSTD_CHUNKED.map(|prefix| format!("{prefix}{CHECKSUM}"));
+        assert!(asks(&[TOC_DIGEST]) && asks(&[&*new]));
+        for other in [&[][..], &[&*old], &[&*old, TOC_DIGEST], &[&*new, TOC_DIGEST], &["else"]] {
+            assert!(!asks(other), "{other:?}");
         }
     }
 

@@ -26,6 +26,7 @@ mod toc;
 mod xattrs;
 mod zstd_chunked;
 
+pub use annotations::podman_asks;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Damaged, Error, Problem};
 pub(crate) use filesystem::make as make_of_filesystem;

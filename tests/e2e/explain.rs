@@ -73,6 +73,7 @@ fn a_mount_says_why_and_what_its_registry_has_seen() {
         assert_eq!((text(layer, "digest"), layer["size"].as_u64()), (&*digest, Some(size)));
         assert_eq!(layer["lazy"], said.lazy, "{fixture}: {layer}");
         assert!(text(layer, "reason").contains(said.reason), "{fixture}: {layer}");
+        assert_eq!(layer["podman_asks"], fixture.contains("estargz") || fixture.contains("zc"), "{fixture}: {layer}");
         assert!(text(layer, "advice").contains(said.advice) && layer.get("advice").is_some() != said.advice.is_empty());
         let asked = proxy.blob(&digest);
         let seen =
@@ -118,6 +119,7 @@ fn an_image_says_what_a_mount_would_do() {
     let said = lab.crfs(&[&["explain"], &arguments[..]].concat()).ok();
     let title = format!("Layer 0, {digest} (");
     assert!(said.contains(&title) && said.contains("): not lazy.\n  It is plain tar+gzip"), "{said}");
+    assert!(said.contains("podman 5.1 and later never ask a layer store") && said.contains("crfs store add"), "{said}");
     assert!(said.contains("To make it better: ") && said.contains("--compression-format zstd:chunked"), "{said}");
 
     // An index that is cached already.
