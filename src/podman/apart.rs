@@ -256,9 +256,11 @@ impl<'a> Reader<'a> {
         let wanted: Vec<_> = wanted.into_iter().filter(|(number, _)| came.contains_key(number)).collect();
         for (number, came) in came {
             match came {
-                Came::Refused { message } => {
+                Came::Refused { message, not_lazy } => {
                     METRICS.layer("unknown", "refused");
-                    layers.insert(number, Err(image::Error::Reported { message }));
+                    let layer = wanted.iter().find(|(wanted, _)| not_lazy && *wanted == number);
+                    let error = layer.map(|(_, layer)| image::Error::NotLazy { layer: layer.digest });
+                    layers.insert(number, Err(error.unwrap_or(image::Error::Reported { message })));
                 }
                 Came::Open { index, split } => {
                     if let Some(words::Index { identity, trust, file }) = index {
@@ -383,7 +385,7 @@ mod tests {
     #[test]
     fn a_reader_answers_for_each_layer() {
         let open = || Came::Open { index: None, split: None };
-        let refused = || Came::Refused { message: "no".into() };
+        let refused = || Came::Refused { message: "no".into(), not_lazy: false };
         let is_answer = |came: Vec<(usize, Came)>| is_answer([1, 2].into_iter(), &came.into_iter().collect());
         assert!(is_answer(vec![(1, open()), (2, open())]) && is_answer(vec![(1, refused())]));
         assert!(!is_answer(vec![(1, open())]) && !is_answer(vec![]), "a smaller image");

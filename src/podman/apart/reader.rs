@@ -231,7 +231,7 @@ fn keep(files: &mut Vec<File>, file: File) -> RawFd {
 }
 
 fn refused(error: &image::Error) -> Came {
-    Came::Refused { message: error.chain() }
+    Came::Refused { message: error.chain(), not_lazy: matches!(error, image::Error::NotLazy { .. }) }
 }
 
 /// An index in a file without a name, in memory: no disk may have room for it.

@@ -71,6 +71,8 @@ pub(super) enum Came {
     },
     Refused {
         message: String,
+        /// It can only be read whole.
+        not_lazy: bool,
     },
 }
 

@@ -48,6 +48,12 @@ impl Blobs {
 }
 
 impl Layers {
+    /// A little more than what the registry may take, so that its own error is the one that is told.
+    fn patience(&self) -> Duration {
+        let deadline = self.options.source.io_deadline;
+        deadline.saturating_add(deadline / 16)
+    }
+
     pub(super) async fn read_blob(self: Arc<Self>, layer: u32, offset: u64, size: u32) -> Option<Bytes> {
         let store = self.store.upgrade()?;
         let one = self.blobs.of(layer);
@@ -58,7 +64,7 @@ impl Layers {
                 Some(whole) => Arc::clone(whole),
                 None if blob.failed.is_some_and(|failed| failed.elapsed() < FAILED) => return None,
                 None => {
-                    let whole = store.whole_blob(layer).await;
+                    let whole = store.whole_blob(layer, self.patience()).await;
                     blob.failed = whole.is_none().then(Instant::now);
                     let whole = whole?;
                     blob.whole = Some(Arc::clone(&whole));
@@ -89,22 +95,19 @@ async fn give_back(one: Arc<AsyncMutex<Blob>>) {
 }
 
 impl Store {
-    /// All of a layer's blob, with the right digest. `None`, said in the log, where it cannot be had.
-    async fn whole_blob(&self, number: u32) -> Option<Arc<Spool>> {
+    /// All of a layer's blob, with the right digest. `None`, said in the log, where it cannot be had: the cache has no room for it, or nothing of it
+    /// has come for `patience`.
+    async fn whole_blob(&self, number: u32, patience: Duration) -> Option<Arc<Spool>> {
         let layer = self.trees.planted().get(&number)?.layer.layer.clone();
-        let mut cache = self.common.cache().clone();
         for freshness in [Freshness::Any, Freshness::PastCaches] {
-            match fetched(&layer, &cache, freshness).await {
+            match fetched(&layer, self.common.cache(), freshness, patience).await {
                 Ok((whole, digest)) if digest == layer.digest => return Some(Arc::new(whole)),
                 Ok((_, digest)) => {
                     tracing::warn!(layer = %layer.digest, found = %digest, "wrong bytes of a blob that podman reads")
                 }
-                Err(error) if is_full(&*error) => {
-                    // What the cache leaves free is for that.
-                    cache = Cache::none();
-                }
                 Err(error) => {
-                    tracing::warn!(layer = %layer.digest, error = chain(&*error), "podman cannot read the blob of a layer")
+                    tracing::warn!(layer = %layer.digest, error = chain(&*error), "podman cannot read the blob of a layer");
+                    return None;
                 }
             }
         }
@@ -112,17 +115,18 @@ impl Store {
     }
 }
 
-fn is_full(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::StorageFull)
-}
-
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn fetched(layer: &registry::Layer, cache: &Cache, freshness: Freshness) -> Result<(Spool, Digest), Failure> {
+async fn fetched(
+    layer: &registry::Layer,
+    cache: &Cache,
+    freshness: Freshness,
+    patience: Duration,
+) -> Result<(Spool, Digest), Failure> {
     let (mut spool, mut hash) = (cache.spool()?, Sha256::new());
     let range = ByteRange { start: 0, end: layer.size };
-    let mut body = layer.blob.stream(range, freshness).await?.only(range);
-    while let Some(part) = body.next().await {
+    let mut body = in_time(patience, layer.blob.stream(range, freshness)).await??.only(range);
+    while let Some(part) = in_time(patience, body.next()).await? {
         let part = part?;
         let append = move || {
             hash.update(&part);
@@ -130,8 +134,14 @@ async fn fetched(layer: &registry::Layer, cache: &Cache, freshness: Freshness) -
             (appended, spool, hash)
         };
         let appended;
-        (appended, spool, hash) = threads::run(Work::Local, append).await?;
+        (appended, spool, hash) = in_time(patience, threads::run(Work::Local, append)).await??;
         appended?;
     }
     Ok((spool, Digest::from_bytes(hash.finalize().into())))
+}
+
+/// Whatever comes within that time: the registry's own limits are shorter, or a disk does not answer.
+async fn in_time<T>(patience: Duration, coming: impl Future<Output = T>) -> io::Result<T> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("nothing has moved for {} s", patience.as_secs()));
+    tokio::time::timeout(patience, coming).await.map_err(|_| late())
 }

@@ -30,6 +30,9 @@ use crate::threads::{self, Work};
 const FAILED: Duration = Duration::from_secs(10);
 const LACKING: Duration = Duration::from_secs(2);
 
+/// How long it is remembered that a layer can only be read whole: podman asks for the others of its image while it downloads that, or in its next pull.
+const NOT_LAZY: Duration = Duration::from_secs(60);
+
 /// References that are remembered so.
 const MOST_TRIES: usize = 1024;
 
@@ -47,11 +50,25 @@ struct Try {
     trying: tokio::sync::Mutex<()>,
     /// Until when it is not tried again.
     until: Mutex<Option<Instant>>,
+    /// Until when these layers of it, by their blobs, are not looked for.
+    refused: Mutex<HashMap<Digest, Instant>>,
 }
 
 impl Try {
     fn is_over(&self) -> bool {
         self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn refuse(&self, blob: Digest, time: Duration) {
+        let now = Instant::now();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, until| now < *until);
+        refused.extend(now.checked_add(time).map(|until| (blob, until)));
+    }
+
+    fn is_refused(&self, blob: &Digest) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(blob).is_some_and(|until| Instant::now() < *until)
     }
 
     fn not_again_for(&self, time: Duration) {
@@ -82,7 +99,7 @@ impl Layers {
     /// Comes back when it is known whether a layer can be had, or podman has waited long enough for that.
     pub(super) async fn look_for(self: &Arc<Self>, reference: String, digest: Digest) {
         let (layers, one) = (Arc::clone(self), self.tries.of(&reference));
-        if one.is_over() {
+        if one.is_over() || one.is_refused(&digest) {
             return;
         }
         // It goes on where nobody waits for it any more.
@@ -104,7 +121,7 @@ impl Layers {
             .await
             .asked_for(reference, digest)
             .map(|(pulled, layer)| (pulled.clone(), store.trees.is_open(layer.layer.number)));
-        if known.as_ref().is_some_and(|(_, is_open)| *is_open) || one.is_over() {
+        if known.as_ref().is_some_and(|(_, is_open)| *is_open) || one.is_over() || one.is_refused(digest) {
             return;
         }
         let looked = match known {
@@ -206,10 +223,12 @@ impl Store {
         purpose: For,
         known: Option<&Pulled>,
     ) -> Result<Vec<New>, Error> {
+        let digests: HashMap<usize, Digest> = wanted.iter().map(|(place, layer)| (*place, layer.digest)).collect();
         let opened = self.open_apart(engine, (name, source), (image, wanted), purpose, &quiet()).await?;
         if let Some(reader) = opened.reader {
             reader.end().await;
         }
+        let mut refused = Vec::new();
         let mut trees: HashMap<usize, _> = HashMap::new();
         for layer in known.iter().flat_map(|known| &known.layers) {
             trees.extend(self.trees.tree(layer.layer.number).map(|tree| (layer.place, tree)));
@@ -219,6 +238,8 @@ impl Store {
             let open = match opened {
                 Ok(open) => open,
                 Err(error) => {
+                    let is_lasting = matches!(error, image::Error::NotLazy { .. });
+                    refused.extend(digests.get(&place).map(|blob| (*blob, if is_lasting { NOT_LAZY } else { FAILED })));
                     tracing::info!(image = name, place, error = error.chain(), "podman pulls a layer itself");
                     continue;
                 }
@@ -242,6 +263,10 @@ impl Store {
             };
             trees.insert(place, Arc::clone(&prepared.tree));
             new.push(New { place, open, prepared, has_lowers });
+        }
+        if let (For::Asked, Some(layers)) = (purpose, self.layers.get()) {
+            let one = layers.tries.of(name);
+            refused.into_iter().for_each(|(blob, time)| one.refuse(blob, time));
         }
         Ok(new)
     }
@@ -351,5 +376,21 @@ fn compression(layer: &OpenLayer) -> u8 {
         Format::Empty if layer.layer.media_type.ends_with("gzip") => GZIP,
         Format::Empty if layer.layer.media_type.ends_with("zstd") => ZSTD,
         Format::Empty => NONE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_refused_keeps_no_other_from_being_looked_for() {
+        let (one, [plain, other]) = (Try::default(), [b"plain", b"other"].map(|blob| Digest::of(blob)));
+        one.refuse(plain, NOT_LAZY);
+        assert!(one.is_refused(&plain) && !one.is_refused(&other) && !one.is_over());
+        one.refuse(plain, Duration::ZERO);
+        assert!(!one.is_refused(&plain), "it is tried again");
+        one.refuse(other, FAILED);
+        assert_eq!(one.refused.lock().unwrap().len(), 1, "what is over is forgotten");
     }
 }
