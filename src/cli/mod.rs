@@ -75,7 +75,7 @@ fn command(arguments: Vec<OsString>) -> u8 {
     const FAILURE: u8 = 1;
     serve::log::write_by(progress::aside);
     let environment = Environment::read();
-    let Typed { cli, is_faulty } = match configuration::parse(arguments, &environment) {
+    let Typed { cli, is_faulty } = match configuration::parse(store::named(arguments), &environment) {
         Ok(typed) => typed,
         Err(error) => {
             complain(&chain(&error));

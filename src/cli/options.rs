@@ -35,6 +35,10 @@ pub(super) enum UsageError {
     TwoOutputs,
     #[error("--name is for one IMAGE at a time")]
     NameOfSeveral,
+    #[error(
+        "standard input has no credentials as podman hands them over: `crfs store auth-helper` is started by podman"
+    )]
+    NoCredentials,
     #[error("--opaque-xattr goes with --layer")]
     OpaqueWithoutLayer,
     #[error("the credential file {path:?} cannot be read: {source}; make it with podman login --authfile")]

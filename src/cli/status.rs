@@ -150,6 +150,7 @@ mod tests {
             restarts: Some(2),
             images: Some(1),
             layers: Some(4),
+            pulled: Some(3),
             endpoints: vec![EndpointReport {
                 host: "m.io".into(),
                 mirror: true,

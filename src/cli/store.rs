@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::args::{
-    StoreAddArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs, StoreServeArgs,
-    StoreShareArgs, StoreWorkerArgs,
+    StoreAddArgs, StoreAuthHelperArgs, StoreCommand, StoreConfigArgs, StoreLsArgs, StorePrefetchArg, StoreRmArgs,
+    StoreServeArgs, StoreShareArgs, StoreWorkerArgs,
 };
 use super::environment::Environment;
 use super::format::{self, Side, printable, table};
@@ -19,6 +19,7 @@ use crate::keeper::Words;
 use crate::podman::commands::{self, Listing};
 use crate::podman::places::{self, Person};
 use crate::podman::{self, LayerOptions, Ready, ServeOptions};
+use crate::registry::Given;
 use crate::serve::Keeper;
 use crate::serve::options::LogOptions;
 use crate::sys::{limit, outside};
@@ -34,7 +35,32 @@ pub(super) fn store(command: StoreCommand, log: &LogOptions, environment: &Envir
         StoreCommand::Ls(args) => list(&args, environment),
         StoreCommand::Config(args) => config(&args, environment),
         StoreCommand::Share(args) => share(args, environment),
+        StoreCommand::AuthHelper(args) => take_credentials(&args, environment),
     }
+}
+
+/// By this name crfs is the helper, which podman starts without arguments.
+const AUTH_HELPER: &str = "crfs-auth-helper";
+
+/// The arguments as they would be typed.
+pub(super) fn named(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let is_helper = arguments.first().is_some_and(|name| Path::new(name).file_name() == Some(AUTH_HELPER.as_ref()));
+    if is_helper {
+        arguments.splice(..1, ["crfs", "store", "auth-helper"].map(OsString::from));
+    }
+    arguments
+}
+
+/// More than podman hands over.
+const LONGEST_CREDENTIALS: u64 = 1 << 20;
+
+/// podman is to go on where it has handed over something else: what it cannot do is told to it alone.
+fn take_credentials(args: &StoreAuthHelperArgs, environment: &Environment) -> Result<(), Failure> {
+    let paths = options::store(&args.place, environment)?;
+    let mut text = Vec::new();
+    let read = io::stdin().take(LONGEST_CREDENTIALS).read_to_end(&mut text);
+    let given = read.ok().and_then(|_| Given::read(&text)).ok_or(options::UsageError::NoCredentials)?;
+    Ok(commands::give_credentials(&paths, given)?)
 }
 
 fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> Result<(), Failure> {
@@ -213,7 +239,37 @@ fn podman_roots(environment: &Environment) -> Result<Vec<PathBuf>, Failure> {
 fn config(args: &StoreConfigArgs, environment: &Environment) -> Result<(), Failure> {
     let paths = options::store(&args.place, environment)?;
     let list = if args.layers { List::layers(&paths.layers()) } else { List::images(&paths.root) };
-    Ok(print(&config_text(&list, &storage_conf(environment), &podman_version(), environment.uid))?)
+    let text = config_text(&list, &storage_conf(environment), &podman_version(), environment.uid);
+    Ok(print(&(text + &if args.layers { helper_text(args, &paths.root) } else { String::new() }))?)
+}
+
+/// How podman hands over credentials, as comments: that stands in another file.
+fn helper_text(args: &StoreConfigArgs, root: &Path) -> String {
+    let program = std::fs::read_link("/proc/self/exe").unwrap_or_else(|_| "crfs".into());
+    let is_usual = args.place.root.is_none() && args.place.state.is_none();
+    let state = args.place.state.as_ref().map(|state| format!(" --state {}", shell(state))).unwrap_or_default();
+    let how = match is_usual {
+        true => format!("a symbolic link: ln -s {} {HELPER_PLACE}", shell(&program)),
+        false => format!(
+            "a script of two lines:\n#   #!/bin/sh\n#   exec {} store auth-helper --root {}{state}",
+            shell(&program),
+            shell(root)
+        ),
+    };
+    format!(
+        "# podman 5.2 and later also hand over what they pull by (--creds, another authfile), where the file\n\
+         # /etc/containers/registries.conf has this line above its first [part]:\n\
+         # additional-layer-store-auth-helper = \"{HELPER_PLACE}\"\n\
+         # That program is {how}\n"
+    )
+}
+
+/// Where the helper may be put.
+const HELPER_PLACE: &str = "/usr/local/bin/crfs-auth-helper";
+
+/// A word of a shell.
+fn shell(path: &Path) -> String {
+    format!("'{}'", printable(&path.display().to_string()).replace('\'', "'\\''"))
 }
 
 /// What `podman --version` says.
@@ -343,6 +399,23 @@ mod tests {
         assert!(text.starts_with("# podman version 4.3.1. /nowhere/storage.conf is not there yet"), "{text}");
         assert!(text.contains("graphroot") && text.ends_with("additionalimagestores = [\"/s/\\\"x\"]\n"), "{text}");
         assert!(!config_text(&List::images(Path::new("/s")), Path::new("/nowhere/c"), "", 7).contains("graphroot"));
+    }
+
+    #[test]
+    fn the_helper_is_named_by_comments_alone() {
+        use super::super::args::{Cli, Command};
+        use clap::Parser as _;
+        let text = |words: &[&str]| {
+            let cli = Cli::parse_from(["crfs", "store", "config", "--layers"].iter().chain(words));
+            let Command::Store(store) = cli.command else { panic!() };
+            let StoreCommand::Config(args) = store.command else { panic!() };
+            helper_text(&args, Path::new("/s t"))
+        };
+        for text in [text(&[]), text(&["--root", "/s t"])] {
+            assert!(text.lines().all(|line| line.starts_with('#')), "{text}");
+        }
+        assert!(text(&[]).contains("ln -s"));
+        assert!(text(&["--root", "/s t"]).contains("store auth-helper --root '/s t'\n"));
     }
 
     #[test]

@@ -91,6 +91,10 @@ impl Common {
         &self.cache
     }
 
+    pub(crate) const fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
     /// What came of asking each endpoint.
     pub(crate) fn endpoints(&self) -> Vec<EndpointReport> {
         self.hosts.endpoints()

@@ -19,6 +19,7 @@ use crate::image::look::runtime;
 use crate::image::options::ImageOptions;
 use crate::image::{Event, Report};
 use crate::kernel::mounts::{self, Mount};
+use crate::registry::Given;
 use crate::serve::Unanswered;
 use crate::serve::ask::{self, GLANCE, server_of};
 use crate::serve::service::Service;
@@ -68,6 +69,15 @@ pub fn remove(paths: &Paths, names: Vec<String>, podman: Vec<PathBuf>, report: &
 pub fn share(paths: &Paths, user: String, stop: bool) -> Result<(), Error> {
     let nobody: Report = Arc::new(|_| Ok(()));
     perform(paths, Request::Share { user, stop }, &nobody).map(drop)
+}
+
+/// Hands the store's server what podman pulls by. Nothing is to be done where none runs.
+///
+/// # Errors
+/// Where it does not take them.
+pub fn give_credentials(paths: &Paths, given: Given) -> Result<(), Error> {
+    let Some(server) = answered(paths, connect)? else { return Ok(()) };
+    asked(paths, control::ask(server, Request::Credentials(given), &mut |_| {})).map(drop)
 }
 
 /// All images of the store.

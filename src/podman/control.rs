@@ -17,6 +17,7 @@ use crate::image::engine::Common;
 use crate::image::options::ImageOptions;
 use crate::image::{Event, Report};
 use crate::kernel::fusedev::Detach;
+use crate::registry::Given;
 use crate::serve::ask::{self, SILENCE};
 use crate::serve::service::{Activity, Service};
 use crate::serve::{Unanswered, control};
@@ -24,10 +25,22 @@ use crate::serve::{Unanswered, control};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request {
-    Add { source: Box<ImageOptions>, name: Option<String>, full: bool },
-    Remove { names: Vec<String>, podman: Vec<PathBuf> },
+    Add {
+        source: Box<ImageOptions>,
+        name: Option<String>,
+        full: bool,
+    },
+    Remove {
+        names: Vec<String>,
+        podman: Vec<PathBuf>,
+    },
     List,
-    Share { user: String, stop: bool },
+    Share {
+        user: String,
+        stop: bool,
+    },
+    /// By which podman pulls.
+    Credentials(Given),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +65,10 @@ impl Service for Store {
 
     fn images(&self) -> usize {
         self.trees.images()
+    }
+
+    fn pulled(&self) -> Option<usize> {
+        Some(self.layers.get().map_or(0, |layers| layers.in_use()))
     }
 
     fn layers(&self) -> Vec<Arc<Layer>> {
@@ -99,6 +116,7 @@ impl Store {
             Request::Remove { names, podman } => self.remove(&names, &podman, report).await,
             Request::List => Ok(self.list().await),
             Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Vec::new()),
+            Request::Credentials(given) => self.take_credentials(given).await.map(|()| Vec::new()),
         }
     }
 }

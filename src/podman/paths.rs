@@ -90,6 +90,11 @@ impl Paths {
         self.root.join("crfs.lock")
     }
 
+    /// What podman has handed over to pull by, for its owner alone.
+    pub(super) fn credentials(&self) -> PathBuf {
+        self.state.join("auth.json")
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.state.join("server.log")
     }

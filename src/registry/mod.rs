@@ -29,6 +29,7 @@ mod file_blob;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod given;
 mod grammar;
 mod health;
 mod hedges;
@@ -80,6 +81,7 @@ pub use credentials::{AuthPlaces, HelperFailure, Login, Origin, Surveyed, auth_f
 pub use disk::Archives;
 pub(crate) use errors::list;
 pub use errors::{Error, ProxyTrouble, Redacted, Retry};
+pub use given::Given;
 pub use grammar::Reference;
 pub use health::Counts;
 pub use hosts::{EndpointReport, Hosts};

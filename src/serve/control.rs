@@ -99,7 +99,8 @@ impl<S: Service> Answering<S> {
         let (images, activity) = (self.service.images(), self.service.past().and(Activity::of(&layers)));
         let (frontend, started) = (self.frontend.to_owned(), self.started);
         let (kept, endpoints) = (self.keeping().map(|keeping| keeping.told()), self.service.common().endpoints());
-        Told { frontend, started, kept, images, layers: layers.len(), endpoints, activity }
+        let (pulled, layers) = (self.service.pulled(), layers.len());
+        Told { frontend, started, kept, images, layers, pulled, endpoints, activity }
     }
 
     pub(super) async fn metrics(&self) -> String {

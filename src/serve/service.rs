@@ -32,6 +32,11 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// The contents of the layers that can be read. Waits for no disk.
     fn layers(&self) -> Vec<Arc<Layer>>;
 
+    /// Layers of images that podman has pulled by itself, where it can.
+    fn pulled(&self) -> Option<usize> {
+        None
+    }
+
     /// What was done by layers that it has no more.
     fn past(&self) -> Activity {
         Activity::default()
@@ -72,6 +77,8 @@ pub(crate) struct Told {
     pub(crate) images: usize,
     /// Those that can be read.
     pub(crate) layers: usize,
+    #[serde(default)]
+    pub(crate) pulled: Option<usize>,
     #[serde(default)]
     pub(crate) endpoints: Vec<EndpointReport>,
     #[serde(flatten)]

@@ -52,6 +52,8 @@ pub struct Status {
     pub images: Option<usize>,
     /// Those that can be read.
     pub layers: Option<usize>,
+    /// Those of a store that podman uses of images that it has pulled by itself.
+    pub pulled: Option<usize>,
     /// Where images are asked for, and what came of it.
     pub endpoints: Vec<EndpointReport>,
     /// Where it is, if it is not at `dir`.
@@ -87,6 +89,7 @@ impl Status {
             restarts: None,
             images: None,
             layers: None,
+            pulled: None,
             endpoints: Vec::new(),
             elsewhere: None,
             activity: Activity::default(),
@@ -96,7 +99,7 @@ impl Status {
     /// With what the server has said of itself, or why it has not.
     pub(crate) fn told(self, told: Result<Told, Unanswered>) -> Self {
         match told {
-            Ok(Told { frontend, started, kept, images, layers, endpoints, activity }) => Self {
+            Ok(Told { frontend, started, kept, images, layers, pulled, endpoints, activity }) => Self {
                 state: State::Serving,
                 frontend: Some(frontend),
                 started: Some(started),
@@ -104,6 +107,7 @@ impl Status {
                 restarts: kept.map(|kept| kept.restarts),
                 images: Some(images),
                 layers: Some(layers),
+                pulled,
                 endpoints,
                 activity,
                 ..self

@@ -1,16 +1,19 @@
 //! podman's additional layer store with real podman: images that podman pulls by itself, without downloading what crfs has.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::readers::drop_caches;
 use crate::store::layout;
+use crate::support::lab::CRFS;
 use crate::support::podman::{Podman, Store};
-use crate::support::registry::Access;
+use crate::support::registry::{Access, PASSWORD, USER};
 use crate::support::{LAZY, Lab, Proxy, Registry, fixtures, until};
 
 /// A podman that asks a store for layers. `None` where there is none.
@@ -217,6 +220,58 @@ fn a_registry_that_fails_is_asked_again() {
     assert_eq!(uses(&store), [1]);
     assert!(fs::remove_dir(diff.parent().unwrap()).is_err());
     assert_eq!(uses(&store), [0]);
+}
+
+/// As podman does it from 5.2 on: a program without arguments, by a name of its own or in a script.
+fn hand_over(lab: &Lab, store: &Store, text: &str) -> std::process::Output {
+    let helper = lab.fresh("helper").join("crfs-auth-helper");
+    std::os::unix::fs::symlink(CRFS, &helper).unwrap();
+    let mut command = Command::new(helper);
+    command.arg("--root").arg(store.root()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn podman_hands_over_what_it_pulls_by() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut store) = Store::unserved(&lab) else { return };
+    let registry = Registry::new(&lab, Access::Password);
+    let image = registry.push(&lab, "busy");
+    let (blob, _) = lab.layers("busy").remove(0);
+    let handed = |password: &str| {
+        let entry = serde_json::json!({"username": USER, "password": password});
+        serde_json::json!({ &image: entry }).to_string()
+    };
+    assert!(hand_over(&lab, &store, &handed(PASSWORD)).status.success(), "without a server there is nothing to do");
+    serve(&mut store);
+    let refused = hand_over(&lab, &store, "right horse");
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("started by podman") && !said.contains("right horse"), "{said}");
+    use base64::Engine as _;
+    let diff = |name: &str| {
+        let encoded = base64::prelude::BASE64_STANDARD.encode(name);
+        store.path("layers").join(encoded).join(&blob).join("diff")
+    };
+    assert!(hand_over(&lab, &store, &handed(PASSWORD)).status.success());
+    let file = store.path("crfs/auth.json");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(fs::metadata(diff(&image)).unwrap().is_dir());
+    assert!(fs::write(diff(&image).with_file_name("use"), "").is_err());
+    // As after a restart of the machine: what was handed over is still there.
+    store.end(Signal::SIGKILL);
+    store.forget_cache();
+    serve(&mut store);
+    let path = store.path("layers").join(base64::prelude::BASE64_STANDARD.encode(&image)).join(&blob).join("diff/bin");
+    assert!(fs::read(path.join("busybox")).unwrap().len() > 1000);
+    let status = store.status().unwrap();
+    assert_eq!(status["pulled"], 1, "{status}");
+    // Whoever asks as nobody from now on needs nothing, and nothing of it is kept.
+    let nobody = serde_json::json!({ &image: {} }).to_string();
+    assert!(hand_over(&lab, &store, &nobody).status.success());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"auths\":{}}");
 }
 
 /// Whoever looks a layer up has it fetched with the credentials of the server's user.

@@ -29,6 +29,7 @@ pub(in crate::cli) enum StoreCommand {
     Ls(StoreLsArgs),
     Config(StoreConfigArgs),
     Share(StoreShareArgs),
+    AuthHelper(StoreAuthHelperArgs),
 }
 
 /// Which store.
@@ -173,6 +174,17 @@ pub(in crate::cli) struct StoreShareArgs {
     /// Take it away again.
     #[arg(long)]
     pub(in crate::cli) stop: bool,
+}
+
+/// Take the credentials from podman by which it pulls
+///
+/// podman starts it, with the credentials on its standard input, where registries.conf names it as additional-layer-store-auth-helper. The store's server
+/// reads the layers of that image by them, also after a restart, and forgets them once podman has no image of its layers any more.
+#[derive(Debug, Args)]
+#[command(after_long_help = help::STORE_AUTH_HELPER)]
+pub(in crate::cli) struct StoreAuthHelperArgs {
+    #[command(flatten)]
+    pub(in crate::cli) place: StorePlaceArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -133,6 +133,27 @@ nothing. For one command there is also
     exit_help!()
 );
 
+pub(in crate::cli) const STORE_AUTH_HELPER: &str = concat!(
+    "\
+Examples:
+  ln -s /usr/bin/crfs /usr/local/bin/crfs-auth-helper
+  crfs store auth-helper --root /srv/store < credentials.json
+
+podman starts a program without arguments, so that this command goes by the name
+crfs-auth-helper as well. In /etc/containers/registries.conf, above its first
+[part]:
+  additional-layer-store-auth-helper = \"/usr/local/bin/crfs-auth-helper\"
+For a store elsewhere it can be a script:
+  #!/bin/sh
+  exec crfs store auth-helper --root /srv/store
+
+Only podman 5.2 and later hand over credentials. Without them the server reads
+those of `podman login`. Where no server runs, nothing is done.
+",
+    store_environment_help!(),
+    exit_help!()
+);
+
 pub(in crate::cli) const STORE_SHARE: &str = concat!(
     "\
 Examples:

@@ -13,6 +13,7 @@
 //! A layer that is refused is not there, so that podman pulls it. Numbers follow from what is named, so that they are the same for the next server.
 
 mod blob;
+mod login;
 mod open;
 mod uses;
 
@@ -21,7 +22,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::Mutex as AsyncMutex;
 
 use self::blob::Blobs;
 use self::open::Tries;
@@ -78,6 +81,10 @@ struct Shown {
 pub(super) struct Layers {
     store: Weak<Store>,
     options: LayerOptions,
+    /// The credential files besides that of what podman has handed over.
+    own_logins: Vec<PathBuf>,
+    /// Whoever changes that holds it.
+    logins: AsyncMutex<()>,
     /// Layers that are open, by the numbers of their directories.
     shown: RwLock<HashMap<u64, Shown>>,
     /// What of the records has a name, whether or not the kernel knows it.
@@ -86,21 +93,28 @@ pub(super) struct Layers {
     names: Mutex<HashMap<u64, (Name, u64)>>,
     tries: Tries,
     blobs: Blobs,
+    /// Layers that podman uses.
+    in_use: AtomicUsize,
     /// Since when nobody uses a layer.
     idle: Mutex<HashMap<u32, Instant>>,
 }
 
 impl Layers {
     /// Has the lookups below a store's `layers` answered.
-    pub(super) fn answer(store: &Arc<Store>, options: LayerOptions) {
+    pub(super) fn answer(store: &Arc<Store>, mut options: LayerOptions) {
+        let own_logins = options.source.auth_files.clone();
+        options.source.auth_files.insert(0, store.paths.credentials());
         let layers = Arc::new(Self {
             store: Arc::downgrade(store),
             options,
+            own_logins,
+            logins: AsyncMutex::default(),
             shown: RwLock::default(),
             pinned: RwLock::default(),
             names: Mutex::default(),
             tries: Tries::default(),
             blobs: Blobs::default(),
+            in_use: AtomicUsize::default(),
             idle: Mutex::default(),
         });
         store.trees.answer_by(Arc::clone(&layers) as Arc<dyn Asked>);
@@ -166,6 +180,16 @@ impl Layers {
         })
     }
 
+    fn count_uses(&self, records: &Records) {
+        let in_use = records.pulled.iter().flat_map(|pulled| &pulled.layers).filter(|layer| layer.uses > 0);
+        self.in_use.store(in_use.count(), Ordering::Relaxed);
+    }
+
+    /// How many layers of images podman has pulled by itself and not released yet.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
     /// Itself, for work that outlives the question.
     fn own(&self) -> Option<Arc<Self>> {
         self.store.upgrade()?.layers.get().cloned()
@@ -203,6 +227,7 @@ impl Layers {
         }
         *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = pinned;
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
+        self.count_uses(records);
         let kept: HashSet<u32> = records.pulled_layers().map(|layer| layer.number).collect();
         self.blobs.keep(&kept);
     }

@@ -9,11 +9,14 @@ fn layers() -> Layers {
     Layers {
         store: Weak::new(),
         options: LayerOptions { source: source(), deadline: Duration::from_secs(1) },
+        own_logins: Vec::new(),
+        logins: AsyncMutex::default(),
         shown: RwLock::default(),
         pinned: RwLock::default(),
         names: Mutex::default(),
         tries: Tries::default(),
         blobs: Blobs::default(),
+        in_use: AtomicUsize::default(),
         idle: Mutex::default(),
     }
 }

@@ -36,6 +36,9 @@ impl Store {
         }
         // It counts for this server in any case, and is written with the next change.
         *records = changed;
+        if let Some(layers) = self.layers.get() {
+            layers.count_uses(&records);
+        }
         if !is_more {
             self.sweeping.wake();
         }
@@ -72,6 +75,9 @@ impl Store {
             tokio::task::block_in_place(|| self.trees.close_left_over(&records));
         }
         self.show_pulled(&records);
+        if records.pulled.is_empty() {
+            layers.forget_logins(self).await;
+        }
         records.pulled.iter().all(|pulled| pulled.layers.iter().any(|layer| layer.uses > 0))
     }
 }
