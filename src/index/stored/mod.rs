@@ -326,13 +326,25 @@ impl StoredIndex {
         if range.is_empty() {
             return Ok(0..0);
         }
-        let first = partition(self.near::<R>(table, range.start)?, |record| {
-            Ok(of(&self.record(table, record)?).end <= range.start)
-        })?;
-        let last = partition(self.near::<R>(table, range.end - 1)?, |record| {
-            Ok(of(&self.record(table, record)?).start < range.end)
-        })?;
+        let first = self.first_not(table, range.start, |record| of(record).end <= range.start)?;
+        let last = self.first_not(table, range.end - 1, |record| of(record).start < range.end)?;
         Ok(first..last.max(first))
+    }
+
+    /// The first record that `before` does not hold for, which is in the block that may hold the last one that starts at or before `at`, or behind it.
+    fn first_not<R: Record>(&self, table: Section, at: u64, before: impl Fn(&R) -> bool) -> Result<u32, Damaged> {
+        let near = self.near::<R>(table, at)?;
+        if near.is_empty() {
+            return Ok(near.start);
+        }
+        let place = |record: u32| table.start + u64::from(record) * R::LEN as u64;
+        let block = self.block(place(near.start) / BLOCK as u64)?;
+        partition(near, |number| {
+            steps::take();
+            let in_block = (place(number) % BLOCK as u64) as usize;
+            let record = block.get(in_block..in_block + R::LEN).and_then(R::get);
+            record.map(|record| before(&record)).ok_or_else(|| self.damaged(format!("record {number} is none")))
+        })
     }
 
     /// The records of the one block that may hold the last one that starts at or before `at`.
@@ -355,9 +367,12 @@ impl StoredIndex {
             return Err(self.damaged(format!("a record {number} is asked for that it does not have")));
         }
         let at = table.start + at;
-        let block = self.block(at / BLOCK as u64)?;
         let in_block = (at % BLOCK as u64) as usize;
-        let record = block.get(in_block..in_block + R::LEN).and_then(R::get);
+        let get = |block: &Bytes| block.get(in_block..in_block + R::LEN).and_then(R::get);
+        let record = match self.blocks.with(at / BLOCK as u64, get) {
+            Some(record) => record,
+            None => get(&self.block(at / BLOCK as u64)?),
+        };
         record.ok_or_else(|| self.damaged(format!("record {number} is none")))
     }
 

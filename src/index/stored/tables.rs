@@ -13,6 +13,9 @@
 //! Little endian. The lengths divide [`BLOCK`], so that no record lies in two blocks. Each block is packed by zstd.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use zstd::bulk::Decompressor;
 
 use crate::blob::{ByteRange, Digest};
 
@@ -33,8 +36,21 @@ pub(super) fn pack(block: &[u8]) -> std::io::Result<Vec<u8>> {
 
 /// The block that was packed; shorter ones end a table.
 pub(super) fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
-    zstd::bulk::decompress(packed, BLOCK)
+    let kept = UNPACKERS.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut unpacker = kept.map_or_else(Decompressor::new, Ok)?;
+    let block = unpacker.decompress(packed, BLOCK);
+    let mut kept = UNPACKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.len() < MOST_UNPACKERS {
+        kept.push(unpacker);
+    }
+    block
 }
+
+/// To make one costs as much as to unpack a third of a block.
+static UNPACKERS: Mutex<Vec<Decompressor<'static>>> = Mutex::new(Vec::new());
+
+/// Those that are kept while nobody uses them, of some 100 KiB each.
+const MOST_UNPACKERS: usize = 2;
 
 /// How a unit is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
