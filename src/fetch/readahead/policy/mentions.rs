@@ -120,7 +120,8 @@ impl Policy for Mentions {
         match news {
             // Where everything has been there so far there is nothing to guess.
             News::Read(read) if read.is_first && (read.missed || known.history.has_asked()) => {
-                self.read(known.image, read.file, found)
+                // Nor where everything is fetched anyway.
+                if known.history.reads_all() { Ok(()) } else { self.read(known.image, read.file, found) }
             }
             News::Starts(file) => self.starts(known, *file, found),
             News::Studied => self.learn(known, found),
