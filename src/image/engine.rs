@@ -310,7 +310,7 @@ impl Engine {
                     results.insert(number, result);
                     reading.tell(report);
                     let opened = results.values().filter_map(|result| result.as_ref().ok());
-                    let fetched = opened.map(|layer: &OpenLayer| layer.layer.blob.traffic().bytes).fold(0, u64::saturating_add);
+                    let fetched = opened.map(OpenLayer::fetched).fold(0, u64::saturating_add);
                     let _heard = report(&Event::Opened { layers: results.len(), of, fetched });
                 }
                 error = &mut silent => {

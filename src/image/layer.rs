@@ -87,6 +87,11 @@ impl OpenLayer {
         Self { layer, trust, identity, contents, whole, misfit, sent_whole, read_for, cost, beside, tar_split: None }
     }
 
+    /// Bytes that have come for it so far, those of its zTOC among them.
+    pub(super) fn fetched(&self) -> u64 {
+        self.layer.blob.traffic().bytes.saturating_add(self.beside.bytes)
+    }
+
     /// Whether those of its contents are fetched that are read.
     #[must_use]
     pub fn is_lazy(&self) -> bool {

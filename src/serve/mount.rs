@@ -230,13 +230,15 @@ fn start(
 
 fn ready(served: &Served, pid: u32) -> Ready {
     let image = &served.image.image;
+    // zTOCs.
+    let beside = served.image.layers.iter().map(|layer| layer.beside.bytes).fold(0, u64::saturating_add);
     Ready {
         name: image.name.clone(),
         digest: image.digest,
         layers: served.image.layers.len(),
         lazy: served.lazy(),
         sent_whole: served.sent_whole(),
-        fetched: Activity::of(&served.service.layers()).stats.fetched,
+        fetched: Activity::of(&served.service.layers()).stats.fetched.saturating_add(beside),
         pid,
     }
 }

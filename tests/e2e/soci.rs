@@ -75,6 +75,16 @@ fn every_fixture_with_ztocs_is_served_by_them() {
 }
 
 #[test]
+fn what_a_mount_says_that_it_fetched_has_the_ztocs() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = Registry::new(&lab, Access::Open);
+    let mount = lab.mount(&registry.push(&lab, "big-soci1"), &[&LAZILY[..], &PLATFORM, &["--soci-v1"]].concat());
+    // Of the layers themselves nothing.
+    assert!(mount.line.contains("KiB fetched") || mount.line.contains("MiB fetched"), "{}", mount.line);
+    mount.umount().ok();
+}
+
+#[test]
 fn what_was_read_by_ztocs_needs_no_registry() {
     let Some(lab) = Lab::new() else { return };
     let mut registry = Registry::new(&lab, Access::Open);
