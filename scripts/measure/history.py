@@ -57,8 +57,8 @@ class History:
 
     def explains(self, target, error, start, end):
         """Which fault makes that error right, or None."""
-        if error in GONE and self.overlap(["kill", "dead"], target, start - 1, end + 1):
-            return "kill"
+        if error in GONE and self.overlap(["dead"], target, start - 1, end + 1):
+            return "dead"
         if error != "EIO":
             return None
         if self.overlap(LYING, target, start - 1, end):

@@ -25,15 +25,24 @@ def status_of(pid):
     return {}
 
 
+def worker_of(keeper):
+    """Who serves what a process keeps: it has a thread then that answers the kernel. None where nobody does."""
+    with contextlib.suppress(OSError):
+        for child in pathlib.Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+            if any((task / "comm").read_text().startswith("fuser-") for task in pathlib.Path(f"/proc/{child}/task").iterdir()):
+                return int(child)
+    return None
+
+
 def is_mounted(path):
     return any(line.split()[1] == str(path) for line in pathlib.Path("/proc/self/mounts").read_text().splitlines())
 
 
 class Server:
-    """Starts, dies and is looked after; `number` is that of its proxy."""
+    """Starts, dies and is looked after; `number` is that of its proxy. `pid` serves, and `keeper` starts another one where that dies."""
 
     def __init__(self, lab, number, name):
-        self.lab, self.number, self.name, self.pid = lab, number, name, None
+        self.lab, self.number, self.name, self.pid, self.keeper = lab, number, name, None, None
         self.group = Group(f"crfs-chaos-{os.getpid()}-{number}-{lab.phase}")
         self.clock = lab.world.place / f"clock-{number}"
         self.clock.write_text("+0\n")
@@ -57,10 +66,11 @@ class Server:
         return done.returncode == 0, (done.stdout + done.stderr).strip()
 
     def is_alive(self):
-        return pathlib.Path(f"/proc/{self.pid}/exe").exists()
+        return pathlib.Path(f"/proc/{self.keeper}/exe").exists()
 
     def look(self):
         """Notes the memory, and a death that nobody wished for; called again and again."""
+        self.pid = worker_of(self.keeper) or self.pid
         self.rss = max(self.rss, status_of(self.pid).get("VmHWM", 0))
         if not self.away.acquire(blocking=False):
             return
@@ -77,12 +87,18 @@ class Server:
             self.away.release()
 
     def kill(self):
-        """Readers see ENOTCONN until it is mounted again."""
+        """Readers see nothing but a pause."""
         with self.away:
             self.kills += 1
-            os.kill(self.pid, signal.SIGKILL)
-            self.lab.pause(self.lab.pick.uniform(0.2, 2))
-            self.bring_back()
+            before = self.pid
+            os.kill(before, signal.SIGKILL)
+            ends = time.monotonic() + self.lab.history.deadline
+            while (now := worker_of(self.keeper)) in (None, before):
+                if time.monotonic() > ends:
+                    self.lab.history.violation(f"nobody serves {self.name} after its server was killed; log: {self.log_end()}")
+                    return
+                time.sleep(0.01)
+            self.pid = now
 
     def bring_back(self):
         """The network is well, and there is no limit."""
@@ -129,7 +145,7 @@ class Mount(Server):
         mounts = [mount for mount in json.loads(said) if mount["dir"] == str(self.path)] if good else []
         if not mounts:
             return f"crfs status does not have it: {said[:300]}"
-        self.pid, self.id = mounts[-1]["pid"], mounts[-1]["id"]
+        self.pid, self.keeper, self.id = mounts[-1]["pid"], mounts[-1]["keeper"], mounts[-1]["id"]
         return ""
 
     def log(self):
@@ -181,9 +197,10 @@ class Store(Server):
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.environment(), preexec_fn=self.group.enter
             )
-        self.pid = self.process.pid
+        self.keeper = self.process.pid
         for _ in range(600):
             if b"serving" in self.out.read_bytes():
+                self.pid = worker_of(self.keeper)
                 return ""
             if self.process.poll() is not None:
                 break
@@ -206,6 +223,7 @@ class Store(Server):
         return any(line.split()[1].startswith(f"{self.root}") for line in pathlib.Path("/proc/self/mounts").read_text().splitlines() if "fuse" in line)
 
     def take_away(self):
+        self.process.kill()
         self.process.wait()
 
     def podman(self, *arguments, timeout):
