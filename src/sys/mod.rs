@@ -132,7 +132,7 @@ pub(crate) fn keep_heap_small() {
     for (parameter, value) in [
         (libc::M_ARENA_MAX, HEAP_ARENAS),
         (libc::M_MMAP_THRESHOLD, HEAP_LARGE_BLOCK),
-        (libc::M_TRIM_THRESHOLD, HEAP_LARGE_BLOCK),
+        (libc::M_TRIM_THRESHOLD, HEAP_TRIMMED),
     ] {
         // SAFETY: mallopt(3) takes two numbers, and changes nothing but settings of the allocator, which it does under the allocator's lock.
         let _unchanged = unsafe { libc::mallopt(parameter, value) };
@@ -151,6 +151,11 @@ pub(crate) fn give_back_heap() {
 #[cfg(target_env = "gnu")]
 const HEAP_ARENAS: libc::c_int = 2;
 
-/// Bytes of a block that is given back to the kernel as soon as it is freed.
+/// Bytes of a block that is given back to the kernel as soon as it is freed. Smaller ones, those that bodies of answers come in among them, are used
+/// again: the kernel makes each page of a new one anew, which took a fifth of the CPU of a large read.
 #[cfg(target_env = "gnu")]
-const HEAP_LARGE_BLOCK: libc::c_int = 128 << 10;
+const HEAP_LARGE_BLOCK: libc::c_int = 1 << 20;
+
+/// Free bytes at the end of an arena that are given back.
+#[cfg(target_env = "gnu")]
+const HEAP_TRIMMED: libc::c_int = 128 << 10;
