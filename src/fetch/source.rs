@@ -92,6 +92,11 @@ impl Source {
         self.capacity().map_or(0, |capacity| capacity.per_round_trip())
     }
 
+    /// Bytes that come in so much time; 0 until that is known.
+    pub(super) fn carries(&self, time: Duration) -> u64 {
+        self.capacity().map_or(0, |capacity| capacity.carries(time))
+    }
+
     pub(super) fn round_trip(&self) -> Duration {
         self.capacity().map_or(Duration::ZERO, |capacity| capacity.round_trip)
     }

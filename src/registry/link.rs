@@ -37,7 +37,13 @@ impl Capacity {
     /// Bytes that come in one round trip: what a request costs, whatever its size.
     #[must_use]
     pub fn per_round_trip(&self) -> u64 {
-        let bytes = u128::from(self.bandwidth).saturating_mul(self.round_trip.as_micros()) / 1_000_000;
+        self.carries(self.round_trip)
+    }
+
+    /// Bytes that come in so much time.
+    #[must_use]
+    pub fn carries(&self, time: Duration) -> u64 {
+        let bytes = u128::from(self.bandwidth).saturating_mul(time.as_micros()) / 1_000_000;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
@@ -157,7 +163,8 @@ mod tests {
         let both = link.capacity().unwrap().bandwidth;
         // 20,000,000 but for the first 20 ms of 220.
         assert!((17_000_000..=20_000_000).contains(&both), "{both}");
-        assert_eq!(Capacity { round_trip: 20 * MS, bandwidth: 12_500_000 }.per_round_trip(), 250_000);
+        let capacity = Capacity { round_trip: 20 * MS, bandwidth: 12_500_000 };
+        assert_eq!((capacity.per_round_trip(), capacity.carries(16 * MS)), (250_000, 200_000));
     }
 
     #[tokio::test(start_paused = true)]

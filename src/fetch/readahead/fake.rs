@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::files::{Files, Node, Place};
 use super::history::{History, Last};
@@ -88,6 +89,8 @@ struct Layer {
     here: Mutex<HashSet<u32>>,
     evictions: AtomicU64,
     looks: AtomicU64,
+    /// Bytes a second.
+    bandwidth: AtomicU64,
 }
 
 impl Layer {
@@ -103,6 +106,10 @@ impl Units for Layer {
 
     fn per_round_trip(&self) -> u64 {
         4 * UNIT
+    }
+
+    fn carries(&self, time: Duration) -> u64 {
+        self.bandwidth.load(Ordering::Relaxed) * u64::try_from(time.as_millis()).unwrap() / 1000
     }
 
     fn count(&self) -> u32 {
@@ -170,8 +177,8 @@ impl Lab {
             bytes.extend_from_slice(content);
             bytes.resize(bytes.len().next_multiple_of(usize::try_from(UNIT).unwrap()), 0);
         }
-        let layer =
-            Arc::new(Layer { bytes, here: Mutex::default(), evictions: AtomicU64::new(0), looks: AtomicU64::new(0) });
+        let [evictions, looks, bandwidth] = std::array::from_fn(|_| AtomicU64::new(0));
+        let layer = Arc::new(Layer { bytes, here: Mutex::default(), evictions, looks, bandwidth });
         let units = vec![Arc::clone(&layer) as Arc<dyn Units>];
         let image = Arc::new(Image::new(units, Arc::clone(&fake) as Arc<dyn Files>));
         Self { files: fake, layer, image, history: History::new(0, Arc::new(Underway::new(1))) }
@@ -195,6 +202,11 @@ impl Lab {
     pub(super) fn evict(&self, units: Range<u32>) {
         self.layer.here.lock().unwrap().retain(|unit| !units.contains(unit));
         self.layer.evictions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The link carries so many bytes a second.
+    pub(super) fn link(&self, bandwidth: u64) {
+        self.layer.bandwidth.store(bandwidth, Ordering::Relaxed);
     }
 
     /// How many units were looked at so far.

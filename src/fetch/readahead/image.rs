@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::super::lacking::Presence;
 use super::super::{Layer, plan};
@@ -25,6 +26,15 @@ const ROUND_TRIPS: u64 = 2;
 /// The least that is fetched around a miss, where the link carries less.
 pub(super) const FLOOR: u64 = 32 << 10;
 
+/// Where answers come at once, the next one has to be on its way all the same: a reader takes what came, and asks for more, in so much time.
+const STREAM: Duration = Duration::from_millis(16);
+
+/// Requests in the order of the blob that are under way at a time, where the link carries more than as many slices.
+const PIECES: u64 = 4;
+
+/// They end with slices, so that the largest request is not cut elsewhere.
+const LARGEST_PIECE: u64 = plan::MAX_REQUEST - plan::SLICE;
+
 /// Units of a file that are looked at; a small one seldom has more than two.
 const LOOKED_AT: u32 = 64;
 
@@ -35,6 +45,10 @@ impl Units for Layer {
 
     fn per_round_trip(&self) -> u64 {
         self.source.per_round_trip()
+    }
+
+    fn carries(&self, time: Duration) -> u64 {
+        self.source.carries(time)
     }
 
     fn count(&self) -> u32 {
@@ -154,6 +168,17 @@ impl Image {
     /// What a miss in a layer may bring beyond itself, and all guesses that are under way.
     pub(super) fn budget(&self, layer: usize) -> u64 {
         self.layers.get(layer).map_or(0, |layer| layer.per_round_trip()).saturating_mul(ROUND_TRIPS).max(FLOOR)
+    }
+
+    /// The same for one who reads everything: what comes in so much time at least.
+    pub(super) fn stream_budget(&self, layer: usize) -> u64 {
+        let carries = self.layers.get(layer).map_or(0, |layer| layer.carries(STREAM));
+        self.budget(layer).max(carries)
+    }
+
+    /// Compressed bytes of one request of many in the order of the blob. Some are under way at a time, and each costs CPU.
+    pub(super) fn piece(&self, layer: usize) -> u64 {
+        (self.stream_budget(layer) / PIECES).clamp(plan::SLICE, LARGEST_PIECE)
     }
 
     /// Compressed bytes from the first to the last of some units.

@@ -75,7 +75,8 @@ impl Readahead {
     fn next(self: &Arc<Self>) -> Result<Option<Vec<Job>>, Error> {
         let last = self.state().history.last().layer;
         let budget = self.image.budget(last);
-        if !self.has_room(budget) {
+        let reads_all = self.reads_all.load(Ordering::Acquire);
+        if !self.has_room(if reads_all { self.image.stream_budget(last) } else { budget }) {
             self.waiting.store(true, Ordering::Release);
             return Ok(None);
         }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::plan;
 use super::image::{Image, Located, WHOLE};
 use super::stack::Stack;
 use super::wish::{Origin, Wish};
@@ -16,21 +17,21 @@ pub(super) struct Stretch {
     layer: usize,
     ahead: Range<u32>,
     behind: Range<u32>,
-    /// Whether more will be wished for behind it: then its requests end with slices.
-    goes_on: bool,
+    /// Where more will be wished for behind it: compressed bytes of a request. They end with slices then.
+    in_order: Option<u64>,
 }
 
 impl Stretch {
     /// `units`, from `at` on.
     pub(super) fn new(layer: usize, units: Range<u32>, at: u32) -> Self {
         let at = at.clamp(units.start, units.end.max(units.start));
-        Self { layer, ahead: at..units.end, behind: units.start..at, goes_on: false }
+        Self { layer, ahead: at..units.end, behind: units.start..at, in_order: None }
     }
 
-    /// `units`, and what is behind them afterwards.
-    pub(super) fn in_order(layer: usize, units: Range<u32>) -> Self {
+    /// `units`, in requests of about `piece` compressed bytes, and what is behind them afterwards.
+    pub(super) fn in_order(layer: usize, units: Range<u32>, piece: u64) -> Self {
         let at = units.start;
-        Self { goes_on: true, ..Self::new(layer, units, at) }
+        Self { in_order: Some(piece), ..Self::new(layer, units, at) }
     }
 
     /// All of a file, from a unit on; of a larger one its end.
@@ -48,12 +49,13 @@ impl Stretch {
 
     /// Whether it ends where `unit` of that layer begins, and more is to be wished for behind it.
     pub(super) fn goes_on_at(&self, layer: usize, unit: u32) -> bool {
-        self.goes_on && self.layer == layer && self.ahead.end == unit
+        self.in_order.is_some() && self.layer == layer && self.ahead.end == unit
     }
 
-    /// The same up to another unit.
-    pub(super) fn up_to(mut self, end: u32) -> Self {
+    /// The same up to another unit, in requests of another size.
+    pub(super) fn up_to(mut self, end: u32, piece: u64) -> Self {
         self.ahead.end = end;
+        self.in_order = Some(piece);
         self
     }
 
@@ -62,9 +64,17 @@ impl Stretch {
     pub(super) fn next(&mut self, image: &Image, size: u64) -> Result<Option<Range<u32>>, Damaged> {
         let Some(layer) = image.layer(self.layer) else { return Ok(None) };
         if let Some(unit) = image.next_lacking(self.layer, self.ahead.clone())? {
-            let last = match self.goes_on {
-                true => layer.to_slice_end(unit, self.ahead.end)?,
-                false => layer.forward(unit, size, self.ahead.end)?,
+            let last = match self.in_order {
+                Some(piece) => {
+                    // Up to the end of the slice behind the others.
+                    let others = piece.saturating_sub(plan::SLICE);
+                    let unit = match layer.forward(unit, others, self.ahead.end)? {
+                        last if others > 0 => last.saturating_add(1).min(self.ahead.end.saturating_sub(1)),
+                        _ => unit,
+                    };
+                    layer.to_slice_end(unit, self.ahead.end)?
+                }
+                None => layer.forward(unit, size, self.ahead.end)?,
             };
             self.ahead.start = last.saturating_add(1);
             return Ok(Some(unit..last.saturating_add(1)));
@@ -87,7 +97,7 @@ impl Stack<Stretch> {
     pub(super) fn next(&mut self, image: &Image, size: u64, origin: Origin) -> Result<Option<Wish>, Damaged> {
         while let Some(stretch) = self.top() {
             if let Some(units) = stretch.next(image, size)? {
-                let goes_on = stretch.goes_on;
+                let goes_on = stretch.in_order.is_some();
                 return Ok(Some(Wish { goes_on, ..Wish::new(origin, stretch.layer, units) }));
             }
             if image.here().is_spent() {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::lacking::Presence;
 use crate::blob::ByteRange;
@@ -15,6 +16,9 @@ pub(super) trait Units: Send + Sync {
 
     /// Compressed bytes that come in a round trip; 0 until that is known.
     fn per_round_trip(&self) -> u64;
+
+    /// Compressed bytes that come in so much time; 0 until that is known.
+    fn carries(&self, time: Duration) -> u64;
 
     /// How many there are.
     fn count(&self) -> u32;

@@ -32,6 +32,10 @@ impl Units for Contents {
         1 << 20
     }
 
+    fn carries(&self, _: std::time::Duration) -> u64 {
+        0
+    }
+
     fn count(&self) -> u32 {
         self.index.summary().units
     }

@@ -93,7 +93,7 @@ impl Everything {
 fn missing_from(image: &Image, layer: usize, start: &mut u32) -> Result<Option<Range<u32>>, Damaged> {
     let Some(contents) = image.layer(layer).filter(|layer| layer.is_remote()) else { return Ok(None) };
     let until = contents.count().max(*start).min(start.saturating_add(LOOKED_AT));
-    let found = Stretch::in_order(layer, *start..until).next(image, plan::SLICE)?;
+    let found = Stretch::in_order(layer, *start..until, image.piece(layer)).next(image, plan::SLICE)?;
     match &found {
         Some(units) => *start = units.end,
         None if image.here().is_spent() => {}

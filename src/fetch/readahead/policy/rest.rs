@@ -12,9 +12,12 @@ use super::{Ask, Found, Known, News, Policy, Read};
 use crate::blob::ByteRange;
 use crate::index::Damaged;
 
-/// The largest window around a random miss in a large file, and ahead of a sequential reader.
+/// The largest window around a random miss in a large file.
 const LARGEST_WINDOW: u64 = 4 << 20;
-const LARGEST_AHEAD: u64 = 8 << 20;
+
+/// The largest window ahead of a sequential reader: the first of these whatever the link carries, and so many of its budgets up to the second.
+const AHEAD: std::ops::RangeInclusive<u64> = 8 << 20..=64 << 20;
+const AHEAD_BUDGETS: u64 = 4;
 
 /// Who has read so many bytes of a large file in order is a sequential reader; the kernel's own read-ahead is up to 1 MiB.
 const IN_ORDER: u64 = 512 << 10;
@@ -93,7 +96,7 @@ impl Rest {
         let large = self.large.entry(read.file).or_insert_with(|| Large::new(read.range));
         large.note(read.range);
         if large.is_in_order() {
-            return ahead(large, &mut self.rests, read, budget, known.history.reads_all());
+            return ahead(large, &mut self.rests, read, known);
         }
         if read.missed {
             self.rests.push(around(large, read, budget)?);
@@ -107,21 +110,22 @@ fn ahead(
     large: &mut Large,
     rests: &mut Stack<Stretch>,
     Read { located, here, .. }: &Read<'_>,
-    budget: u64,
-    reads_all: bool,
+    Known { image, history }: &Known<'_>,
 ) -> Result<(), Damaged> {
     let (layer, number) = (located.layer, located.place.layer);
-    let window = large.run.clamp(budget.min(LARGEST_AHEAD), LARGEST_AHEAD);
+    let (budget, piece) = (image.stream_budget(number), image.piece(number));
+    let most = budget.saturating_mul(AHEAD_BUDGETS).clamp(*AHEAD.start(), *AHEAD.end());
+    let window = large.run.clamp(budget.min(most), most);
     let half = layer.forward(here.end.saturating_sub(1), window / 2, located.units.end)?;
     let last = layer.forward(here.end.saturating_sub(1), window, located.units.end)?;
-    let until = if reads_all { layer.count() } else { located.units.end };
+    let until = if history.reads_all() { layer.count() } else { located.units.end };
     let end = layer.to_slice_end(last, until)?.saturating_add(1);
     if large.ahead <= half || large.ahead > end {
         let start = if large.ahead > end { here.end } else { large.ahead.max(here.end) };
         large.ahead = end;
         // What is left of the one before comes first, since it ends where this one begins.
         let before = rests.take(|rest| rest.goes_on_at(number, start));
-        rests.push(before.map_or_else(|| Stretch::in_order(number, start..end), |rest| rest.up_to(end)));
+        rests.push(before.map_or_else(|| Stretch::in_order(number, start..end, piece), |rest| rest.up_to(end, piece)));
     }
     Ok(())
 }
@@ -179,5 +183,27 @@ mod tests {
         let wish = lab.ask(&mut rest, Ask { turn: Origin::Rest, size: UNIT, is_over: false }).unwrap();
         assert!(wish.goes_on && wish.counts && wish.origin == Origin::Rest);
         assert_eq!(wish.units, 32..64, "to the end of a slice, whatever was asked for");
+    }
+
+    #[test]
+    fn a_fast_link_gets_few_requests_and_a_long_window() {
+        let (mut lab, mut rest) = (lab(5000 * UNIT), Rest::default());
+        // Eight slices in 16 ms: a window of 32, in requests of two.
+        lab.link(500 * plan::SLICE);
+        lab.image.here().start();
+        let piece = lab.image.piece(0);
+        assert_eq!(piece, 2 * plan::SLICE);
+        assert_eq!(Stretch::in_order(0, 0..4000, piece).next(&lab.image, UNIT).unwrap(), Some(0..128));
+        let (mut wishes, slice) = (Vec::new(), u32::try_from(plan::SLICE / UNIT).unwrap());
+        for at in 0..2200 {
+            drop(lab.read(&mut rest, "/file", at * UNIT..(at + 1) * UNIT));
+            while let Some(units) = lab.next(&mut rest, Origin::Rest) {
+                lab.bring(units.clone());
+                wishes.push(units);
+            }
+        }
+        let in_order: Vec<_> = wishes.iter().filter(|units| units.end < 5000 - slice).collect();
+        let ahead = in_order.iter().map(|units| units.end).max().unwrap() - 2200;
+        assert!(ahead > 16 * slice && ahead <= 33 * slice, "four times what comes in 16 ms: {ahead}");
     }
 }
