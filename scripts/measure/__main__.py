@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 
+import fast
 import link
 import local
 import plain
@@ -18,6 +19,7 @@ PARTS = {
     "plain": plain.plain,
     "small": local.small,
     "big": local.big,
+    "fast": fast.fast,
     "memory": local.memory,
 }
 
