@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::readers::drop_caches;
 use crate::store::layout;
-use crate::support::lab::CRFS;
+use crate::support::lab::{CRFS, skip};
 use crate::support::podman::{Podman, Store};
 use crate::support::registry::{Access, PASSWORD, USER};
-use crate::support::{LAZY, Lab, Proxy, Registry, fixtures, until};
+use crate::support::{LAZY, Lab, Proxy, Registry, busy, fixtures, run, until};
 
 /// A podman that asks a store for layers. `None` where there is none.
 fn asking(lab: &Lab) -> Option<(Store, Podman)> {
@@ -219,6 +219,71 @@ fn a_registry_that_fails_is_asked_again() {
     assert!(fs::write(diff.with_file_name("use"), "").is_err());
     assert_eq!(uses(&store), [1]);
     assert!(fs::remove_dir(diff.parent().unwrap()).is_err());
+    assert_eq!(uses(&store), [0]);
+}
+
+/// A user's own server, in the namespace of their podman: by kernel overlayfs, by fuse-overlayfs, with users of containers mapped, and by Buildah.
+#[test]
+fn a_user_pulls_lazily() {
+    let Some(lab) = Lab::new() else { return };
+    if Store::unserved(&lab).is_none() {
+        return;
+    }
+    if !Path::new("/usr/bin/newuidmap").exists() {
+        let _skipped: Option<()> = skip("there is no newuidmap: install the package uidmap");
+        return;
+    }
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    let image = proxy.through(&registry.push(&lab, "busy"));
+    // The repository may lie where others cannot go.
+    let (crfs, dir) = (lab.path("crfs"), lab.fresh("user"));
+    fs::copy(CRFS, &crfs).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/support/rootless-layers.sh");
+    let mut command = Command::new("sh");
+    command
+        .arg(script)
+        .arg(&dir)
+        .arg(&crfs)
+        .arg(&image)
+        .arg(format!("{}/copy:1", registry.host()))
+        .arg(busy::FILES.to_string());
+    run(&mut command).ok();
+    // The one is what the push reads.
+    assert!(downloads(&proxy, &lab, "busy") <= 1);
+}
+
+/// The same library as podman's, with its storage.
+#[test]
+fn buildah_pulls_lazily() {
+    let Some(lab) = Lab::new() else { return };
+    let Some((store, podman)) = asking(&lab) else { return };
+    if Command::new("buildah").arg("--version").stdout(Stdio::null()).status().is_err() {
+        let _skipped: Option<()> = skip("there is no buildah: install the package buildah");
+        return;
+    }
+    let registry = Registry::new(&lab, Access::Open);
+    let proxy = Proxy::new(registry.port());
+    let image = proxy.through(&registry.push(&lab, "busy"));
+    let script = r#"
+        mkdir -p /var/lib/containers/cache && mount --bind "$3" /var/lib/containers/cache
+        run() { buildah --root "$graph" --runroot "$graph/../run" --storage-driver overlay --storage-opt "overlay.additionallayerstore=$layers:ref" "$@"; }
+        graph=$1 layers=$2
+        container=$(run from --tls-verify=false "$4")
+        root=$(run mount "$container")
+        test -s "$root/bin/busybox"
+        echo new > "$root/new"
+        run umount "$container"
+        run commit -q "$container" localhost/built:1
+        run rm "$container""#;
+    let blobs = lab.fresh("blobs");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-euc", script, "sh"]).arg(podman.graph());
+    run(command.arg(store.path("layers")).arg(&blobs).arg(&image)).ok();
+    assert_eq!((downloads(&proxy, &lab, "busy"), lazy_layers(&podman).len(), uses(&store)), (0, 1, vec![1]));
+    assert_eq!(podman.run(&[], "localhost/built:1", "cat /new; ls /bin/zcat").ok(), "new\n/bin/zcat\n");
+    podman.podman(&["rmi", "-a", "-f"]).ok();
     assert_eq!(uses(&store), [0]);
 }
 
