@@ -162,6 +162,10 @@ impl Keeper {
         match self.channel.receive().map_err(failed)? {
             Some(Packet::Held(held, beside)) => {
                 self.remember(held.try_clone().map_err(failed)?);
+                if !beside && self.arguments.is_some() {
+                    // Nobody serves: where the keeper is killed now, this one has the mount alone, and starts another.
+                    Self::serves();
+                }
                 let Held { description, device, listener, lock, .. } = held;
                 let description = of_bytes(&description)?;
                 Ok(Handed { description, device, listener: listener.into(), lock, beside })
@@ -187,6 +191,18 @@ impl Keeper {
         keeper::start_heir(&held, Go { before: restarts, upgrades, why }, arguments)?;
         // At once: nobody else answers before.
         std::process::exit(0);
+    }
+
+    /// What becomes of a mount that this process was to go on with, whose keeper was killed before it could: another one goes on, where nobody else
+    /// serves it. Gives why that cannot be.
+    pub(crate) fn lost_before_go(&self, beside: bool) -> Error {
+        if !beside {
+            // How many there were is not known here: the one before, at least.
+            let another = self.start_another(Kept { keeper: 0, restarts: 1, upgrades: 0 });
+            let error = another.err().map(|error| error.to_string());
+            tracing::warn!(error, "the keeper of this mount is gone, and nobody serves it: it is dead");
+        }
+        Error::Interrupted
     }
 
     /// Says that this one is ready. To whoever keeps nothing yet, that the mount can be used, and what whoever waits for that is to be told.

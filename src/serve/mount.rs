@@ -122,7 +122,7 @@ async fn mount_and_serve(
 /// # Errors
 /// Where it cannot, and the mount stays as it is; or serving fails.
 pub fn resume(keeper: &Keeper) -> Result<(), Error> {
-    let Handed { description, device, listener, lock, .. } = keeper.handed::<Description>()?;
+    let Handed { description, device, listener, lock, beside } = keeper.handed::<Description>()?;
     let log = description.options.log.clone();
     let prepare = || {
         let state = OwnState::resumed(description.state.clone(), lock)?;
@@ -130,7 +130,7 @@ pub fn resume(keeper: &Keeper) -> Result<(), Error> {
         Ok((state, log))
     };
     server::run(&log, prepare, |state, signals| {
-        resume_and_serve(description.clone(), state, (device, listener), signals, keeper)
+        resume_and_serve(description.clone(), state, (device, listener), signals, (keeper, beside))
     })
 }
 
@@ -139,7 +139,7 @@ async fn resume_and_serve(
     mut state: OwnState,
     (device, listener): (OwnedFd, UnixListener),
     mut signals: ServerSignals,
-    keeper: &Keeper,
+    (keeper, beside): (&Keeper, bool),
 ) -> Result<(), Error> {
     // Whatever its tag leads to by now.
     options.source.image = options.source.image.pinned(digest);
@@ -158,9 +158,12 @@ async fn resume_and_serve(
     let served = tokio::select! {
         served = becoming_ready => served?,
         () = tokio::time::sleep(limit) => return Err(Error::Deadline { limit, waiting: hosts.longest_wait().map(Box::new) }),
+        () = kept::lost(&mut said) => return Err(keeper.lost_before_go(beside)),
     };
-    keeper.ready(Words::default())?;
-    let Some(Said::Go(Go { before, upgrades, why })) = said.recv().await else { return Err(Error::Interrupted) };
+    keeper.ready(Words::default()).map_err(|_gone| keeper.lost_before_go(beside))?;
+    let Some(Said::Go(Go { before, upgrades, why })) = said.recv().await else {
+        return Err(keeper.lost_before_go(beside));
+    };
     Keeper::serves();
     let claimed = kept::claim(&listener);
     claimed.unwrap_or_else(|error| tracing::debug!(%error, "the control socket names another process"));

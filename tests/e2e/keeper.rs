@@ -271,6 +271,31 @@ fn a_mount_whose_keeper_is_killed_has_another_one() {
     [keeper, server].into_iter().for_each(until_gone);
 }
 
+/// Nobody serves then, and the one that is to go on has the mount alone.
+#[test]
+fn a_keeper_that_is_killed_before_the_next_server_is_ready_has_a_follower_too() {
+    let Some(lab) = Lab::new() else { return };
+    let liar = Liar::new();
+    let cache = lab.fresh("cache");
+    let options = [&LAZILY as &[&str], &["--mount-deadline", "100s"]].concat();
+    let mount = lab.mount_with(&liar.push(&[&layer("file", 2, 100_000)]), &cache, &options);
+    // So that it needs the registry, which says nothing.
+    fs::rename(&cache, lab.path("moved")).unwrap();
+    for on in [On::Manifests, On::Blobs] {
+        liar.fault(Fault::always(on, Lie::Silence));
+    }
+    let (keeper, server, asked) = (keeper(&mount), mount.pid(), liar.requests().len());
+    send(server, Signal::SIGKILL);
+    until("the next server's question", || (liar.requests().len() > asked).then_some(()));
+    send(keeper, Signal::SIGKILL);
+    until_gone(keeper);
+    liar.clear_faults();
+    assert_eq!(fs::read(mount.path("file1")).unwrap(), ramp(100_000, 1));
+    other_than(&mount, server);
+    assert_ne!(self::keeper(&mount), keeper);
+    mount.umount().ok();
+}
+
 #[test]
 fn a_mount_whose_keeper_and_server_are_killed_is_dead() {
     let Some(lab) = Lab::new() else { return };
