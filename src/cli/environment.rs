@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::fs::tree::OpaqueXattr;
+use crate::keeper::{self, Manager};
 use crate::registry::{Places, Surroundings};
 use crate::serve::state_dirs;
 use crate::sys::set_variable;
@@ -90,6 +91,13 @@ impl Environment {
     /// Alone, for a process that is to stay small.
     pub(super) fn notify_socket() -> Option<OsString> {
         std::env::var_os("NOTIFY_SOCKET").filter(|value| !value.is_empty())
+    }
+
+    /// What the service manager says that has started this process. Alone as well.
+    pub(super) fn manager() -> Manager {
+        let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(std::env::var_os);
+        let passed_on = keeper::passed_on(std::process::id(), [&pid, &count, &names].map(|value| value.as_deref()));
+        Manager { socket: Self::notify_socket(), passed_on }
     }
 
     /// Whether the terminal can do nothing but write lines.

@@ -58,7 +58,7 @@ pub fn run() -> ExitCode {
     if first == Some(keeper::SUBCOMMAND) {
         let arguments: Vec<_> = arguments.into_iter().skip(2).collect();
         let clear_away = store::clearing(&arguments);
-        return keeper::run(arguments, Environment::notify_socket(), clear_away);
+        return keeper::run(arguments, &Environment::manager(), clear_away);
     }
     if first == Some(apart::SUBCOMMAND) {
         arguments.remove(1);

@@ -19,7 +19,7 @@ pub(super) fn mount(args: MountArgs, verbose: u8, environment: &Environment) -> 
     let foreground = args.foreground;
     let options = options::mount(args, verbose, environment)?;
     if foreground {
-        let never = background::become_keeper(&options)?;
+        let never = background::become_keeper(&options, Environment::manager().passed_on.len())?;
         match never {}
     }
     let start = Instant::now();

@@ -76,7 +76,7 @@ fn serve(args: &StoreServeArgs, log: &LogOptions, environment: &Environment) -> 
         layers: args.layers.then(|| layer_options(args, environment)).transpose()?,
         log: log.clone(),
     };
-    let never = podman::become_keeper(&options)?;
+    let never = podman::become_keeper(&options, Environment::manager().passed_on.len())?;
     match never {}
 }
 

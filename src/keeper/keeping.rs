@@ -5,7 +5,7 @@ mod ends;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ use super::deaths::{Death, Deaths, LIVED};
 use super::notify::notify;
 use super::refusing::{self, Mount, Refusing};
 use super::renewal::FORM;
+use super::shelf::Shelf;
 use super::telling::{Telling, Told};
-use super::wire::{Channel, Go, Held, Kept, Packet};
+use super::wire::{Channel, Go, Held, Kept, Packet, Words};
 use super::worker::{Program, Standard, Which, Worker};
 
 /// How long a worker may take to be ready to take over in an upgrade.
@@ -38,6 +39,8 @@ pub(super) struct Setting {
     pub(super) leaves_late: bool,
     /// Where a service manager wants to hear when the mount can be used.
     pub(super) manager: Option<OsString>,
+    /// Where that keeps what another keeper needs.
+    pub(super) shelf: Option<Shelf>,
 }
 
 /// How long a worker may take to be ready to go on, where nobody serves. It has a limit of its own, and this is for one that hangs.
@@ -159,6 +162,11 @@ impl Keeper {
         let mut ends = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
         let patience = PollTimeout::try_from(FENCED).unwrap_or(PollTimeout::MAX);
         let _ended = poll(&mut ends, patience);
+        Self::orphaned(program, signals, (held, go), setting)
+    }
+
+    /// The same, where that one has ended.
+    pub(super) fn orphaned(program: Program, signals: SignalFd, (held, go): (Held, Go), setting: Setting) -> Self {
         let (now, keeper) = (Some(Instant::now()), Self::new(program, signals, None, setting));
         let Go { before, upgrades, why } = go;
         Self { held: Some(held), before, upgrades, why, down: now, due: now, ..keeper }
@@ -171,6 +179,7 @@ impl Keeper {
             let stepped = happened.into_iter().try_for_each(|source| self.step(source));
             if let Err(end) = stepped.and_then(|()| self.look_at_clock()) {
                 self.end_workers();
+                self.setting.shelf.iter().for_each(Shelf::clear);
                 return Ok(end);
             }
         }
@@ -353,10 +362,8 @@ impl Keeper {
             }
             (Packet::Ready(form, words), Some(worker)) => {
                 (worker.is_ready, worker.form) = (true, form);
-                self.leave_group();
-                let told = self.telling.say(words);
-                self.heard_of(told);
-                self.tell_manager();
+                let process = worker.process();
+                self.is_there(words, process.ok());
                 self.go();
             }
             (Packet::Upgrade, _) => self.upgrade(),
@@ -390,6 +397,18 @@ impl Keeper {
         }
     }
 
+    /// The mount can be used. `process`: of who serves it.
+    fn is_there(&mut self, words: Words, process: Option<OwnedFd>) {
+        self.leave_group();
+        let told = self.telling.say(words);
+        self.heard_of(told);
+        if let (Some(shelf), Some(held)) = (&mut self.setting.shelf, &self.held) {
+            let counts = (self.before, self.upgrades);
+            complain_of(shelf.keep(held, process.as_ref(), counts));
+        }
+        self.tell_manager();
+    }
+
     fn leave_group(&mut self) {
         if std::mem::take(&mut self.setting.leaves_late) {
             super::own_session();
@@ -399,9 +418,7 @@ impl Keeper {
     /// The first worker has mounted.
     fn tell_manager(&mut self) {
         let Some(manager) = self.setting.manager.take() else { return };
-        if let Err(error) = notify(&manager, std::process::id()) {
-            let _heard = writeln!(io::stderr(), "crfs: the service manager was not told ($NOTIFY_SOCKET): {error}");
-        }
+        complain_of(notify(&manager, std::process::id()));
     }
 
     fn hear_next(&mut self, packet: Packet) {
@@ -438,6 +455,10 @@ impl Keeper {
         self.refusing = None;
         self.before = self.before.saturating_add(1);
         let why = std::mem::take(&mut self.why);
+        if let (Some(shelf), Ok(process)) = (&mut self.setting.shelf, worker.process()) {
+            // Nobody waits any longer for a manager that does not listen.
+            let _kept = shelf.keep_worker(&process, (self.before, self.upgrades));
+        }
         worker.go(Go { before: self.before, upgrades: self.upgrades, why });
         self.ended = self.down.take();
         if std::mem::take(&mut self.ends) > 0 {
@@ -534,6 +555,13 @@ impl Keeper {
             format!("{}\n", serde_json::json!({ "troubled": { "message": trouble, "keeper": std::process::id() } }));
         // Whoever has gone does not want to know any more.
         let _heard = client.write_all(answer.as_bytes());
+    }
+}
+
+/// Says that a service manager hears nothing.
+fn complain_of(told: io::Result<()>) {
+    if let Err(error) = told {
+        let _heard = writeln!(io::stderr(), "crfs: the service manager was not told ($NOTIFY_SOCKET): {error}");
     }
 }
 

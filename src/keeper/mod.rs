@@ -18,6 +18,7 @@ mod keeping;
 mod notify;
 mod refusing;
 mod renewal;
+mod shelf;
 mod telling;
 mod wire;
 mod worker;
@@ -31,6 +32,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::keeping::{End, Keeper, Setting};
 use self::renewal::Passed;
+use self::shelf::Shelf;
 use self::telling::Telling;
 use self::worker::{Program, Standard, Which};
 use crate::{sys, threads};
@@ -38,6 +40,8 @@ use crate::{sys, threads};
 pub use self::notify::notify;
 pub(crate) use self::refusing::resend;
 pub(crate) use self::renewal::{FORM, start_heir};
+pub(crate) use self::shelf::FIRST as FIRST_PASSED_ON;
+pub use self::shelf::{Manager, passed_on};
 pub use self::wire::Words;
 pub(crate) use self::wire::{Channel, Go, Held, Packet};
 pub use self::worker::KEEPER;
@@ -77,16 +81,20 @@ const FAULTS: [Signal; 7] =
 
 /// Keeps what a worker serves that is started with these arguments, but for the first, which says where.
 ///
-/// `manager`: where a service manager wants to hear when the mount can be used. `clear_away`: what is left to be done when nobody serves any more.
+/// `manager`: the service manager that has started this process. `clear_away`: what is left to be done when nobody serves any more.
+///
+/// To be called before the process opens anything.
 #[must_use]
-pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>, clear_away: impl FnOnce()) -> ExitCode {
+pub fn run(mut arguments: Vec<OsString>, manager: &Manager, clear_away: impl FnOnce()) -> ExitCode {
     let ground = if arguments.is_empty() { OsString::new() } else { arguments.remove(0) };
     let passed_on = renewal::passed_on(&ground);
     let is_foreground = passed_on.as_ref().is_ok_and(|(ground, _)| *ground == FOREGROUND);
     let leaves_late = ground == AUTOMOUNT;
     let kept = passed_on.and_then(|(_, passed_on)| {
-        let manager = manager.filter(|_| passed_on.is_none());
-        let setting = Setting { is_foreground, leaves_late, has_terminal: false, manager };
+        // What was passed on to the program that this one took the place of is not there any more.
+        let taken_back = if passed_on.is_none() { shelf::taken_back(manager) } else { None };
+        let passed_on = passed_on.or(taken_back.map(|(held, go)| Passed::TakenBack(held, go)));
+        let setting = setting(passed_on.as_ref(), manager, (is_foreground, leaves_late));
         begun(arguments, setting, passed_on).and_then(Keeper::keep)
     });
     clear_away();
@@ -101,6 +109,18 @@ pub fn run(mut arguments: Vec<OsString>, manager: Option<OsString>, clear_away: 
             ExitCode::FAILURE
         }
     }
+}
+
+fn setting(passed_on: Option<&Passed>, manager: &Manager, (is_foreground, leaves_late): (bool, bool)) -> Setting {
+    let (is_told, worker) = match passed_on {
+        Some(Passed::Kept(_, kept)) => (true, Some((kept.before, kept.upgrades))),
+        Some(Passed::Left(..)) => (true, None),
+        Some(Passed::TakenBack(_, go)) => (false, Some((go.before, go.upgrades))),
+        None => (false, None),
+    };
+    let socket = manager.socket.clone();
+    let shelf = socket.clone().filter(|_| is_foreground).map(|socket| Shelf::at(socket, worker));
+    Setting { is_foreground, leaves_late, has_terminal: false, manager: socket.filter(|_| !is_told), shelf }
 }
 
 /// Says what is wrong before there is a worker: as that one would.
@@ -149,6 +169,11 @@ fn begun(arguments: Vec<OsString>, setting: Setting, passed_on: Option<Passed>) 
         Some(Passed::Kept(held, kept)) => return Ok(Keeper::renewed(program, signals, (held, kept), setting)),
         Some(Passed::Left(held, go, channel)) => {
             return Ok(Keeper::heir(program, signals, (held, go, &channel), setting));
+        }
+        Some(Passed::TakenBack(held, go)) => {
+            worker::let_go_of_standard(false)?;
+            let _heard = writeln!(io::stderr(), "crfs: goes on with the mount that the service manager has kept");
+            return Ok(Keeper::orphaned(program, signals, (held, go), setting));
         }
         None => {}
     }

@@ -1,11 +1,13 @@
-//! Tells a service manager that the mount is ready: one datagram to $NOTIFY_SOCKET (sd_notify(3)).
+//! What a service manager is told: a datagram to $NOTIFY_SOCKET (sd_notify(3)).
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -18,19 +20,36 @@ pub fn notify(socket: &OsStr, server: u32) -> io::Result<()> {
 }
 
 fn notify_within(patience: Duration, socket: &OsStr, server: u32) -> io::Result<()> {
+    tell(patience, socket, &format!("MAINPID={server}\nREADY=1\n"), None)
+}
+
+/// Says something, and gives a descriptor along.
+pub(super) fn tell(
+    patience: Duration,
+    socket: &OsStr,
+    message: &str,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(socket)?,
+        Some(name) => UnixAddr::new_abstract(name)?,
+        None => UnixAddr::new(socket)?,
     };
-    let message = format!("MAINPID={server}\nREADY=1\n");
     let sender = UnixDatagram::unbound()?;
     // A manager that is stopped takes as many as its queue has.
     sender.set_write_timeout(Some(patience))?;
-    sender.send_to_addr(message.as_bytes(), &address).map(drop)
+    let descriptors: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let control: &[_] = if descriptors.is_empty() { &[] } else { &rights };
+    let data = [IoSlice::new(message.as_bytes())];
+    sendmsg(sender.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, Some(&address))?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
     use super::*;
 
     fn received(socket: &UnixDatagram) -> String {

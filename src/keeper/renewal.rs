@@ -77,6 +77,8 @@ pub(super) enum Passed {
     Kept(Held, Kept),
     /// By a worker that ends: when the channel does.
     Left(Held, Go, Channel),
+    /// By a keeper that was killed, to the service manager, and by that to this one (shelf.rs).
+    TakenBack(Held, Go),
 }
 
 /// What a keeper was started as, and what was passed on to it.

@@ -55,8 +55,20 @@ impl Held {
     }
 
     fn bytes(&self, beside: bool) -> (u8, Vec<u8>) {
+        (if beside { b'b' } else { b'h' }, self.described())
+    }
+
+    /// What is no descriptor of it.
+    pub(super) fn described(&self) -> Vec<u8> {
         let deadline = u64::try_from(self.io_deadline.as_millis()).unwrap_or(u64::MAX);
-        (if beside { b'b' } else { b'h' }, [&deadline.to_le_bytes(), &*self.description].concat())
+        [&deadline.to_le_bytes(), &*self.description].concat()
+    }
+
+    /// `None` where it is not whole.
+    pub(super) fn of(described: &[u8], device: OwnedFd, listener: OwnedFd, lock: OwnedFd) -> Option<Self> {
+        let (deadline, description) = described.split_first_chunk()?;
+        let io_deadline = Duration::from_millis(u64::from_le_bytes(*deadline));
+        Some(Self { description: description.to_vec(), io_deadline, device, listener, lock })
     }
 
     fn descriptors(&self) -> [RawFd; DESCRIPTORS] {
@@ -163,11 +175,8 @@ impl Packet {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Some(match kind {
             b'h' | b'b' => {
-                let (deadline, description) = rest.split_first_chunk()?;
                 let [device, listener, lock] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).ok()?;
-                let io_deadline = Duration::from_millis(u64::from_le_bytes(*deadline));
-                let held = Held { description: description.to_vec(), io_deadline, device, listener, lock };
-                Self::Held(held, kind == b'b')
+                Self::Held(Held::of(rest, device, listener, lock)?, kind == b'b')
             }
             b'r' => {
                 let (form, words) = rest.split_first().unwrap_or((&0, &[]));

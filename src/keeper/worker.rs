@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -16,7 +16,9 @@ use nix::unistd::Pid;
 
 use super::deaths::{Death, How};
 use super::renewal::{self, FORM};
+use super::shelf;
 use super::wire::{Channel, Go, Held, Kept, Packet};
+use crate::sys;
 
 /// The option that tells a worker the number of its descriptor.
 pub const KEEPER: &str = "--keeper";
@@ -63,11 +65,10 @@ impl Program {
         let mut command = Command::new(installed.unwrap_or(Path::new("/proc/self/exe")));
         std::os::unix::process::CommandExt::arg0(&mut command, "crfs");
         // The keeper tells the service manager itself.
-        command
-            .args(&self.arguments)
-            .arg(KEEPER)
-            .arg(theirs.as_fd().as_raw_fd().to_string())
-            .env_remove("NOTIFY_SOCKET");
+        command.args(&self.arguments).arg(KEEPER).arg(theirs.as_fd().as_raw_fd().to_string());
+        for name in shelf::VARIABLES {
+            command.env_remove(name);
+        }
         if standard == Standard::Error {
             command.arg(RESUME).stdin(Stdio::null()).stdout(Stdio::null());
         }
@@ -177,6 +178,11 @@ impl Worker {
             _ => {}
         }
         self
+    }
+
+    /// A descriptor for it, by which somebody else can end it.
+    pub(super) fn process(&self) -> io::Result<OwnedFd> {
+        sys::open_process(u32::try_from(self.pid.as_raw()).map_err(io::Error::other)?)
     }
 
     /// Lets it take over.

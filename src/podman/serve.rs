@@ -110,13 +110,14 @@ pub(super) struct Description {
     pub(super) started: u64,
 }
 
-/// Becomes the keeper of a store, whose worker reads these options. Comes back only where that fails.
+/// Becomes the keeper of a store, whose worker reads these options. Comes back only where that fails. `passed_on`: how many descriptors a service
+/// manager has passed on.
 ///
 /// # Errors
 /// Why it has failed.
-pub fn become_keeper(options: &ServeOptions) -> Result<Infallible, Error> {
+pub fn become_keeper(options: &ServeOptions, passed_on: usize) -> Result<Infallible, Error> {
     let worker: [&OsStr; 3] = [WORKER.as_ref(), ROOT.as_ref(), options.paths.root.as_os_str()];
-    Ok(background::become_keeper_of(options, &worker)?)
+    Ok(background::become_keeper_of(options, &worker, passed_on)?)
 }
 
 /// Takes a store's mounts away that nobody serves any more: podman sees the stubs then, and not a mount that fails for whatever is asked of it.

@@ -304,22 +304,28 @@ fn be_worker() {
     keeper::go_early();
 }
 
-/// Becomes the keeper of a mount in the foreground, whose worker reads these options. Comes back only where that fails.
+/// Becomes the keeper of a mount in the foreground, whose worker reads these options. Comes back only where that fails. `passed_on`: how many descriptors
+/// a service manager has passed on.
 ///
 /// # Errors
 /// Why it has failed.
-pub fn become_keeper(options: &MountOptions) -> Result<Infallible, Error> {
-    become_keeper_of(options, &[SUBCOMMAND.as_ref(), IN_FOREGROUND.as_ref()])
+pub fn become_keeper(options: &MountOptions, passed_on: usize) -> Result<Infallible, Error> {
+    become_keeper_of(options, &[SUBCOMMAND.as_ref(), IN_FOREGROUND.as_ref()], passed_on)
 }
 
 /// The same of another kind of server. `worker`: what its workers are started with.
-pub(crate) fn become_keeper_of(options: &impl Serialize, worker: &[&OsStr]) -> Result<Infallible, Error> {
+pub(crate) fn become_keeper_of(
+    options: &impl Serialize,
+    worker: &[&OsStr],
+    passed_on: usize,
+) -> Result<Infallible, Error> {
     let failed = |source| Error::Spawn { source };
     let line = serde_json::to_vec(options).map_err(|source| Error::Handover { source })?;
     let input = memfd_create(c"crfs-options", MemfdFlags::CLOEXEC);
     let mut input = File::from(input.map_err(|errno| failed(errno.into()))?);
     input.write_all(&line).and_then(|()| input.rewind()).map_err(failed)?;
-    crate::sys::close_inherited_on_exec();
+    let others = keeper::FIRST_PASSED_ON.unsigned_abs().saturating_add(u32::try_from(passed_on).unwrap_or(u32::MAX));
+    crate::sys::close_on_exec_from(others);
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::FOREGROUND]).args(worker).stdin(input);
     Err(failed(command.exec()))

@@ -52,6 +52,25 @@ pub(crate) fn replace(of: BorrowedFd<'_>, by: BorrowedFd<'_>) -> io::Result<()> 
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A descriptor for a process (pidfd_open(2), Linux 5.3).
+#[allow(unsafe_code)]
+pub(crate) fn open_process(number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open(2) takes two numbers and touches no memory.
+    let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+    let opened = RawFd::try_from(opened).ok().filter(|number| *number >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just opened it for this process, and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+/// Kills the process of such a descriptor (pidfd_send_signal(2), Linux 5.1).
+#[allow(unsafe_code)]
+pub(crate) fn kill_process(process: BorrowedFd<'_>) -> io::Result<()> {
+    let no_details = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: pidfd_send_signal(2) takes a descriptor that is open as long as it is borrowed, numbers, and no details of the signal.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_details, 0) };
+    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Lets the ends of children be waited for, also where whoever started this process ignores those of its own.
 #[allow(unsafe_code)]
 pub(crate) fn hear_of_children() -> io::Result<()> {
@@ -89,9 +108,13 @@ pub(crate) fn set_variable(name: &str, value: &OsStr) {
 
 /// Lets no program that this process starts inherit a descriptor but the standard three: what whoever started us left open (a lock, a pipe)
 /// would stay open for as long as a server lives.
-#[allow(unsafe_code)]
 pub(crate) fn close_inherited_on_exec() {
-    let first: libc::c_uint = 3;
+    close_on_exec_from(3);
+}
+
+/// The same of those with such a number and greater ones.
+#[allow(unsafe_code)]
+pub(crate) fn close_on_exec_from(first: libc::c_uint) {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing and touches no memory; it sets a flag of descriptors. Where the kernel
     // does not know it (before Linux 5.11) it does nothing.
     let _unknown = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };

@@ -28,6 +28,7 @@ mod idmap;
 #[allow(dead_code)]
 mod image;
 mod keeper;
+mod keeper_shelf;
 mod keeper_tells;
 mod kernel;
 mod lazy;

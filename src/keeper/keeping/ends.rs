@@ -21,10 +21,7 @@ impl Keeper {
                 }
                 Packet::Ready(_, words) if worker.went.is_some() => {
                     worker.is_ready = true;
-                    self.leave_group();
-                    let told = self.telling.say(words);
-                    self.heard_of(told);
-                    self.tell_manager();
+                    self.is_there(words, None);
                 }
                 _ => {}
             }
