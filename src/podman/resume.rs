@@ -20,14 +20,13 @@ use super::stubs::Stubs;
 use super::{Error, Store, files};
 use crate::fs::fuse;
 use crate::image::Report;
-use crate::keeper::Words;
 use crate::kernel::mounts::Device;
 use crate::serve::frontend::Mounted;
 use crate::serve::kept::{self, Handed, Said};
 use crate::serve::listen::Listening;
 use crate::serve::server::{self, Resumed, Server};
 use crate::serve::signals::ServerSignals;
-use crate::serve::{self, Keeper, background};
+use crate::serve::{self, Keeper, Words, background};
 
 /// How long all readers wait for layers whose indexes the cache has, and for others that the kernel knows. Those answer EIO until they are open.
 const KNOWN: Duration = Duration::from_secs(60);

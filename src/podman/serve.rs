@@ -34,7 +34,6 @@ use crate::blob::Digest;
 use crate::cache::Cache;
 use crate::fs::fuse::Options;
 use crate::image::{Report, wire};
-use crate::keeper::Words;
 use crate::kernel::fusedev::Detach;
 use crate::kernel::mounts::Identity;
 use crate::kernel::{Target, mounts};
@@ -45,7 +44,7 @@ use crate::serve::listen::{Listen, Listening};
 use crate::serve::options::LogOptions;
 use crate::serve::server::{self, Server};
 use crate::serve::signals::ServerSignals;
-use crate::serve::{self, Keeper, background};
+use crate::serve::{self, Keeper, Words, background};
 use crate::sys::own::{EntryKind, OwnDir, short_path};
 
 /// How long the mount may take to answer for the first time.

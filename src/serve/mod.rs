@@ -46,6 +46,7 @@ pub fn is_stores(source: &str) -> bool {
     source == crate::kernel::mounts::STORE
 }
 
+pub use crate::keeper::Words;
 pub use error::Error;
 pub use event::{Event, Ready, Report};
 pub use kept::Keeper;

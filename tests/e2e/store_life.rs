@@ -317,8 +317,13 @@ fn the_service_manager_is_told_and_the_state_is_where_it_is_told() {
     (store.manager, store.state) = (Some(socket), Some(state.clone()));
     store.serve();
     let mut message = [0; 100];
-    let len = manager.recv(&mut message).unwrap();
-    assert_eq!(String::from_utf8_lossy(&message[..len]), format!("MAINPID={}\nREADY=1\n", store.keeper()));
+    let mut heard = || {
+        let len = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..len]).into_owned()
+    };
+    // What it is to keep comes before.
+    let ready = std::iter::repeat_with(&mut heard).find(|told| !told.starts_with("FDSTORE=1"));
+    assert_eq!(ready, Some(format!("MAINPID={}\nREADY=1\n", store.keeper())));
     store.add(BUSY, &lab.layout("busy"));
     assert!(state.join("store.json").exists() && !store.path("crfs").exists());
     store.end(Signal::SIGTERM);
