@@ -99,9 +99,9 @@ impl Shelf {
 
     /// There is nothing to be kept any more.
     pub(super) fn clear(&self) {
-        let names = [DEVICE, LISTENER, LOCK, KEPT].into_iter().chain(self.worker.as_deref());
+        let mut names = [DEVICE, LISTENER, LOCK, KEPT].into_iter().chain(self.worker.as_deref());
         // A manager that does not listen has nothing of it, or lets it go with the unit.
-        let _gone = names.map(|name| self.remove(name)).collect::<io::Result<()>>();
+        let _gone = names.try_for_each(|name| self.remove(name));
     }
 }
 
@@ -140,7 +140,7 @@ pub(super) fn taken_back(manager: &Manager) -> Option<(Held, Go)> {
     if taken.is_none() {
         let socket = manager.socket.clone()?;
         let shelf = Shelf::at(socket, None);
-        let _gone = names.iter().map(|name| shelf.remove(name)).collect::<io::Result<()>>();
+        let _gone = names.iter().try_for_each(|name| shelf.remove(name));
     }
     taken
 }
