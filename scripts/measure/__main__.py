@@ -16,6 +16,7 @@ PARTS = {
     "start": link.start,
     "whole": link.whole,
     "store": store.store,
+    "layers": store.layers,
     "plain": plain.plain,
     "small": local.small,
     "big": local.big,
