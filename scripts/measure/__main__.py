@@ -5,6 +5,7 @@ import signal
 import sys
 
 import fast
+import images
 import link
 import local
 import plain
@@ -22,6 +23,7 @@ PARTS = {
     "big": local.big,
     "fast": fast.fast,
     "memory": local.memory,
+    "images": images.images,
 }
 
 
@@ -30,7 +32,7 @@ def options():
         prog="scripts/bench",
         description="How fast crfs is, beside podman, curl and ext4 in the same run.",
         epilog="CRFS: a binary to measure instead of building one. CRFS_BENCH_IMAGE: where the images are kept (default ~/.cache/crfs-bench). "
-        "CRFS_TOOLS: where slowlink.py and bench-image.sh are (default ../shared/tools).",
+        "CRFS_TOOLS: where slowlink.py and bench-image.sh are (default ../shared/tools). CRFS_MKFS_EROFS: a mkfs.erofs of 1.8 or newer, for images of zstd.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE, too")

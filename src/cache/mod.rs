@@ -164,7 +164,7 @@ impl Cache {
     #[must_use]
     pub fn layer_file(&self, key: Option<&LayerKey>, index: &StoredIndex) -> LayerFile {
         match Groups::of(index) {
-            Ok(groups) => self.layer_file_of(key, groups, index.has_spans()),
+            Ok(groups) => self.layer_file_of(key, groups, index.keeps_sums()),
             Err(error) => {
                 tracing::warn!(%error, "the layer's contents cannot be cached");
                 LayerFile::nowhere(Groups::none())

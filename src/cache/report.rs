@@ -370,7 +370,7 @@ impl Verification {
             CheckKind::Hole => return Ok(()),
             CheckKind::Digest(digest) => digest,
             // Without a digest it is not there.
-            CheckKind::Span(_) => match sums.and_then(|sums| sums.get(number)) {
+            CheckKind::Span(_) | CheckKind::Vouched => match sums.and_then(|sums| sums.get(number)) {
                 Some(digest) => digest,
                 None => return Ok(()),
             },

@@ -5,21 +5,38 @@ use std::io::{self, BufRead, Cursor, Read};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
+use super::chunked::Chunked;
+use super::coming::Coming;
 use crate::blob::ByteRange;
 use crate::registry;
 
 /// The body as it arrives, for a decoder that reads and waits.
 pub(super) struct Arrival {
-    pub(super) parts: mpsc::Receiver<Result<Bytes, registry::Error>>,
-    pub(super) part: Bytes,
-    /// Place in the blob of the first byte not yet read.
-    pub(super) position: u64,
+    parts: Coming,
+    /// What the parts go through first, where the layer's units are in chunks.
+    chunked: Option<Chunked>,
+    part: Bytes,
+    /// Place of the first byte not yet read: in the blob, or in the image that its chunks are of.
+    position: u64,
     /// The byte before that.
-    pub(super) last: u8,
-    pub(super) error: Option<registry::Error>,
+    last: u8,
 }
 
 impl Arrival {
+    /// Of bytes from `position` on.
+    pub(super) const fn new(
+        receiver: mpsc::Receiver<Result<Bytes, registry::Error>>,
+        position: u64,
+        chunked: Option<Chunked>,
+    ) -> Self {
+        Self { parts: Coming::new(receiver), chunked, part: Bytes::new(), position, last: 0 }
+    }
+
+    /// Why no more comes.
+    pub(super) fn into_error(self) -> Option<registry::Error> {
+        self.parts.into_error()
+    }
+
     /// The bytes of a unit. It may start with the byte that the one before has ended with.
     pub(super) fn unit(&mut self, compressed: ByteRange) -> io::Result<impl BufRead> {
         let mut again = Vec::new();
@@ -34,7 +51,7 @@ impl Arrival {
 
     /// Whether no more comes, since that has failed.
     pub(super) const fn has_failed(&self) -> bool {
-        self.error.is_some()
+        self.parts.has_failed()
     }
 
     /// The bytes of a part of a unit, as far as they come.
@@ -56,15 +73,12 @@ impl Arrival {
 impl BufRead for Arrival {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.part.is_empty() {
-            match self.parts.blocking_recv() {
-                Some(Ok(part)) => self.part = part,
-                Some(Err(error)) => {
-                    let text = error.to_string();
-                    self.error = Some(error);
-                    return Err(io::Error::other(text));
-                }
-                None => break,
-            }
+            let next = match &mut self.chunked {
+                Some(chunked) => chunked.next(&mut self.parts)?,
+                None => self.parts.next()?,
+            };
+            let Some(part) = next else { break };
+            self.part = part;
         }
         Ok(&self.part)
     }

@@ -51,8 +51,30 @@ impl Units {
             Codec::Inflate => cut(flate2::bufread::DeflateDecoder::new(input), &mut self.part, pieces, sink),
             Codec::Xz => cut(xz::Decoder::new(input)?, &mut self.part, pieces, sink),
             Codec::Lz4 { unpacked } => cut(&lz4(input, unpacked)?[..], &mut self.part, pieces, sink),
+            Codec::PaddedLz4 { unpacked } => cut(&lz4(past_zeros(input)?, unpacked)?[..], &mut self.part, pieces, sink),
+            Codec::MicroLzma => cut(xz::MicroLzma::new(past_zeros(input)?)?, &mut self.part, pieces, sink),
+            Codec::PaddedInflate => {
+                cut(flate2::bufread::DeflateDecoder::new(past_zeros(input)?), &mut self.part, pieces, sink)
+            }
+            Codec::PaddedZstd => {
+                self.zstd.restart()?;
+                cut(Unpacked::new(past_zeros(input)?, &mut self.zstd), &mut self.part, pieces, sink)
+            }
             Codec::Deflate { bits, .. } => cut(Span::new(input, bits, window)?, &mut self.part, pieces, sink),
         }
+    }
+}
+
+/// What comes behind the zeros that fill a block.
+fn past_zeros<R: BufRead>(mut input: R) -> io::Result<R> {
+    loop {
+        let bytes = input.fill_buf()?;
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        if zeros == 0 || zeros < bytes.len() {
+            input.consume(zeros);
+            return Ok(input);
+        }
+        input.consume(zeros);
     }
 }
 
@@ -230,6 +252,26 @@ mod tests {
             };
             units.decode(Codec::Zstd, &[], &good[..], &[piece(0, 0, 4)], keep).unwrap();
             assert_eq!(seen, b"good");
+        }
+    }
+
+    #[test]
+    fn zeros_that_fill_a_block_are_passed_over() {
+        let content = b"some words, and some words again, and some words".repeat(9);
+        let (zstd, lz4) = (zstd::encode_all(&content[..], 1).unwrap(), lz4_flex::block::compress(&content));
+        let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        deflate.write_all(&content).unwrap();
+        let wanted = vec![(7, content[3..20].to_vec())];
+        for (codec, packed) in [
+            (Codec::PaddedZstd, zstd),
+            (Codec::PaddedLz4 { unpacked: 1 << 20 }, lz4),
+            (Codec::PaddedInflate, deflate.finish().unwrap()),
+        ] {
+            for zeros in [0, 1, 4000] {
+                let block = [vec![0; zeros], packed.clone()].concat();
+                assert_eq!(decode(codec, &block, &[piece(3, 7, 17)]).unwrap(), wanted, "{codec:?} {zeros}");
+            }
+            assert!(decode(codec, &[0; 4096], &[piece(3, 7, 17)]).is_err());
         }
     }
 

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::arrival::Arrival;
 use super::asker::Guess;
 use super::assemble::{Assembler, Brought, MEMORY_PER_CHECK, Wanted};
+use super::chunked::{Chunked, Place};
 use super::decode::Units;
 use super::flight::{Duty, Waiter};
 use super::plan::{self, Run};
@@ -116,6 +117,15 @@ impl Job {
         Err(error)
     }
 
+    /// What its run takes of the blob.
+    async fn place(&self) -> Result<Place, Error> {
+        let (layer, units) = (Arc::clone(&self.layer), self.run.compressed);
+        if layer.index.packing().is_none() {
+            return layer.place(units);
+        }
+        threads::run(Work::Local, move || layer.place(units)).await.map_err(|_| Error::Interrupted)?
+    }
+
     /// What came right at either end is not asked for again.
     async fn narrow(&mut self) {
         self.wanted.retain(|wanted| self.duties.contains_key(&wanted.check));
@@ -146,11 +156,15 @@ impl Job {
             Handed::Back(duties) => duties,
         };
         tracing::debug!(layer = %self.layer.digest(), compressed = %self.run.compressed, guess = self.guess.is_some(), "fetching");
-        let streaming = self.layer.source.stream(self.run.compressed, freshness);
+        let place = match self.place().await {
+            Ok(place) => place,
+            Err(failed) => return Attempt { duties, failed: Some(failed), ..Attempt::default() },
+        };
+        let streaming = self.layer.source.stream(place.blob, freshness);
         match self.unless_restrained(streaming).await {
             Some(Ok(Sent::Part(body))) => {
                 let duties = Duties::of(duties.into_values());
-                let Decoded { mut failed, rest, .. } = self.bring(body, self.run.compressed, &duties).await;
+                let Decoded { mut failed, rest, .. } = self.bring(body, place, false, &duties).await;
                 // Who brings the start may wait for its turn.
                 drop(permit);
                 if let (None, Some(head)) = (&failed, self.head.take()) {
@@ -189,8 +203,8 @@ impl Job {
             Ok(Reader::First { run, wanted, duties }) => {
                 tracing::debug!(layer = %self.layer.digest(), "its host sends all of it");
                 (self.run, self.wanted) = (run, wanted);
-                let all = ByteRange { start: 0, end: self.layer.source.size() };
-                let Decoded { failed, lacking, .. } = self.bring(body, all, &duties).await;
+                let all = Place { blob: ByteRange { start: 0, end: self.layer.source.size() }, image: 0 };
+                let Decoded { failed, lacking, .. } = self.bring(body, all, true, &duties).await;
                 let mut left = self.layer.whole.end(&duties);
                 // What was there when it began, or came right, and went before it was waited for, is nobody's fault.
                 left.retain(|check, _| lacking.contains(check));
@@ -217,7 +231,8 @@ impl Job {
         }
         drop(sender);
         let decoder = Decoder { run, ends: Ends::default(), ..self.decoder(duties) };
-        let decoded = threads::run(Work::Incoming, move || decoder.run(start, receiver)).await;
+        let place = Place { blob: decoder.run.compressed, image: start };
+        let decoded = threads::run(Work::Incoming, move || decoder.run(&place, receiver)).await;
         decoded.map_or(Some(Error::Interrupted), |decoded| decoded.failed)
     }
 
@@ -232,12 +247,11 @@ impl Job {
     }
 
     /// Decodes what comes while it comes.
-    async fn bring(&mut self, mut body: Stream, comes: ByteRange, duties: &Duties) -> Decoded {
+    async fn bring(&mut self, mut body: Stream, comes: Place, is_whole: bool, duties: &Duties) -> Decoded {
         let (sender, receiver) = mpsc::channel(PARTS);
         let ends = Ends { is_cut: self.head.is_some(), lender: self.lender.take() };
         let decoder = Decoder { ends, ..self.decoder(duties) };
-        let decoder = threads::run(Work::Incoming, move || decoder.run(comes.start, receiver));
-        let is_whole = comes != self.run.compressed;
+        let decoder = threads::run(Work::Incoming, move || decoder.run(&comes, receiver));
         let mut stopped = None;
         loop {
             let Some(next) = self.unless_restrained(body.next()).await else {
@@ -308,10 +322,17 @@ struct Decoded {
 }
 
 impl Decoder {
-    /// `start`: the place in the blob of the first byte that comes.
-    fn run(self, start: u64, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Decoded {
+    /// `comes`: what of the blob comes, and where that is among the units.
+    fn run(self, comes: &Place, parts: mpsc::Receiver<Result<Bytes, registry::Error>>) -> Decoded {
         let Self { layer, mut run, wanted, duties, ends } = self;
-        let mut arrival = Arrival { parts, part: Bytes::new(), position: start, last: 0, error: None };
+        let chunked = layer.index.packing().map(|_| Chunked::new(&layer, comes.image, comes.blob.start)).transpose();
+        let mut arrival = match chunked {
+            Ok(chunked) => Arrival::new(parts, comes.image, chunked),
+            Err(error) => {
+                let lacking = wanted.iter().map(|wanted| wanted.check).collect();
+                return Decoded { failed: Some(error), lacking, rest: Bytes::new() };
+            }
+        };
         let mut lacking: HashSet<u32> = wanted.iter().map(|wanted| wanted.check).collect();
         let mut outcome = |wanted: Wanted, brought: Option<Brought>| {
             let Some(brought) = brought else { return };
@@ -321,7 +342,7 @@ impl Decoder {
         let is_all = run.units == (0..layer.index.summary().units);
         if is_all && layer.index.summary().format.is_filesystem() && !ends.is_cut && ends.lender.is_none() {
             let failed = unordered::decode(&layer, &run, &mut arrival, &wanted, &mut outcome).err();
-            let failed = arrival.error.map(|error| layer.registry_error(error)).or(failed);
+            let failed = arrival.into_error().map(|error| layer.registry_error(error)).or(failed);
             return Decoded { failed, lacking, rest: Bytes::new() };
         }
         if wanted.iter().any(|wanted| wanted.range.len() > MEMORY_PER_CHECK) {
@@ -338,7 +359,8 @@ impl Decoder {
             Ok(rest) => (rest, None),
             Err(error) => (Bytes::new(), Some(error)),
         };
-        Decoded { failed: arrival.error.map(|error| layer.registry_error(error)).or(failed), lacking, rest }
+        let failed = arrival.into_error().map(|error| layer.registry_error(error)).or(failed);
+        Decoded { failed, lacking, rest }
     }
 }
 
@@ -377,7 +399,7 @@ fn decode_run(layer: &Layer, run: &Run, arrival: &mut Arrival, mut assembler: As
             assembler.span_ended(span);
         }
         if let Err(error) = decoded {
-            if arrival.error.is_some() {
+            if arrival.has_failed() {
                 break;
             }
             // The next unit can be right all the same: where it starts is known.

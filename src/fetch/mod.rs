@@ -11,6 +11,8 @@ mod aside;
 mod asker;
 mod assemble;
 mod cached;
+mod chunked;
+mod coming;
 mod decode;
 mod error;
 mod flight;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::source::Stream;
@@ -16,8 +17,10 @@ use super::unpacking::{Parts, Take, unpack};
 use super::{Error, Source};
 use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::budget::{Arrived, Budget, Charge, Exceeded};
-use crate::cache::{Cache, Staged};
-use crate::index::{self, Descriptor, Failed, Format, Made, Split, TarSplitOrder};
+use crate::cache::{Cache, Spool, Staged};
+use crate::index::{
+    self, Chunk, Chunks, Descriptor, Event, Failed, Format, Frames, Made, Packing, Split, TarSplitOrder, Unpacker,
+};
 use crate::registry::{self, Body, Freshness, Sent};
 use crate::sys::expansion::{Allowance, Expands, Meter};
 use crate::sys::frames::WideWindow;
@@ -195,23 +198,32 @@ fn index_blob(
 fn index_filesystem(
     layer: &Descriptor,
     format: Format,
-    (mut parts, meter): (Parts, Meter),
+    (mut parts, mut meter): (Parts, Meter),
     cache: &Cache,
     is_split_wanted: bool,
     charge: Charge,
 ) -> Result<Passed, index::Error> {
-    let no_room = |source| index::Error::NoRoom { layer: layer.digest, needed: layer.size, source };
-    let mut spool = cache.spool().map_err(no_room)?;
-    while let Some(part) = parts.next() {
-        spool.append(&part).map_err(no_room)?;
-    }
+    let is_packed = index::is_in_zstd(&parts.head());
+    let unpacked = if is_packed {
+        unpack_image(layer, &mut parts, &mut meter, cache)
+    } else {
+        take_image(layer, &mut parts, cache)
+    };
+    // Its digest tells whether it is the blob that is wrong, or what came of it.
     match parts.end() {
         (got, _) if got == layer.digest => {}
         (got, _) => return Err(index::Error::BlobDigest { layer: layer.digest, got }),
     }
-    let mut staged = Keeper { layer: layer.digest, staged: cache.stage(false).ok(), has_room: true };
+    let (spool, frames) = unpacked?;
+    let format = if is_packed { format_in(layer, &spool)? } else { format };
+    let mut staged = Keeper { layer: layer.digest, staged: cache.stage(is_packed).ok(), has_room: true };
     let mut keep = |at: u64, bytes: &[u8]| staged.put(at, bytes);
-    let made = index::make_of_filesystem(layer.digest, format, &spool, &mut keep, meter, charge);
+    let made = match frames {
+        Some(frames) => {
+            index::make_of_unpacked_filesystem(layer.digest, (format, frames), &spool, &mut keep, meter, charge)
+        }
+        None => index::make_of_filesystem(layer.digest, format, &spool, &mut keep, meter, charge),
+    };
     let mut made = made.map_err(|failed| match failed {
         Failed::Layer(error) => error,
         Failed::Stream(error) => broken(layer, error),
@@ -220,6 +232,75 @@ fn index_filesystem(
         made.split = None;
     }
     Ok(Passed { made, staged: staged.staged, has_toc: false })
+}
+
+/// An image in a file of the cache; of one that was unpacked, its frames as well.
+type Image = (Spool, Option<Frames>);
+
+/// All of an image as it comes.
+fn take_image(layer: &Descriptor, parts: &mut Parts, cache: &Cache) -> Result<Image, index::Error> {
+    let no_room = |source| index::Error::NoRoom { layer: layer.digest, needed: layer.size, source };
+    let mut spool = cache.spool().map_err(no_room)?;
+    while let Some(part) = parts.next() {
+        spool.append(&part).map_err(no_room)?;
+    }
+    Ok((spool, None))
+}
+
+/// The image in a zstd stream, and where it can be unpacked from later: units are of one frame, or of small ones side by side.
+fn unpack_image(
+    layer: &Descriptor,
+    parts: &mut Parts,
+    meter: &mut Meter,
+    cache: &Cache,
+) -> Result<Image, index::Error> {
+    let no_room = |needed, source| index::Error::NoRoom { layer: layer.digest, needed, source };
+    let mut spool = cache.spool().map_err(|source| no_room(layer.size, source))?;
+    let (mut starts, mut hash, mut decoded, mut end, mut full) = (Vec::new(), Sha256::new(), 0_u64, 0, None);
+    let mut tell = |event| {
+        match event {
+            Event::Unit { compressed, decoded, .. } => starts.push((compressed, decoded)),
+            Event::Bytes(bytes) => {
+                meter.unpacked(bytes.len())?;
+                decoded += bytes.len() as u64;
+                hash.update(&bytes);
+                if let Err(source) = spool.append(&bytes) {
+                    full = Some(source);
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+            }
+            Event::End { compressed } => end = compressed,
+            Event::Window { .. } | Event::Holds(_) => {}
+        }
+        Ok(())
+    };
+    let mut unpacker = Unpacker::new(Format::TarZstd).map_err(|error| broken(layer, error))?;
+    let mut read = Ok(());
+    while let (Ok(()), Some(part)) = (&read, parts.next()) {
+        read = unpacker.push(&part, &mut tell);
+    }
+    let read = read.and_then(|()| unpacker.finish(&mut tell));
+    // What is left of it tells whether it is the right blob.
+    while parts.next().is_some() {}
+    if let Some(source) = full {
+        return Err(no_room(decoded, source));
+    }
+    read.map_err(|error| broken(layer, error))?;
+    starts.push((end, decoded));
+    let mut chunks = Chunks::new(Packing::Frames);
+    for (start, next) in starts.iter().zip(starts.iter().skip(1)).filter(|(start, next)| start.1 < next.1) {
+        let (blob, image) = (ByteRange { start: start.0, end: next.0 }, ByteRange { start: start.1, end: next.1 });
+        // They follow each other, as they came.
+        let _added = chunks.add(&Chunk { image, blob, digest: Digest::from_bytes([0; 32]) });
+    }
+    Ok((spool, Some(Frames { diff_id: Digest::from_bytes(hash.finalize().into()), chunks })))
+}
+
+/// Which image was unpacked.
+fn format_in(layer: &Descriptor, image: &Spool) -> Result<Format, index::Error> {
+    let range = ByteRange { start: 0, end: image.size().min(index::HEAD as u64) };
+    let head = image.read_at(range).map_err(|source| index::Error::Read { layer: layer.digest, range, source })?;
+    index::format_of_image(layer, &head)
 }
 
 /// Hands what the blob unpacks to to `work`; what that makes of it counts when the blob has its digest. Gives the blob's last bytes, too.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::assemble::Wanted;
 use crate::blob::ByteRange;
-use crate::index::{CheckKind, Damaged, StoredIndex};
+use crate::index::{CheckKind, Damaged, Packing, StoredIndex};
 
 /// Compressed bytes of one request, except where one check alone needs more.
 pub(super) const MAX_REQUEST: u64 = 4 << 20;
@@ -16,6 +16,9 @@ pub(super) const SLICE: u64 = 1 << 20;
 
 /// A longer unit is not cut: its second part is kept in memory until the first is there.
 const LARGEST_CUT: u64 = 4 << 20;
+
+/// Bytes of an image that one request brings because they lie in the same chunks.
+const MOST_OF_CHUNKS: u64 = 32 << 20;
 
 /// Checks looked at behind a miss: holes cost no bytes, and a file may be full of them.
 const MAX_CHECKS_BEHIND: u32 = 4096;
@@ -130,6 +133,33 @@ fn run_of(index: &StoredIndex, check: u32) -> Result<Option<Run>, Damaged> {
     Run::new(index, index.units_over(index.check(check)?.range)?)
 }
 
+/// The same with what else lies in its chunks: these come whole, whatever is wanted of them.
+pub(super) fn with_chunks(index: &StoredIndex, run: Run) -> Result<Run, Damaged> {
+    if !matches!(index.packing(), Some(Packing::Stored | Packing::Zstd | Packing::Frames)) {
+        return Ok(run);
+    }
+    let chunks = index.chunks_over(run.compressed)?;
+    let Some(last) = chunks.end.checked_sub(1).filter(|last| *last >= chunks.start) else { return Ok(run) };
+    let all = ByteRange { start: index.chunk(chunks.start)?.image.start, end: index.chunk(last)?.image.end };
+    let Run { mut units, mut compressed } = run;
+    // Units that lie somewhere else have nothing of them.
+    while let Some(before) = units.start.checked_sub(1) {
+        let unit = index.unit(before)?.compressed;
+        if unit.start < all.start || unit.end > compressed.start || compressed.len() > MOST_OF_CHUNKS {
+            break;
+        }
+        (units.start, compressed.start) = (before, unit.start);
+    }
+    while units.end < index.summary().units {
+        let unit = index.unit(units.end)?.compressed;
+        if unit.end > all.end || unit.start < compressed.end || compressed.len() > MOST_OF_CHUNKS {
+            break;
+        }
+        (units.end, compressed.end) = (units.end + 1, unit.end);
+    }
+    Ok(Run { units, compressed })
+}
+
 /// Compressed bytes from the first to the last of some units.
 pub(super) fn compressed(index: &StoredIndex, units: &Range<u32>) -> Result<u64, Damaged> {
     Ok(place(index, units)?.len())
@@ -171,7 +201,8 @@ pub(super) fn is_in_slice_before(end: u64, place: u64) -> bool {
 pub(super) fn cut(index: &StoredIndex, unit: u32) -> Result<Option<u64>, Damaged> {
     let compressed = index.unit(unit)?.compressed;
     let at = slice_end(compressed.start.saturating_add(1));
-    if at >= compressed.end || compressed.len() > LARGEST_CUT {
+    // Chunks come whole.
+    if at >= compressed.end || compressed.len() > LARGEST_CUT || index.packing().is_some() {
         return Ok(None);
     }
     let checks = checks_over_unit(index, unit)?;

@@ -166,6 +166,7 @@ impl Layer {
         goes_on: bool,
         planned: &mut Planned,
     ) -> Result<(Option<Job>, Vec<Waiter>), Error> {
+        run = plan::with_chunks(&self.index, run)?;
         let wanted = plan::checks_in(&self.index, &run)?;
         let decoded = wanted.iter().map(|wanted| wanted.range.len()).sum::<u64>().max(1);
         let share = |wanted: &Wanted| {

@@ -91,7 +91,7 @@ mod tests {
         let (sender, parts) = mpsc::channel(10);
         blob.chunks(30).for_each(|part| sender.try_send(Ok(Bytes::copy_from_slice(part))).unwrap());
         drop(sender);
-        let mut arrival = Arrival { parts, part: Bytes::new(), position: 0, last: 0, error: None };
+        let mut arrival = Arrival::new(parts, 0, None);
         let mut window = Window { start: 0, bytes: BytesMut::new() };
         for (start, end) in [(0, 50), (10, 20), (10, 20), (15, 70), (70, 80), (79, 90), (120, 150), (149, 200)] {
             let got = window.get(&mut arrival, ByteRange { start, end }).map(<[u8]>::to_vec);

@@ -61,10 +61,9 @@ impl Pending {
 }
 
 pub(crate) fn descriptor(layer: &registry::Layer) -> Descriptor {
-    Descriptor {
-        digest: layer.digest,
-        size: layer.size,
-        media_type: layer.media_type.clone(),
-        annotations: layer.annotations.clone(),
+    let mut annotations = layer.annotations.clone();
+    if let Some(index) = &layer.chunk_index {
+        annotations.insert(index::CHUNK_INDEX_LAYER.to_owned(), index.digest.to_string());
     }
+    Descriptor { digest: layer.digest, size: layer.size, media_type: layer.media_type.clone(), annotations }
 }

@@ -65,7 +65,7 @@ impl Opener {
     fn index_of_whole(&self, layer: &registry::Layer, body: Body) -> Result<Bytes, Error> {
         let pass = self.pass_again(layer, fetch::Source::Blob(layer.blob.in_use()));
         let held = wait(&self.runtime, Pass { body: Some(body), ..pass }.hold())??;
-        if let Some(opened) = self.open_held_toc(&descriptor(layer), &*held)? {
+        if let Some(opened) = self.open_held_toc(layer, &descriptor(layer), &*held)? {
             return Ok(opened.encoded);
         }
         let source = fetch::Source::Held { blob: layer.blob.clone(), bytes: Held::new(held) };

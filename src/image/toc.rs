@@ -59,7 +59,7 @@ impl Opener {
 
     /// Reads the TOC as the manifest names it. Wrong bytes are read once more, past caches.
     fn read_named_toc(&self, layer: &registry::Layer, descriptor: &Descriptor) -> Result<Toc, index::Error> {
-        let read = |freshness| in_parts(layer, freshness, |blob| self.open_toc(descriptor, blob, freshness));
+        let read = |freshness| in_parts(layer, freshness, |blob| self.open_toc(layer, descriptor, blob, freshness));
         once_more_blocking(layer.blob.places(), wrong_bytes(layer.digest), read)
     }
 
@@ -72,8 +72,13 @@ impl Opener {
 
     /// The index by the TOC of a blob that is here, and has its digest: that which the manifest names, or else its own.
     /// `None`: it has neither.
-    pub(super) fn open_held_toc(&self, layer: &Descriptor, blob: &dyn ByteSource) -> Result<Option<Opened>, Error> {
-        match self.open_toc(layer, blob, Freshness::Any) {
+    pub(super) fn open_held_toc(
+        &self,
+        of: &registry::Layer,
+        layer: &Descriptor,
+        blob: &dyn ByteSource,
+    ) -> Result<Option<Opened>, Error> {
+        match self.open_toc(of, layer, blob, Freshness::Any) {
             Ok(Found::Indexed(opened)) => return Ok(Some(opened)),
             Err(error) if !error.is_misfit() => return Err(error.into()),
             _ => {}
@@ -88,8 +93,17 @@ impl Opener {
         }
     }
 
-    fn open_toc(&self, layer: &Descriptor, blob: &dyn ByteSource, freshness: Freshness) -> Result<Found, index::Error> {
-        let external = |layer: &Descriptor, admit: Admit<'_>| self.external_toc(layer, freshness, admit);
+    fn open_toc(
+        &self,
+        of: &registry::Layer,
+        layer: &Descriptor,
+        blob: &dyn ByteSource,
+        freshness: Freshness,
+    ) -> Result<Found, index::Error> {
+        let external = |layer: &Descriptor, admit: Admit<'_>| match &of.chunk_index {
+            Some(index) => chunk_index_layer(index, freshness, admit),
+            None => self.external_toc(layer, freshness, admit),
+        };
         Ok(self.kept(layer, index::open(layer, blob, &external, &self.options)?))
     }
 
@@ -115,6 +129,16 @@ impl Opener {
         admit(toc.size)?;
         read_all(&toc, freshness)
     }
+}
+
+/// A chunk index that is a layer of its own.
+fn chunk_index_layer(index: &registry::Layer, freshness: Freshness, admit: Admit<'_>) -> Result<Bytes, SourceError> {
+    let limit = index::MAX_CHUNK_INDEX;
+    if index.size > limit {
+        return Err(format!("it has {} bytes, the limit is {limit}", index.size).into());
+    }
+    admit(index.size)?;
+    read_all(index, freshness)
 }
 
 /// What `open` finds in a blob, of which it reads parts.

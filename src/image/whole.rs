@@ -88,7 +88,7 @@ impl Opener {
         let (opener, blob, of) = (Arc::clone(self), Arc::clone(&held), layer.clone());
         let open = move || {
             let descriptor = descriptor(&of);
-            match opener.open_held_toc(&descriptor, &*blob)? {
+            match opener.open_held_toc(&of, &descriptor, &*blob)? {
                 Some(made) => opener.open_held(of, made, blob).map(Some),
                 None => Ok(None),
             }

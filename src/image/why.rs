@@ -19,10 +19,16 @@ const RENEW: &str =
 const INDEX_AHEAD: &str = "`crfs index` makes the index ahead of time; pushed as zstd:chunked (`podman push --compression-format zstd:chunked`) or \
                            eStargz, or with a SOCI index, only what is read is fetched, from the first mount on";
 
+const INDEX_IMAGE: &str = "`crfs index` makes the index ahead of time; with a chunk index (org.erofs.chunk-index.range and .digest) or the root digest of a \
+                           dm-verity tree (org.erofs.dmverity.*) in the manifest, only what is read is fetched, from the first mount on";
+
 const VOUCH: &str = "push the image again, so that its manifest names the digest of the table of contents";
 
 const PARTS_ELSEWHERE: &str = "read all of it once more: a cache that has it by then may send parts; or mount from a registry that answers range requests \
                                (docs/registries.md)";
+
+/// Of an image whose chunks or blocks have digests that lead to one in the manifest.
+const PARTS: &str = "the manifest vouches for its parts, by a chunk index or a dm-verity tree";
 
 /// Why it is lazy or not, and what would make it better.
 pub(super) struct Why {
@@ -66,7 +72,10 @@ impl Why {
             }
             None => {}
         }
-        let reason = unpacked(layer).unwrap_or_else(|| voucher(layer.trust, soci));
+        let reason = unpacked(layer).unwrap_or_else(|| match layer.contents.index().packing() {
+            Some(packing) if packing.has_digests() => PARTS,
+            _ => voucher(layer.trust, soci),
+        });
         let reason = match &layer.misfit {
             Some(misfit) => format!("{reason}; {MISFIT} ({misfit})"),
             None => reason.to_owned(),
@@ -75,9 +84,15 @@ impl Why {
     }
 }
 
+/// Filesystem images, as [`crate::index::Format`] has them.
+const EROFS: &str = "erofs";
+const SQUASHFS: &str = "squashfs";
+
 /// What a layer without a table of contents is, by its media type, which anybody may have written.
 fn plain(layer: &registry::Layer) -> &'static str {
     match layer.media_type.as_str() {
+        image if image.contains("erofs") => EROFS,
+        image if image.contains("squashfs") => SQUASHFS,
         gzip if gzip.contains("gzip") => "tar+gzip",
         zstd if zstd.contains("zstd") => "tar+zstd",
         _ => "tar",
@@ -90,6 +105,12 @@ fn of_full_read(reason: Reason, misfit: Option<&String>, plain: &str, when: When
         return Why { reason: format!("{MISFIT} ({misfit}): {read}, and keeps an index"), advice: Some(RENEW) };
     }
     let (reason, advice) = match reason {
+        Reason::Plain if [EROFS, SQUASHFS].contains(&plain) => (
+            format!(
+                "it is an image of {plain}, and nothing in the manifest vouches for its parts: {read}, and keeps an index"
+            ),
+            INDEX_IMAGE,
+        ),
         Reason::Plain => {
             (format!("it is plain {plain}, with no table of contents: {read}, and keeps an index"), INDEX_AHEAD)
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::error::Error;
 use super::footer::TocPosition;
-use super::{Descriptor, Identity, limits};
+use super::{Descriptor, Identity, chunk_index, foreign, limits, verity};
 use crate::blob::{ByteRange, Digest};
 
 /// sha256 of the uncompressed TOC (stargz-snapshotter docs/estargz.md, v0.15).
@@ -33,6 +33,30 @@ pub(super) struct Named {
     pub(super) toc_digest: Option<Digest>,
     /// Where the TOC of a zstd:chunked layer is; a blob says so itself at its end.
     pub(super) position: Option<TocPosition>,
+    /// What vouches for parts of a filesystem image.
+    pub(super) image: Option<OfImage>,
+}
+
+/// What vouches for parts of a filesystem image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OfImage {
+    ChunkIndex(chunk_index::Place),
+    Verity(verity::Place),
+}
+
+impl OfImage {
+    fn of(layer: &Descriptor) -> Option<Self> {
+        // Chunks of one index are as large as its writer has meant; blocks of a tree are small.
+        let index = chunk_index::Place::of(layer).map(Self::ChunkIndex);
+        index.or_else(|| verity::Place::of(layer).map(Self::Verity))
+    }
+
+    pub(super) const fn digest(&self) -> Digest {
+        match self {
+            Self::ChunkIndex(place) => place.digest,
+            Self::Verity(place) => place.root,
+        }
+    }
 }
 
 /// Whether podman from 5.1 on asks an additional layer store for a layer: by the digest of its table of contents, where the manifest has that in the one
@@ -46,6 +70,9 @@ pub fn podman_asks(annotations: &BTreeMap<String, String>) -> bool {
 
 impl Named {
     pub(super) fn of(layer: &Descriptor) -> Result<Self, Error> {
+        if foreign::filesystem(layer).is_some() {
+            return Ok(Self { image: OfImage::of(layer), ..Self::default() });
+        }
         let refused = |(key, value): (String, &String), wanted| {
             let value = value.chars().take(200).collect();
             Error::Annotation { layer: layer.digest, key, value, wanted }
@@ -65,11 +92,13 @@ impl Named {
             checksum: digest(checksum)?,
             toc_digest: digest(toc_digest)?,
             position: zstd_chunked(POSITION).and_then(|(_, value)| position(value, layer.size)),
+            image: None,
         })
     }
 
     pub(super) fn identity(&self) -> Option<Identity> {
-        self.checksum.or(self.toc_digest).map(Identity::Toc)
+        let of_image = self.image.map(|image| image.digest());
+        self.checksum.or(self.toc_digest).or(of_image).map(Identity::Toc)
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Error {
         "layer {layer} is {what}: crfs serves tar, tar+gzip and tar+zstd layers, with an index or without, and EROFS and squashfs ones; convert the image to one of these"
     )]
     Foreign { layer: Digest, what: String },
+    #[error("layer {layer}: its {what} cannot be used: {problem}")]
+    Unvouched { layer: Digest, what: &'static str, problem: String },
     #[error("layer {layer}: it has no TOC where it should have one")]
     NoToc { layer: Digest },
     #[error("layer {layer}: what it has as its TOC cannot be decompressed")]
@@ -81,7 +83,14 @@ impl Error {
     /// Whether other bytes came than the manifest has digests of, so that a read past caches may mend it.
     #[must_use]
     pub const fn is_wrong_bytes(&self) -> bool {
-        matches!(self, Self::BlobDigest { .. } | Self::TocDigest { .. } | Self::NoToc { .. } | Self::TocDamaged { .. })
+        matches!(
+            self,
+            Self::BlobDigest { .. }
+                | Self::TocDigest { .. }
+                | Self::NoToc { .. }
+                | Self::TocDamaged { .. }
+                | Self::Unvouched { .. }
+        )
     }
 
     /// Whether the layer may be another one than that which the manifest's annotations were written for.
@@ -94,6 +103,7 @@ impl Error {
                 | Self::NoToc { .. }
                 | Self::TocDamaged { .. }
                 | Self::ExternalToc { .. }
+                | Self::Unvouched { .. }
         )
     }
 }

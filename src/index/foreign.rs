@@ -22,21 +22,26 @@ const IMAGES: [(&str, Format); 5] = [
 ];
 const STACKER: &str = "application/vnd.stacker.image.layer.";
 
+/// Behind the name of a type of [`IMAGES`], but for stacker's: the image is in a zstd stream.
+const IN_ZSTD: &str = "+zstd";
+
 /// Which filesystem image a layer is by its type.
 pub(super) fn filesystem(layer: &Descriptor) -> Option<Format> {
     let of = |kind: &str| IMAGES.iter().find(|(name, _)| *name == kind).map(|(_, format)| *format);
     let kind = layer.media_type.as_str();
     let packed_inside = kind.rsplit_once('+').filter(|(kind, _)| kind.starts_with(STACKER));
-    of(kind).or_else(|| of(packed_inside?.0))
+    let packed = kind.strip_suffix(IN_ZSTD).filter(|kind| kind.starts_with(EROFS_TYPES));
+    of(kind).or_else(|| of(packed_inside?.0)).or_else(|| of(packed?))
 }
+
+/// The draft erofs-image-spec, and containerd.
+const EROFS_TYPES: &str = "application/vnd.erofs";
 
 /// Media types that mean something else than a tar.
 fn by_media_type(media_type: &str) -> Option<&'static str> {
     let is_layer = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."];
     if media_type.ends_with("+encrypted") {
         Some("encrypted")
-    } else if media_type.starts_with("application/vnd.erofs") && media_type.ends_with("+zstd") {
-        Some("an EROFS filesystem image in a zstd stream")
     } else if media_type.contains("erofs") {
         Some("an EROFS filesystem image of a type that crfs does not know")
     } else if !media_type.is_empty() && !is_layer.iter().any(|prefix| media_type.starts_with(prefix)) {
@@ -56,19 +61,25 @@ pub(super) const HEAD: usize = 1024 + 4;
 /// What a blob is by its first bytes, whatever its media type says: registries hold gzip that is called tar, and zstd that is called gzip. What
 /// is called a filesystem image is one, though of either kind; a tar may begin as one does.
 pub(super) fn format(layer: &Descriptor, head: &[u8]) -> Result<Format, String> {
-    if filesystem(layer).is_some() {
-        let is = |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|head| head.starts_with(magic));
-        return match (is(SQUASHFS), is(EROFS)) {
-            (true, _) => Ok(Format::Squashfs),
-            (_, true) => Ok(Format::Erofs),
-            _ => Err("called a filesystem image, but has neither an EROFS nor a squashfs superblock".to_owned()),
-        };
+    if let Some(format) = filesystem(layer) {
+        // Whether there is an image in a zstd stream shows when it is unpacked.
+        return if Packing::of(head) == Some(Packing::Zstd) { Ok(format) } else { of_image(head) };
     }
     match Packing::of(head) {
         Some(Packing::Gzip) => Ok(Format::TarGzip),
         Some(Packing::Zstd) => Ok(Format::TarZstd),
         Some(Packing::Other(by, _)) => Err(format!("a tar compressed with {by}")),
         None => Ok(Format::Tar),
+    }
+}
+
+/// Which filesystem image begins so.
+pub(super) fn of_image(head: &[u8]) -> Result<Format, String> {
+    let is = |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|head| head.starts_with(magic));
+    match (is(SQUASHFS), is(EROFS)) {
+        (true, _) => Ok(Format::Squashfs),
+        (_, true) => Ok(Format::Erofs),
+        _ => Err("called a filesystem image, but has neither an EROFS nor a squashfs superblock".to_owned()),
     }
 }
 
@@ -101,10 +112,12 @@ mod tests {
         }
         let tar = of("application/vnd.oci.image.layer.v1.tar");
         assert_eq!(super::format(&tar, &squashfs), Ok(Format::Tar), "a name");
-        for refused in ["application/vnd.erofs.layer.v1+zstd", "application/vnd.erofs+zstd", "application/vnd.erofs.v9"]
-        {
-            assert!(refuse(&of(refused)).unwrap_err().to_string().contains("an EROFS filesystem image"));
+        for packed in ["application/vnd.erofs.layer.v1+zstd", "application/vnd.erofs+zstd"].map(of) {
+            assert!(refuse(&packed).is_ok());
+            assert_eq!(super::format(&packed, &[0x28, 0xb5, 0x2f, 0xfd, 0]), Ok(Format::Erofs));
         }
+        assert!(refuse(&of("application/vnd.erofs.v9")).unwrap_err().to_string().contains("an EROFS filesystem image"));
+        assert!(refuse(&of("application/vnd.sylabs.image.layer.v1.squashfs+zstd")).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod acl;
 mod annotations;
 mod builder;
+mod chunk_index;
 mod entries;
 mod error;
 mod estargz;
@@ -23,18 +24,23 @@ mod tar;
 mod tar_split;
 pub(crate) mod time;
 mod toc;
+mod verity;
 mod xattrs;
 mod zstd_chunked;
 
 pub use annotations::podman_asks;
 pub use entries::{Child, Entries, Kind, Meta, NodeId, Time};
 pub use error::{Damaged, Error, Problem};
-pub(crate) use filesystem::make as make_of_filesystem;
+pub(crate) use filesystem::{Frames, make as make_of_filesystem, make_unpacked as make_of_unpacked_filesystem};
 pub use footer::{Footer, TocPosition};
 pub use holes::Holes;
 pub use soci::ZtocProblem;
 /// The largest TOC that is read, in bytes as the registry stores it.
 pub const MAX_TOC_STORED: u64 = limits::TOC_COMPRESSED;
+/// The annotation by which a layer's descriptor is told here which layer is its chunk index.
+pub(crate) const CHUNK_INDEX_LAYER: &str = chunk_index::LAYER;
+/// The largest chunk index that is read, in bytes.
+pub(crate) const MAX_CHUNK_INDEX: u64 = chunk_index::LARGEST;
 /// Bytes at its beginning that a layer is recognised by.
 pub(crate) const HEAD: usize = foreign::HEAD;
 /// Symlinks that one path may lead through.
@@ -43,6 +49,8 @@ pub(crate) const MAX_SYMLINKS: usize = limits::SYMLINKS;
 pub(crate) const MAX_UNIT_WINDOW: u64 = limits::UNIT_WINDOW;
 
 #[cfg(fuzzing)]
+pub use chunk_index::read_for_fuzzing as read_chunk_index_for_fuzzing;
+#[cfg(fuzzing)]
 pub use filesystem::fuzzing::read as read_filesystem_for_fuzzing;
 #[cfg(fuzzing)]
 pub use plain::fuzzing::{Unpacked, unpack as unpack_for_fuzzing};
@@ -50,15 +58,18 @@ pub(crate) use plain::{Event, Failed, Unpacker, make, split};
 pub use plain::{Made, Split};
 #[cfg(fuzzing)]
 pub use soci::read_for_fuzzing as read_ztoc_for_fuzzing;
+pub(crate) use stored::Chunks;
 #[cfg(test)]
 pub(crate) use stored::tests::of_small_files;
-pub use stored::{Check, CheckKind, Codec, Of, Piece, StoredIndex, Unit, Window};
+pub use stored::{Check, CheckKind, Chunk, Codec, Of, Packing, Piece, StoredIndex, Unit, Window};
 #[cfg(fuzzing)]
 pub use tar::read_for_fuzzing as read_tar_for_fuzzing;
 #[cfg(fuzzing)]
 pub use tar_split::carried::rewrite_for_fuzzing as rewrite_tar_split_for_fuzzing;
 pub use tar_split::{NoTarSplit, TarSplit};
 pub(crate) use tar_split::{Order as TarSplitOrder, carried as carried_tar_split};
+#[cfg(fuzzing)]
+pub use verity::read_for_fuzzing as read_hash_tree_for_fuzzing;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -263,6 +274,19 @@ pub fn open_ztoc(layer: &Descriptor, digest: Digest, bytes: &Bytes, memory: &Bud
 /// Where it is of no format that crfs reads.
 pub(crate) fn plain_format(layer: &Descriptor, head: &[u8]) -> Result<Format, Error> {
     foreign::format(layer, head).map_err(|what| Error::Foreign { layer: layer.digest, what })
+}
+
+/// Whether what begins so is a zstd stream.
+pub(crate) fn is_in_zstd(head: &[u8]) -> bool {
+    crate::blob::Packing::of(head) == Some(crate::blob::Packing::Zstd)
+}
+
+/// Which filesystem image begins so.
+///
+/// # Errors
+/// Where none does.
+pub(crate) fn format_of_image(layer: &Descriptor, head: &[u8]) -> Result<Format, Error> {
+    foreign::of_image(head).map_err(|what| Error::Foreign { layer: layer.digest, what })
 }
 
 /// What the header of an encoded index says of the layer.

@@ -4,17 +4,19 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
-use super::annotations::Named;
+use super::annotations::{Named, OfImage};
 use super::builder::Layer;
 use super::error::{Error, Problem, Rejected};
 use super::footer::{Footer, TocPosition};
 use super::parse::Payload;
+use super::plain::Failed;
 use super::source::{Blob, Stored};
-use super::stored::{self, Codec, Encoded};
+use super::stored::{self, Chunks, Codec, Encoded};
 use super::{
-    Admit, Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, estargz, foreign, zstd_chunked,
+    Admit, Descriptor, ExternalToc, Format, Found, Identity, Opened, Options, Trust, chunk_index, estargz, filesystem,
+    foreign, verity, zstd_chunked,
 };
-use crate::blob::{ByteRange, ByteSource, SourceError};
+use crate::blob::{ByteRange, ByteSource, Digest, SourceError};
 use crate::budget::{Budget, Charge, Place};
 
 /// How much of the blob is known to be right.
@@ -105,7 +107,7 @@ fn look(
     let opening = Opening { layer, blob: &blob, vouchers, memory, turn: RefCell::new((bytes, turn)) };
     // A filesystem image has no table of contents for us, whatever it ends with.
     if is_filesystem {
-        return opening.plain();
+        return opening.image(source, external);
     }
     let found = match position.map(Footer::ZstdChunked).or_else(|| Footer::find(blob.bytes())) {
         None => opening.plain(),
@@ -194,6 +196,85 @@ impl Opening<'_> {
         let parsed =
             zstd_chunked::layer(&stored, position, checksum, toc_digest, self.layer.digest, self.build(&stored))?;
         self.finish(Format::ZstdChunked, trust, identity, &stored, parsed)
+    }
+
+    /// A filesystem image, by what vouches for parts of it.
+    fn image(&self, source: &dyn ByteSource, external: ExternalToc<'_>) -> Result<Found, Error> {
+        let Some(named) = self.vouchers.named.image else { return self.plain() };
+        let (identity, known) = (Identity::Toc(named.digest()), self.known_whole());
+        let blob: &dyn ByteSource = known.as_ref().map_or(source, |known| known);
+        let (layer, mut charge) = (self.layer.digest, self.memory.build(self.layer.size));
+        let (chunks, len) = match named {
+            OfImage::ChunkIndex(place) => self.chunk_index(blob, place, external, &mut charge)?,
+            OfImage::Verity(place) => (self.verity(blob, &place, &mut charge)?, 0),
+        };
+        let vouchers = filesystem::Vouchers { identity, chunks, len };
+        let made = filesystem::make_vouched(layer, blob, vouchers, charge).map_err(|failed| match failed {
+            Failed::Layer(error) => error,
+            Failed::Stream(error) if filesystem::is_wrong_chunk(&error) => {
+                Error::Unvouched { layer, what: "image", problem: error.to_string() }
+            }
+            Failed::Stream(error) => {
+                let range = ByteRange { start: 0, end: self.layer.size };
+                Error::Read { layer, range, source: error.into() }
+            }
+        });
+        let (format, Encoded { bytes: encoded, charge }) = made?;
+        let (trust, identity) = (Trust::Manifest, Some(identity));
+        Ok(Found::Indexed(Opened { format, trust, identity, encoded, blob: known, charge }))
+    }
+
+    fn chunk_index(
+        &self,
+        blob: &dyn ByteSource,
+        place: chunk_index::Place,
+        external: ExternalToc<'_>,
+        charge: &mut Charge,
+    ) -> Result<(Chunks, u64), Error> {
+        let layer = self.layer.digest;
+        let unusable = |problem| Error::Unvouched { layer, what: "chunk index", problem };
+        // As it is, and its records.
+        let mut exceeded = None;
+        let mut room = |len: u64| {
+            if len > chunk_index::LARGEST {
+                return Err(format!("it has {len} bytes, more than the {} that crfs reads", chunk_index::LARGEST));
+            }
+            let bytes = len.saturating_mul(3);
+            charge.cover(bytes, bytes).map_err(|source| exceeded.insert(source).to_string())
+        };
+        let section = match place.range {
+            Some(range) => {
+                let read = || blob.read_at(range).map_err(|source| Error::Read { layer, range, source });
+                room(range.len()).map_err(unusable).and_then(|()| read())
+            }
+            None => external(self.layer, &mut |len| Ok(room(len)?)).map_err(|source| unusable(source.to_string())),
+        };
+        if let Some(source) = exceeded {
+            return Err(Error::Memory { layer, what: "its chunk index", source });
+        }
+        let section = section?;
+        let payload = chunk_index::payload(&section).map_err(unusable)?;
+        match Digest::of(payload) {
+            got if got == place.digest => {}
+            got => return Err(unusable(format!("it has the digest {got}, but the manifest names {}", place.digest))),
+        }
+        let end = place.range.map_or(self.layer.size, |range| range.start);
+        Ok((chunk_index::chunks(payload, end).map_err(unusable)?, section.len() as u64))
+    }
+
+    fn verity(&self, blob: &dyn ByteSource, place: &verity::Place, charge: &mut Charge) -> Result<Chunks, Error> {
+        let layer = self.layer.digest;
+        let mut exceeded = None;
+        let chunks = verity::chunks(blob, place, &mut |bytes| {
+            charge.cover(bytes, bytes).map_err(|source| exceeded.insert(source).to_string())
+        });
+        if let Some(source) = exceeded {
+            return Err(Error::Memory { layer, what: "its hash tree", source });
+        }
+        chunks.map_err(|bad| match bad {
+            verity::Bad::Read(range, source) => Error::Read { layer, range, source },
+            verity::Bad::Tree(problem) => Error::Unvouched { layer, what: "dm-verity tree", problem },
+        })
     }
 
     /// A layer without a TOC.

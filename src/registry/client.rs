@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::archive::Archive;
 use super::blob::Blob;
+use super::chunk_index;
 use super::config;
 use super::disk::{Archives, Unpacking};
 use super::grammar::Reference;
@@ -323,6 +324,7 @@ impl Client {
             if let Some(found) = search.look(parse(&what, &document.bytes)?)? {
                 let Manifest { layers, config, annotations, .. } = found;
                 let (layers, config) = self.blobs(source, layers, config).await?;
+                let layers = chunk_index::with_layers(layers);
                 let (name, digest, manifest) = (image.name(), document.digest, document.bytes);
                 let (platform, layer_count) = (search.platform, layers.len());
                 return Ok(Image { name, digest, manifest, platform, layers, layer_count, config, annotations });
@@ -400,7 +402,7 @@ impl Client {
 impl Layer {
     pub(super) fn new(blob: Blob, layer: LayerDescriptor) -> Self {
         let LayerDescriptor { digest, size, media_type, annotations } = layer;
-        Self { digest, size, media_type, annotations, blob }
+        Self { digest, size, media_type, annotations, blob, chunk_index: None }
     }
 }
 

@@ -17,6 +17,7 @@ mod ask;
 mod auth;
 mod blame;
 mod blob;
+mod chunk_index;
 mod client;
 mod clock;
 mod config;
@@ -137,6 +138,8 @@ pub struct Layer {
     pub media_type: String,
     pub annotations: BTreeMap<String, String>,
     pub blob: Blob,
+    /// The digests of its parts, where the manifest has them as a layer of their own.
+    pub chunk_index: Option<Box<Layer>>,
 }
 
 /// Whether caches on the way may answer.

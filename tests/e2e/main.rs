@@ -64,5 +64,6 @@ mod support;
 mod surroundings;
 #[path = "../it/tls_front.rs"]
 mod tls_front;
+mod vouched;
 mod writers;
 mod wrong_uses;

@@ -14,6 +14,11 @@ pub(super) enum How {
     Lz4,
     Xz,
     Zstd,
+    /// The same behind zeros that fill a block.
+    PaddedLz4,
+    PaddedDeflate,
+    PaddedZstd,
+    MicroLzma,
 }
 
 impl How {
@@ -25,19 +30,53 @@ impl How {
             Self::Lz4 => Codec::Lz4 { unpacked },
             Self::Xz => Codec::Xz,
             Self::Zstd => Codec::Zstd,
+            Self::PaddedLz4 => Codec::PaddedLz4 { unpacked },
+            Self::PaddedDeflate => Codec::PaddedInflate,
+            Self::PaddedZstd => Codec::PaddedZstd,
+            Self::MicroLzma => Codec::MicroLzma,
         }
+    }
+
+    /// The same behind zeros; only EROFS has such.
+    pub(super) const fn padded(self) -> Self {
+        match self {
+            Self::Lz4 => Self::PaddedLz4,
+            Self::Deflate => Self::PaddedDeflate,
+            Self::Zstd => Self::PaddedZstd,
+            other => other,
+        }
+    }
+
+    /// What is packed, and how, once the zeros before it are gone.
+    fn bare(self, packed: &[u8]) -> (Self, &[u8]) {
+        let bare = match self {
+            Self::PaddedLz4 => Self::Lz4,
+            Self::PaddedDeflate => Self::Deflate,
+            Self::PaddedZstd => Self::Zstd,
+            Self::MicroLzma => Self::MicroLzma,
+            other => return (other, packed),
+        };
+        let zeros = packed.iter().take_while(|byte| **byte == 0).count();
+        (bare, packed.get(zeros..).unwrap_or_default())
     }
 }
 
 /// All bytes of a block, of which there are `needed` at least and `most` at most.
 pub(super) fn unpack(how: How, packed: &[u8], needed: u64, most: u64) -> io::Result<Vec<u8>> {
+    let (how, packed) = how.bare(packed);
     let bytes = match how {
         How::Zlib => all(flate2::bufread::ZlibDecoder::new(packed), most),
-        How::Deflate => all(flate2::bufread::DeflateDecoder::new(packed), most),
+        How::Deflate | How::PaddedDeflate => all(flate2::bufread::DeflateDecoder::new(packed), most),
         How::Xz => all(xz::Decoder::new(packed)?, most),
+        // It does not say where it ends.
+        How::MicroLzma => all(xz::MicroLzma::new(packed)?, needed),
         // A block mostly has what is needed of it and no more.
-        How::Lz4 => lz4(packed, needed).or_else(|error| if most > needed { lz4(packed, most) } else { Err(error) }),
-        How::Zstd => zstd(packed, needed).or_else(|error| if most > needed { zstd(packed, most) } else { Err(error) }),
+        How::Lz4 | How::PaddedLz4 => {
+            lz4(packed, needed).or_else(|error| if most > needed { lz4(packed, most) } else { Err(error) })
+        }
+        How::Zstd | How::PaddedZstd => {
+            zstd(packed, needed).or_else(|error| if most > needed { zstd(packed, most) } else { Err(error) })
+        }
     }?;
     if (bytes.len() as u64) < needed { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
 }

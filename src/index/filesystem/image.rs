@@ -38,19 +38,25 @@ pub(super) struct Image<'a> {
     meter: RefCell<Meter>,
     /// How often something may still be looked at.
     looks: Cell<u64>,
+    /// Only its metadata is read.
+    is_lazy: bool,
 }
 
 impl<'a> Image<'a> {
     /// Of what it unpacks to so much is read as `meter` says that its bytes are worth.
-    pub(super) fn new(source: &'a dyn ByteSource, mut meter: Meter) -> Self {
+    pub(super) fn new(source: &'a dyn ByteSource, mut meter: Meter, is_lazy: bool) -> Self {
         meter.packed(usize::try_from(source.size()).unwrap_or(usize::MAX));
         let (parts, last) = (RefCell::new([const { None }; PARTS]), RefCell::new(None));
         let looks = Cell::new(source.size().saturating_add(LOOKS));
-        Self { source, parts, last, meter: RefCell::new(meter), looks }
+        Self { source, parts, last, meter: RefCell::new(meter), looks, is_lazy }
     }
 
     pub(super) fn size(&self) -> u64 {
         self.source.size()
+    }
+
+    pub(super) const fn is_lazy(&self) -> bool {
+        self.is_lazy
     }
 
     /// All that was read counts.

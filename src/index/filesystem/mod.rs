@@ -14,6 +14,7 @@ mod erofs;
 mod image;
 mod squashfs;
 mod tree;
+mod vouched;
 
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -24,16 +25,17 @@ use std::io;
 
 use self::contents::{Contents, Extent};
 use self::image::Image;
-use super::builder::Builder;
+use self::vouched::{Vouched, WrongChunk};
+use super::builder::{Builder, Layer};
 use super::error::{Problem, Rejected};
 use super::plain::{Failed, Keep, Made};
-use super::stored::{self, Codec, Encoded};
+use super::stored::{self, Chunks, Codec, Encoded};
 use super::tar_split::NoTarSplit;
 use super::xattrs::Xattr;
 use super::{Format, Identity, Time};
-use crate::blob::{ByteSource, Digest};
+use crate::blob::{ByteRange, ByteSource, Digest};
 use crate::budget::Charge;
-use crate::sys::expansion::Meter;
+use crate::sys::expansion::{Allowance, Meter};
 
 /// Why an image gives no index.
 #[derive(Debug)]
@@ -178,18 +180,87 @@ pub(crate) fn make(
     meter: Meter,
     charge: Charge,
 ) -> Result<Made, Failed> {
-    let image = Image::new(source, meter);
+    let frames = Frames { diff_id: blob, chunks: Chunks::default() };
+    make_unpacked(blob, (format, frames), source, keep, meter, charge)
+}
+
+/// What a blob was unpacked from to be an image: all of it, with its digest, and which parts come from where.
+pub(crate) struct Frames {
+    pub(crate) diff_id: Digest,
+    pub(crate) chunks: Chunks,
+}
+
+/// The same of an image that the blob has in zstd frames, and that is unpacked in `source`.
+pub(crate) fn make_unpacked(
+    blob: Digest,
+    (format, frames): (Format, Frames),
+    source: &dyn ByteSource,
+    keep: Keep<'_>,
+    meter: Meter,
+    charge: Charge,
+) -> Result<Made, Failed> {
+    let Frames { diff_id, chunks } = frames;
+    let mut layer = read(format, source, Some(keep), (meter, &charge)).map_err(|bad| bad.at(blob))?;
+    layer.tables.within(chunks);
+    let encoded = stored::encode(blob, Some(Identity::Own), format, 0, Some(diff_id), layer);
+    let Encoded { bytes: encoded, charge } = encoded.map_err(Failed::Layer)?;
+    Ok(Made { diff_id, encoded, split: Some(Err(NoTarSplit::Filesystem)), charge })
+}
+
+/// Who vouches for an image, and what all of its chunks are.
+pub(super) struct Vouchers {
+    pub(super) identity: Identity,
+    pub(super) chunks: Chunks,
+    /// Bytes that they were read from.
+    pub(super) len: u64,
+}
+
+/// Reads the metadata of an image of which `source` has the blob, by the chunks that the manifest vouches for. Nothing of its contents is read.
+pub(super) fn make_vouched(
+    blob: Digest,
+    source: &dyn ByteSource,
+    vouchers: Vouchers,
+    charge: Charge,
+) -> Result<(Format, Encoded), Failed> {
+    let Vouchers { identity, chunks, len } = vouchers;
+    let image = Vouched::new(source, &chunks);
+    let head = image.read_at(ByteRange { start: 0, end: image.size().min(super::HEAD as u64) });
+    let head = head.map_err(|error| Failed::Stream(io::Error::other(error)))?;
+    let format = super::foreign::of_image(&head);
+    let format = format.map_err(|what| Failed::Layer(super::Error::Foreign { layer: blob, what }))?;
+    let layer = read(format, &image, None, (Meter::new(&Allowance::default()), &charge));
+    let mut layer = layer.map_err(|bad| bad.at(blob))?;
+    layer.tables.within(chunks);
+    let encoded = stored::encode(blob, Some(identity), format, len, None, layer).map_err(Failed::Layer)?;
+    Ok((format, encoded))
+}
+
+/// Whether chunks were read that do not have their digests.
+pub(super) fn is_wrong_chunk(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<WrongChunk>())
+}
+
+fn read(
+    format: Format,
+    source: &dyn ByteSource,
+    keep: Option<Keep<'_>>,
+    (meter, charge): (Meter, &Charge),
+) -> Result<Layer, Bad> {
+    let image = Image::new(source, meter, keep.is_none());
+    #[expect(clippy::needless_match, reason = "it becomes one for as long as the image is there")]
+    let keep: Option<Keep<'_>> = match keep {
+        Some(keep) => Some(keep),
+        None => None,
+    };
     let builder = Builder::new(Codec::Stored, 0).charged(charge.beside());
     let contents = Contents::new(&image, keep, charge.beside_windows(0));
     let read = match format {
-        Format::Squashfs => squashfs::Squashfs::open(&image, &charge)
+        Format::Squashfs => squashfs::Squashfs::open(&image, charge)
             .and_then(|layout| tree::read(&layout, builder, contents, charge.beside())),
-        _ => erofs::Erofs::open(&image, &charge)
+        _ => erofs::Erofs::open(&image, charge)
             .and_then(|layout| tree::read(&layout, builder, contents, charge.beside())),
     };
-    let layer = read.map_err(|bad| bad.at(blob))?;
+    let layer = read?;
     image.finish();
-    let encoded = stored::encode(blob, Some(Identity::Own), format, 0, Some(blob), layer);
-    let Encoded { bytes: encoded, charge } = encoded.map_err(Failed::Layer)?;
-    Ok(Made { diff_id: blob, encoded, split: Some(Err(NoTarSplit::Filesystem)), charge })
+    Ok(layer)
 }

@@ -7,9 +7,10 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::super::plain::Failed;
-use super::make;
-use crate::blob::Digest;
+use super::{Vouchers, make, make_vouched};
+use crate::blob::{ByteRange, Digest};
 use crate::budget::Budget;
+use crate::index::stored::chunks::{Chunk, Chunks, Packing};
 use crate::index::{Child, Entries, Error, Format, Identity, Kind, LayerKey, NodeId, StoredIndex};
 use crate::sys::expansion::{Allowance, Meter};
 
@@ -116,6 +117,82 @@ fn all_images_of_a_tree_come_to_that_tree() {
             continue;
         }
         assert!(got == wanted, "{name}:\n{got}");
+    }
+}
+
+/// The same index, but for what is known of contents, by metadata alone: with digests of the parts of an image.
+fn read_vouched(image: &[u8], part: usize, budget: &Budget) -> Result<StoredIndex, Error> {
+    let (image, blob) = (Bytes::copy_from_slice(image), Digest::of(image));
+    let mut chunks = Chunks::new(Packing::Stored);
+    for (number, bytes) in image.chunks(part).enumerate() {
+        let range = ByteRange::at((number * part) as u64, bytes.len() as u64).unwrap();
+        chunks.add(&Chunk { image: range, blob: range, digest: Digest::of(bytes) }).unwrap();
+    }
+    let identity = Identity::Toc(Digest::of(b"index"));
+    let made = make_vouched(blob, &image, Vouchers { identity, chunks, len: 9 }, budget.charge(image.len() as u64));
+    let (_, encoded) = made.map_err(|failed| match failed {
+        Failed::Layer(error) => error,
+        Failed::Stream(source) => Error::Undecodable { layer: blob, source },
+    })?;
+    Ok(StoredIndex::open(std::sync::Arc::new(encoded.bytes), &blob, Some(&LayerKey { blob, identity })).unwrap())
+}
+
+#[test]
+fn metadata_alone_makes_the_same_tree() {
+    for (name, image) in images() {
+        let whole = read(format(&name), &image, &Budget::UNLIMITED).unwrap();
+        let vouched =
+            read_vouched(&image, 16 << 10, &Budget::UNLIMITED).unwrap_or_else(|error| panic!("{name}: {error}"));
+        vouched.verify().unwrap();
+        let entries = vouched.entries().unwrap();
+        let names = |entries: &Entries| {
+            let (mut names, mut todo) = (Vec::new(), vec![Entries::ROOT]);
+            while let Some(dir) = todo.pop() {
+                for (name, child) in entries.children(dir) {
+                    let kind =
+                        if let Child::Node(node) = child { format!("{:?}", entries.kind(node)) } else { String::new() };
+                    names.push((name.to_vec(), kind));
+                    todo.extend(match child {
+                        Child::Node(node) if matches!(entries.kind(node), Kind::Dir { .. }) => Some(node),
+                        _ => None,
+                    });
+                }
+            }
+            names
+        };
+        assert!(names(&entries) == names(&whole.entries), "{name}");
+        assert_eq!(vouched.summary().layer_file_len, whole.index.summary().layer_file_len, "{name}");
+        let last = vouched.chunks() - 1;
+        assert_eq!(vouched.chunk(last).unwrap().image.end, image.len() as u64);
+        assert_eq!(vouched.chunks_over(ByteRange { start: 20_000, end: 20_001 }).unwrap(), 1..2);
+        assert!(vouched.keeps_sums() && vouched.packing() == Some(&Packing::Stored));
+    }
+}
+
+/// The same of images whose writer vouches for damage.
+#[test]
+fn damaged_images_that_are_vouched_for_are_refused_or_read() {
+    let images = images();
+    for wanted in [Format::Erofs, Format::Squashfs] {
+        let images: Vec<_> = images.iter().filter(|(name, _)| format(name) == wanted).collect();
+        let (mut refused, mut slowest) = (0, (0, 0));
+        for seed in 0..5000_u64 {
+            let (name, image) = images[seed as usize % images.len()];
+            let image = damaged(image, seed);
+            let budget = Budget::of_process().of_image(crate::budget::DEFAULT_LIMIT);
+            let start = Instant::now();
+            match read_vouched(&image, 4096, &budget) {
+                Err(error) => {
+                    refused += 1;
+                    let message = crate::errors::chain(&error).to_string();
+                    assert_eq!(message.lines().count(), 1, "{name} {seed}: {message}");
+                }
+                Ok(index) => index.verify().unwrap(),
+            }
+            slowest = slowest.max((start.elapsed().as_millis(), seed));
+        }
+        assert!(refused > 200, "{refused}");
+        println!("{wanted}: {refused} of 5000 refused; the slowest took {} ms (seed {})", slowest.0, slowest.1);
     }
 }
 

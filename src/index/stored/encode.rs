@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::chunks::{Chunk, Chunks};
 use super::entries;
 use super::header::{self, Header, Section};
 use super::room::Room;
@@ -71,13 +72,19 @@ fn assemble(
     tables: Tables,
 ) -> std::io::Result<Bytes> {
     let sections = Sections::of(compressed, &tables);
-    let Sections { digests, entries, units, pieces, checks, windows } = sections;
-    let Tables { units: unit_table, pieces: piece_table, checks: check_table, windows: window_table } = tables;
+    let Sections { digests, entries, units, pieces, checks, windows, chunks } = sections;
+    let Tables { units: unit_table, pieces: piece_table, checks: check_table, windows: window_table, chunks: parts } =
+        tables;
+    let Chunks { packing, records: chunk_table } = parts;
     let mut blocks = Blocks::default();
     // Each table is dropped when it was packed: together they are most of the memory. Nothing is looked up in the windows.
-    for (table, key) in
-        [(unit_table, Unit::KEY), (piece_table, Piece::KEY), (check_table, Check::KEY), (window_table, 0)]
-    {
+    for (table, key) in [
+        (unit_table, Unit::KEY),
+        (piece_table, Piece::KEY),
+        (check_table, Check::KEY),
+        (window_table, 0),
+        (chunk_table, Chunk::KEY),
+    ] {
         table.chunks(BLOCK).try_for_each(|block| blocks.add(block, key))?;
     }
     let (digests_digest, entries_digest) = (Digest::of(&blocks.digests), Digest::of(compressed));
@@ -93,6 +100,8 @@ fn assemble(
         digests_digest,
         entries_digest,
         windows,
+        chunks,
+        packing,
     };
     Ok([&header.put()[..], &blocks.digests, compressed, &blocks.packed].concat().into())
 }
@@ -124,6 +133,7 @@ struct Sections {
     pieces: Section,
     checks: Section,
     windows: Section,
+    chunks: Section,
 }
 
 impl Sections {
@@ -134,9 +144,11 @@ impl Sections {
         pieces.start = units.start + units.padded();
         checks.start = pieces.start + pieces.padded();
         windows.start = checks.start + checks.padded();
-        let blocks = (windows.start + windows.padded()) / BLOCK as u64;
+        let mut chunks = len(&tables.chunks.records);
+        chunks.start = windows.start + windows.padded();
+        let blocks = (chunks.start + chunks.padded()) / BLOCK as u64;
         let digests = Section { start: header::LEN as u64, len: blocks * BLOCK_DIGEST as u64 };
         let entries = Section { start: digests.start + digests.len, ..entries };
-        Self { digests, entries, units, pieces, checks, windows }
+        Self { digests, entries, units, pieces, checks, windows, chunks }
     }
 }

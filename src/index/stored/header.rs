@@ -13,11 +13,16 @@
 //! 256  sha256 of the entries        32
 //! 288  section: u64 start, u64 bytes     windows, likewise
 //! 304  sha256 of the tar stream     32   where it is known, else zeros
-//! 336  zeros
+//! 336  section: u64 start, u64 bytes     chunks, likewise; none in version 4
+//! 352  u64 how they are packed           0 none, 1 stored, 2 zstd, 3 verity, 4 zstd without digests; of verity, above: u8 bits of a block, u8 length of the salt, u8 whether chunks are of several
+//! 360  salt                         64
+//! 424  zeros
 //! 480  sha256 of all of the above   32
 //! ```
 
-use super::tables::{BLOCK, BLOCK_DIGEST, Check, Piece, Record, Unit, range_at, u64_at};
+use super::chunks::{Chunk, LONGEST_SALT, Packing};
+use super::record::range_at;
+use super::tables::{BLOCK, BLOCK_DIGEST, Check, Piece, Record, Unit, u64_at};
 use crate::blob::{ByteRange, Digest};
 use crate::index::{Format, Identity, Summary, limits};
 
@@ -27,6 +32,9 @@ const MAGIC: &[u8; 16] = b"crfs index\n\0\0\0\0\0";
 
 /// Raised whenever the same bytes come to mean something else; an index of another version is made again.
 const VERSION: u64 = 4;
+
+/// Of an index that has chunks: who does not know them would take places in the image for places in the blob.
+const WITH_CHUNKS: u64 = 5;
 
 /// Where a part of the encoded index lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +67,8 @@ pub(super) struct Header {
     pub(super) digests_digest: Digest,
     pub(super) entries_digest: Digest,
     pub(super) windows: Section,
+    pub(super) chunks: Section,
+    pub(super) packing: Option<Packing>,
 }
 
 impl Header {
@@ -75,7 +85,8 @@ impl Header {
         let words =
             |out: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
         out.extend_from_slice(MAGIC);
-        words(&mut out, &[VERSION, format_number(summary.format)]);
+        let version = if self.packing.is_some() { WITH_CHUNKS } else { VERSION };
+        words(&mut out, &[version, format_number(summary.format)]);
         out.extend_from_slice(self.blob.as_bytes());
         words(&mut out, &[identity]);
         out.extend_from_slice(&identity_digest);
@@ -87,6 +98,11 @@ impl Header {
         out.extend_from_slice(self.entries_digest.as_bytes());
         words(&mut out, &[self.windows.start, self.windows.len]);
         out.extend_from_slice(&summary.diff_id.map_or([0; 32], |digest| *digest.as_bytes()));
+        if let Some(packing) = &self.packing {
+            let (kind, salt) = packing_word(packing);
+            words(&mut out, &[self.chunks.start, self.chunks.len, kind]);
+            out.extend_from_slice(salt);
+        }
         out.resize(SUMMED, 0);
         let sum = Digest::of(&out);
         out.extend_from_slice(sum.as_bytes());
@@ -100,7 +116,7 @@ impl Header {
         if !bytes.starts_with(MAGIC) {
             return Err("it is no index");
         }
-        if u64_at(bytes, 16) != Some(VERSION) {
+        if !u64_at(bytes, 16).is_some_and(|version| [VERSION, WITH_CHUNKS].contains(&version)) {
             return Err("it is of another version");
         }
         let summed = bytes.get(..SUMMED).map(Digest::of);
@@ -143,14 +159,16 @@ impl Header {
             digests_digest: digest_at(bytes, 224)?,
             entries_digest: digest_at(bytes, 256)?,
             windows: section(288)?,
+            chunks: section(336)?,
+            packing: packing_of(bytes)?,
         })
     }
 
     /// Whether the sections lie one behind the other, as they are written, up to the end.
     fn is_sound(&self, size: u64) -> bool {
-        let Self { digests, entries, units, pieces, checks, windows, .. } = self;
+        let Self { digests, entries, units, pieces, checks, windows, chunks, .. } = self;
         let limit = limits::OFFSET / 8;
-        let small = [digests, entries, units, pieces, checks, windows]
+        let small = [digests, entries, units, pieces, checks, windows, chunks]
             .iter()
             .all(|section| section.start <= limit && section.len <= limit);
         small
@@ -161,9 +179,41 @@ impl Header {
             && pieces.start == units.start + units.padded()
             && checks.start == pieces.start + pieces.padded()
             && windows.start == checks.start + checks.padded()
-            && digests.len == (windows.start + windows.padded()) / BLOCK as u64 * BLOCK_DIGEST as u64
+            && (chunks.start == windows.start + windows.padded() || (self.packing.is_none() && chunks.start == 0))
+            && (chunks.len > 0) == self.packing.is_some()
+            && records::<Chunk>(*chunks).is_some()
+            && digests.len == (windows.start + windows.padded() + chunks.padded()) / BLOCK as u64 * BLOCK_DIGEST as u64
             && records::<Piece>(*pieces).is_some()
     }
+}
+
+/// How chunks are packed, as a number, and the salt.
+fn packing_word(packing: &Packing) -> (u64, &[u8]) {
+    match packing {
+        Packing::Stored => (1, &[]),
+        Packing::Zstd => (2, &[]),
+        Packing::Frames => (4, &[]),
+        Packing::Verity { bits, several, salt } => {
+            (3 | u64::from(*bits) << 8 | (salt.len() as u64) << 16 | u64::from(*several) << 24, salt)
+        }
+    }
+}
+
+/// `None` where it is nothing that there is.
+fn packing_of(bytes: &[u8]) -> Option<Option<Packing>> {
+    let word = u64_at(bytes, 352)?;
+    Some(match word & 0xff {
+        0 if word == 0 => None,
+        1 if word == 1 => Some(Packing::Stored),
+        2 if word == 2 => Some(Packing::Zstd),
+        4 if word == 4 => Some(Packing::Frames),
+        3 => {
+            let (bits, len, several) = ((word >> 8 & 0xff) as u8, (word >> 16 & 0xff) as usize, word >> 24);
+            let salt = bytes.get(360..)?.get(..len).filter(|salt| salt.len() <= LONGEST_SALT && bits < 32)?;
+            (several < 2).then(|| Packing::Verity { bits, several: several == 1, salt: salt.to_vec() })
+        }
+        _ => return None,
+    })
 }
 
 fn records<R: Record>(table: Section) -> Option<u32> {

@@ -4,7 +4,7 @@
 //! 0         header (512 bytes), see header.rs: key, summary, where the sections are, and the root digests over them
 //! 512       block digests: of each block of the tables its sha256, where the range of its first record starts, and where it ends
 //!           entries: the tree, zstd-compressed, see entries.rs
-//! tables    units | pieces | checks | windows    in blocks of 64 KiB (the last of each table shorter), each packed by zstd, see tables.rs
+//! tables    units | pieces | checks | windows | chunks    in blocks of 64 KiB (the last of each table shorter), each packed by zstd, see tables.rs
 //! ```
 //!
 //! Each part is checked when it is used: the header and the block digests when the index is opened, the entries when they are decoded, a
@@ -12,9 +12,11 @@
 //! The same TOC gives the same bytes. Numbers are little endian.
 
 mod blocks;
+pub(crate) mod chunks;
 mod encode;
 mod entries;
 mod header;
+mod record;
 mod room;
 mod tables;
 
@@ -26,6 +28,8 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use self::blocks::Blocks;
+pub(crate) use self::chunks::Chunks;
+pub use self::chunks::{Chunk, Packing};
 pub(crate) use self::encode::{Encoded, encode};
 use self::entries::Undecoded;
 use self::header::{Header, Section};
@@ -110,6 +114,40 @@ impl StoredIndex {
         matches!(self.header.identity, Some(Identity::Ztoc(_)))
     }
 
+    /// Whether some of its checks have no digest of what fills them, so that one is kept of what was stored.
+    #[must_use]
+    pub const fn keeps_sums(&self) -> bool {
+        match &self.header.packing {
+            Some(packing) => packing.has_digests(),
+            None => self.has_spans(),
+        }
+    }
+
+    /// How the chunks are packed that the places of units are in. `None`: units are in the blob itself.
+    #[must_use]
+    pub const fn packing(&self) -> Option<&Packing> {
+        self.header.packing.as_ref()
+    }
+
+    #[must_use]
+    pub const fn chunks(&self) -> u32 {
+        (self.header.chunks.len / Chunk::LEN as u64) as u32
+    }
+
+    /// # Errors
+    /// Where there is no such chunk, or the table is damaged.
+    pub fn chunk(&self, chunk: u32) -> Result<Chunk, Damaged> {
+        self.record(self.header.chunks, chunk)
+    }
+
+    /// The chunks that have bytes of a range of the image.
+    ///
+    /// # Errors
+    /// Where the table is damaged.
+    pub fn chunks_over(&self, image: ByteRange) -> Result<Range<u32>, Damaged> {
+        self.overlapping(self.header.chunks, image, |chunk: &Chunk| chunk.image)
+    }
+
     /// Reads all of it once, so that damage on disk shows while the index can still be made again.
     ///
     /// # Errors
@@ -164,7 +202,9 @@ impl StoredIndex {
 
     /// Bytes in the registry of what the index was made of: of the TOC, or of the layer up to the end of its last file.
     fn stored(&self) -> Result<u64, Damaged> {
-        let Summary { toc_len, units, .. } = self.header.summary;
+        let Summary { toc_len, units, format, .. } = self.header.summary;
+        // What vouches for a filesystem image says nothing of its names.
+        let toc_len = if format.is_filesystem() { 0 } else { toc_len };
         match (toc_len, units.checked_sub(1)) {
             (0, Some(last)) => Ok(self.unit(last)?.compressed.end),
             (0, None) => Ok(self.header.entries.len),
@@ -237,6 +277,14 @@ impl StoredIndex {
     /// # Errors
     /// Where the table is damaged.
     pub fn has_huge_unit(&self) -> Result<bool, Damaged> {
+        if self.packing().is_some_and(|packing| !packing.has_digests()) {
+            for chunk in 0..self.chunks() {
+                let Chunk { image, blob, .. } = self.chunk(chunk)?;
+                if blob.len() > limits::HUGE_UNIT || image.len() > limits::HUGE_DECODED {
+                    return Ok(true);
+                }
+            }
+        }
         if !self.is_cut_by_us() {
             return Ok(false);
         }

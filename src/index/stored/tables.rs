@@ -3,12 +3,13 @@
 //! ```text
 //! unit    32   u64 start, u64 end of the compressed range; u32 first piece, u32 past the last; u8 codec, u8 bits, 6 bytes window
 //! piece   32   u64 in the decoded unit; u64 start, u64 end in the layer file; u32 unit, 4 zeros
-//! check   64   u64 start, u64 end in the layer file; u8 kind (0 digest, 1 hole, 2 span), 15 zeros; 32 bytes digest
+//! check   64   u64 start, u64 end in the layer file; u8 kind (0 digest, 1 hole, 2 span, 3 vouched for), 15 zeros; 32 bytes digest
+//! chunk   64   see chunks.rs
 //! ```
 //!
 //! Codecs: 1 gzip, 2 zstd, 3 stored, 4 deflate, which alone has bits and a window: one more than its place in the windows, or 0. There it is
 //! a u32 length and so many bytes of zstd. Of filesystem images: 5 zlib, 6 deflate alone, 7 lz4, with a u32 of what it unpacks to in place of
-//! the window, 8 xz.
+//! the window, 8 xz; 9 lz4, 10 deflate alone, 11 zstd and 12 MicroLZMA, with zeros before them.
 //!
 //! Little endian. The lengths divide [`BLOCK`], so that no record lies in two blocks. Each block is packed by zstd.
 
@@ -17,6 +18,9 @@ use std::sync::{Mutex, PoisonError};
 
 use zstd::bulk::Decompressor;
 
+use super::chunks::Chunks;
+pub(super) use super::record::{Record, u32_at, u64_at};
+use super::record::{put_range, range_at};
 use crate::blob::{ByteRange, Digest};
 
 /// What the tables are verified and kept in memory by.
@@ -63,15 +67,28 @@ pub enum Codec {
     Stored,
     /// Deflate blocks (RFC 1951), which start with the upper `bits` bits of the first byte, or with all of it where that is 0; behind the
     /// last one the trailer, and further gzip members.
-    Deflate { bits: u8, window: Option<Window> },
+    Deflate {
+        bits: u8,
+        window: Option<Window>,
+    },
     /// A zlib stream (RFC 1950).
     Zlib,
     /// A deflate stream (RFC 1951) with nothing around it.
     Inflate,
     /// An lz4 block, which unpacks to so many bytes.
-    Lz4 { unpacked: u32 },
+    Lz4 {
+        unpacked: u32,
+    },
     /// An .xz stream.
     Xz,
+    /// The same with zeros before what is packed, as EROFS fills a block.
+    PaddedLz4 {
+        unpacked: u32,
+    },
+    PaddedInflate,
+    PaddedZstd,
+    /// MicroLZMA, behind zeros.
+    MicroLzma,
 }
 
 /// Where the index has the window of a unit: the output before it that its blocks may refer to.
@@ -88,6 +105,10 @@ impl Codec {
             Self::Inflate => 6,
             Self::Lz4 { unpacked } => 7 | u64::from(unpacked) << 16,
             Self::Xz => 8,
+            Self::PaddedLz4 { unpacked } => 9 | u64::from(unpacked) << 16,
+            Self::PaddedInflate => 10,
+            Self::PaddedZstd => 11,
+            Self::MicroLzma => 12,
             Self::Deflate { bits, window } => 4 | u64::from(bits) << 8 | window.map_or(0, |Window(at)| at + 1) << 16,
         }
     }
@@ -103,6 +124,10 @@ impl Codec {
             6 if word == 6 => Self::Inflate,
             7 if bits == 0 => Self::Lz4 { unpacked: u32::try_from(word >> 16).ok()? },
             8 if word == 8 => Self::Xz,
+            9 if bits == 0 => Self::PaddedLz4 { unpacked: u32::try_from(word >> 16).ok()? },
+            10 if word == 10 => Self::PaddedInflate,
+            11 if word == 11 => Self::PaddedZstd,
+            12 if word == 12 => Self::MicroLzma,
             _ => return None,
         })
     }
@@ -146,6 +171,8 @@ pub enum CheckKind {
     Digest(Digest),
     /// Of the compressed bytes of the unit that fills the range, and nothing else: a zTOC has no other digests.
     Span(Digest),
+    /// Of nothing: what fills it comes out of chunks that are verified before they are unpacked (chunks.rs).
+    Vouched,
     /// Zeros by the TOC's word: nothing to fetch.
     Hole,
 }
@@ -155,6 +182,8 @@ pub enum CheckKind {
 pub enum Of {
     Contents,
     Span,
+    /// What comes was verified before.
+    Chunks,
 }
 
 impl CheckKind {
@@ -164,21 +193,10 @@ impl CheckKind {
         match self {
             Self::Digest(digest) => Some((*digest, Of::Contents)),
             Self::Span(digest) => Some((*digest, Of::Span)),
+            Self::Vouched => Some((Digest::from_bytes([0; 32]), Of::Chunks)),
             Self::Hole => None,
         }
     }
-}
-
-/// A record of a table.
-pub(super) trait Record: Sized {
-    const LEN: usize;
-    /// Where in the record the start is of the range that it is looked up by.
-    const KEY: usize;
-
-    fn put(&self, out: &mut Vec<u8>);
-
-    /// `None` where it is none that [`put`](Self::put) makes.
-    fn get(bytes: &[u8]) -> Option<Self>;
 }
 
 impl Record for Unit {
@@ -224,6 +242,7 @@ impl Record for Check {
             CheckKind::Digest(digest) => (0, *digest.as_bytes()),
             CheckKind::Hole => (1, [0; 32]),
             CheckKind::Span(digest) => (2, *digest.as_bytes()),
+            CheckKind::Vouched => (3, [0; 32]),
         };
         out.extend_from_slice(&u128::to_le_bytes(kind));
         out.extend_from_slice(&digest);
@@ -234,27 +253,11 @@ impl Record for Check {
             0 => CheckKind::Digest(Digest::from_bytes(*bytes.get(32..)?.first_chunk()?)),
             2 => CheckKind::Span(Digest::from_bytes(*bytes.get(32..)?.first_chunk()?)),
             1 => CheckKind::Hole,
+            3 => CheckKind::Vouched,
             _ => return None,
         };
         Some(Self { range: range_at(bytes, 0)?, kind })
     }
-}
-
-fn put_range(range: ByteRange, out: &mut Vec<u8>) {
-    out.extend_from_slice(&range.start.to_le_bytes());
-    out.extend_from_slice(&range.end.to_le_bytes());
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
-}
-
-pub(super) fn range_at(bytes: &[u8], at: usize) -> Option<ByteRange> {
-    ByteRange::new(u64_at(bytes, at)?, u64_at(bytes, at + 8)?)
 }
 
 /// The tables of a layer, already in the form they are stored in.
@@ -265,6 +268,8 @@ pub(crate) struct Tables {
     pub(super) checks: Vec<u8>,
     /// One after the other; not a table, since they are of different lengths.
     pub(super) windows: Vec<u8>,
+    /// What the blob is verified by, where the places of units are those of an image in it.
+    pub(super) chunks: Chunks,
 }
 
 impl Tables {
@@ -289,6 +294,11 @@ impl Tables {
         Some(place)
     }
 
+    /// From here on the places of units are those of the image that these are of.
+    pub(crate) fn within(&mut self, chunks: Chunks) {
+        self.chunks = chunks;
+    }
+
     /// Number of units so far; [`CHUNKS`](crate::index::limits::CHUNKS) keeps all three below 2^32.
     pub(crate) fn units(&self) -> u32 {
         (self.units.len() / Unit::LEN) as u32
@@ -296,7 +306,7 @@ impl Tables {
 
     /// Bytes that they take.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.units.len() + self.pieces.len() + self.checks.len() + self.windows.len()) as u64
+        (self.units.len() + self.pieces.len() + self.checks.len() + self.windows.len()) as u64 + self.chunks.bytes()
     }
 
     /// What a file of one chunk takes in them.

@@ -176,7 +176,7 @@ fn the_blob_does_not_vouch_for_a_toc_that_is_elsewhere() {
 fn formats_that_are_no_tar_are_refused_by_their_media_type() {
     let cases = [
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
-        ("application/vnd.erofs.layer.v1+zstd", "EROFS"),
+        ("application/vnd.erofs.layer.v9", "EROFS"),
         ("application/vnd.cncf.model.weight.v1.raw", "artifact"),
     ];
     for (media_type, what) in cases {

@@ -18,8 +18,8 @@ use crate::blob::ByteRange;
 const COMPACT_2B: u16 = 0x1;
 const BIG: [u16; 2] = [0x2, 0x4];
 const INLINE_TAIL: u16 = 0x8;
-const INTERLACED: u16 = 0x10;
-const FRAGMENT: u16 = 0x20;
+pub(super) const INTERLACED: u16 = 0x10;
+pub(super) const FRAGMENT: u16 = 0x20;
 /// Of a file with a full index: it has a list of extents instead.
 const EXTENTS: u16 = 0x1;
 
@@ -77,17 +77,12 @@ impl Erofs<'_> {
         self.walk(raw, false, each)
     }
 
-    fn index(&self, raw: &Raw) -> Result<Index, Bad> {
-        let start = aligned(raw.end, 8);
-        let head = self.image.read(start, 8)?;
-        let (advice, bits) = (u16_at(&head, 4), byte(&head, 7));
+    fn index(&self, raw: &Raw, start: u64, head: &[u8]) -> Result<Index, Bad> {
+        let (advice, bits) = (u16_at(head, 4), byte(head, 7));
         let is_full = raw.layout == PACKED_FULL;
         if bits & 0x80 != 0 {
-            let fragment = u64_at(&head, 0) ^ 1 << 63;
+            let fragment = u64_at(head, 0) ^ 1 << 63;
             return Ok(Index { is_fragment: true, fragment, ..Index::of(raw, start, self.super_block.block_bits) });
-        }
-        if is_full && advice & EXTENTS != 0 {
-            return Err(unread("lists of extents (48-bit)"));
         }
         if advice & !(COMPACT_2B | BIG[0] | BIG[1] | INLINE_TAIL | INTERLACED | FRAGMENT) != 0 {
             return Err(unread(format!("packed files of a later kind ({advice:#x})")));
@@ -96,16 +91,22 @@ impl Erofs<'_> {
         let index = Index {
             start: if is_full { start + 16 } else { start + 8 },
             advice,
-            algorithms: byte(&head, 6),
-            inline_tail: if advice & INLINE_TAIL != 0 { u64::from(u16_at(&head, 2)) } else { 0 },
-            fragment: u64::from(u32_at(&head, 0)),
+            algorithms: byte(head, 6),
+            inline_tail: if advice & INLINE_TAIL != 0 { u64::from(u16_at(head, 2)) } else { 0 },
+            fragment: u64::from(u32_at(head, 0)),
             ..Index::of(raw, start, cluster_bits)
         };
         Ok(if is_full { index } else { index.compact() })
     }
 
     fn walk(&self, raw: &Raw, has_fragments: bool, each: EachExtent<'_>) -> Result<(), Bad> {
-        let index = self.index(raw)?;
+        let start = aligned(raw.end, 8);
+        let head = self.image.read(start, 8)?;
+        let is_list = raw.layout == PACKED_FULL && u16_at(&head, 4) & EXTENTS != 0 && byte(&head, 7) & 0x80 == 0;
+        if is_list {
+            return self.extents_of(raw, (start, &head), has_fragments, each);
+        }
+        let index = self.index(raw, start, &head)?;
         if index.is_fragment {
             return self.in_fragment(raw, 0, index.fragment, has_fragments, each).map(drop);
         }
@@ -139,7 +140,7 @@ impl Erofs<'_> {
         Ok(())
     }
 
-    fn in_fragment(
+    pub(super) fn in_fragment(
         &self,
         raw: &Raw,
         start: u64,
@@ -198,17 +199,24 @@ impl Erofs<'_> {
         let block = self.image.range(at, len)?;
         match head.kind {
             Kind::Packed { second } => self.packed(index, second, block, part, each),
-            _ => self.plain(index, block, part, each),
+            _ => self.plain(index.advice & INTERLACED != 0, block, part, each),
         }
     }
 
     /// An extent that is not packed; where it is interlaced, its bytes are where they would be in a block.
-    fn plain(&self, index: &Index, block: ByteRange, part: ByteRange, each: EachExtent<'_>) -> Result<Enough, Bad> {
+    pub(super) fn plain(
+        &self,
+        is_interlaced: bool,
+        block: ByteRange,
+        part: ByteRange,
+        each: EachExtent<'_>,
+    ) -> Result<Enough, Bad> {
         if part.len() > block.len() {
             return Err(broken("an extent that is not packed is longer than its blocks"));
         }
         let ByteRange { start: at, .. } = part;
-        let head = if index.advice & INTERLACED != 0 { self.block_size() - at % self.block_size() } else { 0 };
+        let in_block = at % self.block_size();
+        let head = if is_interlaced && in_block > 0 { self.block_size() - in_block } else { 0 };
         let first = head.min(part.len());
         if first > 0 {
             let from = From::Stored { at: block.end.saturating_sub(head) };
@@ -236,15 +244,29 @@ impl Erofs<'_> {
     ) -> Result<Enough, Bad> {
         let how = match if second { index.algorithms >> 4 } else { index.algorithms & 15 } {
             0 => How::Lz4,
-            1 => return Err(unread("lzma (MicroLZMA)")),
+            1 => How::MicroLzma,
             2 => How::Deflate,
             3 => How::Zstd,
             other => return Err(unread(format!("a compressor with the number {other}"))),
         };
+        self.packed_as(how, block, part, each)
+    }
+
+    pub(super) fn packed_as(
+        &self,
+        how: How,
+        block: ByteRange,
+        part: ByteRange,
+        each: EachExtent<'_>,
+    ) -> Result<Enough, Bad> {
         if !self.super_block.zero_padding {
             return Err(unread("lz4 with its padding behind (mkfs.erofs -Elegacy-compress)"));
         }
-        // What fills a block comes before what is packed.
+        // What fills a block comes before what is packed. Where only metadata is read, who unpacks it passes over that.
+        if self.image.is_lazy() {
+            let from = From::Packed { block, how: how.padded(), in_block: 0, most: MOST };
+            return each(Extent { at: part.start, len: part.len(), from });
+        }
         let padded = self.image.read(block.start, block.len().min(self.block_size()) as usize)?;
         let padding = padded.iter().take_while(|byte| **byte == 0).count() as u64;
         if padding == padded.len() as u64 {

@@ -12,6 +12,7 @@ const NOWHERE: u32 = u32::MAX;
 /// Of the description of chunks: its bits of a chunk's size over a block's, that the table has 8 bytes for each, and what came later.
 const CHUNK_BITS: u32 = 0x1f;
 const CHUNK_INDEXES: u32 = 0x20;
+const CHUNK_WIDE: u32 = 0x40;
 
 impl Erofs<'_> {
     /// Tells where an inode's data is, in order, until `each` has enough.
@@ -35,7 +36,7 @@ impl Erofs<'_> {
         }
         let from = match raw.word {
             NOWHERE => From::Hole,
-            block => From::Stored { at: self.image.range(self.block(u64::from(block))?, len)?.start },
+            block => From::Stored { at: self.image.range(self.block(u64::from(block) | raw.upper)?, len)?.start },
         };
         each(Extent { at: 0, len, from })
     }
@@ -57,7 +58,8 @@ impl Erofs<'_> {
 
     fn chunks(&self, raw: &Raw, each: EachExtent<'_>) -> Result<(), Bad> {
         let format = raw.word & 0xffff;
-        if format & !(CHUNK_BITS | CHUNK_INDEXES) != 0 {
+        let wide = if self.super_block.is_wide { CHUNK_WIDE } else { 0 };
+        if format & !(CHUNK_BITS | CHUNK_INDEXES | wide) != 0 {
             return Err(unread("chunks of a later format"));
         }
         let has_indexes = format & CHUNK_INDEXES != 0;
@@ -71,9 +73,10 @@ impl Erofs<'_> {
             if has_indexes && u16_at(&bytes, 2) != 0 && block != NOWHERE {
                 return Err(unread("further devices"));
             }
+            let upper = if has_indexes && format & CHUNK_WIDE != 0 { u64::from(u16_at(&bytes, 0)) << 32 } else { 0 };
             let from = match block {
                 NOWHERE => From::Hole,
-                block => From::Stored { at: self.image.range(self.block(u64::from(block))?, len)?.start },
+                block => From::Stored { at: self.image.range(self.block(u64::from(block) | upper)?, len)?.start },
             };
             if each(Extent { at, len, from })? == Enough::Yes {
                 break;
@@ -99,7 +102,7 @@ impl Erofs<'_> {
 
     /// Where the packed inode is. It has no fragments of its own.
     fn fragments(&self) -> Result<&[Extent], Bad> {
-        if let Some(extents) = self.fragments.get() {
+        if let Some((extents, _)) = self.fragments.get() {
             return Ok(extents);
         }
         let nid =
@@ -116,7 +119,8 @@ impl Erofs<'_> {
             _ => self.data(&raw, &mut push)?,
         }
         // Those that read it do so in this thread.
-        Ok(self.fragments.get_or_init(|| extents))
+        let (extents, _) = self.fragments.get_or_init(|| (extents, charge));
+        Ok(extents)
     }
 
     /// The part of a file at `at` that is in the packed inode.

@@ -9,6 +9,7 @@
 
 mod clusters;
 mod data;
+mod extents;
 mod super_block;
 mod xattrs;
 
@@ -40,8 +41,9 @@ struct Raw {
     mode: u16,
     links: u32,
     size: u64,
-    /// Its block, device or description of chunks.
+    /// Its block, device or description of chunks, and the upper bits of a block.
     word: u32,
+    upper: u64,
     uid: u32,
     gid: u32,
     mtime: Time,
@@ -58,7 +60,7 @@ pub(super) struct Erofs<'a> {
     image: &'a Image<'a>,
     super_block: SuperBlock,
     /// Where what is in the packed inode is, once somebody asks.
-    fragments: OnceCell<Vec<Extent>>,
+    fragments: OnceCell<(Vec<Extent>, Charge)>,
     prefixes: OnceCell<Vec<Vec<u8>>>,
     charge: Charge,
 }
@@ -86,7 +88,9 @@ impl<'a> Erofs<'a> {
         let at = nid.checked_mul(SLOT).and_then(|at| at.checked_add(self.super_block.inodes)).ok_or_else(far)?;
         let head = self.image.read(at, 32)?;
         let (format, xattr_count) = (u16_at(&head, 0), u16_at(&head, 2));
-        if format & !0b1111 != 0 {
+        // Of a compact inode of a wide image: where the upper bits of a block are, or (of a directory) that it does not name itself.
+        let flag = if self.super_block.is_wide { 0b1_0000 } else { 0 };
+        if format & !(0b1111 | flag) != 0 {
             return Err(unread(format!("inodes of the format {format:#x}")));
         }
         let is_extended = format & 1 == 1;
@@ -103,10 +107,19 @@ impl<'a> Erofs<'a> {
             links: u32::from(u16_at(&all, 6)),
             size: u64::from(u32_at(&all, 8)),
             word: u32_at(&all, 16),
+            upper: 0,
             uid: u32::from(u16_at(&all, 24)),
             gid: u32::from(u16_at(&all, 26)),
             mtime: self.super_block.time,
         };
+        if self.super_block.is_wide {
+            let is_alone = !is_extended && format & flag != 0 && raw.mode & 0o170_000 != 0o040_000;
+            if is_extended || is_alone {
+                raw.upper = u64::from(u16_at(&all, 6)) << 32;
+            }
+            raw.links = if is_alone { 1 } else { raw.links };
+            raw.mtime.secs = raw.mtime.secs.saturating_add(i64::from(u32_at(&all, 12)));
+        }
         if is_extended {
             let mtime = Time { secs: u64_at(&all, 32) as i64, nanos: u32_at(&all, 40) };
             let (size, links) = (u64_at(&all, 8), u32_at(&all, 44));

@@ -18,7 +18,7 @@ const WIDE: u32 = 0x80;
 const METABOX: u32 = 0x100;
 /// Configurations of compressors and big clusters, chunks, devices or a second compressor, tails of packed files behind inodes, fragments or
 /// extents that share clusters.
-const KNOWN: u32 = ZERO_PADDING | 0x2 | 0x4 | DEVICES | 0x10 | FRAGMENTS | LONG_PREFIXES;
+const KNOWN: u32 = ZERO_PADDING | 0x2 | 0x4 | DEVICES | 0x10 | FRAGMENTS | LONG_PREFIXES | WIDE;
 
 /// Of those that a reader need not know: names of long prefixes are not in the packed inode.
 const PLAIN_PREFIXES: u32 = 0x10;
@@ -26,6 +26,8 @@ const PLAIN_PREFIXES: u32 = 0x10;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SuperBlock {
     pub(super) block_bits: u32,
+    /// Addresses have 48 bits.
+    pub(super) is_wide: bool,
     pub(super) root: u64,
     pub(super) time: Time,
     /// Where inode 0 would be, and the first shared xattr.
@@ -47,9 +49,8 @@ impl SuperBlock {
             return Err(broken("it has no superblock of EROFS"));
         }
         let (compat, features) = (u32_at(&bytes, 8), u32_at(&bytes, 80));
-        let names = [(WIDE, "48-bit addresses"), (METABOX, "a metabox")];
-        if let Some((_, name)) = names.iter().find(|(feature, _)| features & feature != 0) {
-            return Err(unread(*name));
+        if features & METABOX != 0 {
+            return Err(unread("a metabox"));
         }
         if features & !KNOWN != 0 {
             return Err(unread(format!("features of EROFS that came later ({features:#x})")));
@@ -61,12 +62,14 @@ impl SuperBlock {
         if !(9..=16).contains(&block_bits) || u8_at(&bytes, 89) != 0 {
             return Err(broken(format!("its blocks have 2^{block_bits} bytes")));
         }
+        let (is_wide, wide_root) = (features & WIDE != 0, u64_at(&bytes, 112));
         let time = Time { secs: u64_at(&bytes, 24) as i64, nanos: u32_at(&bytes, 32) };
         let packed = Some(u64_at(&bytes, 96)).filter(|nid| features & FRAGMENTS != 0 && *nid > 0);
         let prefixes = if features & LONG_PREFIXES != 0 { u8_at(&bytes, 91) } else { 0 };
         Ok(Self {
             block_bits,
-            root: u64::from(u16_at(&bytes, 14)),
+            is_wide,
+            root: if is_wide && wide_root != 0 { wide_root } else { u64::from(u16_at(&bytes, 14)) },
             time,
             inodes: u64::from(u32_at(&bytes, 40)) << block_bits,
             shared_xattrs: u64::from(u32_at(&bytes, 44)) << block_bits,
