@@ -163,7 +163,7 @@ class Lab:
         return path
 
     def _start(self, port, *command):
-        self.world._start(*command)
+        self.world.start(*command)
         wait_for_port(port)
         return port
 

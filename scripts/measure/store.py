@@ -92,7 +92,7 @@ def stargz_store(world, link, program):
     config = state / "config.toml"
     host = f"127.0.0.1:{link.port}"
     config.write_text(f'[[resolver.host."{host}".mirrors]]\nhost = "{host}"\ninsecure = true\n')
-    server = world._start(program, "--config", config, "--root", state / "root", mount)
+    server = world.start(program, "--config", config, "--root", state / "root", mount)
     while not os.path.ismount(mount):
         if server.poll() is not None:
             raise SystemExit(f"scripts/bench: {program} ended with {server.returncode}")

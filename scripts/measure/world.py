@@ -127,11 +127,13 @@ class World:
         path.mkdir()
         return path
 
-    def _start(self, *command):
+    def start(self, *command):
+        """Starts a server, which is ended with all else."""
         log = open(self.place / "log", "ab")
         process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         log.close()
         self._stack.callback(end, process)
+        return process
 
     def start_until(self, ready, *command):
         """Starts a server, and waits until a line of its stderr has `ready`."""
@@ -150,7 +152,7 @@ class World:
             f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\n"
             f'http: {{addr: "127.0.0.1:{port}"}}\n'
         )
-        self._start("docker-registry", "serve", config)
+        self.start("docker-registry", "serve", config)
         wait_for_port(port)
         return port
 
@@ -167,7 +169,7 @@ class World:
 
     def link(self, target):
         port = free_port(2)
-        self._start(sys.executable, self.slowlink, port, target, MBIT, ONE_WAY_MS)
+        self.start(sys.executable, self.slowlink, port, target, MBIT, ONE_WAY_MS)
         wait_for_port(port + 1)
         return Link(port)
 
