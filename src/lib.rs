@@ -24,6 +24,8 @@ pub mod metrics;
 pub mod podman;
 pub mod registry;
 pub mod serve;
+#[cfg(feature = "snapshotter")]
+pub mod snapshotter;
 pub mod sys;
 mod tar;
 pub mod threads;

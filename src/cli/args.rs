@@ -3,6 +3,8 @@
 mod cache;
 mod config;
 mod doctor;
+#[cfg(feature = "snapshotter")]
+mod snapshotter;
 mod store;
 
 use std::ffi::OsString;
@@ -15,6 +17,8 @@ use clap_complete::Shell;
 pub(super) use self::cache::*;
 pub(super) use self::config::*;
 pub(super) use self::doctor::*;
+#[cfg(feature = "snapshotter")]
+pub(super) use self::snapshotter::*;
 pub(super) use self::store::*;
 use super::{help, values};
 use crate::blob::Digest;
@@ -58,6 +62,8 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     Metrics(MetricsArgs),
     Store(StoreArgs),
+    #[cfg(feature = "snapshotter")]
+    Snapshotter(SnapshotterArgs),
     Cache(CacheArgs),
     Config(ConfigArgs),
     Man(ManArgs),

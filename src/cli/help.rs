@@ -47,9 +47,13 @@ Exit status:
 }
 
 mod layers;
+#[cfg(feature = "snapshotter")]
+mod snapshotter;
 mod store;
 
 pub(super) use self::layers::{EXPLAIN, HEAT};
+#[cfg(feature = "snapshotter")]
+pub(super) use self::snapshotter::{SNAPSHOTTER, SNAPSHOTTER_CONFIG, SNAPSHOTTER_SERVE};
 pub(super) use self::store::*;
 
 pub(super) const CRFS: &str = concat!(

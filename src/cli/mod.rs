@@ -20,6 +20,8 @@ mod pages;
 mod progress;
 mod settled;
 mod show;
+#[cfg(feature = "snapshotter")]
+mod snapshotter;
 mod status;
 mod store;
 mod upgrade;
@@ -106,6 +108,11 @@ fn command(arguments: Vec<OsString>) -> u8 {
             complain(&error.chain());
             FAILURE
         }
+        #[cfg(feature = "snapshotter")]
+        Err(Failure::Snapshotter(error)) => {
+            complain(&error.chain());
+            FAILURE
+        }
     }
 }
 
@@ -114,6 +121,8 @@ enum Failure {
     Usage(UsageError),
     Failed(serve::Error),
     Store(crate::podman::Error),
+    #[cfg(feature = "snapshotter")]
+    Snapshotter(crate::snapshotter::Error),
     /// Whoever waits has been told already.
     Reported,
 }
@@ -127,6 +136,13 @@ impl From<UsageError> for Failure {
 impl From<crate::podman::Error> for Failure {
     fn from(error: crate::podman::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+#[cfg(feature = "snapshotter")]
+impl From<crate::snapshotter::Error> for Failure {
+    fn from(error: crate::snapshotter::Error) -> Self {
+        Self::Snapshotter(error)
     }
 }
 
@@ -153,6 +169,8 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         | Command::StoreReader => true,
         Command::Mount(args) => args.foreground,
         Command::Store(args) => matches!(args.command, StoreCommand::Serve(_)),
+        #[cfg(feature = "snapshotter")]
+        Command::Snapshotter(args) => matches!(args.command, args::SnapshotterCommand::Serve(_)),
         _ => false,
     };
     if !serves {
@@ -178,6 +196,8 @@ fn dispatch(command: Command, verbose: u8, environment: &Environment) -> Result<
         Command::Status(args) => status::status(&args, environment),
         Command::Metrics(args) => metrics::metrics(&args, environment),
         Command::Store(args) => store::store(args.command, &log, environment),
+        #[cfg(feature = "snapshotter")]
+        Command::Snapshotter(args) => snapshotter::snapshotter(args.command, &log, environment),
         Command::Cache(args) => cache::cache(args.command, environment),
         Command::Config(args) => {
             let ConfigCommand::Show(args) = args.command;

@@ -49,6 +49,9 @@ pub(super) enum UsageError {
     Place { path: PathBuf, source: std::io::Error },
     #[error("{path:?} is no store of podman's own: {source}; give the graphRoot that `podman info` shows")]
     PodmanRoot { path: PathBuf, source: std::io::Error },
+    #[cfg(feature = "snapshotter")]
+    #[error("{text:?} is no version of containerd; give one such as 2.4")]
+    NoVersion { text: String },
     #[error("the path {path:?} cannot be made absolute: {source}; it is empty, or the working directory is gone")]
     Path { path: PathBuf, source: std::io::Error },
 }

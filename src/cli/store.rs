@@ -282,7 +282,7 @@ fn podman_version() -> String {
 }
 
 /// What a program says of its version; `None`: it did not come to an end.
-fn version_of(program: &str, patience: Duration) -> io::Result<Option<String>> {
+pub(super) fn version_of(program: &str, patience: Duration) -> io::Result<Option<String>> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;

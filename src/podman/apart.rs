@@ -96,6 +96,8 @@ pub(super) enum For {
     Start,
     /// They are those of an image that podman pulls: those that need no full read.
     Asked,
+    /// They are those of an image that something else than podman has, whatever they need.
+    Held,
     /// They are to go on as they were: those whose indexes are in the cache, and no others yet.
     GoingOn,
 }
@@ -142,7 +144,7 @@ impl Store {
         }
         let adds = match purpose {
             For::Adding { full } => Some(words::Adds { tar_splits: self.paths.tar_splits().into(), full }),
-            For::Start | For::Asked | For::GoingOn => None,
+            For::Start | For::Asked | For::Held | For::GoingOn => None,
         };
         let CachePlace { dir, size } = readers.place.clone();
         let open = Open {

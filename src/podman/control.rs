@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::layers::held::{Held, Holding};
 use super::open::Listing;
 use super::paths::Paths;
 use super::{Error, Store, share};
@@ -41,6 +42,7 @@ pub(super) enum Request {
     },
     /// By which podman pulls.
     Credentials(Given),
+    Layers(Holding),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +50,7 @@ pub(super) enum Request {
 pub(super) enum Answer {
     /// Those that it is about.
     Images(Vec<Listing>),
+    Held(Vec<Held>),
 }
 
 impl Service for Store {
@@ -95,6 +98,9 @@ impl Service for Store {
         // Who asks while it starts waits. The sender is there for as long as this is.
         let mut ready = self.ready.subscribe();
         drop(ready.wait_for(|ready| *ready).await);
+        if let Request::Layers(holding) = request {
+            return self.hold_or_release(holding).await.map(Answer::Held).map_err(|error| error.chain());
+        }
         let adds = matches!(request, Request::Add { .. });
         let images = Self::perform(&self, request, &report).await.map_err(|error| error.chain())?;
         if adds {
@@ -117,6 +123,8 @@ impl Store {
             Request::List => Ok(self.list().await),
             Request::Share { user, stop } => self.share(&user, stop).await.map(|()| Vec::new()),
             Request::Credentials(given) => self.take_credentials(given).await.map(|()| Vec::new()),
+            // Only a server has layers open, and it has done that before.
+            Request::Layers(_) => Ok(Vec::new()),
         }
     }
 }

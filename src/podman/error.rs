@@ -43,6 +43,8 @@ pub enum Error {
     #[error("{image}: layer {number} ({layer}) cannot be served")]
     Layer { image: String, number: usize, layer: Digest, source: Box<image::Error> },
 
+    #[error("{reference} names no image of a registry by its digest, and so its layers cannot be held")]
+    NotHeld { reference: String },
     #[error(
         "layer {layer} is not what containers were shown: when none runs, end the store's server and start it again"
     )]

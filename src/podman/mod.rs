@@ -30,6 +30,7 @@ mod contents;
 mod control;
 mod error;
 mod files;
+pub mod held;
 mod idmap;
 mod layers;
 mod lists;
@@ -57,7 +58,7 @@ pub use idmap::{SUBCOMMAND as NAMESPACE, can_map_owners, hold_namespace};
 pub use layers::LayerOptions;
 pub use paths::Paths;
 pub use resume::resume;
-pub use serve::{Ready, ServeOptions, WORKER, become_keeper, clear_away, serve};
+pub use serve::{Ready, ServeOptions, WORKER, become_keeper, clear_away, serve, start_keeper};
 
 use std::sync::{Arc, OnceLock};
 

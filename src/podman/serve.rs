@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,8 +116,19 @@ pub(super) struct Description {
 /// # Errors
 /// Why it has failed.
 pub fn become_keeper(options: &ServeOptions, passed_on: usize) -> Result<Infallible, Error> {
-    let worker: [&OsStr; 3] = [WORKER.as_ref(), ROOT.as_ref(), options.paths.root.as_os_str()];
-    Ok(background::become_keeper_of(options, &worker, passed_on)?)
+    Ok(background::become_keeper_of(options, &worker(options), passed_on)?)
+}
+
+/// Starts the keeper of a store beside this process, which it outlives.
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn start_keeper(options: &ServeOptions) -> Result<Child, Error> {
+    Ok(background::start_keeper_of(options, &worker(options))?)
+}
+
+fn worker(options: &ServeOptions) -> [&OsStr; 3] {
+    [WORKER.as_ref(), ROOT.as_ref(), options.paths.root.as_os_str()]
 }
 
 /// Takes a store's mounts away that nobody serves any more: podman sees the stubs then, and not a mount that fails for whatever is asked of it.

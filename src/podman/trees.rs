@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::contents::{self, LayerContents, Part, Wants};
 use super::lists;
-use super::records::{Facts, Image, Records};
+use super::records::{Facts, Image, PulledLayer, Records};
 use crate::blob::Digest;
 use crate::fetch;
 use crate::fs::forest::asked::{self, Asked};
@@ -29,6 +29,10 @@ pub(super) const LAYERS: &[u8] = b"layers";
 
 /// That of a server that has no layers for podman, where one before it had some.
 const NO_LAYERS: u64 = 3;
+
+/// The directory of layers that something else than podman has, by their numbers: names that are as short as a list of many lower directories needs.
+pub(super) const HELD: &str = "n";
+const HELD_LAYERS: u64 = 4;
 
 /// What `layers` is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -344,6 +348,14 @@ fn grown(records: &Records, planted: &HashMap<u32, Planted>, place: Place) -> Gr
             entries.insert(b"lower".to_vec(), number(LOWER_FILE));
         }
         made.insert(number(DIRECTORY), Made::Dir { entries, lasting: planted.contains_key(&layer.number) });
+    }
+    let held = records.pulled.iter().flat_map(|pulled| &pulled.layers).filter(|layer| layer.held);
+    let held: BTreeMap<_, _> = held
+        .map(|PulledLayer { layer, .. }| (layer.number.to_string().into_bytes(), forest::root_of(layer.number)))
+        .collect();
+    if !held.is_empty() {
+        root.insert(HELD.as_bytes().to_vec(), HELD_LAYERS);
+        made.insert(HELD_LAYERS, Made::Dir { entries: held, lasting: false });
     }
     made.insert(forest::ROOT, Made::Dir { entries: root, lasting: false });
     made.insert(LINKS, Made::Dir { entries: links, lasting: false });

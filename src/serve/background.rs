@@ -319,6 +319,17 @@ pub(crate) fn become_keeper_of(
     worker: &[&OsStr],
     passed_on: usize,
 ) -> Result<Infallible, Error> {
+    Err(Error::Spawn { source: keeper_of(options, worker, passed_on)?.exec() })
+}
+
+/// Starts such a keeper beside this process. It says nothing, and no terminal's signal ends it.
+pub(crate) fn start_keeper_of(options: &impl Serialize, worker: &[&OsStr]) -> Result<std::process::Child, Error> {
+    let mut command = keeper_of(options, worker, 0)?;
+    command.stdout(Stdio::null()).stderr(Stdio::null()).env_remove("NOTIFY_SOCKET").process_group(0);
+    command.spawn().map_err(|source| Error::Spawn { source: threads::explained(source) })
+}
+
+fn keeper_of(options: &impl Serialize, worker: &[&OsStr], passed_on: usize) -> Result<std::process::Command, Error> {
     let failed = |source| Error::Spawn { source };
     let line = serde_json::to_vec(options).map_err(|source| Error::Handover { source })?;
     let input = memfd_create(c"crfs-options", MemfdFlags::CLOEXEC);
@@ -328,7 +339,7 @@ pub(crate) fn become_keeper_of(
     crate::sys::close_on_exec_from(others);
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg0("crfs").args([keeper::SUBCOMMAND, keeper::FOREGROUND]).args(worker).stdin(input);
-    Err(failed(command.exec()))
+    Ok(command)
 }
 
 /// Writes events to standard output, but for the last one, which the keeper says.

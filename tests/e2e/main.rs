@@ -50,6 +50,7 @@ mod plain;
 mod progress;
 mod readers;
 mod refusals;
+mod snapshotter;
 mod soci;
 mod status;
 mod stopped;

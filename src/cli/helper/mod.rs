@@ -136,6 +136,8 @@ impl Failed {
             Self::Command(Failure::Usage(error)) => (status::USAGE, Some(causes(&error))),
             Self::Command(Failure::Failed(error)) => (of_error(&error), Some(error.chain())),
             Self::Command(Failure::Store(error)) => (status::FAILED, Some(error.chain())),
+            #[cfg(feature = "snapshotter")]
+            Self::Command(Failure::Snapshotter(error)) => (status::FAILED, Some(error.chain())),
             Self::Command(Failure::Reported) => (status::FAILED, None),
         }
     }

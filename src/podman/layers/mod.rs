@@ -13,6 +13,7 @@
 //! A layer that is refused is not there, so that podman pulls it. Numbers follow from what is named, so that they are the same for the next server.
 
 mod blob;
+pub(super) mod held;
 mod login;
 mod open;
 mod uses;

@@ -45,9 +45,9 @@ const OPENED_WITHIN: Duration = Duration::from_secs(60);
 pub(super) struct Tries(Mutex<HashMap<String, Arc<Try>>>);
 
 #[derive(Default)]
-struct Try {
+pub(super) struct Try {
     /// Whoever tries holds it.
-    trying: tokio::sync::Mutex<()>,
+    pub(super) trying: tokio::sync::Mutex<()>,
     /// Until when it is not tried again.
     until: Mutex<Option<Instant>>,
     /// Until when these layers of it, by their blobs, are not looked for.
@@ -77,7 +77,7 @@ impl Try {
 }
 
 impl Tries {
-    fn of(&self, reference: &str) -> Arc<Try> {
+    pub(super) fn of(&self, reference: &str) -> Arc<Try> {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if tries.len() >= MOST_TRIES {
             // Those that nobody waits for.
@@ -86,6 +86,9 @@ impl Tries {
         Arc::clone(tries.entry(reference.to_owned()).or_default())
     }
 }
+
+/// Why layers cannot be had, by their places.
+pub(super) type Refused = std::collections::BTreeMap<usize, String>;
 
 /// A layer that was opened, at its place.
 struct New {
@@ -126,7 +129,7 @@ impl Layers {
         }
         let looked = match known {
             Some((pulled, _)) => store.open_pulled(pulled, source, For::Start).await,
-            None => store.pull(reference, source).await,
+            None => store.pull(reference, source, For::Asked).await.map(drop),
         };
         one.not_again_for(if looked.is_ok() { LACKING } else { FAILED });
         match looked {
@@ -139,8 +142,13 @@ impl Layers {
 }
 
 impl Store {
-    /// Opens what can be opened of an image without a full read, and notes it down.
-    async fn pull(self: &Arc<Self>, reference: &str, source: ImageOptions) -> Result<(), Error> {
+    /// Opens what can be opened of an image for that, and notes it down. Gives why others cannot be had, by their places.
+    pub(super) async fn pull(
+        self: &Arc<Self>,
+        reference: &str,
+        source: ImageOptions,
+        purpose: For,
+    ) -> Result<Refused, Error> {
         let engine = self.engine(&source)?;
         let image = Arc::new(engine.resolve(&quiet()).await?);
         let manifest = String::from_utf8(image.manifest.to_vec());
@@ -152,27 +160,38 @@ impl Store {
         let known = self.records.lock().await.pulled(reference, &image.digest).cloned();
         let is_known = |place: usize| known.iter().flat_map(|known| &known.layers).any(|layer| layer.place == place);
         let wanted = image.layers.iter().cloned().enumerate().filter(|(place, _)| !is_known(*place)).collect();
-        let new = self.open_new(&engine, (reference, &source), (&image, wanted), For::Asked, known.as_ref()).await?;
+        let (new, mut refused) =
+            self.open_new(&engine, (reference, &source), (&image, wanted), purpose, known.as_ref()).await?;
         let mut layers = Vec::new();
         for New { place, open, prepared, has_lowers } in new {
-            let Ok(Some(diff_id)) = engine.diff_id(&image, place).await else { continue };
+            let Ok(Some(diff_id)) = engine.diff_id(&image, place).await else {
+                refused.insert(place, "the image's config does not say what is in it".to_owned());
+                continue;
+            };
             layers.push((diff_id, New { place, open, prepared, has_lowers }));
         }
         let pulled =
             Pulled { reference: reference.to_owned(), digest: image.digest, manifest, starts, layers: Vec::new() };
         let mut records = self.records.lock().await;
-        tokio::task::block_in_place(|| self.take_in_pulled(&mut records, pulled, layers))?;
+        let held = purpose == For::Held;
+        tokio::task::block_in_place(|| self.take_in_pulled(&mut records, pulled, layers, held))?;
         let (store, records) = (Arc::clone(self), records.clone());
         let (reference, digest) = (reference.to_owned(), image.digest);
         // It will be run. Nobody waits for it.
         drop(threads::run(Work::Opening, move || {
             records.pulled(&reference, &digest).into_iter().for_each(|pulled| store.join_pulled(&records, pulled));
         }));
-        Ok(())
+        Ok(refused)
     }
 
     /// Notes layers down before anybody is shown them.
-    fn take_in_pulled(&self, records: &mut Records, mut pulled: Pulled, new: Vec<(Digest, New)>) -> Result<(), Error> {
+    fn take_in_pulled(
+        &self,
+        records: &mut Records,
+        mut pulled: Pulled,
+        new: Vec<(Digest, New)>,
+        held: bool,
+    ) -> Result<(), Error> {
         let mut changed = records.clone();
         for (diff_id, New { place, open, prepared, has_lowers }) in new {
             let contents = add::contents(&open, &pulled.digest);
@@ -199,7 +218,18 @@ impl Store {
                 tree: Some(shape),
             };
             let Blob { digest, size } = blob;
-            pulled.layers.push(PulledLayer { place, layer, blob: digest, size, toc, compression, has_lowers, uses: 0 });
+            let uses = 0;
+            pulled.layers.push(PulledLayer {
+                place,
+                layer,
+                blob: digest,
+                size,
+                toc,
+                compression,
+                has_lowers,
+                uses,
+                held,
+            });
         }
         if !pulled.layers.is_empty() {
             changed.put_pulled(pulled);
@@ -222,25 +252,32 @@ impl Store {
         (image, wanted): (&Arc<registry::Image>, Vec<(usize, registry::Layer)>),
         purpose: For,
         known: Option<&Pulled>,
-    ) -> Result<Vec<New>, Error> {
+    ) -> Result<(Vec<New>, Refused), Error> {
         let digests: HashMap<usize, Digest> = wanted.iter().map(|(place, layer)| (*place, layer.digest)).collect();
         let opened = self.open_apart(engine, (name, source), (image, wanted), purpose, &quiet()).await?;
         if let Some(reader) = opened.reader {
             reader.end().await;
         }
-        let mut refused = Vec::new();
+        let mut unlikely = Vec::new();
         let mut trees: HashMap<usize, _> = HashMap::new();
         for layer in known.iter().flat_map(|known| &known.layers) {
             trees.extend(self.trees.tree(layer.layer.number).map(|tree| (layer.place, tree)));
         }
-        let mut new = Vec::new();
+        let (mut new, mut refused) = (Vec::new(), Refused::new());
         for (place, opened) in opened.layers {
             let open = match opened {
                 Ok(open) => open,
                 Err(error) => {
                     let is_lasting = matches!(error, image::Error::NotLazy { .. });
-                    refused.extend(digests.get(&place).map(|blob| (*blob, if is_lasting { NOT_LAZY } else { FAILED })));
-                    tracing::info!(image = name, place, error = error.chain(), "podman pulls a layer itself");
+                    unlikely
+                        .extend(digests.get(&place).map(|blob| (*blob, if is_lasting { NOT_LAZY } else { FAILED })));
+                    tracing::info!(
+                        image = name,
+                        place,
+                        error = error.chain(),
+                        "a layer is left to who pulls the image"
+                    );
+                    refused.insert(place, error.chain());
                     continue;
                 }
             };
@@ -257,7 +294,13 @@ impl Store {
                 Ok(prepared) => prepared,
                 Err(error) => {
                     let error = layer_error(name, place, image, error);
-                    tracing::warn!(image = name, place, error = error.chain(), "podman pulls a layer itself");
+                    tracing::warn!(
+                        image = name,
+                        place,
+                        error = error.chain(),
+                        "a layer is left to who pulls the image"
+                    );
+                    refused.insert(place, error.chain());
                     continue;
                 }
             };
@@ -266,13 +309,13 @@ impl Store {
         }
         if let (For::Asked, Some(layers)) = (purpose, self.layers.get()) {
             let one = layers.tries.of(name);
-            refused.into_iter().for_each(|(blob, time)| one.refuse(blob, time));
+            unlikely.into_iter().for_each(|(blob, time)| one.refuse(blob, time));
         }
-        Ok(new)
+        Ok((new, refused))
     }
 
     /// Opens those layers of an image again that are not open.
-    fn open_pulled(
+    pub(super) fn open_pulled(
         self: &Arc<Self>,
         pulled: Pulled,
         source: ImageOptions,
@@ -292,9 +335,8 @@ impl Store {
         let image = Arc::new(engine.resolve_pinned(Bytes::from(pulled.manifest.clone())).await?);
         let wanted = closed.iter().filter_map(|place| Some((*place, image.layers.get(*place)?.clone()))).collect();
         let of = (&*pulled.reference, &source);
-        for New { place, open, prepared, .. } in
-            self.open_new(&engine, of, (&image, wanted), purpose, Some(pulled)).await?
-        {
+        let (new, _refused) = self.open_new(&engine, of, (&image, wanted), purpose, Some(pulled)).await?;
+        for New { place, open, prepared, .. } in new {
             if let Some(layer) = pulled.layers.iter().find(|layer| layer.place == place) {
                 self.plant_known(&layer.layer, open, prepared).await?;
             }

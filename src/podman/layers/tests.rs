@@ -92,6 +92,7 @@ fn podman_is_told_what_its_version_asks_for() {
         compression: 2,
         has_lowers: true,
         uses: 0,
+        held: false,
     };
     let told = |asked| serde_json::from_slice::<serde_json::Value>(&info(&pulled, asked)).unwrap();
     let by_blob = json!({"compressed-diff-digest": blob, "compressed-size": 9, "compression": 2, "diff-digest": layer.diff_id, "diff-size": 7});

@@ -49,7 +49,7 @@ impl Store {
         let Some(layers) = self.layers.get() else { return true };
         let mut records = self.records.lock().await;
         let unused: HashSet<u32> = {
-            let unused = records.pulled.iter().filter(|pulled| pulled.layers.iter().all(|layer| layer.uses == 0));
+            let unused = records.pulled.iter().filter(|pulled| pulled.layers.iter().all(|layer| !layer.is_used()));
             unused.flat_map(|pulled| &pulled.layers).map(|layer| layer.layer.number).collect()
         };
         let due: HashSet<u32> = {
@@ -78,6 +78,6 @@ impl Store {
         if records.pulled.is_empty() {
             layers.forget_logins(self).await;
         }
-        records.pulled.iter().all(|pulled| pulled.layers.iter().any(|layer| layer.uses > 0))
+        records.pulled.iter().all(|pulled| pulled.layers.iter().any(PulledLayer::is_used))
     }
 }

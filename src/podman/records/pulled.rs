@@ -36,11 +36,18 @@ pub(in super::super) struct PulledLayer {
     pub(in super::super) has_lowers: bool,
     /// How many podmans, or layers of theirs, use it.
     pub(in super::super) uses: u64,
+    /// Whether something else than podman has it, until it says that it does not (layers/held.rs).
+    #[serde(default)]
+    pub(in super::super) held: bool,
 }
 
 impl PulledLayer {
     pub(in super::super) fn is(&self, digest: &Digest) -> bool {
         self.blob == *digest || self.toc == Some(*digest)
+    }
+
+    pub(in super::super) const fn is_used(&self) -> bool {
+        self.uses > 0 || self.held
     }
 }
 
@@ -88,6 +95,6 @@ impl Records {
     /// Forgets images of which nobody uses a layer, where all of them may go. podman may have a layer from another image, and ask for those above it:
     /// these need it as well.
     pub(in super::super) fn forget_pulled(&mut self, may_go: impl Fn(&PulledLayer) -> bool) {
-        self.pulled.retain(|pulled| !pulled.layers.iter().all(|layer| layer.uses == 0 && may_go(layer)));
+        self.pulled.retain(|pulled| !pulled.layers.iter().all(|layer| !layer.is_used() && may_go(layer)));
     }
 }

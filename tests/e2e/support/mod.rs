@@ -12,6 +12,7 @@ pub(crate) mod mount;
 pub(crate) mod podman;
 pub(crate) mod proxy;
 pub(crate) mod registry;
+pub(crate) mod snapshots;
 pub(crate) mod tree;
 
 pub(crate) use command::{run, until};

@@ -365,7 +365,7 @@ impl Drop for Mounted<'_> {
 }
 
 /// Unmounts all that is mounted below a directory, so that a failed test leaves nothing behind.
-fn detach_below(dir: &Path) {
+pub(crate) fn detach_below(dir: &Path) {
     let below = || {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);

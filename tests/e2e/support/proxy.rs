@@ -63,6 +63,11 @@ impl Proxy {
         format!("127.0.0.1:{}/{rest}", self.port)
     }
 
+    /// All requests so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
     /// The blob requests so far.
     pub(crate) fn blobs(&self) -> Vec<Asked> {
         let asked = self.asked.lock().unwrap();
