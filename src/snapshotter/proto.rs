@@ -1,5 +1,6 @@
 //! The messages of containerd's API, as scripts/make-snapshots-proto makes them of its .proto files. Nobody edits what is in proto/.
 #![allow(
+    rustdoc::invalid_rust_codeblocks,
     clippy::doc_markdown,
     clippy::tabs_in_doc_comments,
     clippy::must_use_candidate,
