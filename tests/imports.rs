@@ -199,6 +199,15 @@ fn is_word(code: &str, at: usize, len: usize) -> bool {
     !code[..at].ends_with(is_part) && (is_path || !code[at + len..].starts_with(is_part))
 }
 
+/// Cargo.toml names Rust 1.85, Debian 13's. Chains of `let` came with 1.88, and a newer compiler says nothing of them.
+#[test]
+fn the_oldest_compiler_understands_it() {
+    for (file, code) in code() {
+        let chain = code.lines().find(|line| line.trim_start().starts_with("&& let ") || line.contains(" && let "));
+        assert_eq!(chain, None, "{file}: `if ... && let` needs Rust 1.88");
+    }
+}
+
 #[test]
 fn paths_are_seen() {
     let seen = |code: &str| -> Vec<String> { paths(code).into_iter().map(|path| path.join("::")).collect() };

@@ -157,9 +157,7 @@ impl RangedBody {
             lull: None,
             in_vain: 0,
         };
-        if !range.is_empty()
-            && let Some(side) = body.blob.sends_whole()
-        {
+        if let Some(side) = body.blob.sends_whole().filter(|_| !range.is_empty()) {
             // Its host would send all of it once more for each part. Whoever takes it asks for it.
             (body.rest, body.unread) = (body.blob.all(), side.unread(freshness));
             body.is_whole_taken = true;
@@ -383,10 +381,8 @@ impl RangedBody {
 
     /// Remembers who has sent what came.
     fn note_sent(&self) {
-        if self.blob.sides.len() > 1
-            && self.answer.is_some()
-            && let Some(range) = ByteRange::new(self.began, self.rest.start).filter(|range| !range.is_empty())
-        {
+        let range = ByteRange::new(self.began, self.rest.start).filter(|range| !range.is_empty());
+        if let Some(range) = range.filter(|_| self.blob.sides.len() > 1 && self.answer.is_some()) {
             self.blob.blame.lock().unwrap_or_else(PoisonError::into_inner).sent(self.place, range);
         }
     }
