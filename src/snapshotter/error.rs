@@ -43,7 +43,7 @@ impl Status {
 pub enum Error {
     #[error("the snapshotter's directory {} cannot be used; give another with --root", path.display())]
     Root { path: PathBuf, source: io::Error },
-    #[error("{} cannot be opened: {reason}; another `crfs snapshotter serve` may have it", path.display())]
+    #[error("{} cannot be opened: {reason}; if it is locked, another `crfs snapshotter serve` has it", path.display())]
     Table { path: PathBuf, reason: String },
     #[error("the socket {} cannot be made; give another with --address", path.display())]
     Socket { path: PathBuf, source: io::Error },

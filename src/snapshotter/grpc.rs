@@ -1,4 +1,4 @@
-//! gRPC over a unix socket: HTTP/2 by hyper, and the few bytes that gRPC puts around a message. docs/decisions/0016 says why no more is used.
+//! gRPC over a unix socket: HTTP/2 by hyper, and the few bytes that gRPC puts around a message. docs/decisions/0020 says why no more is used.
 //!
 //! Whoever can connect is root, or who runs the snapshotter (mode 0600). Still, what they may send has limits.
 

@@ -129,7 +129,9 @@ fn bind(path: &Path) -> Result<UnixListener, Error> {
         Err(_) => {}
     }
     // Nobody else is to connect before its mode is set.
-    let new = path.with_extension("new");
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
     let _left_by_one_that_was_killed = std::fs::remove_file(&new);
     let bound = UnixListener::bind(&new).and_then(|listener| {
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;

@@ -68,6 +68,7 @@ impl Pool {
             match child.try_wait() {
                 Ok(Some(status)) => return Err(failed(&std::io::Error::other(format!("it has ended ({status})")))),
                 _ if start.elapsed() > START => {
+                    let _it_may_have_ended = child.kill().and_then(|()| child.wait());
                     return Err(failed(&std::io::Error::from(std::io::ErrorKind::TimedOut)));
                 }
                 _ => std::thread::sleep(PAUSE),
@@ -108,8 +109,11 @@ impl Pool {
 
     /// Comes back when layers can be mounted. Gives those whose numbers are other ones by now: the server has lost what it knew.
     pub(super) fn ready(&self, layers: &[Lazy]) -> Result<Vec<Lazy>, Status> {
+        // A server that has lost its records gives a number to another layer: that something is there says nothing.
         let missing = |layers: &[Lazy]| -> Vec<Lazy> {
-            layers.iter().filter(|lazy| self.place(lazy).metadata().is_err()).cloned().collect()
+            let held = self.held();
+            let is_there = |lazy: &&Lazy| is_held(&held, lazy) && self.place(lazy).metadata().is_ok();
+            layers.iter().filter(|lazy| !is_there(lazy)).cloned().collect()
         };
         let start = Instant::now();
         let (mut changed, mut waiting) = (BTreeMap::new(), missing(layers));
@@ -123,9 +127,14 @@ impl Pool {
             for reference in references {
                 match self.hold(&reference) {
                     Ok(held) => waiting.iter_mut().filter(|lazy| lazy.reference == reference).for_each(|lazy| {
-                        if let Some(new) = found(&held, lazy.place, lazy) {
-                            changed.insert((new.reference.clone(), new.place), new.clone());
-                            *lazy = new;
+                        match found(&held, lazy) {
+                            Ok(new) => {
+                                changed.insert((new.reference.clone(), new.place), new.clone());
+                                *lazy = new;
+                            }
+                            Err(why) => {
+                                last = why.map(|why| Status::new(Code::Unavailable, why)).or_else(|| last.take())
+                            }
                         }
                     }),
                     Err(status) => last = Some(status),
@@ -147,11 +156,17 @@ fn late(waiting: &[Lazy], last: Option<Status>) -> Status {
     Status::new(Code::Unavailable, format!("the layer {which} cannot be read yet{why}"))
 }
 
-/// The same layer, as it is held now.
-fn found(held: &Held, place: usize, lazy: &Lazy) -> Option<Lazy> {
-    let layer = held.layers.iter().find(|layer| layer.place == place && layer.blob == lazy.blob)?;
-    match layer.state {
-        State::Held { number, owner } => Some(Lazy { number, owner, ..lazy.clone() }),
-        State::Refused(_) => None,
+/// The same layer, as it is held now; else why it is not, where that is said.
+fn found(held: &Held, lazy: &Lazy) -> Result<Lazy, Option<String>> {
+    let layer = held.layers.iter().find(|layer| layer.place == lazy.place && layer.blob == lazy.blob).ok_or(None)?;
+    match &layer.state {
+        State::Held { number, owner } => Ok(Lazy { number: *number, owner: *owner, ..lazy.clone() }),
+        State::Refused(why) => Err(Some(why.clone())),
     }
+}
+
+/// Whether a layer is held by the number that is known of it.
+fn is_held(held: &[Held], lazy: &Lazy) -> bool {
+    let same = |held: &&Held| held.reference == lazy.reference;
+    held.iter().filter(same).any(|held| found(held, lazy).is_ok_and(|now| now.number == lazy.number))
 }

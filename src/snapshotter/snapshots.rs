@@ -257,7 +257,8 @@ impl Snapshots {
             table.add(key, snapshot.clone()).inspect_err(|_| self.dirs.remove(id))?;
             snapshot
         };
-        self.mounts_of(&snapshot, &mapping)
+        // Nobody was told of it: who tries again is not to hear that it is there.
+        self.mounts_of(&snapshot, &mapping).inspect_err(|_| drop(self.remove(key)))
     }
 
     pub(super) fn mounts(&self, key: &str) -> Result<Vec<Mount>, Status> {
@@ -402,8 +403,15 @@ impl Snapshots {
     pub(super) fn clean_up(&self) {
         let orphans = {
             let table = self.table();
+            if !table.is_known() {
+                return;
+            }
             let known = table.all().map(|(_, snapshot)| snapshot.id).collect();
-            self.dirs.others(&known)
+            let (given, not_yet): (Vec<u64>, Vec<u64>) =
+                self.dirs.others(&known).into_iter().partition(|id| *id < table.next());
+            // What a process has made that was killed before it wrote that down. As long as the table is locked nobody gets its number.
+            not_yet.into_iter().for_each(|id| self.dirs.remove(id));
+            given
         };
         // Their numbers are not given again.
         orphans.into_iter().for_each(|id| self.dirs.remove(id));

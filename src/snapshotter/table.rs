@@ -80,23 +80,31 @@ impl Table {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let failed = |reason: Failure| Error::Table { path: path.to_owned(), reason: reason.to_string() };
         let file = database(path).map_err(failed)?;
-        let (read, next) = read(&file).map_err(failed)?;
-        let mut table = Self {
-            path: path.to_owned(),
-            file: Some(file),
-            snapshots: BTreeMap::new(),
-            children: HashMap::new(),
-            next,
-        };
-        for (name, text) in read {
-            let wrong = |error: serde_json::Error| Error::Table {
-                path: path.to_owned(),
-                reason: format!("the entry {name:?} is not understood ({error})"),
-            };
-            let snapshot: Snapshot = serde_json::from_slice(&text).map_err(wrong)?;
-            table.put(name.clone(), snapshot);
-        }
+        let (snapshots, children) = (BTreeMap::new(), HashMap::new());
+        let mut table = Self { path: path.to_owned(), file: None, snapshots, children, next: 1 };
+        table.load(&file).map_err(failed)?;
+        table.file = Some(file);
         Ok(table)
+    }
+
+    /// Takes over what is on the disk.
+    fn load(&mut self, file: &Database) -> Result<(), Failure> {
+        let (read, next) = read(file)?;
+        let parsed = read.into_iter().map(|(name, text)| match serde_json::from_slice(&text) {
+            Ok(snapshot) => Ok((name, snapshot)),
+            Err(error) => Err(format!("the entry {name:?} is not understood ({error})")),
+        });
+        let parsed: Vec<(String, Snapshot)> = parsed.collect::<Result<_, String>>()?;
+        self.snapshots.clear();
+        self.children.clear();
+        self.next = self.next.max(next);
+        parsed.into_iter().for_each(|(name, snapshot)| self.put(name, snapshot));
+        Ok(())
+    }
+
+    /// Whether what it has is what is on the disk. After a change that failed nobody can tell, until the next one.
+    pub(super) const fn is_known(&self) -> bool {
+        self.file.is_some()
     }
 
     pub(super) fn get(&self, name: &str) -> Result<&Snapshot, Status> {
@@ -166,7 +174,11 @@ impl Table {
     fn write(&mut self, changes: &[(String, Option<Snapshot>)], next: u64) -> Result<(), Failure> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => database(&self.path)?,
+            None => {
+                let file = database(&self.path)?;
+                self.load(&file)?;
+                file
+            }
         };
         let file = self.file.insert(file);
         let mut transaction = file.begin_write()?;
@@ -282,6 +294,23 @@ mod tests {
         assert_eq!(table.chain("c").unwrap().iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(), [2, 1]);
         table.change(vec![("c".to_owned(), None)]).unwrap();
         assert!(!table.has_children("a"));
+    }
+
+    #[test]
+    fn after_a_change_that_failed_the_disk_says_what_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t");
+        let mut table = Table::open(&path).unwrap();
+        table.add("a", snapshot(1, "")).unwrap();
+        // As where it cannot be written, and was written all the same.
+        table.file = None;
+        assert!(!table.is_known());
+        Table::open(&path)
+            .unwrap()
+            .change(vec![("a".to_owned(), None), ("b".to_owned(), Some(snapshot(7, "")))])
+            .unwrap();
+        table.add("c", snapshot(8, "b")).unwrap();
+        assert!(table.is_known() && !table.has("a") && table.has_children("b") && table.next() == 9);
     }
 
     #[test]

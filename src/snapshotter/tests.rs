@@ -279,3 +279,23 @@ fn a_socket_that_somebody_has_is_left_alone() {
     assert!(matches!(bind(&file), Err(Error::Socket { .. })));
     assert_eq!(std::fs::read(&file).unwrap(), b"x");
 }
+
+#[test]
+fn orphans_go_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("root");
+    let snapshots = prepare(&options(&root)).unwrap();
+    let dir = |id: u64| root.join(format!("snapshots/{id}"));
+    let make = |key: &str| snapshots.create(table::Kind::Active, key, ("", labels::Labels::new()), None).unwrap();
+    make("a");
+    make("b");
+    // What a killed process has made before it wrote anything down.
+    std::fs::create_dir(dir(3)).unwrap();
+    snapshots.clean_up();
+    assert!(!dir(3).exists() && dir(1).exists());
+    make("c");
+    snapshots.remove("b").unwrap();
+    std::fs::create_dir(dir(2)).unwrap();
+    snapshots.clean_up();
+    assert!(dir(3).join("fs").exists() && !dir(2).exists());
+}
