@@ -113,8 +113,9 @@ fn ahead(
     Known { image, history }: &Known<'_>,
 ) -> Result<(), Damaged> {
     let (layer, number) = (located.layer, located.place.layer);
-    let (budget, piece) = (image.stream_budget(number), image.piece(number));
-    let most = budget.saturating_mul(AHEAD_BUDGETS).clamp(*AHEAD.start(), *AHEAD.end());
+    let (budget, piece) = (image.budget(number), image.piece(number));
+    let most = image.stream_budget(number).saturating_mul(AHEAD_BUDGETS).clamp(*AHEAD.start(), *AHEAD.end());
+    // No more than was read in order, so that little is guessed wrong of a file that is not read on.
     let window = large.run.clamp(budget.min(most), most);
     let half = layer.forward(here.end.saturating_sub(1), window / 2, located.units.end)?;
     let last = layer.forward(here.end.saturating_sub(1), window, located.units.end)?;
