@@ -43,6 +43,8 @@ impl Status {
 pub enum Error {
     #[error("the snapshotter's directory {} cannot be used; give another with --root", path.display())]
     Root { path: PathBuf, source: io::Error },
+    #[error("the path {} has a colon, a comma or a backslash, which overlayfs does not take in a name; give another with --root", path.display())]
+    Name { path: PathBuf },
     #[error("{} cannot be opened: {reason}; if it is locked, another `crfs snapshotter serve` has it", path.display())]
     Table { path: PathBuf, reason: String },
     #[error("the socket {} cannot be made; give another with --address", path.display())]

@@ -88,6 +88,10 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), Error> {
 
 fn prepare(options: &ServeOptions) -> Result<Snapshots, Error> {
     let root = &options.root;
+    // What overlayfs takes for the end of a directory's name, or of an option.
+    if root.as_os_str().as_encoded_bytes().iter().any(|byte| b":,\\".contains(byte)) {
+        return Err(Error::Name { path: root.clone() });
+    }
     let unusable = |source| Error::Root { path: root.clone(), source };
     if let Some(above) = root.parent() {
         std::fs::create_dir_all(above).map_err(unusable)?;
@@ -132,7 +136,12 @@ fn bind(path: &Path) -> Result<UnixListener, Error> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    let _left_by_one_that_was_killed = std::fs::remove_file(&new);
+    match std::fs::symlink_metadata(&new) {
+        // Left by one that was killed.
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&new).map_err(failed)?,
+        Ok(_) => return Err(Error::Socket { path: new, source: io::ErrorKind::AlreadyExists.into() }),
+        Err(_) => {}
+    }
     let bound = UnixListener::bind(&new).and_then(|listener| {
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;

@@ -299,3 +299,19 @@ fn orphans_go_and_nothing_else() {
     snapshots.clean_up();
     assert!(dir(3).join("fs").exists() && !dir(2).exists());
 }
+
+#[test]
+fn what_is_no_socket_stays_and_odd_roots_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let address = place.path().join("s.sock");
+    let beside = place.path().join("s.sock.new");
+    std::fs::write(&beside, b"somebody else's").unwrap();
+    assert!(bind(&address).is_err() && std::fs::read(&beside).unwrap() == b"somebody else's");
+    std::fs::remove_file(&beside).unwrap();
+    drop(UnixListener::bind(&beside).unwrap());
+    drop(bind(&address).unwrap());
+    for odd in ["a:b", "a,b", "a\\b"] {
+        let root = place.path().join(odd);
+        assert!(matches!(prepare(&options(&root)), Err(Error::Name { .. })) && !root.exists(), "{odd}");
+    }
+}
